@@ -1,0 +1,66 @@
+// core/executor.h
+//
+// An Executor runs short pieces of arithmetic on worker threads. It knows nothing of what they
+// compute.
+//
+// Threads: Submit may be called from any thread, also from a running task. Tasks run in no promised
+// order, but the earliest submitted is started first. Memory: the caller owns a Task from Submit
+// until its Run has returned, or, if Run posts an event as its last act, until then; nothing is
+// allocated per task by the executors here except what oneTBB's scheduler takes from its own pools.
+//
+// Every worker flushes subnormals to zero (FTZ and DAZ): see docs/architecture.md, "Bits".
+
+#ifndef SLUICE_CORE_EXECUTOR_H_
+#define SLUICE_CORE_EXECUTOR_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "core/clock.h"
+
+namespace sluice {
+
+class Task {
+ public:
+  virtual ~Task() = default;
+  virtual void Run() = 0;  // on a worker; must not block or throw
+
+  // What the simulated executor charges for it, in virtual time. The real ones ignore it.
+  virtual Nanos cost() const { return Nanos(1000); }
+
+ private:
+  friend class TaskQueue;
+  Task* next_ = nullptr;
+};
+
+class Executor {
+ public:
+  virtual ~Executor() = default;  // waits for the tasks submitted
+  virtual void Submit(Task* task) = 0;
+  virtual int concurrency() const = 0;          // workers
+  virtual std::string description() const = 0;  // for `sluice doctor`
+};
+
+enum class ExecutorKind { kTbb, kThreads };
+
+// `workers` >= 1. kTbb: a oneTBB arena of that size. kThreads: plain std::threads (what the thread
+// sanitizer can see). Errors: InvalidArgument for workers < 1, ResourceExhausted if threads can't
+// be started.
+absl::StatusOr<std::unique_ptr<Executor>> MakeExecutor(ExecutorKind kind, int workers);
+
+// Sets FTZ and DAZ on the calling thread for the life of the object, then restores what was there.
+class ScopedFlushDenormals {
+ public:
+  ScopedFlushDenormals();
+  ~ScopedFlushDenormals();
+  ScopedFlushDenormals(const ScopedFlushDenormals&) = delete;
+  ScopedFlushDenormals& operator=(const ScopedFlushDenormals&) = delete;
+
+ private:
+  unsigned saved_;
+};
+
+}  // namespace sluice
+
+#endif  // SLUICE_CORE_EXECUTOR_H_

@@ -1,0 +1,76 @@
+// optim/adamw.h
+//
+// AdamW and Adam over spans, in one fused pass: gradient in any float type, fp32 states in place,
+// parameter copy out in any float type. A pure function: no allocation, no threads of its own, any
+// thread may call it.
+//
+// Bits: the same on every vector width and thread count. Multiplications and additions are separate
+// operations, each rounded; square root and division are IEEE; conversions round to nearest even in
+// integer arithmetic; subnormal inputs and results are zero (the caller's thread has FTZ and DAZ
+// set: core/executor.h). Where an element lies in a span changes nothing.
+//
+// The formula (Loshchilov & Hutter 2019; the order of operations of PyTorch's single-tensor AdamW),
+// for step t >= 1, all in fp32, scalars computed in fp64 and rounded once:
+//   g  = grad * grad_scale                      (grad_scale folds unscaling and clipping)
+//   g  = g + weight_decay * p                   (L2 decay, Adam)       | p = p * (1 - lr *
+//   weight_decay)  (decoupled) m  = m + (1 - beta1) * (g - m) v  = beta2 * v + (1 - beta2) * (g *
+//   g) d  = sqrt(v) / sqrt(1 - beta2^t) + eps p  = p - (lr / (1 - beta1^t)) * (m / d)
+
+#ifndef SLUICE_OPTIM_ADAMW_H_
+#define SLUICE_OPTIM_ADAMW_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "core/grid.h"
+
+namespace sluice {
+
+enum class WeightDecayMode : uint8_t { kDecoupled, kL2 };
+
+struct AdamWHyper {
+  double lr = 1e-3;
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double eps = 1e-8;
+  double weight_decay = 0.01;
+  WeightDecayMode decay_mode = WeightDecayMode::kDecoupled;
+  bool bias_correction = true;
+};
+
+// The scalars of one step, rounded once. Pure; step counts from 1.
+struct AdamWCoefficients {
+  float grad_scale;
+  float decay;  // decoupled: 1 - lr * weight_decay; L2: weight_decay
+  float one_minus_beta1;
+  float beta2;
+  float one_minus_beta2;
+  float bias_correction2_sqrt;
+  float eps;
+  float step_size;  // lr / bias_correction1
+  WeightDecayMode decay_mode;
+};
+AdamWCoefficients MakeCoefficients(const AdamWHyper& hyper, int64_t step, float grad_scale);
+
+// Spans of equal length n; `grad` and `param_out` are n values of their types, aligned to those
+// types. `param_out` may be null: then no copy is written. None may overlap.
+struct AdamWSpans {
+  std::span<float> master;
+  std::span<float> exp_avg;
+  std::span<float> exp_avg_sq;
+  const void* grad = nullptr;
+  FloatType grad_type = FloatType::kF32;
+  void* param_out = nullptr;
+  FloatType param_type = FloatType::kF32;
+};
+
+void AdamWUpdate(const AdamWCoefficients& coefficients, const AdamWSpans& spans);
+
+// The vector target that AdamWUpdate runs on here, for `sluice doctor`: "AVX3_ZEN4", "AVX2",
+// "SSE4", "EMU128" ...
+const char* VectorTarget();
+
+}  // namespace sluice
+
+#endif  // SLUICE_OPTIM_ADAMW_H_
