@@ -1,0 +1,75 @@
+// core/sim_world.h
+//
+// The simulated seams share one world: one virtual clock, one source of randomness, one list of
+// what will happen, and one log of what did. Nothing runs by itself: whoever waits
+// (SimIoEngine::Poll, under the control thread's loop) advances the world event by event, so a
+// whole runtime, its devices and its caller run on one thread, in virtual time, and the same seed
+// gives the same log byte for byte. For tests; not linked into the library.
+//
+// Threads: one. Allocates freely.
+
+#ifndef SLUICE_CORE_SIM_WORLD_H_
+#define SLUICE_CORE_SIM_WORLD_H_
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <string_view>
+
+#include "core/clock.h"
+#include "core/device.h"
+#include "core/event.h"
+#include "core/executor.h"
+
+namespace sluice {
+
+class SimWorld final : public Clock, public Waker {
+ public:
+  explicit SimWorld(uint64_t seed) : random_state_(seed * 2 + 1) {}
+
+  TimePoint Now() const override { return now_; }
+
+  // Calls `action` at `when` (not before now); simultaneous ones in an order drawn from the seed.
+  void At(TimePoint when, std::function<void()> action);
+
+  // Runs the next thing that happens, if it happens by `deadline`; otherwise moves the clock to
+  // `deadline` (unless that is kForever or has passed) and returns false.
+  bool RunNext(Deadline deadline);
+
+  // Set by Wake (an event was posted); cleared by TakeWake.
+  void Wake() override { woken_ = true; }
+  bool TakeWake() { return std::exchange(woken_, false); }
+
+  uint64_t Random();                              // uniform over 64 bits
+  uint64_t Uniform(uint64_t low, uint64_t high);  // inclusive
+  bool OneIn(uint64_t n) { return Uniform(1, n) == 1; }
+
+  // "<now in ns> <line>\n" onto the log.
+  void Log(std::string_view line);
+  const std::string& log() const { return log_; }
+
+ private:
+  TimePoint now_{0};
+  uint64_t random_state_;
+  std::map<std::pair<TimePoint, uint64_t>, std::function<void()>>
+      pending_;  // by time, then a random tie-break
+  bool woken_ = false;
+  std::string log_;
+};
+
+// Workers in virtual time: a task starts when one of `workers` is free, and Run is called when its
+// (jittered) cost has passed.
+std::unique_ptr<Executor> MakeSimExecutor(SimWorld* world, int workers);
+
+// Streams in virtual time. A copy reads its source and writes its destination when it completes.
+struct SimDeviceOptions {
+  double link_bytes_per_second = 16e9;
+  Bytes hbm_limit = Bytes(INT64_MAX);
+};
+std::unique_ptr<Device> MakeSimDevice(const SimDeviceOptions& options, SimWorld* world,
+                                      MemoryResource* resource);
+
+}  // namespace sluice
+
+#endif  // SLUICE_CORE_SIM_WORLD_H_

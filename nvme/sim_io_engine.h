@@ -1,0 +1,34 @@
+// nvme/sim_io_engine.h
+//
+// An IoEngine in virtual time over files that live in RAM. A write takes its bytes from the
+// caller's buffer at a moment drawn between submission and completion, and a read delivers its
+// bytes likewise, so a buffer that is touched while the engine has it shows as wrong data. Poll
+// advances the SimWorld until an operation ends, the world was woken, or the deadline. For tests;
+// not linked into the library.
+
+#ifndef SLUICE_NVME_SIM_IO_ENGINE_H_
+#define SLUICE_NVME_SIM_IO_ENGINE_H_
+
+#include <memory>
+#include <span>
+
+#include "core/sim_world.h"
+#include "nvme/io_engine.h"
+
+namespace sluice {
+
+struct SimIoOptions {
+  double bytes_per_second = 3e9;  // shared by reads and writes
+  Nanos latency_min = Nanos(50'000);
+  Nanos latency_max = Nanos(500'000);
+};
+
+// Files of the given sizes, full of a byte pattern. The engine checks, and aborts on, in-flight
+// operations that overlap in memory or in a file unless both are reads.
+std::unique_ptr<IoEngine> MakeSimIoEngine(const SimIoOptions& options,
+                                          std::span<const Bytes> file_sizes,
+                                          const IoEngine::Limits& limits, SimWorld* world);
+
+}  // namespace sluice
+
+#endif  // SLUICE_NVME_SIM_IO_ENGINE_H_
