@@ -1,0 +1,47 @@
+// offload/context.h
+//
+// What the parts of one runtime share: the model, where it lies, the seams, and where to report. Made by the Runtime,
+// which owns or outlives all of it; read by its parts on the control thread.
+
+#ifndef SLUICE_OFFLOAD_CONTEXT_H_
+#define SLUICE_OFFLOAD_CONTEXT_H_
+
+#include <functional>
+
+#include "core/clock.h"
+#include "core/device.h"
+#include "core/event.h"
+#include "core/executor.h"
+#include "core/metrics.h"
+#include "core/trace_events.h"
+#include "nvme/block_store.h"
+#include "offload/layout.h"
+#include "offload/placement.h"
+#include "offload/tier_memory.h"
+
+namespace sluice {
+
+// Bugs that tests plant to show that the simulation finds them.
+enum class PlantedBug : uint8_t { kNone, kReuseBeforeWritten };
+
+struct Context {
+  const ModelLayout* layout;
+  const Placement* placement;
+  PlacementOptions types;  // param_type and grad_type
+  TierMemory* memory;
+  BlockStore* store;
+  Executor* executor;
+  Device* device;
+  Clock* clock;
+  Inbox* inbox;
+  Metrics* metrics;
+  TraceEvents* trace;
+  bool overlap = true;
+  PlantedBug planted_bug = PlantedBug::kNone;
+  // The first error of a deferred operation: the runtime has failed. May be called again; only the first counts.
+  std::function<void(const absl::Status&)> fail;
+};
+
+}  // namespace sluice
+
+#endif  // SLUICE_OFFLOAD_CONTEXT_H_

@@ -1,0 +1,90 @@
+#include "offload/factory.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/budget.h"
+#include "core/status.h"
+#include "core/topology.h"
+
+namespace sluice {
+
+namespace {
+
+constexpr Bytes kSegmentBytes = GiB(1);
+
+// The process's own: they hold nothing but what the kernel gives.
+SteadyClock* RealClock() {
+  static SteadyClock clock;
+  return &clock;
+}
+HugePageResource* RealMemory() {
+  static HugePageResource resource;
+  return &resource;
+}
+
+absl::StatusOr<int> WorkersOf(const RuntimeConfig& config) {
+  if (config.workers > 0) return config.workers;
+  SLUICE_ASSIGN_OR_RETURN(const Topology topology, DetectTopology());
+  return std::max(1, topology.cores_allowed);
+}
+
+}  // namespace
+
+absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config) {
+  Plan plan;
+  SLUICE_ASSIGN_OR_RETURN(
+      plan.layout,
+      ModelLayout::Make(spec, config.chunk_elements > 0 ? config.chunk_elements : kChunkElementsDefault));
+  Bytes available = GiB(1);
+  if (config.budgets.hbm < Bytes(0) || config.budgets.pinned < Bytes(0)) {
+    SLUICE_ASSIGN_OR_RETURN(const MemoryLimits limits, ReadMemoryLimits());
+    available = limits.available();
+  }
+  plan.budgets = DefaultBudgets(config.budgets, plan.layout, config.placement.param_type, available);
+  PlacementOptions options = config.placement;
+  if (config.nvme_paths.empty()) {
+    options.lowest_param_tier = std::min(options.lowest_param_tier, Tier::kPinned);
+    options.lowest_state_tier = std::min(options.lowest_state_tier, Tier::kPinned);
+  }
+  SLUICE_ASSIGN_OR_RETURN(plan.placement, MakePlacement(plan.layout, plan.budgets, options));
+  return plan;
+}
+
+SegmentTable SegmentsOf(const Plan& plan, const RuntimeConfig& config, uint32_t paths) {
+  const BlockMap blocks = MapBlocks(plan.layout, plan.placement, config.placement.param_type);
+  Bytes largest = kSegmentBytes;
+  for (Bytes size : blocks.sizes) largest = std::max(largest, RoundUp(size, kExtentAlignment));
+  return PlanSegments(blocks.sizes, paths, largest);
+}
+
+absl::StatusOr<std::unique_ptr<Runtime>> MakeRuntimeOver(Plan plan, const RuntimeConfig& config, Seams seams) {
+  const RuntimeOptions options{.budgets = plan.budgets,
+                               .placement = config.placement,
+                               .io = config.io,
+                               .loss_scale = config.loss_scale,
+                               .overlap = config.overlap,
+                               .trace_spans_max = config.trace_spans_max};
+  return Runtime::Create(std::move(plan.layout), std::move(plan.placement), options, std::move(seams));
+}
+
+absl::StatusOr<std::unique_ptr<Runtime>> MakeRuntime(const ModelSpec& spec, const RuntimeConfig& config) {
+  SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, config));
+  SLUICE_ASSIGN_OR_RETURN(const int workers, WorkersOf(config));
+  Seams seams;
+  seams.clock = RealClock();
+  seams.host_memory = RealMemory();
+  SLUICE_ASSIGN_OR_RETURN(seams.executor, MakeExecutor(config.executor, workers));
+  seams.device = MakeHostDevice({.hbm_limit = plan.budgets.hbm, .link_bytes_per_second = config.link_bytes_per_second},
+                                RealClock(), RealMemory());
+  if (plan.placement.nvme() > Bytes(0)) {
+    seams.segments = SegmentsOf(plan, config, static_cast<uint32_t>(config.nvme_paths.size()));
+    SLUICE_ASSIGN_OR_RETURN(seams.files, CreateSegments(seams.segments, config.nvme_paths));
+  }
+  seams.make_engine = [config](std::span<const MemoryView> arenas, std::span<const DirectFile> files) {
+    return MakeIoEngine(config.engine, files, arenas, config.io, RealClock());
+  };
+  return MakeRuntimeOver(std::move(plan), config, std::move(seams));
+}
+
+}  // namespace sluice

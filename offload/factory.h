@@ -1,0 +1,53 @@
+// offload/factory.h
+//
+// From options to a runtime over real seams: the machine's clock and memory, an executor, the host device, files and an
+// I/O engine. Also the one place where what was not given is chosen.
+
+#ifndef SLUICE_OFFLOAD_FACTORY_H_
+#define SLUICE_OFFLOAD_FACTORY_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "offload/runtime.h"
+
+namespace sluice {
+
+// What a caller may say; the C ABI's sluice_options in C++ terms. Negative or zero: chosen.
+struct RuntimeConfig {
+  PlacementOptions placement;
+  Budgets budgets{Bytes(-1), Bytes(-1), Bytes(-1)};
+  std::vector<std::string> nvme_paths;
+  IoEngineKind engine = IoEngineKind::kAuto;
+  IoEngine::Limits io;
+  ExecutorKind executor = ExecutorKind::kTbb;
+  int workers = 0;
+  int64_t chunk_elements = 0;
+  LossScaleOptions loss_scale = {.static_scale = 1};
+  double link_bytes_per_second = 0;
+  bool overlap = true;
+  size_t trace_spans_max = 0;
+};
+
+inline constexpr int64_t kChunkElementsDefault = 12 * kCellElements;  // 576 KiB of states
+
+// Layout, budgets and placement for `spec`. Errors: InvalidArgument, ResourceExhausted (see MakePlacement).
+struct Plan {
+  ModelLayout layout;
+  Budgets budgets;
+  Placement placement;
+};
+absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config);
+
+absl::StatusOr<std::unique_ptr<Runtime>> MakeRuntime(const ModelSpec& spec, const RuntimeConfig& config);
+
+// The same over other seams (simulation): `make` gets the plan's segments.
+absl::StatusOr<std::unique_ptr<Runtime>> MakeRuntimeOver(Plan plan, const RuntimeConfig& config, Seams seams);
+
+// The segments that the blocks of `plan` need on `paths` drives.
+SegmentTable SegmentsOf(const Plan& plan, const RuntimeConfig& config, uint32_t paths);
+
+}  // namespace sluice
+
+#endif  // SLUICE_OFFLOAD_FACTORY_H_

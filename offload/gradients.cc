@@ -1,0 +1,227 @@
+#include "offload/gradients.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/status.h"
+#include "optim/convert.h"
+#include "optim/norm.h"
+
+namespace sluice {
+
+namespace {
+constexpr int64_t kCellsPerSum = 256;  // a task's worth: a million elements
+}  // namespace
+
+// One gradient on its way in. The first of a window is copied whole; later ones pass through a buffer, piece by piece, and
+// are added on a worker.
+class Gradients::PushOp final : public Event, public Task, public BufferPool::Waiter {
+ public:
+  explicit PushOp(Gradients* owner) : added(this), owner_(owner) {}
+
+  void Handle() override { owner_->OnCopied(this); }  // of the device's copy
+  void OnBuffer(MemoryView view) override {
+    buffer = view;
+    owner_->CopyPiece(this);
+  }
+  void Run() override {
+    const FloatType type = owner_->context_.types.grad_type;
+    Accumulate(owner_->Home(tensor) + offset, buffer.data(), type, piece / static_cast<size_t>(SizeOf(type)));
+    owner_->context_.inbox->Post(&added);
+  }
+  Nanos cost() const override { return Nanos(static_cast<int64_t>(piece) / 8 + 200); }
+
+  struct Added final : Event {
+    explicit Added(PushOp* push) : push(push) {}
+    void Handle() override { push->owner_->OnAdded(push); }
+    PushOp* const push;
+  };
+
+  TensorIndex tensor;
+  ConstMemoryView data;
+  Done done;
+  bool adding = false;
+  size_t offset = 0;  // of the piece, in bytes
+  size_t piece = 0;
+  MemoryView buffer;
+  DeviceOp copy;
+  Added added;
+
+ private:
+  Gradients* const owner_;
+};
+
+// The sums of squares of up to kCellsPerSum cells of one tensor.
+class Gradients::SumTask final : public Task, public Event {
+ public:
+  SumTask(Gradients* owner, TensorIndex tensor, int64_t first, int64_t last)
+      : owner_(owner), tensor_(tensor), first_(first), last_(last) {}
+
+  void Run() override {
+    const Context& c = owner_->context_;
+    begin_ = c.clock->Now();
+    const TensorLayout& layout = c.layout->tensor(tensor_);
+    const FloatType type = c.types.grad_type;
+    const std::byte* home = owner_->Home(tensor_);
+    for (int64_t cell = first_; cell < last_; ++cell) {
+      const int64_t at = cell * kCellElements;
+      const int64_t n = std::min(kCellElements, layout.elements - at);
+      owner_->cells_[static_cast<size_t>(layout.first_cell + cell)] =
+          CellSquareSum(home + at * SizeOf(type), type, static_cast<size_t>(n));
+    }
+    end_ = c.clock->Now();
+    c.inbox->Post(this);
+  }
+  Nanos cost() const override { return Nanos((last_ - first_) * kCellElements / 4 + 200); }
+  void Handle() override {
+    owner_->context_.trace->Record(owner_->sum_track_, "norm", tensor_.value(), begin_, end_);
+    owner_->OnSummed(tensor_);
+  }
+
+ private:
+  Gradients* const owner_;
+  const TensorIndex tensor_;
+  const int64_t first_;
+  const int64_t last_;
+  TimePoint begin_{0};
+  TimePoint end_{0};
+};
+
+Gradients::Gradients(const Context& context)
+    : context_(context),
+      tensors_(context.layout->tensors().size()),
+      cells_(static_cast<size_t>(context.layout->cell_count()), 0.0) {
+  copy_track_ = context.trace->AddTrack("gradients to host");
+  sum_track_ = context.trace->AddTrack("gradient norm");
+  for (uint32_t t = 0; t < tensors_.size(); ++t) {
+    const int64_t cells = CellCount(context.layout->tensor(TensorIndex(t)).elements);
+    for (int64_t first = 0; first < cells; first += kCellsPerSum) {
+      tensors_[t].sums.push_back(
+          std::make_unique<SumTask>(this, TensorIndex(t), first, std::min(cells, first + kCellsPerSum)));
+    }
+    pushes_.push_back(std::make_unique<PushOp>(this));
+    free_pushes_.push_back(pushes_.back().get());
+  }
+}
+
+Gradients::~Gradients() = default;
+
+std::byte* Gradients::Home(TensorIndex tensor) const {
+  const TensorLayout& t = context_.layout->tensor(tensor);
+  return context_.memory->grads[t.unit.value()] + t.offset * SizeOf(context_.types.grad_type);
+}
+
+void Gradients::Push(TensorIndex tensor, ConstMemoryView data, Done done) {
+  if (free_pushes_.empty()) {
+    pushes_.push_back(std::make_unique<PushOp>(this));
+    free_pushes_.push_back(pushes_.back().get());
+  }
+  PushOp* push = free_pushes_.back();
+  free_pushes_.pop_back();
+  push->tensor = tensor;
+  push->data = data;
+  push->done = std::move(done);
+  push->offset = 0;
+  ++active_;
+  Tensor& t = tensors_[tensor.value()];
+  t.queue.push_back(push);
+  if (t.queue.size() == 1 && t.sums_left == 0) Begin(push);
+}
+
+void Gradients::Begin(PushOp* push) {
+  push->adding = tensors_[push->tensor.value()].present;
+  if (push->adding) {
+    context_.memory->param_buffers.Take(push);
+  } else {
+    CopyPiece(push);
+  }
+}
+
+void Gradients::CopyPiece(PushOp* push) {
+  const size_t left = push->data.size() - push->offset;
+  push->piece = push->adding ? std::min(left, push->buffer.size()) : left;
+  push->copy.stream = StreamKind::kDeviceToHost;
+  push->copy.from = push->data.subspan(push->offset, push->piece);
+  push->copy.to = push->adding ? push->buffer.data() : Home(push->tensor);
+  push->copy.inbox = context_.inbox;
+  push->copy.event = push;
+  context_.device->Enqueue(&push->copy);
+}
+
+void Gradients::OnCopied(PushOp* push) {
+  context_.trace->Record(copy_track_, "gradient", push->tensor.value(), push->copy.started, push->copy.finished);
+  if (!push->copy.status.ok()) return End(push, push->copy.status);
+  if (push->adding) return context_.executor->Submit(push);
+  End(push, absl::OkStatus());
+}
+
+void Gradients::OnAdded(PushOp* push) {
+  push->offset += push->piece;
+  if (push->offset < push->data.size()) return CopyPiece(push);
+  End(push, absl::OkStatus());
+}
+
+void Gradients::End(PushOp* push, const absl::Status& status) {
+  if (push->adding) context_.memory->param_buffers.Give(std::exchange(push->buffer, {}));
+  Tensor& t = tensors_[push->tensor.value()];
+  const TensorIndex tensor = push->tensor;
+  t.queue.pop_front();
+  if (status.ok()) {
+    t.present = true;
+    t.summed = false;
+  } else {
+    context_.fail(status);
+  }
+  Done done = std::exchange(push->done, nullptr);
+  free_pushes_.push_back(push);
+  --active_;
+  if (!t.queue.empty()) {
+    Begin(t.queue.front());
+  } else if (boundary_ && t.present) {
+    StartSums(tensor);
+  }
+  done(status);
+  CheckFinished();
+}
+
+void Gradients::StartSums(TensorIndex tensor) {
+  Tensor& t = tensors_[tensor.value()];
+  t.sums_left = static_cast<int>(t.sums.size());
+  active_ += t.sums_left;
+  for (const auto& sum : t.sums) context_.executor->Submit(sum.get());
+}
+
+void Gradients::OnSummed(TensorIndex tensor) {
+  Tensor& t = tensors_[tensor.value()];
+  --active_;
+  if (--t.sums_left > 0) return;
+  t.summed = true;
+  if (!t.queue.empty()) Begin(t.queue.front());
+  CheckFinished();
+}
+
+void Gradients::Finish(std::function<void()> done) {
+  SLUICE_CHECK(!finish_);
+  finish_ = std::move(done);
+  for (uint32_t i = 0; i < tensors_.size(); ++i) {
+    const Tensor& t = tensors_[i];
+    if (t.present && !t.summed && t.sums_left == 0 && t.queue.empty()) StartSums(TensorIndex(i));
+  }
+  CheckFinished();
+}
+
+void Gradients::CheckFinished() {
+  if (!finish_ || active_ > 0) return;
+  for (uint32_t i = 0; i < tensors_.size(); ++i) {
+    if (tensors_[i].present && !tensors_[i].summed) return StartSums(TensorIndex(i));
+  }
+  std::exchange(finish_, nullptr)();
+}
+
+void Gradients::ClearAll() {
+  SLUICE_CHECK(active_ == 0);
+  for (Tensor& t : tensors_) t.present = t.summed = false;
+  std::fill(cells_.begin(), cells_.end(), 0.0);
+}
+
+}  // namespace sluice

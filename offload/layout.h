@@ -1,0 +1,112 @@
+// offload/layout.h
+//
+// Where every value of a model lies inside its unit, and how units are cut into chunks. Made once from the model's
+// description; pure data afterwards, read from any thread.
+//
+// A unit is one run of elements: its tensors in order, each starting at a multiple of kTensorAlignment, gaps unused. A
+// chunk is a piece of that run which is moved and updated as a whole: whole cells of the canonical grid (core/grid.h), of
+// one or several neighbouring tensors. On a tier, a chunk's states are three arrays of `capacity` floats side by side:
+// master, exp_avg, exp_avg_sq.
+
+#ifndef SLUICE_OFFLOAD_LAYOUT_H_
+#define SLUICE_OFFLOAD_LAYOUT_H_
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "core/grid.h"
+#include "core/types.h"
+
+namespace sluice {
+
+inline constexpr int64_t kTensorAlignment = 64;  // elements
+
+// What the caller says of the model.
+struct ModelSpec {
+  struct Unit {
+    std::string name;
+  };
+  struct Tensor {
+    std::string name;
+    UnitIndex unit;
+    int64_t elements = 0;
+    uint32_t group = 0;
+  };
+  std::vector<Unit> units;
+  std::vector<Tensor> tensors;
+};
+
+// The part of a chunk that belongs to one tensor.
+struct ChunkRun {
+  TensorIndex tensor;
+  int64_t tensor_offset;  // elements
+  int64_t chunk_offset;
+  int64_t elements;
+};
+
+struct ChunkLayout {
+  UnitIndex unit;
+  int64_t offset;    // in the unit, elements
+  int64_t elements;  // from the first run's start to the last one's end
+  int64_t capacity;  // elements rounded up to kTensorAlignment
+  uint32_t first_run;
+  uint32_t run_count;
+
+  Bytes state_bytes() const { return Bytes(capacity * 12); }
+};
+
+struct TensorLayout {
+  std::string name;
+  UnitIndex unit;
+  int64_t elements;
+  int64_t offset;  // in the unit, elements
+  uint32_t group;
+  int64_t first_cell;  // of all cells of the model, in canonical order
+};
+
+struct UnitLayout {
+  std::string name;
+  int64_t elements;  // of the run, a multiple of kTensorAlignment
+  uint32_t first_chunk;
+  uint32_t chunk_count;
+  std::vector<TensorIndex> tensors;
+};
+
+class ModelLayout {
+ public:
+  // `chunk_elements`: a multiple of kCellElements, the most a chunk may span.
+  // Errors: InvalidArgument naming the unit or tensor (no tensors, no elements, unknown unit).
+  static absl::StatusOr<ModelLayout> Make(const ModelSpec& spec, int64_t chunk_elements);
+
+  std::span<const UnitLayout> units() const { return units_; }
+  std::span<const TensorLayout> tensors() const { return tensors_; }
+  std::span<const ChunkLayout> chunks() const { return chunks_; }
+  const UnitLayout& unit(UnitIndex i) const { return units_[i.value()]; }
+  const TensorLayout& tensor(TensorIndex i) const { return tensors_[i.value()]; }
+  const ChunkLayout& chunk(ChunkIndex i) const { return chunks_[i.value()]; }
+  std::span<const ChunkRun> runs(const ChunkLayout& chunk) const {
+    return std::span(runs_).subspan(chunk.first_run, chunk.run_count);
+  }
+
+  int64_t chunk_elements() const { return chunk_elements_; }
+  int64_t cell_count() const { return cell_count_; }
+  int64_t parameter_count() const { return parameter_count_; }  // without gaps
+
+ private:
+  void CutIntoChunks(UnitIndex unit);
+
+  int64_t chunk_elements_ = 0;
+  int64_t cell_count_ = 0;
+  int64_t parameter_count_ = 0;
+  std::vector<UnitLayout> units_;
+  std::vector<TensorLayout> tensors_;
+  std::vector<ChunkLayout> chunks_;
+  std::vector<ChunkRun> runs_;
+};
+
+}  // namespace sluice
+
+#endif  // SLUICE_OFFLOAD_LAYOUT_H_

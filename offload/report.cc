@@ -1,0 +1,179 @@
+#include "offload/report.h"
+
+#include <sys/resource.h>
+
+#include <thread>
+
+#include "core/budget.h"
+#include "core/config.h"
+#include "core/executor.h"
+#include "core/status.h"
+#include "core/topology.h"
+#include "fmt/format.h"
+#include "nlohmann/json.hpp"
+#include "nvme/io_engine.h"
+#include "offload/runtime.h"
+#include "optim/adamw.h"
+
+namespace sluice {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json Tiers(Bytes hbm, Bytes pinned, Bytes nvme) {
+  return {{"hbm", hbm.value()}, {"pinned", pinned.value()}, {"nvme", nvme.value()}};
+}
+
+Json PlacementObject(const ModelLayout& layout, const Placement& p, const Budgets& budgets,
+                     const PlacementOptions& options) {
+  int64_t params[3] = {0, 0, 0};
+  for (size_t u = 0; u < layout.units().size(); ++u) {
+    params[static_cast<int>(p.param_home[u])] += layout.units()[u].elements * SizeOf(options.param_type);
+  }
+  const StepTraffic traffic = TrafficOf(layout, p, options);
+  return {{"parameters", layout.parameter_count()},
+          {"units", layout.units().size()},
+          {"tensors", layout.tensors().size()},
+          {"chunks", layout.chunks().size()},
+          {"chunk_elements", layout.chunk_elements()},
+          {"param_dtype", Name(options.param_type)},
+          {"grad_dtype", Name(options.grad_type)},
+          {"budgets_bytes", Tiers(budgets.hbm, budgets.pinned, budgets.nvme)},
+          {"planned_bytes", Tiers(p.hbm(), p.pinned(), p.nvme())},
+          {"hbm", {{"resident_bytes", p.hbm_fixed.value()}, {"cache_bytes", p.hbm_cache.value()}}},
+          {"pinned",
+           {{"gradients_bytes", p.grads.value()},
+            {"params_bytes", p.params_pinned.value()},
+            {"states_bytes", p.states_pinned.value()},
+            {"state_buffers", p.state_buffers},
+            {"state_buffer_bytes", p.state_buffer_bytes.value()},
+            {"param_buffers", p.param_buffers},
+            {"param_buffer_bytes", p.param_buffer_bytes.value()}}},
+          {"nvme", {{"states_bytes", p.states_nvme.value()}, {"params_bytes", p.params_nvme.value()}}},
+          {"params_home_bytes", Tiers(Bytes(params[0]), Bytes(params[1]), Bytes(params[2]))},
+          {"step_traffic",
+           {{"elements_updated", traffic.elements_updated},
+            {"nvme_read_bytes", traffic.nvme_read.value()},
+            {"nvme_write_bytes", traffic.nvme_written.value()},
+            {"read_ahead_bytes", traffic.read_ahead.value()},
+            {"checksummed_bytes", traffic.checksummed.value()},
+            {"to_hbm_bytes", traffic.to_hbm.value()},
+            {"gradient_bytes", traffic.grads.value()}}}};
+}
+
+Json PathReport(const std::string& path, Json* advice) {
+  Json report = {{"path", path}};
+  const absl::StatusOr<DirectFile> file = DirectFile::CreateUnnamed(path, KiB(64));
+  if (!file.ok()) {
+    report["error"] = std::string(Message(file.status()));
+    advice->push_back(fmt::format("{}: choose a directory on a local drive that you may write to", path));
+    return report;
+  }
+  report["description"] = file->description();
+  report["direct_io"] = file->direct();
+  if (!file->direct()) {
+    advice->push_back(fmt::format("{}: no direct I/O here, so data passes through the page cache; use ext4 or xfs on a "
+                                  "local drive",
+                                  path));
+  }
+  return report;
+}
+
+}  // namespace
+
+StepTraffic TrafficOf(const ModelLayout& layout, const Placement& p, const PlacementOptions& options) {
+  StepTraffic t;
+  t.elements_updated = layout.parameter_count();
+  t.nvme_read = p.states_nvme;
+  t.nvme_written = p.states_nvme + p.params_nvme;
+  t.read_ahead = std::min(p.states_nvme, p.state_buffer_bytes * p.state_buffers);
+  const double evicted = p.hbm() == Bytes(0) ? 0.0 : 1.0;
+  Bytes streamed;  // units that don't live in HBM
+  for (size_t u = 0; u < p.param_home.size(); ++u) {
+    if (p.param_home[u] != Tier::kHbm) streamed += p.slot_bytes[u];
+  }
+  // Forward brings in all of them; backward what the cache did not keep.
+  t.to_hbm = streamed + (evicted > 0 ? std::max(Bytes(0), streamed - p.hbm_cache) : Bytes(0));
+  t.nvme_read += p.params_nvme;
+  if (streamed > Bytes(0)) {
+    const double share = static_cast<double>(p.params_nvme.value()) / static_cast<double>(streamed.value());
+    t.nvme_read += Bytes(static_cast<int64_t>(share * static_cast<double>((t.to_hbm - streamed).value())));
+  }
+  t.checksummed = t.nvme_read + t.nvme_written;
+  t.grads = Bytes(layout.parameter_count() * SizeOf(options.grad_type));
+  return t;
+}
+
+std::string PlacementJson(const ModelLayout& layout, const Placement& placement, const Budgets& budgets,
+                          const PlacementOptions& options) {
+  return PlacementObject(layout, placement, budgets, options).dump(2);
+}
+
+std::string Runtime::ReportJson() const {
+  Json report = PlacementObject(layout_, placement_, options_.budgets, options_.placement);
+  Bytes on_disk;
+  Json paths = Json::array();
+  for (const DirectFile& file : seams_.files) {
+    on_disk += file.allocated();
+    paths.push_back(file.description());
+  }
+  report["bytes_now"] = Tiers(hbm_->size(), memory_.pinned.size(), on_disk);
+  report["engine"] = engine_->description();
+  report["executor"] = seams_.executor->description();
+  report["device"] = seams_.device->description();
+  report["memory"] = seams_.host_memory->description();
+  report["vector_target"] = VectorTarget();
+  report["paths"] = std::move(paths);
+  report["counters"] = metrics_.Snapshot();
+  report["trace_spans_dropped"] = trace_.dropped();
+  const StepResult step = last_step();
+  report["loss_scale"] = step.loss_scale;
+  report["failure"] = std::string(Message(failure()));
+  return report.dump(2);
+}
+
+std::string DoctorJson(const std::string& path) {
+  Json advice = Json::array();
+  Json report;
+  if (const auto topology = DetectTopology(); topology.ok()) {
+    report["cpu"] = {{"model", topology->cpu_model},
+                     {"cores_allowed", topology->cores_allowed},
+                     {"cores_machine", topology->cores_machine},
+                     {"numa_nodes", topology->numa_nodes}};
+  }
+  report["vector_target"] = VectorTarget();
+  if (const auto limits = ReadMemoryLimits(); limits.ok()) {
+    Json memory = {{"machine_bytes", limits->machine_total.value()},
+                   {"available_bytes", limits->available().value()}};
+    if (limits->cgroup_limit) {
+      memory["cgroup_limit_bytes"] = limits->cgroup_limit->value();
+      memory["cgroup_used_bytes"] = limits->cgroup_used.value();
+      memory["cgroup_path"] = limits->cgroup_path;
+    }
+    report["memory"] = std::move(memory);
+  } else {
+    report["memory"] = {{"error", std::string(Message(limits.status()))}};
+  }
+  HugePageResource huge;
+  report["huge_pages"] = huge.description();
+  SteadyClock clock;
+  const auto engine = MakeIoEngine(IoEngineKind::kAuto, {}, {}, {}, &clock);
+  report["engine"] = engine.ok() ? (*engine)->description() : std::string(Message(engine.status()));
+  if (engine.ok()) (void)(*engine)->Close();
+  if (const auto uring = MakeIoEngine(IoEngineKind::kIoUring, {}, {}, {}, &clock); !uring.ok()) {
+    advice.push_back(std::string(Message(uring.status())));
+  } else {
+    (void)(*uring)->Close();
+  }
+  rlimit lock{};
+  getrlimit(RLIMIT_MEMLOCK, &lock);
+  report["memlock_limit_bytes"] = lock.rlim_cur == RLIM_INFINITY ? int64_t{-1} : static_cast<int64_t>(lock.rlim_cur);
+  report["device"] = "host: this build has no CUDA";
+  advice.push_back("no GPU is used: this build has no CUDA; the host device computes in RAM");
+  if (!path.empty()) report["path"] = PathReport(path, &advice);
+  report["advice"] = std::move(advice);
+  return report.dump(2);
+}
+
+}  // namespace sluice

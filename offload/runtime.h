@@ -1,0 +1,219 @@
+// offload/runtime.h
+//
+// Start reading here. A Runtime keeps one model on its tiers and carries out its steps:
+//
+//   Residency   which units are in HBM: follows the trace, plans, fetches ahead (Fetcher), serves acquisitions
+//   Gradients   takes gradients into pinned memory, adds them up, computes the sums that norm and overflow need
+//   Updater     AdamW over the states, chunk by chunk, under the next forward
+//   ValueAccess whole tensors in and out: initial values, state_dict
+//   BlockStore  (nvme/) what lives on the drives
+//
+// The parts form one state machine on one thread, the control thread. It is driven by completions and by commands: what
+// happens elsewhere (workers, device streams, callers) arrives as events in the inbox, what happens on drives is handed
+// out by BlockStore::Poll, and one turn of the loop (RunOnce) handles all that has come. Nothing in it blocks; only
+// Poll waits. Without a thread of its own (Seams::threaded = false) whoever waits for a ticket turns the loop: that is
+// how the whole runtime runs in virtual time.
+//
+// Threads: RunOnce on the control thread; everything else public may be called from any thread, and takes effect in the
+// order of the calls.
+
+#ifndef SLUICE_OFFLOAD_RUNTIME_H_
+#define SLUICE_OFFLOAD_RUNTIME_H_
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "offload/context.h"
+#include "offload/gradients.h"
+#include "offload/residency.h"
+#include "offload/tickets.h"
+#include "offload/updater.h"
+#include "offload/value_access.h"
+#include "optim/loss_scale.h"
+
+namespace sluice {
+
+// What the runtime stands on. Owned by it, except clock and host_memory, which outlive it.
+struct Seams {
+  Clock* clock = nullptr;
+  MemoryResource* host_memory = nullptr;
+  std::unique_ptr<Executor> executor;
+  std::unique_ptr<Device> device;
+  SegmentTable segments;          // where the blocks of MapBlocks lie
+  std::vector<DirectFile> files;  // of `segments`; empty in simulation
+  std::function<absl::StatusOr<std::unique_ptr<IoEngine>>(std::span<const MemoryView> arenas,
+                                                          std::span<const DirectFile> files)>
+      make_engine;
+  bool threaded = true;
+};
+
+struct RuntimeOptions {
+  Budgets budgets;             // for the report
+  PlacementOptions placement;  // as the placement was made with
+  IoEngine::Limits io;
+  LossScaleOptions loss_scale = {.static_scale = 1};
+  bool overlap = true;
+  size_t trace_spans_max = 0;
+  Nanos stuck_after = std::chrono::seconds(10);
+  PlantedBug planted_bug = PlantedBug::kNone;
+};
+
+struct StepRequest {
+  std::vector<AdamWHyper> groups;
+  double clip_norm = 0;
+};
+
+struct StepResult {
+  double grad_norm = 0;
+  bool applied = false;
+  double loss_scale = 1;
+};
+
+class Runtime final : private Updater::Observer {
+ public:
+  // Takes all memory. Errors: ResourceExhausted, Unavailable from the seams.
+  static absl::StatusOr<std::unique_ptr<Runtime>> Create(ModelLayout layout, Placement placement,
+                                                         const RuntimeOptions& options, Seams seams);
+  // Waits for updates in flight for at most a few seconds.
+  ~Runtime() override;
+
+  const ModelLayout& layout() const { return layout_; }
+  FloatType grad_type() const { return options_.placement.grad_type; }
+
+  // Operations with a ticket; see sluice.h for what each promises. Indices are valid (checked by the caller).
+  Ticket Acquire(UnitIndex unit);
+  Ticket PushGrad(TensorIndex tensor, ConstMemoryView data);
+  Ticket Step(StepRequest request);
+  Ticket Access(ValueRequest request);  // `request.done` is set here
+  Ticket Drain();
+
+  void BeginIteration(uint32_t key, bool boundary);
+  void EndIteration();
+  void Release(UnitIndex unit);
+  void ZeroGrad();
+
+  std::optional<absl::Status> Wait(Ticket ticket, std::chrono::milliseconds timeout);
+
+  absl::StatusOr<DlManagedTensor*> MakeView(UnitIndex unit) { return residency_->views()->MakeView(unit); }
+  StepResult last_step() const;
+  int64_t tensor_step(TensorIndex tensor) const;
+  void set_tensor_step(TensorIndex tensor, int64_t step);
+  absl::Status failure() const;
+
+  std::string ReportJson() const;
+  void ResetCounters();
+  absl::Status WriteTrace(const std::string& path) const { return trace_.WriteChromeJson(path); }
+  // A span of the caller's own, on the track "compute".
+  void RecordCallerSpan(const std::string& name, TimePoint begin, TimePoint end);
+
+  // One turn of the loop: handles what has come; if nothing has, waits for it until `deadline`.
+  void RunOnce(Deadline deadline);
+
+ private:
+  struct Command {
+    void (Runtime::*run)(Command&) = nullptr;
+    UnitIndex unit;
+    TensorIndex tensor;
+    uint32_t key = 0;
+    bool boundary = false;
+    Ticket ticket = 0;
+    ConstMemoryView data;
+    StepRequest step;
+    ValueRequest value;
+  };
+  struct CommandsArrived final : Event {
+    explicit CommandsArrived(Runtime* runtime) : runtime(runtime) {}
+    void Handle() override { runtime->RunCommands(); }
+    Runtime* const runtime;
+  };
+  // Steps and value requests wait here, and are begun one at a time, in order.
+  struct Turn {
+    bool is_step = false;
+    StepRequest step;
+    ValueRequest value;
+    Ticket ticket = 0;
+    bool summing = false;  // the step waits for sums
+    bool decided = false;  // the step waits for fetches to end
+  };
+  struct HeldPush {
+    TensorIndex tensor;
+    ConstMemoryView data;
+    Ticket ticket;
+  };
+
+  Runtime(ModelLayout layout, Placement placement, const RuntimeOptions& options, Seams seams);
+  absl::Status Init();
+  void Send(Command command);
+  void RunCommands();
+  void RunAcquire(Command& command);
+  void RunRelease(Command& command);
+  void RunPushGrad(Command& command);
+  void RunBegin(Command& command);
+  void RunEnd(Command& command);
+  void RunZeroGrad(Command& command);
+  void RunTurn(Command& command);
+  void RunDrain(Command& command);
+
+  void Advance();  // begins whatever turn can begin
+  bool AdvanceStep(Turn& turn);
+  bool AdvanceValue(Turn& turn);
+  void DecideStep(Turn& turn);
+  void StartUpdate(Turn& turn, float grad_scale);
+  void EndTurn(const absl::Status& status);
+  void ReadAheadIfUseful();
+  void CheckDrained();
+  bool Quiet() const;
+  void Fail(const absl::Status& status);
+  void ControlLoop();
+  void OnUnitUpdated(UnitIndex unit) override;
+  void OnUpdaterIdle() override;
+
+  const RuntimeOptions options_;
+  const ModelLayout layout_;
+  const Placement placement_;
+  Metrics metrics_;
+  TraceEvents trace_;
+  TrackId caller_track_ = 0;
+  Inbox inbox_;
+  Seams seams_;
+  TierMemory memory_;
+  std::shared_ptr<Arena> hbm_;
+  std::unique_ptr<IoEngine> engine_;
+  std::unique_ptr<BlockStore> store_;
+  std::unique_ptr<Residency> residency_;
+  std::unique_ptr<Gradients> gradients_;
+  std::unique_ptr<Updater> updater_;
+  std::unique_ptr<ValueAccess> values_;
+  Tickets tickets_;
+
+  // The control thread's.
+  std::deque<Turn> turns_;
+  std::vector<std::vector<HeldPush>> held_pushes_;  // by unit: until its update has read the last gradients
+  std::vector<Ticket> drains_;
+  std::vector<bool> loaded_;                        // by tensor: the master was written
+  LossScaler scaler_;
+  bool backward_begun_ = false;                     // of a boundary iteration
+  Ticket step_ticket_ = 0;                          // without overlap: completed when the update has ended
+
+  mutable std::mutex mutex_;
+  std::vector<Command> commands_;       // guarded by mutex_
+  bool stopping_ = false;               // guarded by mutex_
+  StepResult last_step_;                // guarded by mutex_
+  std::vector<int64_t> tensor_steps_;   // guarded by mutex_
+  std::set<std::string> span_names_;    // guarded by mutex_; entries stay
+  absl::Status failure_;                // guarded by mutex_
+  CommandsArrived commands_arrived_{this};
+  std::thread thread_;
+};
+
+}  // namespace sluice
+
+#endif  // SLUICE_OFFLOAD_RUNTIME_H_

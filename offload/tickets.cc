@@ -1,0 +1,62 @@
+#include "offload/tickets.h"
+
+#include <utility>
+
+#include "core/status.h"
+#include "fmt/format.h"
+
+namespace sluice {
+
+Ticket Tickets::Make() {
+  const std::lock_guard lock(mutex_);
+  if (free_.empty()) {
+    free_.push_back(static_cast<uint32_t>(entries_.size()));
+    entries_.emplace_back();
+  }
+  const uint32_t index = free_.back();
+  free_.pop_back();
+  Entry& entry = entries_[index];
+  entry.open = true;
+  entry.done = false;
+  entry.status = absl::OkStatus();
+  return (static_cast<uint64_t>(entry.generation) << 32) | index;
+}
+
+Tickets::Entry* Tickets::Find(Ticket ticket) {
+  const auto index = static_cast<uint32_t>(ticket);
+  if (index >= entries_.size()) return nullptr;
+  Entry& entry = entries_[index];
+  return entry.open && entry.generation == ticket >> 32 ? &entry : nullptr;
+}
+
+void Tickets::Complete(Ticket ticket, const absl::Status& status) {
+  {
+    const std::lock_guard lock(mutex_);
+    Entry* entry = Find(ticket);
+    SLUICE_CHECK(entry != nullptr && !entry->done);
+    entry->done = true;
+    entry->status = status;
+  }
+  changed_.notify_all();
+}
+
+std::optional<absl::Status> Tickets::Wait(Ticket ticket, std::chrono::milliseconds timeout) {
+  std::unique_lock lock(mutex_);
+  const auto ready = [&] {
+    const Entry* entry = Find(ticket);
+    return entry == nullptr || entry->done;
+  };
+  if (!changed_.wait_for(lock, timeout, ready)) return std::nullopt;
+  Entry* entry = Find(ticket);
+  if (entry == nullptr) {
+    return absl::InvalidArgumentError(
+        fmt::format("ticket {:#x} is not open: it was waited for already, or never given", ticket));
+  }
+  absl::Status status = std::move(entry->status);
+  entry->open = false;
+  ++entry->generation;
+  free_.push_back(static_cast<uint32_t>(ticket));
+  return status;
+}
+
+}  // namespace sluice

@@ -1,0 +1,50 @@
+// offload/tickets.h
+//
+// Tickets: how callers on any thread wait for what the control thread does. A ticket is a number with a generation, so that
+// a used-up or invented one is noticed.
+//
+// Threads: any. A full table grows; nothing else allocates.
+
+#ifndef SLUICE_OFFLOAD_TICKETS_H_
+#define SLUICE_OFFLOAD_TICKETS_H_
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "absl/status/status.h"
+
+namespace sluice {
+
+using Ticket = uint64_t;  // never 0
+
+class Tickets {
+ public:
+  Ticket Make();
+  void Complete(Ticket ticket, const absl::Status& status);
+
+  // The result, and the ticket is used up; nothing if it is not done by the end of `timeout`.
+  // Errors (as the result): InvalidArgument for a ticket that is not open.
+  std::optional<absl::Status> Wait(Ticket ticket, std::chrono::milliseconds timeout);
+
+ private:
+  struct Entry {
+    uint32_t generation = 1;
+    bool open = false;
+    bool done = false;
+    absl::Status status;
+  };
+  Entry* Find(Ticket ticket);
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Entry> entries_;      // guarded by mutex_
+  std::vector<uint32_t> free_;      // guarded by mutex_
+};
+
+}  // namespace sluice
+
+#endif  // SLUICE_OFFLOAD_TICKETS_H_

@@ -1,0 +1,74 @@
+#include "offload/tier_memory.h"
+
+#include "core/status.h"
+
+namespace sluice {
+
+BlockMap MapBlocks(const ModelLayout& layout, const Placement& placement, FloatType param_type) {
+  BlockMap map;
+  map.states.resize(layout.chunks().size());
+  map.params.resize(layout.chunks().size());
+  const auto add = [&map](Bytes size) {
+    map.sizes.push_back(size);
+    return BlockIndex(static_cast<uint32_t>(map.sizes.size() - 1));
+  };
+  for (size_t c = 0; c < layout.chunks().size(); ++c) {
+    const ChunkLayout& chunk = layout.chunks()[c];
+    if (placement.state_home[c] == Tier::kNvme) map.states[c] = add(chunk.state_bytes());
+    if (placement.param_home[chunk.unit.value()] == Tier::kNvme) {
+      map.params[c] = add(Bytes(chunk.capacity * SizeOf(param_type)));
+    }
+  }
+  return map;
+}
+
+absl::StatusOr<TierMemory> TierMemory::Make(const ModelLayout& layout, const Placement& placement,
+                                            const PlacementOptions& options, Device* device,
+                                            MemoryResource* host) {
+  TierMemory memory;
+  SLUICE_ASSIGN_OR_RETURN(memory.hbm, device->MakeHbmArena(placement.hbm()));
+  SLUICE_ASSIGN_OR_RETURN(memory.pinned, Arena::Create(host, placement.pinned()));
+  memory.blocks = MapBlocks(layout, placement, options.param_type);
+  for (size_t u = 0; u < layout.units().size(); ++u) {
+    Arena* arena = placement.param_home[u] == Tier::kHbm      ? &memory.hbm
+                   : placement.param_home[u] == Tier::kPinned ? &memory.pinned
+                                                              : nullptr;
+    std::byte* home = nullptr;
+    if (arena != nullptr) {
+      SLUICE_ASSIGN_OR_RETURN(const MemoryView view, arena->Carve(placement.slot_bytes[u], kSlotAlignment));
+      home = view.data();
+    }
+    memory.param_home.push_back(home);
+    const Bytes grads = RoundUp(Bytes(layout.units()[u].elements * SizeOf(options.grad_type)), kSlotAlignment);
+    SLUICE_ASSIGN_OR_RETURN(const MemoryView view, memory.pinned.Carve(grads, kSlotAlignment));
+    memory.grads.push_back(view.data());
+  }
+  for (size_t c = 0; c < layout.chunks().size(); ++c) {
+    std::byte* home = nullptr;
+    if (placement.state_home[c] == Tier::kPinned) {
+      const Bytes bytes = RoundUp(layout.chunks()[c].state_bytes(), kSlotAlignment);
+      SLUICE_ASSIGN_OR_RETURN(const MemoryView view, memory.pinned.Carve(bytes, kSlotAlignment));
+      home = view.data();
+    }
+    memory.state_home.push_back(home);
+  }
+  const auto pool = [&memory](Bytes size, int count) -> absl::StatusOr<BufferPool> {
+    SLUICE_ASSIGN_OR_RETURN(const MemoryView view, memory.pinned.Carve(size * count, kSlotAlignment));
+    return BufferPool(view, size);
+  };
+  SLUICE_ASSIGN_OR_RETURN(memory.state_buffers, pool(placement.state_buffer_bytes, placement.state_buffers));
+  SLUICE_ASSIGN_OR_RETURN(memory.param_buffers, pool(placement.param_buffer_bytes, placement.param_buffers));
+  if (placement.hbm_cache > Bytes(0)) {
+    SLUICE_ASSIGN_OR_RETURN(memory.hbm_cache, memory.hbm.Carve(placement.hbm_cache, kSlotAlignment));
+  }
+  return memory;
+}
+
+StateSpans SplitStates(const ChunkLayout& chunk, std::byte* states) {
+  const auto n = static_cast<size_t>(chunk.elements);
+  const auto stride = static_cast<size_t>(chunk.capacity);
+  auto* floats = reinterpret_cast<float*>(states);
+  return {.master = {floats, n}, .exp_avg = {floats + stride, n}, .exp_avg_sq = {floats + 2 * stride, n}};
+}
+
+}  // namespace sluice

@@ -1,0 +1,55 @@
+// offload/tier_memory.h
+//
+// The memory of a runtime: one arena per tier, carved once as the placement says, and the numbers of the blocks that
+// live on NVMe. After Make, addresses never change; the pools are the control thread's, the rest is read-only.
+
+#ifndef SLUICE_OFFLOAD_TIER_MEMORY_H_
+#define SLUICE_OFFLOAD_TIER_MEMORY_H_
+
+#include <optional>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "core/arena.h"
+#include "core/device.h"
+#include "core/pool.h"
+#include "offload/layout.h"
+#include "offload/placement.h"
+
+namespace sluice {
+
+// Which chunk's states and parameters are which block of the block store, and how large the blocks are.
+struct BlockMap {
+  std::vector<std::optional<BlockIndex>> states;  // by chunk
+  std::vector<std::optional<BlockIndex>> params;  // by chunk
+  std::vector<Bytes> sizes;                       // by block
+};
+BlockMap MapBlocks(const ModelLayout& layout, const Placement& placement, FloatType param_type);
+
+struct TierMemory {
+  Arena hbm;
+  Arena pinned;
+  MemoryView hbm_cache;
+  std::vector<std::byte*> param_home;  // by unit: in HBM or pinned memory; null on NVMe
+  std::vector<std::byte*> state_home;  // by chunk: in pinned memory; null on NVMe
+  std::vector<std::byte*> grads;       // by unit
+  BufferPool state_buffers;
+  BufferPool param_buffers;
+  BlockMap blocks;
+
+  // Takes both arenas. Errors: ResourceExhausted from the device or the memory resource.
+  static absl::StatusOr<TierMemory> Make(const ModelLayout& layout, const Placement& placement,
+                                         const PlacementOptions& options, Device* device, MemoryResource* host);
+};
+
+// The three arrays of a chunk's states.
+struct StateSpans {
+  std::span<float> master;
+  std::span<float> exp_avg;
+  std::span<float> exp_avg_sq;
+};
+StateSpans SplitStates(const ChunkLayout& chunk, std::byte* states);
+
+}  // namespace sluice
+
+#endif  // SLUICE_OFFLOAD_TIER_MEMORY_H_

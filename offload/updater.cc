@@ -1,0 +1,349 @@
+#include "offload/updater.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/status.h"
+#include "optim/convert.h"
+
+namespace sluice {
+
+// One chunk on its way. Lives as long as the updater; used for one chunk after another.
+class Updater::ChunkWork final : public Task, public Event, public BufferPool::Waiter {
+ public:
+  explicit ChunkWork(Updater* owner)
+      : read(this, &Updater::OnRead), write(this, &Updater::OnStatesStored), param_write(this, &Updater::OnParamsStored),
+        uploaded(this), owner_(owner) {}
+
+  // On a worker: checks what was read, updates, seals what will be written.
+  void Run() override {
+    const Context& c = owner_->context_;
+    begin = c.clock->Now();
+    if (streaming) status = BlockStore::Verify(read);
+    if (status.ok()) {
+      Update();
+      if (streaming) BlockStore::Seal(&write);
+      if (param_on_nvme) BlockStore::Seal(&param_write);
+    }
+    end = c.clock->Now();
+    c.inbox->Post(this);
+  }
+  Nanos cost() const override { return Nanos(owner_->context_.layout->chunk(chunk).elements / 2 + 500); }
+
+  void Handle() override { owner_->OnComputed(this); }
+  void OnBuffer(MemoryView buffer) override {
+    param_buffer = buffer;
+    owner_->Submit(this);
+  }
+
+  // A block transfer that ends in a step of the updater.
+  struct Transfer final : BlockTransfer {
+    using Next = void (Updater::*)(ChunkWork*, const absl::Status&);
+    Transfer(ChunkWork* work, Next next) : work(work), next(next) {}
+    void OnDone() override { (work->owner_->*next)(work, status()); }
+    ChunkWork* const work;
+    const Next next;
+  };
+  struct Uploaded final : Event {
+    explicit Uploaded(ChunkWork* work) : work(work) {}
+    void Handle() override { work->owner_->OnParamsStored(work, work->upload.status); }
+    ChunkWork* const work;
+  };
+
+  ChunkIndex chunk;
+  bool streaming = false;      // states come from and go to NVMe
+  bool param_on_nvme = false;
+  std::byte* states = nullptr;
+  MemoryView state_buffer;     // if streaming
+  MemoryView param_buffer;     // if the copy passes through a buffer
+  int stores_left = 0;
+  absl::Status status;
+  TimePoint begin{0};
+  TimePoint end{0};
+  Transfer read;
+  Transfer write;
+  Transfer param_write;
+  DeviceOp upload;
+  Uploaded uploaded;
+
+ private:
+  void Update();
+
+  Updater* const owner_;
+};
+
+void Updater::ChunkWork::Update() {
+  const Context& c = owner_->context_;
+  const ChunkLayout& layout = c.layout->chunk(chunk);
+  const StateSpans all = SplitStates(layout, states);
+  const int64_t param_size = SizeOf(c.types.param_type);
+  const int64_t grad_size = SizeOf(c.types.grad_type);
+  std::byte* const params = param_buffer.empty()
+                                ? c.memory->param_home[layout.unit.value()] + layout.offset * param_size
+                                : param_buffer.data();
+  const std::byte* const grads = c.memory->grads[layout.unit.value()] + layout.offset * grad_size;
+  for (const ChunkRun& run : c.layout->runs(layout)) {
+    const auto at = static_cast<size_t>(run.chunk_offset);
+    const auto n = static_cast<size_t>(run.elements);
+    const std::optional<AdamWCoefficients>& coefficients = owner_->coefficients_[run.tensor.value()];
+    if (coefficients) {
+      AdamWUpdate(*coefficients, {.master = all.master.subspan(at, n),
+                                  .exp_avg = all.exp_avg.subspan(at, n),
+                                  .exp_avg_sq = all.exp_avg_sq.subspan(at, n),
+                                  .grad = grads + run.chunk_offset * grad_size,
+                                  .grad_type = c.types.grad_type,
+                                  .param_out = params + run.chunk_offset * param_size,
+                                  .param_type = c.types.param_type});
+    } else if (!param_buffer.empty()) {
+      // The buffer replaces the whole chunk, so it also needs what is left alone.
+      Convert(all.master.data() + at, FloatType::kF32, params + run.chunk_offset * param_size, c.types.param_type, n);
+    }
+  }
+}
+
+Updater::Updater(const Context& context, Observer* observer)
+    : context_(context),
+      observer_(observer),
+      unit_left_(context.layout->units().size(), 0),
+      coefficients_(context.layout->tensors().size()),
+      chunks_updated_(context.metrics->Get("chunks_updated")),
+      elements_updated_(context.metrics->Get("elements_updated")),
+      update_ns_(context.metrics->Get("update_compute_ns")) {
+  const size_t streaming = context.overlap ? context.memory->state_buffers.count() : 1;
+  const size_t resident = context.overlap ? 2 * static_cast<size_t>(context.executor->concurrency()) + 2 : 1;
+  for (size_t i = 0; i < streaming + resident; ++i) {
+    works_.push_back(std::make_unique<ChunkWork>(this));
+    works_.back()->streaming = i < streaming;
+    (i < streaming ? idle_streaming_ : idle_resident_).push_back(works_.back().get());
+  }
+  for (uint32_t u = 0; u < context.layout->units().size(); ++u) unit_order_.push_back(UnitIndex(u));
+  track_ = context.trace->AddTrack("AdamW");
+  Order();
+}
+
+Updater::~Updater() = default;
+
+void Updater::SetOrder(const std::vector<UnitIndex>& order) {
+  std::vector<bool> named(unit_order_.size(), false);
+  std::vector<UnitIndex> next;
+  for (const std::vector<UnitIndex>& list : {order, std::vector<UnitIndex>(unit_order_)}) {
+    for (UnitIndex unit : list) {
+      if (!std::exchange(named[unit.value()], true)) next.push_back(unit);
+    }
+  }
+  if (next == unit_order_ || !idle() || !staged_.empty()) return;
+  unit_order_ = std::move(next);
+  Order();
+}
+
+// Splits the chunks, in the order of their units, by where their states live.
+void Updater::Order() {
+  streaming_.clear();
+  resident_.clear();
+  for (UnitIndex u : unit_order_) {
+    const UnitLayout& unit = context_.layout->unit(u);
+    for (uint32_t c = unit.first_chunk; c < unit.first_chunk + unit.chunk_count; ++c) {
+      (context_.placement->state_home[c] == Tier::kNvme ? streaming_ : resident_).push_back(ChunkIndex(c));
+    }
+  }
+}
+
+void Updater::AllowReadAhead() {
+  if (!context_.overlap) return;
+  read_ahead_ = true;
+  Pump();
+}
+
+void Updater::StopReadAhead() {
+  read_ahead_ = false;
+  if (started_) return;
+  while (!staged_.empty()) {
+    ChunkWork* work = staged_.front();
+    staged_.pop_front();
+    Retire(work);
+  }
+  next_streaming_ = 0;
+}
+
+bool Updater::Active(ChunkIndex chunk) const {
+  for (const ChunkRun& run : context_.layout->runs(context_.layout->chunk(chunk))) {
+    if (coefficients_[run.tensor.value()]) return true;
+  }
+  return false;
+}
+
+void Updater::Start(std::vector<std::optional<AdamWCoefficients>> coefficients) {
+  SLUICE_CHECK(!started_ && chunks_left_ == 0);
+  coefficients_ = std::move(coefficients);
+  for (uint32_t c = 0; c < context_.layout->chunks().size(); ++c) {
+    if (!Active(ChunkIndex(c))) continue;
+    ++chunks_left_;
+    ++unit_left_[context_.layout->chunks()[c].unit.value()];
+  }
+  if (chunks_left_ == 0) return;
+  started_ = true;
+  next_resident_ = 0;
+  // The works that read ahead go on; those that are still reading join when they are done.
+  std::deque<ChunkWork*> staged = std::exchange(staged_, {});
+  for (ChunkWork* work : staged) OnRead(work, absl::OkStatus());
+  Pump();
+}
+
+bool Updater::MayBegin() const { return !failed_ && (context_.overlap || busy_ == 0); }
+
+void Updater::Pump() {
+  PumpResident();
+  PumpReads();
+}
+
+Updater::ChunkWork* Updater::Take(std::deque<ChunkWork*>* idle) {
+  ChunkWork* work = idle->front();
+  idle->pop_front();
+  ++busy_;
+  work->status = absl::OkStatus();
+  return work;
+}
+
+void Updater::PumpResident() {
+  while (started_ && next_resident_ < resident_.size() && !idle_resident_.empty() && MayBegin()) {
+    const ChunkIndex chunk = resident_[next_resident_++];
+    if (!Active(chunk)) continue;
+    ChunkWork* work = Take(&idle_resident_);
+    work->chunk = chunk;
+    work->states = context_.memory->state_home[chunk.value()];
+    BeginCompute(work);
+  }
+}
+
+void Updater::PumpReads() {
+  while ((started_ || read_ahead_) && next_streaming_ < streaming_.size() && !idle_streaming_.empty() && MayBegin()) {
+    const ChunkIndex chunk = streaming_[next_streaming_];
+    if (started_ && !Active(chunk)) {
+      ++next_streaming_;
+      continue;
+    }
+    const MemoryView buffer = context_.memory->state_buffers.TryTake();
+    if (buffer.empty()) return;
+    ++next_streaming_;
+    ChunkWork* work = Take(&idle_streaming_);
+    work->chunk = chunk;
+    work->state_buffer = buffer;
+    work->states = buffer.data();
+    context_.store->StartRead(&work->read, *context_.memory->blocks.states[chunk.value()], buffer, IoPriority::kNormal);
+  }
+}
+
+void Updater::OnRead(ChunkWork* work, const absl::Status& status) {
+  work->status = status;
+  if (!status.ok()) {
+    failed_ = true;
+    context_.fail(status);
+    return Retire(work);
+  }
+  if (started_) {
+    if (Active(work->chunk)) return BeginCompute(work);
+    return Retire(work);
+  }
+  if (read_ahead_) return staged_.push_back(work);
+  Retire(work);
+}
+
+// Prepares what the worker will seal, finds a buffer for the parameters if they pass through one, and submits.
+void Updater::BeginCompute(ChunkWork* work) {
+  const BlockMap& blocks = context_.memory->blocks;
+  const UnitIndex unit = context_.layout->chunk(work->chunk).unit;
+  work->param_on_nvme = blocks.params[work->chunk.value()].has_value();
+  if (work->streaming) {
+    context_.store->PrepareWrite(&work->write, *blocks.states[work->chunk.value()], work->state_buffer);
+  }
+  if (context_.placement->param_home[unit.value()] == Tier::kPinned) {
+    Submit(work);
+  } else {
+    context_.memory->param_buffers.Take(work);
+  }
+}
+
+void Updater::Submit(ChunkWork* work) {
+  if (work->param_on_nvme) {
+    context_.store->PrepareWrite(&work->param_write, *context_.memory->blocks.params[work->chunk.value()],
+                                 work->param_buffer);
+  }
+  context_.executor->Submit(work);
+}
+
+void Updater::OnComputed(ChunkWork* work) {
+  if (!work->status.ok()) {
+    failed_ = true;
+    context_.fail(work->status);
+    return Retire(work);
+  }
+  chunks_updated_->Add();
+  elements_updated_->Add(context_.layout->chunk(work->chunk).elements);
+  update_ns_->Add((work->end - work->begin).count());
+  context_.trace->Record(track_, "update", work->chunk.value(), work->begin, work->end);
+  work->stores_left = work->streaming ? 2 : 1;
+  if (work->streaming) {
+    context_.store->StartWrite(&work->write, IoPriority::kNormal);
+    if (context_.planted_bug == PlantedBug::kReuseBeforeWritten) {
+      context_.memory->state_buffers.Give(std::exchange(work->state_buffer, {}));
+    }
+  }
+  StoreParams(work);
+}
+
+void Updater::StoreParams(ChunkWork* work) {
+  const ChunkLayout& chunk = context_.layout->chunk(work->chunk);
+  if (work->param_on_nvme) {
+    context_.store->StartWrite(&work->param_write, IoPriority::kUrgent);
+  } else if (!work->param_buffer.empty()) {
+    const int64_t size = SizeOf(context_.types.param_type);
+    work->upload.stream = StreamKind::kHostToDevice;
+    work->upload.from = work->param_buffer.first(static_cast<size_t>(chunk.elements * size));
+    work->upload.to = context_.memory->param_home[chunk.unit.value()] + chunk.offset * size;
+    work->upload.inbox = context_.inbox;
+    work->upload.event = &work->uploaded;
+    context_.device->Enqueue(&work->upload);
+  } else {
+    OnParamsStored(work, absl::OkStatus());
+  }
+}
+
+void Updater::OnParamsStored(ChunkWork* work, const absl::Status& status) {
+  if (!status.ok()) {
+    failed_ = true;
+    context_.fail(status);
+  }
+  if (!work->param_buffer.empty()) context_.memory->param_buffers.Give(std::exchange(work->param_buffer, {}));
+  const UnitIndex unit = context_.layout->chunk(work->chunk).unit;
+  if (status.ok() && --unit_left_[unit.value()] == 0) observer_->OnUnitUpdated(unit);
+  if (--work->stores_left == 0) Finish(work);
+}
+
+void Updater::OnStatesStored(ChunkWork* work, const absl::Status& status) {
+  if (!status.ok()) {
+    failed_ = true;
+    context_.fail(status);
+  }
+  if (--work->stores_left == 0) Finish(work);
+}
+
+void Updater::Finish(ChunkWork* work) {
+  SLUICE_CHECK(chunks_left_ > 0);
+  if (--chunks_left_ == 0) {
+    started_ = false;
+    next_streaming_ = 0;
+  }
+  Retire(work);
+}
+
+// The work is idle again; whoever can use its place or its buffers goes on.
+void Updater::Retire(ChunkWork* work) {
+  if (!work->state_buffer.empty()) context_.memory->state_buffers.Give(std::exchange(work->state_buffer, {}));
+  if (!work->param_buffer.empty()) context_.memory->param_buffers.Give(std::exchange(work->param_buffer, {}));
+  (work->streaming ? idle_streaming_ : idle_resident_).push_back(work);
+  --busy_;
+  Pump();
+  if (busy_ == 0 && (chunks_left_ == 0 || failed_)) observer_->OnUpdaterIdle();
+}
+
+}  // namespace sluice

@@ -1,0 +1,101 @@
+// offload/updater.h
+//
+// The updater turns gradients into new parameters: chunk by chunk, in forward order, it reads a chunk's states (if they
+// live on NVMe), runs AdamW over it on a worker, brings the new parameters to their unit's home, and writes the states
+// back. Reads, arithmetic and writes of neighbouring chunks overlap; how many chunks are on their way at a time is
+// bounded by the buffers. During backward it may read ahead as far as the buffers go; arithmetic starts at Start.
+//
+// A chunk on its way (ChunkWork): reading -> staged -> computing -> storing -> idle. The unit's parameters are up to
+// date when its last chunk has stored its parameters; the states may still be on their way to the drive.
+//
+// Threads: the control thread; tasks run on workers. Allocates at construction only.
+
+#ifndef SLUICE_OFFLOAD_UPDATER_H_
+#define SLUICE_OFFLOAD_UPDATER_H_
+
+#include <deque>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "offload/context.h"
+#include "optim/adamw.h"
+
+namespace sluice {
+
+class Updater {
+ public:
+  class Observer {
+   public:
+    virtual ~Observer() = default;
+    virtual void OnUnitUpdated(UnitIndex unit) = 0;  // its parameters are final
+    virtual void OnUpdaterIdle() = 0;                // nothing is on its way any more
+  };
+
+  Updater(const Context& context, Observer* observer);
+  ~Updater();
+
+  // The order of the units in forward. Takes effect at the next step; units not named come last.
+  void SetOrder(const std::vector<UnitIndex>& order);
+
+  // From now on states may be read ahead of Start.
+  void AllowReadAhead();
+  // No reading ahead until AllowReadAhead; what was read is dropped. OnUpdaterIdle follows if something was on its way.
+  void StopReadAhead();
+
+  // Starts one step: coefficients by tensor, none for a tensor that is left alone. Precondition: !updating().
+  // Calls no observer before it returns.
+  void Start(std::vector<std::optional<AdamWCoefficients>> coefficients);
+
+  bool updating() const { return chunks_left_ > 0; }
+  bool idle() const { return busy_ == 0 && chunks_left_ == 0; }
+  bool UnitPending(UnitIndex unit) const { return unit_left_[unit.value()] > 0; }
+
+ private:
+  class ChunkWork;
+  friend class ChunkWork;
+
+  void Pump();
+  void PumpReads();
+  void PumpResident();
+  bool MayBegin() const;
+  ChunkWork* Take(std::deque<ChunkWork*>* idle);
+  void OnRead(ChunkWork* work, const absl::Status& status);
+  void BeginCompute(ChunkWork* work);
+  void Submit(ChunkWork* work);
+  void OnComputed(ChunkWork* work);
+  void StoreParams(ChunkWork* work);
+  void OnParamsStored(ChunkWork* work, const absl::Status& status);
+  void OnStatesStored(ChunkWork* work, const absl::Status& status);
+  void Finish(ChunkWork* work);
+  void Retire(ChunkWork* work);
+  bool Active(ChunkIndex chunk) const;
+  void Order();
+
+  const Context context_;
+  Observer* const observer_;
+  std::vector<std::unique_ptr<ChunkWork>> works_;
+  std::deque<ChunkWork*> idle_streaming_;  // for chunks on NVMe
+  std::deque<ChunkWork*> idle_resident_;
+  std::deque<ChunkWork*> staged_;          // read ahead of Start
+  std::vector<UnitIndex> unit_order_;
+  std::vector<ChunkIndex> streaming_;      // chunks on NVMe, in order
+  std::vector<ChunkIndex> resident_;
+  size_t next_streaming_ = 0;
+  size_t next_resident_ = 0;
+  bool read_ahead_ = false;
+  bool started_ = false;
+  bool failed_ = false;
+  size_t busy_ = 0;                        // works that are not idle
+  size_t chunks_left_ = 0;                 // of this step, including their writes
+  std::vector<uint32_t> unit_left_;        // by unit: chunks whose parameters are not stored yet
+  std::vector<std::optional<AdamWCoefficients>> coefficients_;
+  Counter* const chunks_updated_;
+  Counter* const elements_updated_;
+  Counter* const update_ns_;
+  TrackId track_ = 0;
+};
+
+}  // namespace sluice
+
+#endif  // SLUICE_OFFLOAD_UPDATER_H_

@@ -1,0 +1,207 @@
+#include "offload/value_access.h"
+
+#include <cstring>
+#include <utility>
+
+#include "core/status.h"
+#include "optim/convert.h"
+
+namespace sluice {
+
+// The chunk under way: [read] -> work on a worker -> [write states] and [store parameters] -> next.
+class ValueAccess::ChunkStep final : public Task, public Event {
+ public:
+  explicit ChunkStep(ValueAccess* owner)
+      : read_(this, &ChunkStep::OnRead), write_(this, &ChunkStep::OnStored), param_write_(this, &ChunkStep::OnStored),
+        uploaded_(this), owner_(owner), context_(owner->context_) {}
+
+  void Start(ChunkIndex chunk) {
+    chunk_ = chunk;
+    status_ = absl::OkStatus();
+    was_read_ = false;
+    const std::optional<BlockIndex>& block = context_.memory->blocks.states[chunk.value()];
+    if (!block) {
+      states_ = context_.memory->state_home[chunk.value()];
+      return Prepare();
+    }
+    buffer_ = context_.memory->state_buffers.TryTake();
+    SLUICE_CHECK_MSG(!buffer_.empty(), "values are accessed while chunks are on their way");
+    states_ = buffer_.data();
+    if (!owner_->written_[chunk.value()]) {
+      std::memset(buffer_.data(), 0, buffer_.size());
+      return Prepare();
+    }
+    was_read_ = true;
+    context_.store->StartRead(&read_, *block, buffer_, IoPriority::kUrgent);
+  }
+
+  void Run() override {
+    if (was_read_) status_ = BlockStore::Verify(read_);
+    if (status_.ok()) {
+      for (const ChunkRun& run : context_.layout->runs(context_.layout->chunk(chunk_))) {
+        if (run.tensor == owner_->request_.tensor) Apply(run);
+      }
+      if (owner_->request_.write) RenewParams();
+    }
+    context_.inbox->Post(this);
+  }
+
+  void Handle() override {  // the worker is done
+    if (!status_.ok() || !owner_->request_.write) return End();
+    stores_left_ = 1;
+    if (!buffer_.empty()) {
+      ++stores_left_;
+      context_.store->StartWrite(&write_, IoPriority::kUrgent);
+    }
+    if (param_block()) {
+      ++stores_left_;
+      context_.store->StartWrite(&param_write_, IoPriority::kUrgent);
+    } else if (!param_buffer_.empty()) {
+      ++stores_left_;
+      const ChunkLayout& layout = context_.layout->chunk(chunk_);
+      upload_.stream = StreamKind::kHostToDevice;
+      upload_.from = param_buffer_.first(static_cast<size_t>(layout.elements * param_size()));
+      upload_.to = context_.memory->param_home[layout.unit.value()] + layout.offset * param_size();
+      upload_.inbox = context_.inbox;
+      upload_.event = &uploaded_;
+      context_.device->Enqueue(&upload_);
+    }
+    OnStored(absl::OkStatus());
+  }
+
+ private:
+  struct Transfer final : BlockTransfer {
+    using Next = void (ChunkStep::*)(const absl::Status&);
+    Transfer(ChunkStep* step, Next next) : step(step), next(next) {}
+    void OnDone() override { (step->*next)(status()); }
+    ChunkStep* const step;
+    const Next next;
+  };
+  struct Uploaded final : Event {
+    explicit Uploaded(ChunkStep* step) : step(step) {}
+    void Handle() override { step->OnStored(step->upload_.status); }
+    ChunkStep* const step;
+  };
+
+  int64_t param_size() const { return SizeOf(context_.types.param_type); }
+  const std::optional<BlockIndex>& param_block() const { return context_.memory->blocks.params[chunk_.value()]; }
+
+  void OnRead(const absl::Status& status) {
+    status_ = status;
+    status.ok() ? Prepare() : End();
+  }
+
+  void Prepare() {
+    if (owner_->request_.write) {
+      if (!buffer_.empty()) {
+        context_.store->PrepareWrite(&write_, *context_.memory->blocks.states[chunk_.value()], buffer_);
+      }
+      const UnitIndex unit = context_.layout->chunk(chunk_).unit;
+      if (context_.placement->param_home[unit.value()] != Tier::kPinned) {
+        param_buffer_ = context_.memory->param_buffers.TryTake();
+        SLUICE_CHECK_MSG(!param_buffer_.empty(), "values are accessed while parameters are on their way");
+        if (param_block()) context_.store->PrepareWrite(&param_write_, *param_block(), param_buffer_);
+      }
+    }
+    context_.executor->Submit(this);
+  }
+
+  void Apply(const ChunkRun& run) {
+    const ValueRequest& request = owner_->request_;
+    const StateSpans all = SplitStates(context_.layout->chunk(chunk_), states_);
+    const std::span<float> field = request.field == Field::kExpAvg     ? all.exp_avg
+                                   : request.field == Field::kExpAvgSq ? all.exp_avg_sq
+                                                                       : all.master;
+    float* const values = field.data() + run.chunk_offset;
+    std::byte* const theirs = request.data + run.tensor_offset * SizeOf(request.type);
+    const auto n = static_cast<size_t>(run.elements);
+    if (request.write) {
+      Convert(theirs, request.type, values, FloatType::kF32, n);
+    } else {
+      Convert(values, FloatType::kF32, theirs, request.type, n);
+    }
+  }
+
+  // Writes the parameter copies of the whole chunk and seals what goes to NVMe.
+  void RenewParams() {
+    const ChunkLayout& layout = context_.layout->chunk(chunk_);
+    std::byte* params = param_buffer_.data();
+    if (param_buffer_.empty()) {
+      params = context_.memory->param_home[layout.unit.value()] + layout.offset * param_size();
+    }
+    Convert(SplitStates(layout, states_).master.data(), FloatType::kF32, params, context_.types.param_type,
+            static_cast<size_t>(layout.elements));
+    if (!buffer_.empty()) BlockStore::Seal(&write_);
+    if (param_block()) BlockStore::Seal(&param_write_);
+  }
+
+  void OnStored(const absl::Status& status) {
+    if (status_.ok()) status_ = status;
+    if (--stores_left_ == 0) {
+      if (status_.ok()) owner_->written_[chunk_.value()] = true;
+      End();
+    }
+  }
+
+  void End() {
+    if (!buffer_.empty()) context_.memory->state_buffers.Give(std::exchange(buffer_, {}));
+    if (!param_buffer_.empty()) context_.memory->param_buffers.Give(std::exchange(param_buffer_, {}));
+    status_.ok() ? owner_->NextChunk() : owner_->End(status_);
+  }
+
+  Transfer read_;
+  Transfer write_;
+  Transfer param_write_;
+  DeviceOp upload_;
+  Uploaded uploaded_;
+  ValueAccess* const owner_;
+  const Context& context_;
+  ChunkIndex chunk_;
+  std::byte* states_ = nullptr;
+  MemoryView buffer_;
+  MemoryView param_buffer_;
+  bool was_read_ = false;
+  int stores_left_ = 0;
+  absl::Status status_;
+};
+
+ValueAccess::ValueAccess(const Context& context)
+    : context_(context), step_(std::make_unique<ChunkStep>(this)), written_(context.layout->chunks().size(), false) {}
+
+ValueAccess::~ValueAccess() = default;
+
+void ValueAccess::Start(ValueRequest request) {
+  SLUICE_CHECK(!busy_);
+  busy_ = true;
+  request_ = std::move(request);
+  if (request_.field == Field::kGrad) return CopyGrad();
+  const UnitLayout& unit = context_.layout->unit(context_.layout->tensor(request_.tensor).unit);
+  next_chunk_ = unit.first_chunk;
+  last_chunk_ = unit.first_chunk + unit.chunk_count;
+  NextChunk();
+}
+
+void ValueAccess::NextChunk() {
+  while (next_chunk_ < last_chunk_) {
+    const ChunkIndex chunk(next_chunk_++);
+    for (const ChunkRun& run : context_.layout->runs(context_.layout->chunk(chunk))) {
+      if (run.tensor == request_.tensor) return step_->Start(chunk);
+    }
+  }
+  End(absl::OkStatus());
+}
+
+void ValueAccess::CopyGrad() {
+  const TensorLayout& t = context_.layout->tensor(request_.tensor);
+  const FloatType type = context_.types.grad_type;
+  Convert(context_.memory->grads[t.unit.value()] + t.offset * SizeOf(type), type, request_.data, request_.type,
+          static_cast<size_t>(t.elements));
+  End(absl::OkStatus());
+}
+
+void ValueAccess::End(const absl::Status& status) {
+  busy_ = false;
+  std::exchange(request_.done, nullptr)(status);
+}
+
+}  // namespace sluice
