@@ -35,6 +35,7 @@ class Metrics {
   // "stall_param_fetch_ns".
   Counter* Get(std::string_view name);
   std::map<std::string, int64_t> Snapshot() const;
+  void Reset();  // every counter to 0
 
  private:
   mutable std::mutex mutex_;

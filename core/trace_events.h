@@ -26,7 +26,8 @@ class TraceEvents {
   // Room for `spans_max` spans (48 bytes each). 0 records nothing.
   explicit TraceEvents(size_t spans_max);
 
-  // Tracks are made at start, before the first Record. Order is the order of the picture.
+  // Tracks are made at start, before the first Record. Order is the order of the picture; spans of one
+  // track that overlap are drawn below each other.
   TrackId AddTrack(std::string_view name);
 
   // Any thread. `name` must be a literal or otherwise outlive this object; `id` is shown beside it
@@ -35,6 +36,9 @@ class TraceEvents {
 
   bool enabled() const { return spans_max_ > 0; }
   size_t dropped() const;
+
+  // Forgets all spans. Call while nothing records.
+  void Clear();
 
   // Errors: those of writing the file. Call while nothing records.
   absl::Status WriteChromeJson(const std::string& path) const;

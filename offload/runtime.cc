@@ -125,7 +125,16 @@ void Runtime::BeginIteration(uint32_t key, bool boundary) {
   Send({.run = &Runtime::RunBegin, .key = key, .boundary = boundary});
 }
 void Runtime::EndIteration() { Send({.run = &Runtime::RunEnd}); }
-void Runtime::Release(UnitIndex unit) { Send({.run = &Runtime::RunRelease, .unit = unit}); }
+
+absl::Status Runtime::Release(UnitIndex unit) {
+  if (!residency_->views()->Shown(unit)) {
+    return absl::FailedPreconditionError(
+        fmt::format("unit '{}' is not acquired: there is nothing to release", layout_.unit(unit).name));
+  }
+  Send({.run = &Runtime::RunRelease, .unit = unit});
+  return absl::OkStatus();
+}
+
 void Runtime::ZeroGrad() { Send({.run = &Runtime::RunZeroGrad}); }
 
 std::optional<absl::Status> Runtime::Wait(Ticket ticket, std::chrono::milliseconds timeout) {

@@ -77,7 +77,7 @@ struct StepResult {
   double loss_scale = 1;
 };
 
-class Runtime final : private Updater::Observer {
+class Runtime final : public Updater::Observer {
  public:
   // Takes all memory. Errors: ResourceExhausted, Unavailable from the seams.
   static absl::StatusOr<std::unique_ptr<Runtime>> Create(ModelLayout layout, Placement placement,
@@ -97,7 +97,8 @@ class Runtime final : private Updater::Observer {
 
   void BeginIteration(uint32_t key, bool boundary);
   void EndIteration();
-  void Release(UnitIndex unit);
+  // Errors: FailedPrecondition if the unit is not acquired.
+  absl::Status Release(UnitIndex unit);
   void ZeroGrad();
 
   std::optional<absl::Status> Wait(Ticket ticket, std::chrono::milliseconds timeout);

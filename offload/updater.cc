@@ -128,7 +128,8 @@ void Updater::SetOrder(const std::vector<UnitIndex>& order) {
   std::vector<UnitIndex> next;
   for (const std::vector<UnitIndex>& list : {order, std::vector<UnitIndex>(unit_order_)}) {
     for (UnitIndex unit : list) {
-      if (!std::exchange(named[unit.value()], true)) next.push_back(unit);
+      if (!named[unit.value()]) next.push_back(unit);
+      named[unit.value()] = true;
     }
   }
   if (next == unit_order_ || !idle() || !staged_.empty()) return;

@@ -76,6 +76,11 @@ void Views::Hide(UnitIndex unit) {
   shared_->shown[unit.value()] = {};
 }
 
+bool Views::Shown(UnitIndex unit) const {
+  const std::lock_guard lock(shared_->mutex);
+  return unit.value() < shared_->shown.size() && shared_->shown[unit.value()].address != nullptr;
+}
+
 absl::StatusOr<DlManagedTensor*> Views::MakeView(UnitIndex unit) {
   auto view = std::make_unique<View>();
   {

@@ -57,6 +57,7 @@ class Views {
   // From Show to Hide, MakeView(unit) gives views of `elements` values at `address`.
   void Show(UnitIndex unit, std::byte* address, int64_t elements);
   void Hide(UnitIndex unit);
+  bool Shown(UnitIndex unit) const;  // any thread
 
   // Errors: FailedPrecondition if the unit is not shown.
   absl::StatusOr<DlManagedTensor*> MakeView(UnitIndex unit);

@@ -1,0 +1,112 @@
+#include <algorithm>
+#include <array>
+#include <condition_variable>
+#include <cstring>
+#include <mutex>
+#include <thread>
+
+#include "core/config.h"
+#include "core/device.h"
+#include "core/device_queue.h"
+#include "core/status.h"
+#include "fmt/format.h"
+
+namespace sluice {
+
+namespace {
+
+// One thread per stream; it sleeps where a GPU would compute.
+class HostDevice final : public Device {
+ public:
+  HostDevice(const HostDeviceOptions& options, Clock* clock, MemoryResource* resource)
+      : options_(options), clock_(clock), resource_(resource) {
+    for (Stream& stream : streams_) stream.thread = std::thread([this, &stream] { Work(&stream); });
+  }
+  ~HostDevice() override {
+    for (Stream& stream : streams_) {
+      {
+        const std::lock_guard lock(stream.mutex);
+        stream.stopping = true;
+      }
+      stream.changed.notify_all();
+      stream.thread.join();
+    }
+  }
+
+  absl::StatusOr<Arena> MakeHbmArena(Bytes size) override {
+    if (size > options_.hbm_limit) {
+      return absl::ResourceExhaustedError(fmt::format("{} of HBM were asked for, but the host device is limited to {}",
+                                                      FormatBytes(size), FormatBytes(options_.hbm_limit)));
+    }
+    return Arena::Create(resource_, size);
+  }
+
+  void Enqueue(DeviceOp* op) override {
+    Stream& stream = streams_[static_cast<size_t>(op->stream)];
+    {
+      const std::lock_guard lock(stream.mutex);
+      stream.queue.Push(op);
+    }
+    stream.changed.notify_one();
+  }
+
+  std::string description() const override {
+    return options_.link_bytes_per_second > 0
+               ? fmt::format("host: RAM as HBM, link modelled at {}/s",
+                             FormatBytes(Bytes(static_cast<int64_t>(options_.link_bytes_per_second))))
+               : "host: RAM as HBM, copies at memory speed";
+  }
+
+ private:
+  struct Stream {
+    std::mutex mutex;
+    std::condition_variable changed;
+    DeviceQueue queue;      // guarded by mutex
+    bool stopping = false;  // guarded by mutex
+    std::thread thread;
+  };
+
+  void Work(Stream* stream) {
+    for (;;) {
+      DeviceOp* op = nullptr;
+      {
+        std::unique_lock lock(stream->mutex);
+        stream->changed.wait(lock, [stream] { return stream->stopping || !stream->queue.empty(); });
+        if (stream->queue.empty()) return;
+        op = stream->queue.Pop();
+      }
+      Execute(op);
+    }
+  }
+
+  void Execute(DeviceOp* op) {
+    op->started = clock_->Now();
+    Nanos modelled{0};
+    if (!op->from.empty()) {
+      std::memcpy(op->to, op->from.data(), op->from.size());
+      if (options_.link_bytes_per_second > 0) {
+        modelled = Nanos(static_cast<int64_t>(static_cast<double>(op->from.size()) / options_.link_bytes_per_second * 1e9));
+      }
+    } else {
+      modelled = Nanos(static_cast<int64_t>(static_cast<double>(op->duration.count()) * options_.compute_scale));
+    }
+    const Nanos left = op->started + modelled - clock_->Now();
+    if (left > Nanos(0)) std::this_thread::sleep_for(left);
+    op->finished = clock_->Now();
+    op->status = absl::OkStatus();
+    op->inbox->Post(op->event);
+  }
+
+  const HostDeviceOptions options_;
+  Clock* const clock_;
+  MemoryResource* const resource_;
+  std::array<Stream, kStreamCount> streams_;
+};
+
+}  // namespace
+
+std::unique_ptr<Device> MakeHostDevice(const HostDeviceOptions& options, Clock* clock, MemoryResource* resource) {
+  return std::make_unique<HostDevice>(options, clock, resource);
+}
+
+}  // namespace sluice

@@ -1,0 +1,156 @@
+#include "core/sim_world.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <deque>
+
+#include "core/config.h"
+#include "core/device_queue.h"
+#include "core/status.h"
+#include "fmt/format.h"
+
+namespace sluice {
+
+void SimWorld::At(TimePoint when, std::function<void()> action) {
+  pending_.emplace(std::pair(std::max(when, now_), Random()), std::move(action));
+}
+
+bool SimWorld::RunNext(Deadline deadline) {
+  if (pending_.empty() || pending_.begin()->first.first > deadline) {
+    if (deadline != kForever && deadline > now_) now_ = deadline;
+    return false;
+  }
+  const auto first = pending_.begin();
+  now_ = first->first.first;
+  const std::function<void()> action = std::move(first->second);
+  pending_.erase(first);
+  action();
+  return true;
+}
+
+// SplitMix64 (Steele, Lea & Flood 2014).
+uint64_t SimWorld::Random() {
+  uint64_t z = (random_state_ += 0x9E3779B97F4A7C15u);
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+  return z ^ (z >> 31);
+}
+
+uint64_t SimWorld::Uniform(uint64_t low, uint64_t high) {
+  SLUICE_CHECK(low <= high);
+  const uint64_t range = high - low + 1;
+  return range == 0 ? Random() : low + Random() % range;
+}
+
+void SimWorld::Log(std::string_view line) { log_ += fmt::format("{} {}\n", now_.count(), line); }
+
+namespace {
+
+class SimExecutor final : public Executor {
+ public:
+  SimExecutor(SimWorld* world, int workers) : world_(world), workers_(workers) {}
+
+  void Submit(Task* task) override {
+    waiting_.push_back({task, submitted_++});
+    StartSome();
+  }
+  int concurrency() const override { return workers_; }
+  std::string description() const override { return fmt::format("{} simulated workers", workers_); }
+
+ private:
+  struct Waiting {
+    Task* task;
+    uint64_t number;
+  };
+
+  void StartSome() {
+    while (busy_ < workers_ && !waiting_.empty()) {
+      const Waiting next = waiting_.front();
+      waiting_.pop_front();
+      ++busy_;
+      const auto percent = static_cast<int64_t>(world_->Uniform(50, 400));
+      world_->Log(fmt::format("task {} starts", next.number));
+      world_->At(world_->Now() + next.task->cost() * percent / 100, [this, next] {
+        --busy_;
+        world_->Log(fmt::format("task {} ends", next.number));
+        {
+          const ScopedFlushDenormals flush;
+          next.task->Run();
+        }
+        StartSome();
+      });
+    }
+  }
+
+  SimWorld* const world_;
+  const int workers_;
+  int busy_ = 0;
+  uint64_t submitted_ = 0;
+  std::deque<Waiting> waiting_;
+};
+
+class SimDevice final : public Device {
+ public:
+  SimDevice(const SimDeviceOptions& options, SimWorld* world, MemoryResource* resource)
+      : options_(options), world_(world), resource_(resource) {}
+
+  absl::StatusOr<Arena> MakeHbmArena(Bytes size) override {
+    if (size > options_.hbm_limit) {
+      return absl::ResourceExhaustedError(fmt::format("{} of HBM were asked for, but the simulated device has {}",
+                                                      FormatBytes(size), FormatBytes(options_.hbm_limit)));
+    }
+    return Arena::Create(resource_, size);
+  }
+
+  void Enqueue(DeviceOp* op) override {
+    Stream& stream = streams_[static_cast<size_t>(op->stream)];
+    stream.queue.Push(op);
+    if (!stream.busy) StartNext(&stream);
+  }
+  std::string description() const override { return "simulated"; }
+
+ private:
+  struct Stream {
+    DeviceQueue queue;
+    bool busy = false;
+  };
+
+  void StartNext(Stream* stream) {
+    DeviceOp* op = stream->queue.Pop();
+    stream->busy = true;
+    op->started = world_->Now();
+    Nanos takes = op->duration;
+    if (!op->from.empty()) {
+      takes = Nanos(static_cast<int64_t>(static_cast<double>(op->from.size()) / options_.link_bytes_per_second * 1e9));
+    }
+    takes += Nanos(static_cast<int64_t>(world_->Uniform(500, 20'000)));
+    world_->At(world_->Now() + takes, [this, stream, op, number = ++ops_] {
+      if (!op->from.empty()) std::memcpy(op->to, op->from.data(), op->from.size());
+      op->finished = world_->Now();
+      op->status = absl::OkStatus();
+      world_->Log(fmt::format("device op {} on stream {} ends", number, static_cast<int>(op->stream)));
+      stream->busy = false;
+      op->inbox->Post(op->event);
+      if (!stream->queue.empty()) StartNext(stream);
+    });
+  }
+
+  const SimDeviceOptions options_;
+  SimWorld* const world_;
+  MemoryResource* const resource_;
+  std::array<Stream, kStreamCount> streams_;
+  uint64_t ops_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<Executor> MakeSimExecutor(SimWorld* world, int workers) {
+  return std::make_unique<SimExecutor>(world, workers);
+}
+
+std::unique_ptr<Device> MakeSimDevice(const SimDeviceOptions& options, SimWorld* world, MemoryResource* resource) {
+  return std::make_unique<SimDevice>(options, world, resource);
+}
+
+}  // namespace sluice

@@ -1,0 +1,47 @@
+#include "offload/sim_factory.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/status.h"
+#include "nvme/sim_io_engine.h"
+
+namespace sluice {
+
+absl::StatusOr<SimRuntime> MakeSimRuntime(const ModelSpec& spec, const RuntimeConfig& config,
+                                          const SimOptions& options) {
+  SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, config));
+  SimRuntime sim;
+  sim.world = std::make_unique<SimWorld>(options.seed);
+  sim.memory = std::make_unique<HugePageResource>();
+  SimWorld* const world = sim.world.get();
+  Seams seams;
+  seams.clock = world;
+  seams.host_memory = sim.memory.get();
+  seams.threaded = false;
+  seams.executor = MakeSimExecutor(world, config.workers > 0 ? config.workers : static_cast<int>(world->Uniform(1, 4)));
+  seams.device = MakeSimDevice({.link_bytes_per_second = 1e9 * static_cast<double>(world->Uniform(1, 16))}, world,
+                               sim.memory.get());
+  const auto paths = static_cast<uint32_t>(std::max<size_t>(1, config.nvme_paths.size()));
+  seams.segments = SegmentsOf(plan, config, paths);
+  seams.make_engine = [world, sizes = seams.segments.file_sizes, limits = config.io](
+                          std::span<const MemoryView>,
+                          std::span<const DirectFile>) -> absl::StatusOr<std::unique_ptr<IoEngine>> {
+    const SimIoOptions io{.bytes_per_second = 1e8 * static_cast<double>(world->Uniform(1, 50)),
+                          .latency_min = Nanos(10'000),
+                          .latency_max = Nanos(static_cast<int64_t>(world->Uniform(20'000, 2'000'000)))};
+    return MakeSimIoEngine(io, sizes, limits, world);
+  };
+  const RuntimeOptions runtime_options{.budgets = plan.budgets,
+                                       .placement = config.placement,
+                                       .io = config.io,
+                                       .loss_scale = config.loss_scale,
+                                       .overlap = config.overlap,
+                                       .trace_spans_max = config.trace_spans_max,
+                                       .planted_bug = options.planted_bug};
+  SLUICE_ASSIGN_OR_RETURN(sim.runtime, Runtime::Create(std::move(plan.layout), std::move(plan.placement),
+                                                       runtime_options, std::move(seams)));
+  return sim;
+}
+
+}  // namespace sluice

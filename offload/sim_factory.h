@@ -1,0 +1,32 @@
+// offload/sim_factory.h
+//
+// A runtime over simulated seams, in virtual time, from one seed. For tests; not linked into the library.
+
+#ifndef SLUICE_OFFLOAD_SIM_FACTORY_H_
+#define SLUICE_OFFLOAD_SIM_FACTORY_H_
+
+#include <memory>
+
+#include "core/sim_world.h"
+#include "offload/factory.h"
+
+namespace sluice {
+
+struct SimOptions {
+  uint64_t seed = 1;
+  PlantedBug planted_bug = PlantedBug::kNone;
+};
+
+// The world outlives the runtime, which is why they come together.
+struct SimRuntime {
+  std::unique_ptr<SimWorld> world;
+  std::unique_ptr<MemoryResource> memory;
+  std::unique_ptr<Runtime> runtime;
+};
+
+// Rates and delays are drawn from the seed.
+absl::StatusOr<SimRuntime> MakeSimRuntime(const ModelSpec& spec, const RuntimeConfig& config, const SimOptions& options);
+
+}  // namespace sluice
+
+#endif  // SLUICE_OFFLOAD_SIM_FACTORY_H_
