@@ -28,48 +28,40 @@
 #include "core/trace_events.h"
 #include "core/types.h"
 #include "nvme/io_engine.h"
+#include "nvme/io_queue.h"
 #include "nvme/segments.h"
 
 namespace sluice {
 
-enum class IoPriority : uint8_t {
-  kUrgent,
-  kNormal
-};  // urgent: somebody waits, or will soon, for a parameter
-
-// One block on its way, owned by the caller from Start... until OnDone. `op.memory` is the caller's
-// buffer of at least the extent's length; the block's own bytes come first, what follows is
-// padding.
-class BlockTransfer {
+// One block on its way, owned by the caller from Start... until OnDone. Its buffer holds at least the extent's length; the
+// block's own bytes come first, what follows is padding.
+class BlockTransfer : private IoOp {
  public:
   virtual ~BlockTransfer() = default;
   virtual void OnDone() = 0;  // on the control thread, from Poll; status() is set
 
-  const absl::Status& status() const { return op_.status; }
+  const absl::Status& status() const { return IoOp::status; }
   BlockIndex block() const { return block_; }
-  // The bytes of the block itself, in the buffer given.
-  MemoryView data() const { return data_; }
+  MemoryView data() const { return data_; }  // the bytes of the block itself
 
  private:
   friend class BlockStore;
-  friend class IoQueue;
-  IoOp op_;
   BlockIndex block_;
   MemoryView data_;
-  uint64_t generation_ = 0;
-  uint64_t checksum_ = 0;
+  uint64_t generation_ = 0;  // that the bytes have, or will have
+  uint64_t checksum_ = 0;    // of that generation
 };
 
 class BlockStore {
  public:
-  // `engine` (not owned) was made over the files of `table`. `metrics` and `trace` (not owned) may
-  // be null.
+  // `engine` (not owned) was made over the files of `table`. `metrics` and `trace` are not owned.
   BlockStore(SegmentTable table, std::vector<Bytes> block_sizes, IoEngine* engine,
              const IoEngine::Limits& limits, Metrics* metrics, TraceEvents* trace);
 
   size_t block_count() const { return blocks_.size(); }
-  Bytes block_size(BlockIndex block) const;
-  Bytes extent_length(BlockIndex block) const;  // what a buffer must hold
+  Bytes extent_length(BlockIndex block) const {  // what a buffer must hold
+    return table_.extents[block.value()].length;
+  }
 
   // Reads `block` into `buffer`. At most one transfer of a block at a time (checked).
   void StartRead(BlockTransfer* transfer, BlockIndex block, MemoryView buffer, IoPriority priority);
@@ -82,6 +74,8 @@ class BlockStore {
   void PrepareWrite(BlockTransfer* transfer, BlockIndex block, MemoryView buffer);
   // Any thread, once the bytes are final: computes the checksum and zeroes the padding.
   static void Seal(BlockTransfer* transfer);
+  // Gives up a prepared write that is not going to be started. Control thread.
+  void Cancel(BlockTransfer* transfer);
   // Control thread; the transfer was prepared and sealed.
   void StartWrite(BlockTransfer* transfer, IoPriority priority);
 
@@ -89,12 +83,33 @@ class BlockStore {
   // `deadline` for the first if none has, or until woken. Returns how many transfers ended.
   size_t Poll(Deadline deadline);
 
-  size_t queued() const;     // started, not yet in the kernel
-  size_t in_flight() const;  // in the kernel
-  bool idle() const { return queued() == 0 && in_flight() == 0; }
+  bool idle() const { return queue_.size() == 0 && engine_->in_flight() == 0 && refused_.empty(); }
 
  private:
-  // (to be completed in the implementation)
+  struct Block {
+    uint64_t generation = 0;  // 0: never written, or its last write failed
+    uint64_t last_generation = 0;
+    uint64_t checksum = 0;
+    bool busy = false;
+  };
+  void Prepare(BlockTransfer* transfer, BlockIndex block, MemoryView buffer, IoKind kind);
+  void End(BlockTransfer* transfer);
+  void Count(const BlockTransfer& transfer);
+
+  const SegmentTable table_;
+  const std::vector<Bytes> sizes_;
+  IoEngine* const engine_;
+  IoQueue queue_;
+  std::vector<Block> blocks_;
+  std::vector<IoOp*> done_;  // room for one Poll
+  IoOpList refused_;         // reads of blocks that hold nothing, to be handed out by Poll
+  TraceEvents* const trace_;
+  TrackId read_track_ = 0;
+  TrackId write_track_ = 0;
+  Counter* const read_bytes_;
+  Counter* const write_bytes_;
+  Counter* const reads_;
+  Counter* const writes_;
 };
 
 }  // namespace sluice

@@ -58,14 +58,13 @@ SegmentTable SegmentsOf(const Plan& plan, const RuntimeConfig& config, uint32_t 
   return PlanSegments(blocks.sizes, paths, largest);
 }
 
-absl::StatusOr<std::unique_ptr<Runtime>> MakeRuntimeOver(Plan plan, const RuntimeConfig& config, Seams seams) {
-  const RuntimeOptions options{.budgets = plan.budgets,
-                               .placement = config.placement,
-                               .io = config.io,
-                               .loss_scale = config.loss_scale,
-                               .overlap = config.overlap,
-                               .trace_spans_max = config.trace_spans_max};
-  return Runtime::Create(std::move(plan.layout), std::move(plan.placement), options, std::move(seams));
+RuntimeOptions OptionsOf(const RuntimeConfig& config, const Budgets& budgets) {
+  return {.budgets = budgets,
+          .placement = config.placement,
+          .io = config.io,
+          .loss_scale = config.loss_scale,
+          .overlap = config.overlap,
+          .trace_spans_max = config.trace_spans_max};
 }
 
 absl::StatusOr<std::unique_ptr<Runtime>> MakeRuntime(const ModelSpec& spec, const RuntimeConfig& config) {
@@ -84,7 +83,8 @@ absl::StatusOr<std::unique_ptr<Runtime>> MakeRuntime(const ModelSpec& spec, cons
   seams.make_engine = [config](std::span<const MemoryView> arenas, std::span<const DirectFile> files) {
     return MakeIoEngine(config.engine, files, arenas, config.io, RealClock());
   };
-  return MakeRuntimeOver(std::move(plan), config, std::move(seams));
+  const RuntimeOptions options = OptionsOf(config, plan.budgets);
+  return Runtime::Create(std::move(plan.layout), std::move(plan.placement), options, std::move(seams));
 }
 
 }  // namespace sluice

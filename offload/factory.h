@@ -42,8 +42,8 @@ absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config
 
 absl::StatusOr<std::unique_ptr<Runtime>> MakeRuntime(const ModelSpec& spec, const RuntimeConfig& config);
 
-// The same over other seams (simulation): `make` gets the plan's segments.
-absl::StatusOr<std::unique_ptr<Runtime>> MakeRuntimeOver(Plan plan, const RuntimeConfig& config, Seams seams);
+// What of `config` a runtime is told.
+RuntimeOptions OptionsOf(const RuntimeConfig& config, const Budgets& budgets);
 
 // The segments that the blocks of `plan` need on `paths` drives.
 SegmentTable SegmentsOf(const Plan& plan, const RuntimeConfig& config, uint32_t paths);

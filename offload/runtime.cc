@@ -73,6 +73,7 @@ Runtime::~Runtime() {
   }
   if (engine_ != nullptr) engine_->Wake();
   if (thread_.joinable()) thread_.join();
+  if (!seams_.threaded && residency_ != nullptr) ControlLoop();
   // Workers and streams first: what they run writes into what follows.
   seams_.executor.reset();
   seams_.device.reset();

@@ -32,13 +32,8 @@ absl::StatusOr<SimRuntime> MakeSimRuntime(const ModelSpec& spec, const RuntimeCo
                           .latency_max = Nanos(static_cast<int64_t>(world->Uniform(20'000, 2'000'000)))};
     return MakeSimIoEngine(io, sizes, limits, world);
   };
-  const RuntimeOptions runtime_options{.budgets = plan.budgets,
-                                       .placement = config.placement,
-                                       .io = config.io,
-                                       .loss_scale = config.loss_scale,
-                                       .overlap = config.overlap,
-                                       .trace_spans_max = config.trace_spans_max,
-                                       .planted_bug = options.planted_bug};
+  RuntimeOptions runtime_options = OptionsOf(config, plan.budgets);
+  runtime_options.planted_bug = options.planted_bug;
   SLUICE_ASSIGN_OR_RETURN(sim.runtime, Runtime::Create(std::move(plan.layout), std::move(plan.placement),
                                                        runtime_options, std::move(seams)));
   return sim;

@@ -274,6 +274,8 @@ void Updater::Submit(ChunkWork* work) {
 
 void Updater::OnComputed(ChunkWork* work) {
   if (!work->status.ok()) {
+    if (work->streaming) context_.store->Cancel(&work->write);
+    if (work->param_on_nvme) context_.store->Cancel(&work->param_write);
     failed_ = true;
     context_.fail(work->status);
     return Retire(work);

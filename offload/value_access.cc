@@ -47,7 +47,12 @@ class ValueAccess::ChunkStep final : public Task, public Event {
   }
 
   void Handle() override {  // the worker is done
-    if (!status_.ok() || !owner_->request_.write) return End();
+    if (!owner_->request_.write) return End();
+    if (!status_.ok()) {
+      if (!buffer_.empty()) context_.store->Cancel(&write_);
+      if (param_block()) context_.store->Cancel(&param_write_);
+      return End();
+    }
     stores_left_ = 1;
     if (!buffer_.empty()) {
       ++stores_left_;

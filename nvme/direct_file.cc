@@ -1,0 +1,137 @@
+#include "nvme/direct_file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <utility>
+#include <vector>
+
+#include "core/config.h"
+#include "core/status.h"
+#include "fmt/format.h"
+
+namespace sluice {
+
+namespace {
+
+std::string FileSystemName(const std::string& directory) {
+  struct statfs fs {};
+  if (statfs(directory.c_str(), &fs) != 0) return "unknown file system";
+  switch (static_cast<unsigned>(fs.f_type)) {
+    case 0xEF53:
+      return "ext4";
+    case 0x58465342:
+      return "xfs";
+    case 0x9123683E:
+      return "btrfs";
+    case 0x01021994:
+      return "tmpfs";
+    case 0x794C7630:
+      return "overlay";
+    case 0x6969:
+      return "nfs";
+    case 0x65735546:
+      return "fuse";
+    default:
+      return fmt::format("file system {:#x}", static_cast<unsigned>(fs.f_type));
+  }
+}
+
+// A file without a name; `unlinked` says whether it had one for a moment.
+absl::StatusOr<int> OpenUnnamed(const std::string& directory, bool* unlinked) {
+  int fd = open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+  if (fd >= 0) return fd;
+  if (errno != EOPNOTSUPP && errno != EISDIR && errno != EINVAL) {
+    if (errno == ENOTDIR) {
+      return absl::FailedPreconditionError(
+          fmt::format("{} is not a directory: give a directory on the drive to swap to", directory));
+    }
+    return ErrnoStatus(errno, fmt::format("creating a swap file in {}", directory));
+  }
+  std::string name = directory + "/.sluice-XXXXXX";
+  fd = mkostemp(name.data(), O_CLOEXEC);
+  if (fd < 0) return ErrnoStatus(errno, fmt::format("creating a swap file in {}", directory));
+  *unlinked = true;
+  if (unlink(name.c_str()) != 0) {
+    const int error = errno;
+    close(fd);
+    return ErrnoStatus(error, fmt::format("unlinking the new swap file {}", name));
+  }
+  return fd;
+}
+
+// The alignment that direct I/O on `fd` asks for, or 0 if it has none or doesn't say.
+Bytes DirectAlignment(int fd) {
+#ifdef STATX_DIOALIGN
+  struct statx info {};
+  if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &info) != 0) return Bytes(0);
+  if ((info.stx_mask & STATX_DIOALIGN) == 0) return Bytes(0);
+  return Bytes(std::max(info.stx_dio_mem_align, info.stx_dio_offset_align));
+#else
+  (void)fd;
+  return Bytes(4096);
+#endif
+}
+
+}  // namespace
+
+absl::StatusOr<DirectFile> DirectFile::CreateUnnamed(const std::string& directory, Bytes size) {
+  DirectFile file;
+  file.directory_ = directory;
+  file.size_ = size;
+  SLUICE_ASSIGN_OR_RETURN(file.fd_, OpenUnnamed(directory, &file.unlinked_));
+  file.file_system_ = FileSystemName(directory);
+  // Set after the file is open: where it can't be had, the file system says so here or reports no alignment.
+  const Bytes alignment = DirectAlignment(file.fd_);
+  const int flags = fcntl(file.fd_, F_GETFL);
+  if (alignment > Bytes(0) && flags >= 0 && fcntl(file.fd_, F_SETFL, flags | O_DIRECT) == 0) {
+    file.direct_ = true;
+    file.alignment_ = alignment;
+  }
+  int error = 0;
+  if (size > Bytes(0)) {
+    do {
+      error = posix_fallocate(file.fd_, 0, size.value());
+    } while (error == EINTR);
+  }
+  if (error != 0) {
+    struct statfs fs {};
+    const bool known = statfs(directory.c_str(), &fs) == 0;
+    const Bytes free(known ? static_cast<int64_t>(fs.f_bavail) * fs.f_bsize : 0);
+    return ErrnoStatus(error, fmt::format("reserving {} in {}, which has {} free", FormatBytes(size), directory,
+                                          FormatBytes(free)));
+  }
+  return file;
+}
+
+DirectFile& DirectFile::operator=(DirectFile&& other) noexcept {
+  std::swap(fd_, other.fd_);
+  std::swap(direct_, other.direct_);
+  std::swap(unlinked_, other.unlinked_);
+  std::swap(alignment_, other.alignment_);
+  std::swap(size_, other.size_);
+  std::swap(directory_, other.directory_);
+  std::swap(file_system_, other.file_system_);
+  return *this;
+}
+
+DirectFile::~DirectFile() {
+  if (fd_ >= 0) close(fd_);
+}
+
+Bytes DirectFile::allocated() const {
+  struct stat info {};
+  return fstat(fd_, &info) == 0 ? Bytes(info.st_blocks * 512) : Bytes(0);
+}
+
+std::string DirectFile::description() const {
+  const std::string how =
+      direct_ ? fmt::format("direct I/O, alignment {}", alignment_.value()) : "plain I/O through the page cache";
+  return fmt::format("{}: {}, {}, {}", directory_, file_system_, how, unlinked_ ? "unlinked" : "unnamed");
+}
+
+}  // namespace sluice

@@ -1,0 +1,67 @@
+// nvme/io_queue.h
+//
+// What waits for room in an IoEngine, and in what order it goes: urgent operations first, each class first come, first
+// served. Never blocks or refuses: admission is a list through the operations themselves.
+//
+// Threads: the engine's owner. Allocates nothing.
+
+#ifndef SLUICE_NVME_IO_QUEUE_H_
+#define SLUICE_NVME_IO_QUEUE_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "nvme/io_engine.h"
+
+namespace sluice {
+
+enum class IoPriority : uint8_t { kUrgent, kNormal };  // urgent: somebody waits, or will soon
+
+// Operations linked through IoOp::next, first come, first served.
+class IoOpList {
+ public:
+  bool empty() const { return head_ == nullptr; }
+  void Push(IoOp* op) {
+    op->next = nullptr;
+    (head_ == nullptr ? head_ : tail_->next) = op;
+    tail_ = op;
+  }
+  void PushFront(IoOp* op) {
+    op->next = head_;
+    if (head_ == nullptr) tail_ = op;
+    head_ = op;
+  }
+  IoOp* Pop() {
+    IoOp* op = head_;
+    head_ = op->next;
+    return op;
+  }
+
+ private:
+  IoOp* head_ = nullptr;
+  IoOp* tail_ = nullptr;
+};
+
+class IoQueue {
+ public:
+  explicit IoQueue(IoEngine* engine) : engine_(engine) {}
+
+  void Push(IoOp* op, IoPriority priority) {
+    lists_[static_cast<size_t>(priority)].Push(op);
+    ++size_;
+  }
+  size_t size() const { return size_; }
+
+  // Gives the engine as much as it takes.
+  void Submit();
+
+ private:
+  IoEngine* const engine_;
+  std::array<IoOpList, 2> lists_;
+  size_t size_ = 0;
+};
+
+}  // namespace sluice
+
+#endif  // SLUICE_NVME_IO_QUEUE_H_

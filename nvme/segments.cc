@@ -1,0 +1,59 @@
+#include "nvme/segments.h"
+
+#include <sys/vfs.h>
+
+#include <map>
+
+#include "core/config.h"
+#include "core/status.h"
+#include "fmt/format.h"
+
+namespace sluice {
+
+SegmentTable PlanSegments(std::span<const Bytes> block_sizes, uint32_t paths, Bytes segment_bytes) {
+  SegmentTable table;
+  std::vector<uint32_t> open_file(paths, UINT32_MAX);  // by path: the file that blocks go to now
+  for (size_t b = 0; b < block_sizes.size(); ++b) {
+    const Bytes length = RoundUp(block_sizes[b], kExtentAlignment);
+    SLUICE_CHECK(block_sizes[b] > Bytes(0) && length <= segment_bytes && paths > 0);
+    const auto path = static_cast<uint32_t>(b % paths);
+    uint32_t& file = open_file[path];
+    if (file == UINT32_MAX || table.file_sizes[file] + length > segment_bytes) {
+      file = static_cast<uint32_t>(table.file_sizes.size());
+      table.file_sizes.emplace_back();
+      table.file_path.push_back(path);
+    }
+    table.extents.push_back(
+        {.file = FileIndex(file), .offset = FileOffset(table.file_sizes[file].value()), .length = length});
+    table.file_sizes[file] += length;
+  }
+  return table;
+}
+
+absl::StatusOr<std::vector<DirectFile>> CreateSegments(const SegmentTable& table,
+                                                       std::span<const std::string> paths) {
+  std::map<std::string, Bytes> needed;
+  for (size_t f = 0; f < table.file_sizes.size(); ++f) {
+    SLUICE_CHECK(table.file_path[f] < paths.size());
+    needed[paths[table.file_path[f]]] += table.file_sizes[f];
+  }
+  for (const auto& [path, bytes] : needed) {
+    struct statfs fs {};
+    if (statfs(path.c_str(), &fs) != 0) return ErrnoStatus(errno, fmt::format("looking at {}", path));
+    const Bytes free(static_cast<int64_t>(fs.f_bavail) * fs.f_bsize);
+    if (bytes <= free) continue;
+    return absl::ResourceExhaustedError(
+        fmt::format("{} needs {} ({} bytes) of swap space and has {} free: free some, give another path, or raise the "
+                    "pinned budget",
+                    path, FormatBytes(bytes), bytes.value(), FormatBytes(free)));
+  }
+  std::vector<DirectFile> files;
+  for (size_t f = 0; f < table.file_sizes.size(); ++f) {
+    SLUICE_ASSIGN_OR_RETURN(DirectFile file,
+                            DirectFile::CreateUnnamed(paths[table.file_path[f]], table.file_sizes[f]));
+    files.push_back(std::move(file));
+  }
+  return files;
+}
+
+}  // namespace sluice

@@ -1,0 +1,122 @@
+#include "nvme/sim_io_engine.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "core/status.h"
+#include "fmt/format.h"
+
+namespace sluice {
+
+namespace {
+
+class SimIoEngine final : public IoEngine {
+ public:
+  SimIoEngine(const SimIoOptions& options, std::span<const Bytes> file_sizes, const Limits& limits, SimWorld* world)
+      : options_(options), limits_(limits), world_(world) {
+    for (Bytes size : file_sizes) files_.emplace_back(size.size(), std::byte{0xA5});
+  }
+
+  size_t Submit(std::span<IoOp* const> ops) override {
+    size_t taken = 0;
+    for (; taken < ops.size() && in_flight() < limits_.in_flight_max; ++taken) Start(ops[taken]);
+    return taken;
+  }
+
+  size_t Poll(std::span<IoOp*> done, Deadline deadline) override {
+    while (finished_.empty() && !world_->TakeWake() && deadline != kNoWait) {
+      if (!world_->RunNext(deadline)) break;
+    }
+    const size_t n = std::min(done.size(), finished_.size());
+    std::copy_n(finished_.begin(), n, done.begin());
+    finished_.erase(finished_.begin(), finished_.begin() + static_cast<ptrdiff_t>(n));
+    return n;
+  }
+
+  void Wake() override { world_->Wake(); }
+  size_t in_flight() const override { return running_.size() + finished_.size(); }
+  std::string description() const override { return "simulated"; }
+
+  absl::Status Close() override {
+    while (!running_.empty() && world_->RunNext(kForever)) {
+    }
+    absl::Status first;
+    for (const IoOp* op : finished_) {
+      if (first.ok()) first = op->status;
+    }
+    finished_.clear();
+    return first;
+  }
+
+ private:
+  // Where the bytes of `op` lie in its file; null if they don't.
+  std::byte* Place(const IoOp& op) {
+    if (op.file.value() >= files_.size() || op.offset.value() < 0) return nullptr;
+    std::vector<std::byte>& file = files_[op.file.value()];
+    const auto offset = static_cast<size_t>(op.offset.value());
+    return offset + op.memory.size() <= file.size() ? file.data() + offset : nullptr;
+  }
+
+  bool Overlaps(const IoOp& a, const IoOp& b) const {
+    const int64_t a_end = a.offset.value() + static_cast<int64_t>(a.memory.size());
+    const int64_t b_end = b.offset.value() + static_cast<int64_t>(b.memory.size());
+    return a.file == b.file && a.offset.value() < b_end && b.offset.value() < a_end &&
+           (a.kind == IoKind::kWrite || b.kind == IoKind::kWrite);
+  }
+
+  void Start(IoOp* op) {
+    op->submitted = world_->Now();
+    op->transferred = Bytes(0);
+    op->status = absl::OkStatus();
+    if (Place(*op) == nullptr) op->status = absl::InternalError("simulated I/O outside its file");
+    for (const IoOp* other : running_) {
+      if (Overlaps(*op, *other)) op->status = absl::InternalError("simulated I/O overlaps an operation in flight");
+    }
+    running_.push_back(op);
+    const auto bytes = static_cast<double>(op->memory.size());
+    drive_free_ = std::max(drive_free_, world_->Now()) + Nanos(static_cast<int64_t>(bytes / options_.bytes_per_second * 1e9));
+    const auto jitter = world_->Uniform(static_cast<uint64_t>(options_.latency_min.count()),
+                                        static_cast<uint64_t>(options_.latency_max.count()));
+    const TimePoint end = drive_free_ + Nanos(static_cast<int64_t>(jitter));
+    const auto span = static_cast<uint64_t>((end - world_->Now()).count());
+    const TimePoint touch = world_->Now() + Nanos(static_cast<int64_t>(world_->Uniform(0, span - 1)));
+    if (op->status.ok()) world_->At(touch, [this, op] { MoveBytes(op); });
+    world_->At(end, [this, op] { End(op); });
+  }
+
+  void MoveBytes(IoOp* op) {
+    std::byte* place = Place(*op);
+    if (op->kind == IoKind::kRead) {
+      std::memcpy(op->memory.data(), place, op->memory.size());
+    } else {
+      std::memcpy(place, op->memory.data(), op->memory.size());
+    }
+    op->transferred = Bytes(static_cast<int64_t>(op->memory.size()));
+  }
+
+  void End(IoOp* op) {
+    op->completed = world_->Now();
+    world_->Log(fmt::format("{} of {} at {}:{} ends", op->kind == IoKind::kRead ? "read" : "write", op->memory.size(),
+                            op->file.value(), op->offset.value()));
+    std::erase(running_, op);
+    finished_.push_back(op);
+  }
+
+  const SimIoOptions options_;
+  const Limits limits_;
+  SimWorld* const world_;
+  std::vector<std::vector<std::byte>> files_;
+  std::vector<IoOp*> running_;
+  std::vector<IoOp*> finished_;
+  TimePoint drive_free_{0};
+};
+
+}  // namespace
+
+std::unique_ptr<IoEngine> MakeSimIoEngine(const SimIoOptions& options, std::span<const Bytes> file_sizes,
+                                          const IoEngine::Limits& limits, SimWorld* world) {
+  return std::make_unique<SimIoEngine>(options, file_sizes, limits, world);
+}
+
+}  // namespace sluice

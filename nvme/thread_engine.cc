@@ -1,0 +1,162 @@
+#include "nvme/thread_engine.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "core/status.h"
+#include "fmt/format.h"
+#include "nvme/io_queue.h"
+#include "nvme/transfer.h"
+
+namespace sluice {
+
+namespace {
+
+constexpr uint32_t kThreadsMax = 4;
+
+class ThreadEngine final : public IoEngine {
+ public:
+  ThreadEngine(std::span<const DirectFile> files, const Limits& limits, Clock* clock, std::string why)
+      : files_(files), limits_(limits), clock_(clock), why_(std::move(why)) {
+    const uint32_t threads = files.empty() ? 0 : std::min(limits.in_flight_max, kThreadsMax);
+    for (uint32_t i = 0; i < threads; ++i) threads_.emplace_back([this] { Work(); });
+  }
+  ~ThreadEngine() override { (void)Close(); }
+
+  size_t Submit(std::span<IoOp* const> ops) override {
+    size_t taken = 0;
+    {
+      const std::lock_guard lock(mutex_);
+      for (; taken < ops.size() && in_flight_ < limits_.in_flight_max; ++taken) {
+        IoOp* op = ops[taken];
+        op->transferred = Bytes(0);
+        op->submitted = clock_->Now();
+        op->status = CheckOp(*op, files_);
+        ++in_flight_;
+        (op->status.ok() ? todo_ : done_).Push(op);
+      }
+    }
+    if (taken > 0) work_.notify_all();
+    return taken;
+  }
+
+  size_t Poll(std::span<IoOp*> done, Deadline deadline) override {
+    std::unique_lock lock(mutex_);
+    const auto ready = [this] { return woken_ || !done_.empty(); };
+    if (deadline == kForever) {
+      finished_.wait(lock, ready);
+    } else if (!ready() && deadline != kNoWait) {
+      finished_.wait_for(lock, deadline - clock_->Now(), ready);
+    }
+    if (done_.empty()) woken_ = false;
+    size_t n = 0;
+    while (n < done.size() && !done_.empty()) {
+      done[n++] = done_.Pop();
+      --in_flight_;
+    }
+    return n;
+  }
+
+  void Wake() override {
+    {
+      const std::lock_guard lock(mutex_);
+      woken_ = true;
+    }
+    finished_.notify_one();
+  }
+
+  size_t in_flight() const override {
+    const std::lock_guard lock(mutex_);
+    return in_flight_;
+  }
+
+  std::string description() const override {
+    return fmt::format("threads: {} of pread and pwrite{}{}", std::min(limits_.in_flight_max, kThreadsMax),
+                       why_.empty() ? "" : "; ", why_);
+  }
+
+  absl::Status Close() override {
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    work_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+    threads_.clear();
+    absl::Status first;
+    while (!done_.empty()) {
+      const IoOp* op = done_.Pop();
+      --in_flight_;
+      if (first.ok()) first = op->status;
+    }
+    return first;
+  }
+
+ private:
+  void Work() {
+    for (;;) {
+      IoOp* op = nullptr;
+      {
+        std::unique_lock lock(mutex_);
+        work_.wait(lock, [this] { return stopping_ || !todo_.empty(); });
+        if (todo_.empty()) return;
+        op = todo_.Pop();
+      }
+      Transfer(op);
+      {
+        const std::lock_guard lock(mutex_);
+        done_.Push(op);
+      }
+      finished_.notify_one();
+    }
+  }
+
+  void Transfer(IoOp* op) const {
+    const int fd = files_[op->file.value()].fd();
+    int retries = 0;
+    int64_t result = 0;
+    do {
+      std::byte* at = op->memory.data() + op->transferred.size();
+      const size_t left = op->memory.size() - op->transferred.size();
+      const int64_t offset = op->offset.value() + op->transferred.value();
+      result = op->kind == IoKind::kRead ? pread(fd, at, left, offset) : pwrite(fd, at, left, offset);
+      if (result < 0) result = -errno;
+    } while (GoesOn(op, result, files_, &retries));
+    op->completed = clock_->Now();
+  }
+
+  const std::span<const DirectFile> files_;
+  const Limits limits_;
+  Clock* const clock_;
+  const std::string why_;
+  mutable std::mutex mutex_;
+  std::condition_variable work_;
+  std::condition_variable finished_;
+  IoOpList todo_;             // these five guarded by mutex_
+  IoOpList done_;
+  size_t in_flight_ = 0;
+  bool woken_ = false;
+  bool stopping_ = false;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<IoEngine>> MakeThreadEngine(std::span<const DirectFile> files,
+                                                           const IoEngine::Limits& limits, Clock* clock,
+                                                           std::string why) {
+  try {
+    return std::make_unique<ThreadEngine>(files, limits, clock, std::move(why));
+  } catch (const std::exception& e) {
+    return absl::UnavailableError(fmt::format("I/O threads can't be started: {}", e.what()));
+  }
+}
+
+}  // namespace sluice
