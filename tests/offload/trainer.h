@@ -1,0 +1,224 @@
+// tests/offload/trainer.h
+//
+// A small training loop over a Runtime, and the same loop over plain arrays: what every seam, budget and seed must agree
+// with, bit for bit. The gradient of a tensor is a fixed function of step, tensor and the parameters seen in backward,
+// so stale, torn or misplaced parameters change everything that follows.
+
+#ifndef SLUICE_TESTS_OFFLOAD_TRAINER_H_
+#define SLUICE_TESTS_OFFLOAD_TRAINER_H_
+
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "core/executor.h"
+#include "core/status.h"
+#include "offload/factory.h"
+#include "optim/adamw.h"
+#include "optim/convert.h"
+#include "optim/norm.h"
+
+namespace sluice::testing {
+
+// A model of odd sizes: several chunks in some units, several tensors in some chunks, small units.
+inline ModelSpec OddModel() {
+  ModelSpec spec;
+  const auto add = [&spec](const std::string& name, std::vector<int64_t> sizes) {
+    spec.units.push_back({.name = name});
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      spec.tensors.push_back({.name = name + "." + std::to_string(i),
+                              .unit = UnitIndex(static_cast<uint32_t>(spec.units.size() - 1)),
+                              .elements = sizes[i],
+                              .group = static_cast<uint32_t>(i % 2)});
+    }
+  };
+  add("embedding", {5003});
+  for (int i = 0; i < 4; ++i) add("block" + std::to_string(i), {9001, 7, 4096, 12289, 1});
+  add("norm", {65});
+  add("head", {8191, 3});
+  return spec;
+}
+
+inline uint64_t Mix(uint64_t x) {
+  x = (x ^ (x >> 31)) * 0x9E3779B97F4A7C15u;
+  return x ^ (x >> 29);
+}
+
+inline std::vector<float> InitialValues(uint32_t tensor, int64_t elements) {
+  std::vector<float> values(static_cast<size_t>(elements));
+  for (size_t i = 0; i < values.size(); ++i) {
+    values[i] = static_cast<float>(static_cast<int64_t>(Mix(tensor * 1000003u + i) % 2001) - 1000) * 1e-3f;
+  }
+  return values;
+}
+
+// The gradient that step `step` gives tensor `tensor` whose parameters are `params`, in place of backward.
+inline std::vector<std::byte> MakeGradient(int step, uint32_t tensor, const std::byte* params, FloatType param_type,
+                                           FloatType grad_type, int64_t elements) {
+  const auto n = static_cast<size_t>(elements);
+  std::vector<float> p(n);
+  Convert(params, param_type, p.data(), FloatType::kF32, n);
+  for (size_t i = 0; i < n; ++i) {
+    const auto noise = static_cast<float>(Mix(static_cast<uint64_t>(step) * 7919 + tensor * 31 + i) % 1000) * 1e-4f;
+    p[i] = 0.1f * p[i] + noise - 0.05f;
+  }
+  std::vector<std::byte> grad(n * static_cast<size_t>(SizeOf(grad_type)));
+  Convert(p.data(), FloatType::kF32, grad.data(), grad_type, n);
+  return grad;
+}
+
+struct TrainerOptions {
+  int steps = 4;
+  int micro_steps = 1;
+  double clip_norm = 1.0;
+  FloatType param_type = FloatType::kBf16;
+  FloatType grad_type = FloatType::kBf16;
+  // The micro-step's forward order; backward is its reverse. Empty: unit order.
+  std::function<std::vector<uint32_t>(int step, size_t units)> order;
+};
+
+inline std::vector<AdamWHyper> Groups() {
+  return {{.lr = 1e-2, .weight_decay = 0.1}, {.lr = 2e-2, .weight_decay = 0, .decay_mode = WeightDecayMode::kL2}};
+}
+
+// The final masters of the same training on plain arrays.
+inline std::vector<std::vector<float>> TrainReference(const ModelSpec& spec, const TrainerOptions& o) {
+  const ScopedFlushDenormals flush;
+  const size_t tensors = spec.tensors.size();
+  std::vector<std::vector<float>> master, m, v;
+  for (uint32_t t = 0; t < tensors; ++t) {
+    master.push_back(InitialValues(t, spec.tensors[t].elements));
+    m.emplace_back(master[t].size(), 0.0f);
+    v.emplace_back(master[t].size(), 0.0f);
+  }
+  for (int step = 0; step < o.steps; ++step) {
+    std::vector<std::vector<std::byte>> grads(tensors);
+    for (int micro = 0; micro < o.micro_steps; ++micro) {
+      for (uint32_t t = 0; t < tensors; ++t) {
+        std::vector<std::byte> params(master[t].size() * static_cast<size_t>(SizeOf(o.param_type)));
+        Convert(master[t].data(), FloatType::kF32, params.data(), o.param_type, master[t].size());
+        std::vector<std::byte> grad = MakeGradient(step * 16 + micro, t, params.data(), o.param_type, o.grad_type,
+                                                   spec.tensors[t].elements);
+        if (micro == 0) {
+          grads[t] = std::move(grad);
+        } else {
+          Accumulate(grads[t].data(), grad.data(), o.grad_type, master[t].size());
+        }
+      }
+    }
+    std::vector<double> cells;
+    for (uint32_t t = 0; t < tensors; ++t) {
+      for (int64_t at = 0; at < spec.tensors[t].elements; at += kCellElements) {
+        const int64_t n = std::min(kCellElements, spec.tensors[t].elements - at);
+        cells.push_back(CellSquareSum(grads[t].data() + at * SizeOf(o.grad_type), o.grad_type, static_cast<size_t>(n)));
+      }
+    }
+    const ClipDecision decision = DecideClip(NormOfCells(cells), 1.0, o.clip_norm);
+    for (uint32_t t = 0; t < tensors; ++t) {
+      AdamWUpdate(MakeCoefficients(Groups()[spec.tensors[t].group], step + 1, decision.grad_scale),
+                  {.master = master[t],
+                   .exp_avg = m[t],
+                   .exp_avg_sq = v[t],
+                   .grad = grads[t].data(),
+                   .grad_type = o.grad_type});
+    }
+  }
+  return master;
+}
+
+// Drives a Runtime through the same training.
+class Trainer {
+ public:
+  Trainer(Runtime* runtime, const ModelSpec& spec, TrainerOptions options)
+      : runtime_(runtime), spec_(spec), options_(std::move(options)) {}
+
+  absl::Status Run() {
+    SLUICE_RETURN_IF_ERROR(Load());
+    for (int step = 0; step < options_.steps; ++step) {
+      for (int micro = 0; micro < options_.micro_steps; ++micro) SLUICE_RETURN_IF_ERROR(MicroStep(step, micro));
+      SLUICE_RETURN_IF_ERROR(Wait(runtime_->Step({.groups = Groups(), .clip_norm = options_.clip_norm})));
+    }
+    return Wait(runtime_->Drain());
+  }
+
+  absl::Status Load() {
+    for (uint32_t t = 0; t < spec_.tensors.size(); ++t) {
+      std::vector<float> values = InitialValues(t, spec_.tensors[t].elements);
+      SLUICE_RETURN_IF_ERROR(Wait(runtime_->Access({.write = true,
+                                                    .tensor = TensorIndex(t),
+                                                    .field = Field::kMaster,
+                                                    .data = reinterpret_cast<std::byte*>(values.data()),
+                                                    .type = FloatType::kF32,
+                                                    .done = nullptr})));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<std::vector<float>> Read(uint32_t tensor, Field field) {
+    std::vector<float> values(static_cast<size_t>(spec_.tensors[tensor].elements));
+    SLUICE_RETURN_IF_ERROR(Wait(runtime_->Access({.write = false,
+                                                  .tensor = TensorIndex(tensor),
+                                                  .field = field,
+                                                  .data = reinterpret_cast<std::byte*>(values.data()),
+                                                  .type = FloatType::kF32,
+                                                  .done = nullptr})));
+    return values;
+  }
+
+  absl::Status MicroStep(int step, int micro) {
+    const bool boundary = micro + 1 == options_.micro_steps;
+    std::vector<uint32_t> order;
+    if (options_.order) {
+      order = options_.order(step, spec_.units.size());
+    } else {
+      for (uint32_t u = 0; u < spec_.units.size(); ++u) order.push_back(u);
+    }
+    runtime_->BeginIteration(boundary ? 1 : 0, boundary);
+    for (uint32_t u : order) {
+      SLUICE_RETURN_IF_ERROR(Wait(runtime_->Acquire(UnitIndex(u))));
+      SLUICE_RETURN_IF_ERROR(runtime_->Release(UnitIndex(u)));
+    }
+    for (size_t i = order.size(); i > 0; --i) SLUICE_RETURN_IF_ERROR(Backward(order[i - 1], step * 16 + micro));
+    runtime_->EndIteration();
+    return absl::OkStatus();
+  }
+
+  absl::Status Wait(Ticket ticket) {
+    for (int i = 0; i < 6000; ++i) {  // real or virtual: at most ten minutes
+      const std::optional<absl::Status> result = runtime_->Wait(ticket, std::chrono::milliseconds(100));
+      if (result) return *result;
+    }
+    return absl::DeadlineExceededError("a ticket was never done");
+  }
+
+ private:
+  absl::Status Backward(uint32_t u, int seed) {
+    const UnitIndex unit(u);
+    SLUICE_RETURN_IF_ERROR(Wait(runtime_->Acquire(unit)));
+    SLUICE_ASSIGN_OR_RETURN(DlManagedTensor * view, runtime_->MakeView(unit));
+    const auto* params = static_cast<const std::byte*>(view->dl_tensor.data);
+    std::vector<std::vector<std::byte>> grads;
+    for (TensorIndex t : runtime_->layout().unit(unit).tensors) {
+      const TensorLayout& tensor = runtime_->layout().tensor(t);
+      grads.push_back(MakeGradient(seed, t.value(), params + tensor.offset * SizeOf(options_.param_type),
+                                   options_.param_type, options_.grad_type, tensor.elements));
+    }
+    SLUICE_RETURN_IF_ERROR(runtime_->Release(unit));
+    view->deleter(view);
+    std::vector<Ticket> tickets;
+    size_t i = 0;
+    for (TensorIndex t : runtime_->layout().unit(unit).tensors) tickets.push_back(runtime_->PushGrad(t, grads[i++]));
+    for (Ticket ticket : tickets) SLUICE_RETURN_IF_ERROR(Wait(ticket));
+    return absl::OkStatus();
+  }
+
+  Runtime* const runtime_;
+  const ModelSpec spec_;
+  const TrainerOptions options_;
+};
+
+}  // namespace sluice::testing
+
+#endif  // SLUICE_TESTS_OFFLOAD_TRAINER_H_
