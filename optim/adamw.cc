@@ -68,8 +68,8 @@ void UpdateTile(const AdamWCoefficients& c, float* HWY_RESTRICT master, float* H
   std::copy_n(v, n - i, exp_avg_sq + i);
 }
 
-void UpdateTileAnyDecay(const AdamWCoefficients& c, float* master, float* exp_avg, float* exp_avg_sq,
-                        const float* grad, size_t n) {
+void UpdateTileAnyDecay(const AdamWCoefficients& c, float* master, float* exp_avg,
+                        float* exp_avg_sq, const float* grad, size_t n) {
   if (c.decay_mode == WeightDecayMode::kL2) {
     UpdateTile<WeightDecayMode::kL2>(c, master, exp_avg, exp_avg_sq, grad, n);
   } else {
@@ -115,6 +115,7 @@ AdamWCoefficients MakeCoefficients(const AdamWHyper& h, int64_t step, float grad
 void AdamWUpdate(const AdamWCoefficients& coefficients, const AdamWSpans& spans) {
   const size_t n = spans.master.size();
   SLUICE_CHECK(spans.exp_avg.size() == n && spans.exp_avg_sq.size() == n);
+  SLUICE_CHECK(n == 0 || spans.grad != nullptr);
   const auto grad_size = static_cast<size_t>(SizeOf(spans.grad_type));
   const auto param_size = static_cast<size_t>(SizeOf(spans.param_type));
   const auto* grads = static_cast<const std::byte*>(spans.grad);
@@ -131,7 +132,8 @@ void AdamWUpdate(const AdamWCoefficients& coefficients, const AdamWSpans& spans)
     float* master = spans.master.data() + i;
     HWY_DYNAMIC_DISPATCH(UpdateTileAnyDecay)
     (coefficients, master, spans.exp_avg.data() + i, spans.exp_avg_sq.data() + i, grad, tile);
-    if (params != nullptr) Convert(master, FloatType::kF32, params + i * param_size, spans.param_type, tile);
+    if (params != nullptr)
+      Convert(master, FloatType::kF32, params + i * param_size, spans.param_type, tile);
   }
 }
 

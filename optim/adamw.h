@@ -6,15 +6,20 @@
 //
 // Bits: the same on every vector width and thread count. Multiplications and additions are separate
 // operations, each rounded; square root and division are IEEE; conversions round to nearest even in
-// integer arithmetic; subnormal inputs and results are zero (the caller's thread has FTZ and DAZ
-// set: core/executor.h). Where an element lies in a span changes nothing.
+// integer arithmetic; subnormal inputs and results are zero if the caller's thread has FTZ and
+// DAZ set (core/executor.h), bf16 gradients among them, and gradual if not; the kernel sets neither.
+// The conversion of the parameters keeps what it is given. Where an element lies in a span changes nothing.
 //
 // The formula (Loshchilov & Hutter 2019; the order of operations of PyTorch's single-tensor AdamW),
 // for step t >= 1, all in fp32, scalars computed in fp64 and rounded once:
-//   g  = grad * grad_scale                      (grad_scale folds unscaling and clipping)
-//   g  = g + weight_decay * p                   (L2 decay, Adam)       | p = p * (1 - lr *
-//   weight_decay)  (decoupled) m  = m + (1 - beta1) * (g - m) v  = beta2 * v + (1 - beta2) * (g *
-//   g) d  = sqrt(v) / sqrt(1 - beta2^t) + eps p  = p - (lr / (1 - beta1^t)) * (m / d)
+//   g  = grad * grad_scale                  (grad_scale folds unscaling and clipping)
+//   L2 decay (Adam):          g  = g + weight_decay * p
+//   decoupled decay (AdamW):  p  = p * (1 - lr * weight_decay)
+//   m  = m + (1 - beta1) * (g - m)
+//   v  = beta2 * v + (1 - beta2) * (g * g)
+//   d  = sqrt(v) / sqrt(1 - beta2^t) + eps
+//   p  = p - (lr / (1 - beta1^t)) * (m / d)
+// Which NaN comes of a NaN is not promised, only that one does.
 
 #ifndef SLUICE_OPTIM_ADAMW_H_
 #define SLUICE_OPTIM_ADAMW_H_

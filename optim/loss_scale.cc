@@ -9,7 +9,8 @@ namespace sluice {
 
 LossScaler::LossScaler(const LossScaleOptions& options)
     : options_(options),
-      scale_(options.static_scale > 0 ? options.static_scale : std::ldexp(1.0, options.initial_scale_power)),
+      scale_(options.static_scale > 0 ? options.static_scale
+                                      : std::ldexp(1.0, options.initial_scale_power)),
       hysteresis_left_(options.hysteresis) {}
 
 absl::Status LossScaler::Update(bool overflow) {
@@ -18,7 +19,8 @@ absl::Status LossScaler::Update(bool overflow) {
     if (options_.hysteresis == 1 || hysteresis_left_ == 1) {
       if (scale_ <= options_.min_scale) {
         return absl::FailedPreconditionError(
-            fmt::format("the loss scale is at its minimum of {} and gradients still overflow: lower the learning rate, "
+            fmt::format("the loss scale is at its minimum of {} and gradients still overflow: "
+                        "lower the learning rate, "
                         "or train in bf16",
                         options_.min_scale));
       }

@@ -17,7 +17,8 @@ namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Adds squares of elements j, j + 8, ... to lanes[j]; n is a multiple of 8. A vector holds 8, 4, 2 or 1 of the lanes.
+// Adds squares of elements j, j + 8, ... to lanes[j]; n is a multiple of 8. A vector holds 8, 4, 2
+// or 1 of the lanes.
 void AddSquares(const float* values, size_t n, double* lanes) {
   const hn::CappedTag<double, 8> d;
   const hn::Rebind<float, decltype(d)> df;
@@ -57,7 +58,8 @@ double CellSquareSum(const void* values, FloatType type, size_t n) {
     const auto v = static_cast<double>(floats[i]);
     lanes[i - whole] += v * v;
   }
-  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) +
+         ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }
 
 double NormOfCells(std::span<const double> cells) {
