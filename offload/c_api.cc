@@ -474,6 +474,21 @@ sluice_status sluice_report(sluice_runtime runtime, char* json, size_t capacity,
   return WriteText(r->ReportJson(), json, capacity, needed);
 })
 
+sluice_status sluice_floor(sluice_runtime runtime, const sluice_rates* rates, sluice_floor_terms* terms) SLUICE_C_BODY({
+  SLUICE_ASSIGN_OR_RETURN(const auto r, Runtimes().Get(runtime, "runtime"));
+  SLUICE_RETURN_IF_ERROR(CheckStruct(rates, "rates"));
+  SLUICE_RETURN_IF_ERROR(CheckStruct(terms, "terms"));
+  const FloorTerms t = Floor(r->Traffic(), {.forward_seconds = rates->forward_seconds,
+                                            .backward_seconds = rates->backward_seconds,
+                                            .nvme_bytes = rates->nvme_bytes,
+                                            .update_elements = rates->update_elements,
+                                            .checksum_bytes = rates->checksum_bytes,
+                                            .copy_bytes = rates->copy_bytes,
+                                            .shared_cores = rates->shared_cores != 0});
+  *terms = {terms->struct_size, t.total, t.forward, t.backward, t.io, t.update, t.checksum, t.copies, t.gradients};
+  return absl::OkStatus();
+})
+
 sluice_status sluice_reset_counters(sluice_runtime runtime) SLUICE_C_BODY({
   SLUICE_ASSIGN_OR_RETURN(const auto r, Runtimes().Get(runtime, "runtime"));
   r->ResetCounters();

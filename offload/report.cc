@@ -110,6 +110,8 @@ std::string PlacementJson(const ModelLayout& layout, const Placement& placement,
   return PlacementObject(layout, placement, budgets, options).dump(2);
 }
 
+StepTraffic Runtime::Traffic() const { return TrafficOf(layout_, placement_, options_.placement); }
+
 std::string Runtime::ReportJson() const {
   Json report = PlacementObject(layout_, placement_, options_.budgets, options_.placement);
   Bytes on_disk;

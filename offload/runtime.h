@@ -32,6 +32,7 @@
 
 #include "absl/status/statusor.h"
 #include "offload/context.h"
+#include "offload/floor.h"
 #include "offload/gradients.h"
 #include "offload/residency.h"
 #include "offload/tickets.h"
@@ -109,6 +110,7 @@ class Runtime final : public Updater::Observer {
   void set_tensor_step(TensorIndex tensor, int64_t step);
   absl::Status failure() const;
 
+  StepTraffic Traffic() const;  // of one step in which every tensor has a gradient
   std::string ReportJson() const;
   void ResetCounters();
   absl::Status WriteTrace(const std::string& path) const { return trace_.WriteChromeJson(path); }

@@ -224,6 +224,26 @@ SLUICE_API sluice_status sluice_write(sluice_runtime runtime, uint32_t tensor, i
 /* Counters, budgets, peaks, placement and what was chosen, as JSON (docs/api.md lists the keys). */
 SLUICE_API sluice_status sluice_report(sluice_runtime runtime, char* json, size_t capacity, size_t* needed);
 
+/* What the hardware does, measured without Sluice's own engine; rates per second, 0 means infinitely fast. */
+typedef struct sluice_rates {
+  size_t struct_size;
+  double forward_seconds; /* compute of all forward passes of one step, everything resident */
+  double backward_seconds;
+  double nvme_bytes;      /* reads and writes mixed */
+  double update_elements; /* AdamW from memory, all workers */
+  double checksum_bytes;
+  double copy_bytes;      /* into and out of HBM */
+  int32_t shared_cores;   /* 1: compute, updates and checksums share the cores, so their times add */
+} sluice_rates;
+
+typedef struct sluice_floor_terms { /* seconds */
+  size_t struct_size;
+  double total, forward, backward, io, update, checksum, copies, gradients;
+} sluice_floor_terms;
+
+/* The shortest time one step of this runtime can take on that hardware, term by term: offload/floor.h. */
+SLUICE_API sluice_status sluice_floor(sluice_runtime runtime, const sluice_rates* rates, sluice_floor_terms* terms);
+
 /* Sets every counter of the report to zero and forgets the spans recorded. */
 SLUICE_API sluice_status sluice_reset_counters(sluice_runtime runtime);
 

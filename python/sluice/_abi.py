@@ -1,0 +1,444 @@
+"""The C ABI (offload/sluice.h) through ctypes: a Library, and a Runtime object per sluice_runtime.
+
+Every call may be made from any thread. Waiting is done in slices of at most 100 ms, so that signals (Ctrl-C) are
+served. Errors are raised as SluiceError or one of its subclasses, with the library's own words.
+"""
+
+import ctypes
+import json
+import os
+import pathlib
+
+F32, BF16, F16 = 0, 1, 2
+HBM, PINNED, NVME = 0, 1, 2
+PARAM, MASTER, EXP_AVG, EXP_AVG_SQ, GRAD = range(5)
+BOUNDARY = 1
+ABI_VERSION = 1
+_WAIT_MS = 100
+
+
+class SluiceError(RuntimeError):
+    """An error of the library; the message says what happened and what to do."""
+
+
+class InvalidArgument(SluiceError, ValueError):
+    pass
+
+
+class FailedPrecondition(SluiceError):
+    pass
+
+
+class ResourceExhausted(SluiceError, MemoryError):
+    pass
+
+
+class NotFound(SluiceError):
+    pass
+
+
+class DataLoss(SluiceError):
+    pass
+
+
+class Unavailable(SluiceError):
+    pass
+
+
+class PermissionDenied(SluiceError):
+    pass
+
+
+_OK, _PENDING = 0, 1
+_ERRORS = {
+    2: InvalidArgument,
+    3: FailedPrecondition,
+    4: ResourceExhausted,
+    5: NotFound,
+    6: DataLoss,
+    7: Unavailable,
+    8: PermissionDenied,
+}
+
+
+class Options(ctypes.Structure):
+    """sluice_options; the defaults are those of SLUICE_OPTIONS_INIT."""
+
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("param_dtype", ctypes.c_int32),
+        ("grad_dtype", ctypes.c_int32),
+        ("hbm_bytes", ctypes.c_int64),
+        ("pinned_bytes", ctypes.c_int64),
+        ("nvme_bytes", ctypes.c_int64),
+        ("nvme_paths", ctypes.POINTER(ctypes.c_char_p)),
+        ("nvme_path_count", ctypes.c_uint32),
+        ("lowest_param_tier", ctypes.c_int32),
+        ("lowest_state_tier", ctypes.c_int32),
+        ("io_engine", ctypes.c_int32),
+        ("io_depth", ctypes.c_uint32),
+        ("io_batch", ctypes.c_uint32),
+        ("executor", ctypes.c_int32),
+        ("workers", ctypes.c_int32),
+        ("chunk_elements", ctypes.c_int64),
+        ("resident_elements_max", ctypes.c_int64),
+        ("static_loss_scale", ctypes.c_double),
+        ("initial_scale_power", ctypes.c_int32),
+        ("hysteresis", ctypes.c_int32),
+        ("consecutive_hysteresis", ctypes.c_int32),
+        ("loss_scale_window", ctypes.c_int64),
+        ("min_loss_scale", ctypes.c_double),
+        ("link_bytes_per_second", ctypes.c_double),
+        ("overlap", ctypes.c_int32),
+        ("trace_spans_max", ctypes.c_uint64),
+    ]
+
+    def __init__(self, **values):
+        super().__init__(
+            struct_size=ctypes.sizeof(Options),
+            hbm_bytes=-1,
+            pinned_bytes=-1,
+            nvme_bytes=-1,
+            lowest_param_tier=NVME,
+            lowest_state_tier=NVME,
+            resident_elements_max=-1,
+            static_loss_scale=1.0,
+            initial_scale_power=16,
+            hysteresis=2,
+            loss_scale_window=1000,
+            min_loss_scale=1.0,
+            overlap=1,
+        )
+        paths = [os.fsencode(p) for p in values.pop("nvme_paths", ())]
+        self._paths = (ctypes.c_char_p * max(1, len(paths)))(*paths)  # keeps them alive
+        self.nvme_paths = ctypes.cast(self._paths, ctypes.POINTER(ctypes.c_char_p))
+        self.nvme_path_count = len(paths)
+        for name, value in values.items():
+            if not hasattr(Options, name):
+                raise TypeError(f"sluice_options has no field {name}")
+            setattr(self, name, value)
+
+
+class TensorInfo(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("unit", ctypes.c_uint32),
+        ("elements", ctypes.c_int64),
+        ("offset", ctypes.c_int64),
+        ("step", ctypes.c_int64),
+    ]
+
+
+class Group(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("lr", ctypes.c_double),
+        ("beta1", ctypes.c_double),
+        ("beta2", ctypes.c_double),
+        ("eps", ctypes.c_double),
+        ("weight_decay", ctypes.c_double),
+        ("l2_decay", ctypes.c_int32),
+        ("bias_correction", ctypes.c_int32),
+    ]
+
+
+class StepArgs(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("groups", ctypes.POINTER(Group)),
+        ("group_count", ctypes.c_uint32),
+        ("clip_norm", ctypes.c_double),
+    ]
+
+
+class StepResult(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("grad_norm", ctypes.c_double),
+        ("applied", ctypes.c_int32),
+        ("loss_scale", ctypes.c_double),
+    ]
+
+
+class Rates(ctypes.Structure):
+    """sluice_rates: what the hardware does, per second; 0 means infinitely fast."""
+
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("forward_seconds", ctypes.c_double),
+        ("backward_seconds", ctypes.c_double),
+        ("nvme_bytes", ctypes.c_double),
+        ("update_elements", ctypes.c_double),
+        ("checksum_bytes", ctypes.c_double),
+        ("copy_bytes", ctypes.c_double),
+        ("shared_cores", ctypes.c_int32),
+    ]
+
+
+class FloorTerms(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_size_t)] + [
+        (name, ctypes.c_double)
+        for name in ("total", "forward", "backward", "io", "update", "checksum", "copies", "gradients")
+    ]
+
+
+_u32, _u64, _i64, _i32 = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int64, ctypes.c_int32
+_p = ctypes.POINTER
+_JSON = [ctypes.c_char_p, ctypes.c_size_t, _p(ctypes.c_size_t)]
+_FUNCTIONS = {
+    "sluice_model_create": [_p(_u64)],
+    "sluice_model_add_unit": [_u64, ctypes.c_char_p, _p(_u32)],
+    "sluice_model_add_tensor": [_u64, _u32, ctypes.c_char_p, _i64, _u32, _p(_u32)],
+    "sluice_model_destroy": [_u64],
+    "sluice_plan": [_u64, _p(Options), *_JSON],
+    "sluice_runtime_create": [_u64, _p(Options), _p(_u64)],
+    "sluice_runtime_destroy": [_u64],
+    "sluice_wait": [_u64, _u64, _i32],
+    "sluice_iteration_begin": [_u64, _u32, _u32],
+    "sluice_iteration_end": [_u64],
+    "sluice_acquire": [_u64, _u32, ctypes.c_void_p, _p(_u64)],
+    "sluice_release": [_u64, _u32, ctypes.c_void_p],
+    "sluice_unit_view": [_u64, _u32, _p(ctypes.c_void_p)],
+    "sluice_tensor_query": [_u64, _u32, _p(TensorInfo)],
+    "sluice_tensor_set_step": [_u64, _u32, _i64],
+    "sluice_grad": [_u64, _u32, ctypes.c_void_p, _i64, ctypes.c_void_p, _p(_u64)],
+    "sluice_zero_grad": [_u64],
+    "sluice_step": [_u64, _p(StepArgs), _p(_u64)],
+    "sluice_last_step": [_u64, _p(StepResult)],
+    "sluice_loss_scale": [_u64, _p(ctypes.c_double)],
+    "sluice_drain": [_u64, _p(_u64)],
+    "sluice_read": [_u64, _u32, _i32, ctypes.c_void_p, _i32, _i64, _p(_u64)],
+    "sluice_write": [_u64, _u32, _i32, ctypes.c_void_p, _i32, _i64, _p(_u64)],
+    "sluice_report": [_u64, *_JSON],
+    "sluice_floor": [_u64, _p(Rates), _p(FloorTerms)],
+    "sluice_reset_counters": [_u64],
+    "sluice_trace_write": [_u64, ctypes.c_char_p],
+    "sluice_trace_span": [_u64, ctypes.c_char_p, _i64, _i64],
+    "sluice_doctor": [ctypes.c_char_p, *_JSON],
+}
+
+
+def _find_library():
+    here = pathlib.Path(__file__).resolve().parent
+    candidates = [here / "libsluice.so", here.parent.parent / "build" / "release" / "offload" / "libsluice.so"]
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    raise ImportError(
+        "libsluice.so was not found; looked for "
+        + " and ".join(map(str, candidates))
+        + ". In a checkout, run scripts/setup."
+    )
+
+
+class Library:
+    """One loaded libsluice. Library.default() is the one that belongs to this package."""
+
+    _default = None
+
+    def __init__(self, path=None):
+        self.path = pathlib.Path(path) if path is not None else _find_library()
+        self._lib = ctypes.CDLL(str(self.path))
+        self._lib.sluice_version.restype = ctypes.c_char_p
+        self._lib.sluice_last_error.restype = ctypes.c_char_p
+        self._lib.sluice_abi_version.restype = _u32
+        found = self._lib.sluice_abi_version()
+        if found != ABI_VERSION:
+            raise ImportError(f"{self.path} has ABI version {found}; this package needs {ABI_VERSION}")
+        for name, arguments in _FUNCTIONS.items():
+            function = getattr(self._lib, name)
+            function.argtypes = arguments
+            function.restype = ctypes.c_int
+        self.simulated = hasattr(self._lib, "sluice_runtime_create_simulated")
+        if self.simulated:
+            self._lib.sluice_runtime_create_simulated.argtypes = [_u64, _p(Options), _u64, _p(_u64)]
+            self._lib.sluice_runtime_create_simulated.restype = ctypes.c_int
+
+    @classmethod
+    def default(cls):
+        if cls._default is None:
+            cls._default = cls()
+        return cls._default
+
+    def version(self):
+        return self._lib.sluice_version().decode()
+
+    def call(self, name, *arguments):
+        status = getattr(self._lib, name)(*arguments)
+        if status != _OK:
+            self.fail(status)
+
+    def fail(self, status):
+        words = self._lib.sluice_last_error().decode(errors="replace")
+        raise _ERRORS.get(status, SluiceError)(words)
+
+    def wait(self, runtime, ticket, timeout_ms):
+        """Whether the ticket is done."""
+        status = self._lib.sluice_wait(runtime, ticket, timeout_ms)
+        if status == _PENDING:
+            return False
+        if status != _OK:
+            self.fail(status)
+        return True
+
+    def json(self, name, *arguments):
+        needed = ctypes.c_size_t()
+        self.call(name, *arguments, None, 0, ctypes.byref(needed))
+        buffer = ctypes.create_string_buffer(needed.value + 4096)  # counters may grow in between
+        self.call(name, *arguments, buffer, len(buffer), ctypes.byref(needed))
+        return json.loads(buffer.value.decode())
+
+    def doctor(self, path=None):
+        return self.json("sluice_doctor", None if path is None else os.fsencode(path))
+
+
+class ModelSpec:
+    """units: list of (name, [(tensor name, elements, group)])."""
+
+    def __init__(self, library, units):
+        self._library = library
+        self.handle = _u64()
+        library.call("sluice_model_create", ctypes.byref(self.handle))
+        number = _u32()
+        for unit_name, tensors in units:
+            library.call("sluice_model_add_unit", self.handle, unit_name.encode(), ctypes.byref(number))
+            unit = number.value
+            for name, elements, group in tensors:
+                library.call(
+                    "sluice_model_add_tensor", self.handle, unit, name.encode(), elements, group, ctypes.byref(number)
+                )
+
+    def plan(self, options):
+        return self._library.json("sluice_plan", self.handle, ctypes.byref(options))
+
+    def close(self):
+        if self.handle.value:
+            self._library.call("sluice_model_destroy", self.handle)
+            self.handle = _u64()
+
+
+class Runtime:
+    """One sluice_runtime. Blocking methods wait in slices and can be interrupted."""
+
+    def __init__(self, units, options, library=None, seed=None):
+        self.library = library or Library.default()
+        self._handle = _u64()
+        self._pid = os.getpid()
+        spec = ModelSpec(self.library, units)
+        try:
+            if seed is None:
+                self.library.call(
+                    "sluice_runtime_create", spec.handle, ctypes.byref(options), ctypes.byref(self._handle)
+                )
+            else:
+                self.library.call(
+                    "sluice_runtime_create_simulated",
+                    spec.handle,
+                    ctypes.byref(options),
+                    seed,
+                    ctypes.byref(self._handle),
+                )
+        finally:
+            spec.close()
+
+    def _call(self, name, *arguments):
+        self.library.call(name, self._handle, *arguments)
+
+    def _ticket(self, name, *arguments):
+        ticket = _u64()
+        self._call(name, *arguments, ctypes.byref(ticket))
+        return ticket.value
+
+    def done(self, ticket):
+        """Whether the ticket is done; if so it is used up, and an error it ended with is raised."""
+        return self.library.wait(self._handle, ticket, 0)
+
+    def wait(self, ticket):
+        while not self.library.wait(self._handle, ticket, _WAIT_MS):
+            pass
+
+    def iteration_begin(self, key, boundary):
+        self._call("sluice_iteration_begin", key, BOUNDARY if boundary else 0)
+
+    def iteration_end(self):
+        self._call("sluice_iteration_end")
+
+    def acquire(self, unit):
+        self.wait(self._ticket("sluice_acquire", unit, None))
+
+    def release(self, unit):
+        self._call("sluice_release", unit, None)
+
+    def unit_view(self, unit):
+        """The DLManagedTensor* of a new view, as an int."""
+        pointer = ctypes.c_void_p()
+        self._call("sluice_unit_view", unit, ctypes.byref(pointer))
+        return pointer.value
+
+    def tensor_info(self, tensor):
+        info = TensorInfo(struct_size=ctypes.sizeof(TensorInfo))
+        self._call("sluice_tensor_query", tensor, ctypes.byref(info))
+        return info
+
+    def set_step(self, tensor, step):
+        self._call("sluice_tensor_set_step", tensor, step)
+
+    def grad(self, tensor, pointer, elements):
+        return self._ticket("sluice_grad", tensor, pointer, elements, None)
+
+    def zero_grad(self):
+        self._call("sluice_zero_grad")
+
+    def step(self, groups, clip_norm):
+        """groups: list of dicts with lr, beta1, beta2, eps, weight_decay, l2_decay, bias_correction. Returns StepResult."""
+        array = (Group * len(groups))(*[Group(struct_size=ctypes.sizeof(Group), **g) for g in groups])
+        args = StepArgs(
+            struct_size=ctypes.sizeof(StepArgs), groups=array, group_count=len(groups), clip_norm=clip_norm
+        )
+        self.wait(self._ticket("sluice_step", ctypes.byref(args)))
+        result = StepResult(struct_size=ctypes.sizeof(StepResult))
+        self._call("sluice_last_step", ctypes.byref(result))
+        return result
+
+    def loss_scale(self):
+        scale = ctypes.c_double()
+        self._call("sluice_loss_scale", ctypes.byref(scale))
+        return scale.value
+
+    def drain(self):
+        self.wait(self._ticket("sluice_drain"))
+
+    def start_read(self, tensor, field, pointer, dtype, elements):
+        return self._ticket("sluice_read", tensor, field, pointer, dtype, elements)
+
+    def start_write(self, tensor, field, pointer, dtype, elements):
+        return self._ticket("sluice_write", tensor, field, pointer, dtype, elements)
+
+    def report(self):
+        return self.library.json("sluice_report", self._handle)
+
+    def floor(self, **rates):
+        """The floor of a step in seconds, term by term (offload/floor.h)."""
+        given = Rates(struct_size=ctypes.sizeof(Rates), **rates)
+        terms = FloorTerms(struct_size=ctypes.sizeof(FloorTerms))
+        self._call("sluice_floor", ctypes.byref(given), ctypes.byref(terms))
+        return {name: getattr(terms, name) for name, _ in FloorTerms._fields_ if name != "struct_size"}
+
+    def reset_counters(self):
+        self._call("sluice_reset_counters")
+
+    def trace_write(self, path):
+        self._call("sluice_trace_write", os.fsencode(path))
+
+    def trace_span(self, name, begin_ns, end_ns):
+        self._call("sluice_trace_span", name.encode(), begin_ns, end_ns)
+
+    @property
+    def open(self):
+        return bool(self._handle.value)
+
+    def close(self):
+        """Waits a few seconds for updates under way, then gives everything back. In a forked child: nothing."""
+        if self._handle.value and os.getpid() == self._pid:
+            handle, self._handle = self._handle, _u64()
+            self.library.call("sluice_runtime_destroy", handle)

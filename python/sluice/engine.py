@@ -1,0 +1,462 @@
+"""initialize() and the engine it returns: DeepSpeed's calls over a Sluice runtime."""
+
+import atexit
+import os
+import weakref
+
+import torch
+
+from . import _abi, attach, values
+from .config import load_config
+from .init import forget_spools, take_values
+from .units import partition
+
+_DTYPES = {"fp32": (_abi.F32, torch.float32), "bf16": (_abi.BF16, torch.bfloat16), "fp16": (_abi.F16, torch.float16)}
+_TIERS = {"none": _abi.HBM, "cpu": _abi.PINNED, "nvme": _abi.NVME}
+_ENGINES = {"auto": 0, "io_uring": 1, "threads": 2}
+_EXECUTORS = {"tbb": 0, "threads": 1}
+_KEY_MICRO, _KEY_BOUNDARY, _KEY_EVAL = 0, 1, 2
+_UNIT_ELEMENTS = 64 << 20
+
+_engines = weakref.WeakSet()
+
+
+class Optimizer(torch.optim.Optimizer):
+    """The optimizer as loops and LR schedulers see it: param_groups are read at each step. The states live in the runtime;
+    step() is the engine's."""
+
+    def __init__(self, groups, defaults):
+        super().__init__(groups, defaults)
+        self.engine = None
+
+    def step(self, closure=None):
+        if closure is not None:
+            raise ValueError("closures are not supported: call engine.backward() and engine.step()")
+        # LR schedulers check that the optimizer stepped before them, by this method.
+        return self.engine().step() if self.engine is not None else None
+
+    def zero_grad(self, set_to_none=True):
+        self.engine().zero_grad()
+
+
+def _param_groups(model, optimizer_config, model_parameters):
+    """The parameter groups of torch's convention, with every trainable parameter of the model in exactly one."""
+    parameters = list(model_parameters) if model_parameters is not None else [p for p in model.parameters()]
+    groups = parameters if parameters and isinstance(parameters[0], dict) else [{"params": parameters}]
+    defaults = {
+        "lr": optimizer_config["lr"],
+        "betas": optimizer_config["betas"],
+        "eps": optimizer_config["eps"],
+        "weight_decay": optimizer_config["weight_decay"],
+        "l2_decay": optimizer_config["l2_decay"],
+        "bias_correction": optimizer_config["bias_correction"],
+    }
+    return groups, defaults
+
+
+def _from_client(optimizer):
+    """Groups and defaults of a torch Adam or AdamW given instead of a configured one."""
+    if callable(optimizer) and not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError("optimizer: pass a torch.optim.AdamW or Adam, or configure one")
+    if not isinstance(optimizer, (torch.optim.AdamW, torch.optim.Adam)):
+        raise TypeError(f"optimizer: {type(optimizer).__name__} is not offered; use torch.optim.AdamW or Adam")
+    l2 = not isinstance(optimizer, torch.optim.AdamW)
+    groups = []
+    for group in optimizer.param_groups:
+        if group.get("amsgrad") or group.get("maximize"):
+            raise ValueError("optimizer: amsgrad and maximize are not offered")
+        groups.append(
+            {
+                "params": group["params"],
+                "lr": float(group["lr"]),
+                "betas": tuple(map(float, group["betas"])),
+                "eps": group["eps"],
+                "weight_decay": group["weight_decay"],
+                "l2_decay": l2 and not group.get("decoupled_weight_decay", False),
+                "bias_correction": True,
+            }
+        )
+    defaults = {key: value for key, value in groups[0].items() if key != "params"}
+    return groups, defaults
+
+
+class Engine(torch.nn.Module):
+    """A model whose parameters and states live on the tiers.
+
+    loss = engine(batch); engine.backward(loss); engine.step(). step() acts at the accumulation boundary only. Updates run on
+    after step() has returned; whatever reads values waits for them. Not thread-safe: one thread trains.
+    """
+
+    def __init__(self, model, config, optimizer=None, model_parameters=None):
+        super().__init__()
+        self.__dict__["module"] = model  # not a submodule: state_dict() is ours
+        self.config = config
+        self.global_steps = 0
+        self.micro_steps = 0
+        self.skipped_steps = 0
+        self._closed = False
+        self._iteration_open = False
+        self._grad_norm = None
+        self._applied = False
+        self._pid = os.getpid()
+        dtype_number, self.dtype = _DTYPES[config.dtype]
+
+        if optimizer is not None:
+            groups, defaults = _from_client(optimizer)
+        else:
+            groups, defaults = _param_groups(model, config.optimizer or _default_adamw(), model_parameters)
+        self.optimizer = Optimizer(groups, defaults)
+        self.optimizer.engine = weakref.ref(self)
+        group_of = {id(p): g for g, group in enumerate(self.optimizer.param_groups) for p in group["params"]}
+
+        units, brackets = partition(model, self._unit_target(model))
+        if not units:
+            raise ValueError("the model has no parameters")
+        library = _abi.Library(config.own["library"]) if config.own.get("library") else None
+        self.runtime = _abi.Runtime(
+            [(u.name, [(n, p.numel(), group_of.get(id(p), 0)) for n, p in u.parameters]) for u in units],
+            self._options(dtype_number),
+            library=library,
+            seed=config.own.get("simulated_seed"),
+        )
+        _engines.add(self)
+        self._units = units
+        self._attached = attach.Attached(self.runtime, units, brackets, self.dtype)
+        self._names = [(n, self._attached.tensors[id(p)], p.shape) for u in units for n, p in u.parameters]
+        self._load(units)
+        for name, buffer in model.named_buffers():
+            if buffer.is_floating_point() and buffer.dtype != self.dtype:
+                buffer.data = buffer.data.to(self.dtype)
+        self._state_dict_hook = model.register_state_dict_post_hook(self._fill_state_dict)
+
+    # ---- Setting up
+
+    def _unit_target(self, model):
+        own = self.config.own
+        if own.get("unit_elements"):
+            return own["unit_elements"]
+        if self.config.offload_param == "none":
+            return _UNIT_ELEMENTS
+        hbm = own.get("hbm")
+        size = torch.empty((), dtype=self.dtype).element_size()
+        return max(1, min(_UNIT_ELEMENTS, hbm // (4 * size))) if hbm else _UNIT_ELEMENTS
+
+    def _options(self, dtype_number):
+        c, own = self.config, self.config.own
+        options = {
+            "param_dtype": dtype_number,
+            "grad_dtype": _DTYPES[c.grad_dtype or c.dtype][0],
+            "lowest_param_tier": _TIERS[c.offload_param],
+            "lowest_state_tier": max(_abi.PINNED, _TIERS[c.offload_optimizer]),
+            "nvme_paths": c.nvme_paths,
+            "io_engine": _choice("sluice.io_engine", own.get("io_engine", "auto"), _ENGINES),
+            "executor": _choice("sluice.executor", own.get("executor", "tbb"), _EXECUTORS),
+            "io_depth": own.get("io_depth") or 0,
+            "workers": own.get("workers") or 0,
+            "chunk_elements": own.get("chunk_elements") or 0,
+            "link_bytes_per_second": float(own.get("link_bytes_per_second") or 0),
+            "overlap": int(own.get("overlap", True)),
+            "trace_spans_max": own.get("trace_spans") or 0,
+        }
+        for key, field in (("hbm", "hbm_bytes"), ("pinned", "pinned_bytes"), ("nvme", "nvme_bytes")):
+            if own.get(key) is not None:
+                options[field] = own[key]
+        if c.persistence_threshold is not None:
+            options["resident_elements_max"] = c.persistence_threshold
+        if c.dtype == "fp16":
+            scale = c.loss_scale
+            options["static_loss_scale"] = float(scale.get("loss_scale", 0))
+            options["initial_scale_power"] = int(scale.get("initial_scale_power", 16))
+            options["loss_scale_window"] = int(scale.get("loss_scale_window", 1000))
+            options["hysteresis"] = int(scale.get("hysteresis", 2))
+            options["consecutive_hysteresis"] = int(scale.get("consecutive_hysteresis", False))
+            options["min_loss_scale"] = float(scale.get("min_loss_scale", 1))
+        return _abi.Options(**options)
+
+    def _load(self, units):
+        """Writes every master from the model's values, which vanish from RAM as it goes."""
+
+        def items():
+            for index, unit in enumerate(units):
+                for _, parameter in unit.parameters:
+                    yield self._attached.tensors[id(parameter)], take_values(parameter)
+                self._attached.hide(index)
+
+        with torch.no_grad():
+            values.write_all(self.runtime, items(), _abi.MASTER)
+        forget_spools()
+
+    # ---- Training
+
+    def forward(self, *args, **kwargs):
+        self._check_open()
+        self._end_iteration()
+        training = self.module.training and torch.is_grad_enabled()
+        boundary = training and self.is_gradient_accumulation_boundary()
+        self.runtime.iteration_begin(_KEY_BOUNDARY if boundary else _KEY_MICRO if training else _KEY_EVAL, boundary)
+        self._iteration_open = True
+        cache = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)  # it would serve stale weights
+        try:
+            with self._attached.saved_tensors_hooks():
+                result = self.module(*args, **kwargs)
+        except BaseException:
+            self._attached.end_backward()
+            self._end_iteration()
+            raise
+        finally:
+            torch.set_autocast_cache_enabled(cache)
+        if not training:
+            self._end_iteration()
+        return result
+
+    def backward(self, loss, retain_graph=False, scale_wrt_gas=True):
+        """Backward of loss / gradient_accumulation_steps, times the loss scale. Returns the former, unscaled."""
+        self._check_open()
+        if scale_wrt_gas and self.config.accumulation > 1:
+            loss = loss / self.config.accumulation
+        scale = self.runtime.loss_scale()
+        self._attached.begin_backward()
+        try:
+            (loss * scale if scale != 1.0 else loss).backward(retain_graph=retain_graph)
+        finally:
+            self._attached.end_backward()
+            self._end_iteration()
+        self._backward_done = True
+        return loss.detach()
+
+    def step(self, lr_kwargs=None):
+        """At the accumulation boundary: norm, overflow check and clipping, then the updates start. Elsewhere: counts."""
+        self._check_open()
+        boundary = self.is_gradient_accumulation_boundary()
+        self.micro_steps += 1
+        self._applied = False
+        if not boundary:
+            return
+        self._attached.finish_gradients()
+        result = self.runtime.step([_group(g) for g in self.optimizer.param_groups], self.config.clip_norm)
+        self._grad_norm = result.grad_norm
+        self._applied = bool(result.applied)
+        self.global_steps += 1
+        if not self._applied:
+            self.skipped_steps += 1
+        # What LR schedulers look at to see that the optimizer stepped.
+        self.optimizer._opt_called = True
+        if self.lr_scheduler is not None and self._applied:
+            self.lr_scheduler.step()
+
+    lr_scheduler = None
+
+    def _end_iteration(self):
+        if self._iteration_open:
+            self._iteration_open = False
+            self.runtime.iteration_end()
+
+    def _check_open(self):
+        if self._closed:
+            raise _abi.FailedPrecondition("this engine was closed")
+
+    def zero_grad(self, set_to_none=True):
+        self._attached.finish_gradients()
+        self.runtime.zero_grad()
+
+    def is_gradient_accumulation_boundary(self):
+        return (self.micro_steps + 1) % self.config.accumulation == 0
+
+    def gradient_accumulation_steps(self):
+        return self.config.accumulation
+
+    def train_micro_batch_size_per_gpu(self):
+        return self.config.micro_batch
+
+    def train_batch_size(self):
+        return self.config.micro_batch * self.config.accumulation
+
+    def was_step_applied(self):
+        return self._applied
+
+    def get_global_grad_norm(self):
+        return self._grad_norm
+
+    def get_lr(self):
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    @property
+    def loss_scale(self):
+        return self.runtime.loss_scale()
+
+    @property
+    def config_notes(self):
+        return self.config.notes
+
+    def train(self, mode=True):
+        self.training = mode
+        self.module.train(mode)
+        return self
+
+    # ---- Values
+
+    def _fill_state_dict(self, module, state_dict, prefix, local_metadata):
+        wanted = {prefix + name: (number, shape) for name, number, shape in self._names}
+        requests = [(k, *wanted[k]) for k in state_dict if k in wanted]
+        state_dict.update(values.read_all(self.runtime, requests, _abi.PARAM, self.dtype))
+        # Tied parameters appear under further names.
+        numbers = self._attached.tensors
+        by_number = {}
+        for key, value in state_dict.items():
+            if key in wanted:
+                by_number[wanted[key][0]] = value
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            key = prefix + name
+            if key in state_dict and key not in wanted and id(parameter) in numbers:
+                number = numbers[id(parameter)]
+                if number not in by_number:
+                    by_number.update(
+                        {number: values.read_all(self.runtime, [(0, number, parameter.shape)], _abi.PARAM, self.dtype)[0]}
+                    )
+                state_dict[key] = by_number[number]
+
+    def module_state_dict(self):
+        """The model's state_dict: exact copies of the compute parameters, after all updates."""
+        return self.module.state_dict()
+
+    def state_dict(self, *args, **kwargs):
+        return self.module.state_dict(*args, **kwargs)
+
+    def fp32_state_dict(self):
+        """The fp32 masters by parameter name."""
+        return values.read_all(self.runtime, self._names, _abi.MASTER, torch.float32)
+
+    def optimizer_state_dict(self):
+        """exp_avg and exp_avg_sq (fp32) and the number of updates, by parameter name."""
+        averages = values.read_all(self.runtime, self._names, _abi.EXP_AVG, torch.float32)
+        squares = values.read_all(self.runtime, self._names, _abi.EXP_AVG_SQ, torch.float32)
+        return {
+            name: {
+                "exp_avg": averages[name],
+                "exp_avg_sq": squares[name],
+                "step": self.runtime.tensor_info(number).step,
+            }
+            for name, number, _ in self._names
+        }
+
+    def report(self):
+        """Counters, budgets, placement and what was chosen (docs/api.md lists the keys)."""
+        return self.runtime.report()
+
+    def synchronize(self):
+        """Waits until every update and write under way has ended."""
+        self._attached.finish_gradients()
+        self.runtime.drain()
+
+    def write_trace(self, path):
+        """Writes what was recorded (sluice.trace_spans) for Perfetto or chrome://tracing."""
+        self.runtime.drain()
+        self.runtime.trace_write(path)
+
+    def close(self):
+        """Ends the runtime. The model keeps placeholders; read values before."""
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        attached = self.__dict__.get("_attached")
+        if attached is not None:
+            attached.detach()
+            self._state_dict_hook.remove()
+        self.runtime.close()
+
+    destroy = close
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            module = self.__dict__.get("module")
+            if module is None or name.startswith("_"):
+                raise
+            return getattr(module, name)
+
+    def __deepcopy__(self, memo):
+        raise TypeError("an engine can't be copied: take module_state_dict() and load it into a new model")
+
+
+def _default_adamw():
+    return {
+        "lr": 1e-3,
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "weight_decay": 0.01,
+        "l2_decay": False,
+        "bias_correction": True,
+    }
+
+
+def _choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"{name}: must be one of {', '.join(choices)}, not {value!r}")
+    return choices[value]
+
+
+def _group(group):
+    return {
+        "lr": float(group["lr"]),
+        "beta1": group["betas"][0],
+        "beta2": group["betas"][1],
+        "eps": group["eps"],
+        "weight_decay": group["weight_decay"],
+        "l2_decay": int(group["l2_decay"]),
+        "bias_correction": int(group["bias_correction"]),
+    }
+
+
+@atexit.register
+def _close_all():
+    for engine in list(_engines):
+        engine.close()
+
+
+def initialize(
+    args=None,
+    model=None,
+    optimizer=None,
+    model_parameters=None,
+    training_data=None,
+    lr_scheduler=None,
+    distributed_port=None,
+    mpu=None,
+    dist_init_required=None,
+    collate_fn=None,
+    config=None,
+    mesh_param=None,
+    config_params=None,
+):
+    """Moves `model` onto the tiers as `config` (DeepSpeed's JSON as a dict or a path) says.
+
+    Returns (engine, optimizer, training data loader or None, lr_scheduler or None). lr_scheduler: a
+    torch scheduler made for `optimizer`, or a function from the returned optimizer to a scheduler. Errors: ConfigError;
+    ResourceExhausted if a budget can't work, naming the smallest that would.
+    """
+    if model is None:
+        raise ValueError("model: a torch.nn.Module is needed")
+    if mpu is not None or mesh_param is not None:
+        raise ValueError("mpu, mesh_param: model parallelism is not offered")
+    if config is None:
+        config = config_params if config_params is not None else getattr(args, "deepspeed_config", None)
+    if config is None:
+        raise ValueError("config: a dict or the path of a JSON file is needed")
+    engine = Engine(model, load_config(config), optimizer, model_parameters)
+    if lr_scheduler is not None and not hasattr(lr_scheduler, "step"):
+        lr_scheduler = lr_scheduler(engine.optimizer)
+    elif lr_scheduler is not None:
+        lr_scheduler.optimizer = engine.optimizer
+    engine.lr_scheduler = lr_scheduler
+    loader = None
+    if training_data is not None:
+        loader = torch.utils.data.DataLoader(
+            training_data,
+            batch_size=engine.config.micro_batch,
+            collate_fn=collate_fn,
+            drop_last=engine.config.drop_last,
+            shuffle=not isinstance(training_data, torch.utils.data.IterableDataset),
+        )
+    return engine, engine.optimizer, loader, lr_scheduler
