@@ -5,10 +5,10 @@
 // thread may call it.
 //
 // Bits: the same on every vector width and thread count. Multiplications and additions are separate
-// operations, each rounded; square root and division are IEEE; conversions round to nearest even in
-// integer arithmetic; subnormal inputs and results are zero if the caller's thread has FTZ and
-// DAZ set (core/executor.h), bf16 gradients among them, and gradual if not; the kernel sets neither.
-// The conversion of the parameters keeps what it is given. Where an element lies in a span changes nothing.
+// operations, each rounded; square root and division are IEEE; conversions are those of convert.h.
+// Subnormal inputs and results, bf16 gradients among them, are zero if the caller's thread has FTZ
+// and DAZ set (core/executor.h) and gradual if not: the kernel sets neither. Where an element lies
+// in a span changes nothing.
 //
 // The formula (Loshchilov & Hutter 2019; the order of operations of PyTorch's single-tensor AdamW),
 // for step t >= 1, all in fp32, scalars computed in fp64 and rounded once:
