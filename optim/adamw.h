@@ -72,8 +72,8 @@ struct AdamWSpans {
 
 void AdamWUpdate(const AdamWCoefficients& coefficients, const AdamWSpans& spans);
 
-// The vector target that AdamWUpdate runs on here, for `sluice doctor`: "AVX3_ZEN4", "AVX2",
-// "SSE4", "EMU128" ...
+// The vector target that AdamWUpdate runs on here, for `sluice doctor`: "AVX3", "AVX2", "SSE4",
+// "SSSE3", "SCALAR".
 const char* VectorTarget();
 
 }  // namespace sluice
