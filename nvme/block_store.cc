@@ -27,9 +27,11 @@ BlockStore::BlockStore(SegmentTable table, std::vector<Bytes> block_sizes, IoEng
   write_track_ = trace->AddTrack("nvme write");
 }
 
-void BlockStore::Prepare(BlockTransfer* transfer, BlockIndex block, MemoryView buffer, IoKind kind) {
+void BlockStore::Prepare(BlockTransfer* transfer, BlockIndex block, MemoryView buffer,
+                         IoKind kind) {
   SLUICE_CHECK(block.value() < blocks_.size());
-  SLUICE_CHECK_MSG(!std::exchange(blocks_[block.value()].busy, true), "two transfers of one block at a time");
+  SLUICE_CHECK_MSG(!std::exchange(blocks_[block.value()].busy, true),
+                   "two transfers of one block at a time");
   const Extent& extent = table_.extents[block.value()];
   SLUICE_CHECK(Bytes(static_cast<int64_t>(buffer.size())) >= extent.length);
   transfer->kind = kind;
@@ -41,7 +43,8 @@ void BlockStore::Prepare(BlockTransfer* transfer, BlockIndex block, MemoryView b
   transfer->data_ = buffer.first(sizes_[block.value()].size());
 }
 
-void BlockStore::StartRead(BlockTransfer* transfer, BlockIndex block, MemoryView buffer, IoPriority priority) {
+void BlockStore::StartRead(BlockTransfer* transfer, BlockIndex block, MemoryView buffer,
+                           IoPriority priority) {
   Prepare(transfer, block, buffer, IoKind::kRead);
   const Block& b = blocks_[block.value()];
   transfer->generation_ = b.generation;
@@ -50,7 +53,8 @@ void BlockStore::StartRead(BlockTransfer* transfer, BlockIndex block, MemoryView
   transfer->IoOp::status = absl::DataLossError(
       b.last_generation == 0
           ? fmt::format("block {} is read but was never written", block.value())
-          : fmt::format("block {} can't be read: writing generation {} of it failed", block.value(), b.last_generation));
+          : fmt::format("block {} can't be read: writing generation {} of it failed", block.value(),
+                        b.last_generation));
   refused_.Push(transfer);
   engine_->Wake();
 }
@@ -59,10 +63,11 @@ absl::Status BlockStore::Verify(const BlockTransfer& transfer) {
   const uint64_t found = SeededChecksum(transfer.data_, transfer.block_, transfer.generation_);
   if (found == transfer.checksum_) return absl::OkStatus();
   return absl::DataLossError(
-      fmt::format("block {} of generation {}, {} bytes at {} of swap file {}: checksum is {:016x}, not {:016x}: the drive "
+      fmt::format("block {} of generation {}, {} bytes at {} of swap file {}: checksum is {:016x}, "
+                  "not {:016x}: the drive "
                   "returned other bytes than were written",
-                  transfer.block_.value(), transfer.generation_, transfer.data_.size(), transfer.offset.value(),
-                  transfer.file.value(), found, transfer.checksum_));
+                  transfer.block_.value(), transfer.generation_, transfer.data_.size(),
+                  transfer.offset.value(), transfer.file.value(), found, transfer.checksum_));
 }
 
 void BlockStore::PrepareWrite(BlockTransfer* transfer, BlockIndex block, MemoryView buffer) {
@@ -117,8 +122,8 @@ void BlockStore::Count(const BlockTransfer& transfer) {
   const bool read = transfer.kind == IoKind::kRead;
   (read ? reads_ : writes_)->Add();
   (read ? read_bytes_ : write_bytes_)->Add(transfer.transferred.value());
-  trace_->Record(read ? read_track_ : write_track_, read ? "read" : "write", transfer.block_.value(),
-                 transfer.submitted, transfer.completed);
+  trace_->Record(read ? read_track_ : write_track_, read ? "read" : "write",
+                 transfer.block_.value(), transfer.submitted, transfer.completed);
 }
 
 }  // namespace sluice

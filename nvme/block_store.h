@@ -33,8 +33,8 @@
 
 namespace sluice {
 
-// One block on its way, owned by the caller from Start... until OnDone. Its buffer holds at least the extent's length; the
-// block's own bytes come first, what follows is padding.
+// One block on its way, owned by the caller from Start... until OnDone. Its buffer holds at least
+// the extent's length; the block's own bytes come first, what follows is padding.
 class BlockTransfer : private IoOp {
  public:
   virtual ~BlockTransfer() = default;

@@ -47,8 +47,8 @@ absl::StatusOr<int> OpenUnnamed(const std::string& directory, bool* unlinked) {
   if (fd >= 0) return fd;
   if (errno != EOPNOTSUPP && errno != EISDIR && errno != EINVAL) {
     if (errno == ENOTDIR) {
-      return absl::FailedPreconditionError(
-          fmt::format("{} is not a directory: give a directory on the drive to swap to", directory));
+      return absl::FailedPreconditionError(fmt::format(
+          "{} is not a directory: give a directory on the drive to swap to", directory));
     }
     return ErrnoStatus(errno, fmt::format("creating a swap file in {}", directory));
   }
@@ -85,7 +85,8 @@ absl::StatusOr<DirectFile> DirectFile::CreateUnnamed(const std::string& director
   file.size_ = size;
   SLUICE_ASSIGN_OR_RETURN(file.fd_, OpenUnnamed(directory, &file.unlinked_));
   file.file_system_ = FileSystemName(directory);
-  // Set after the file is open: where it can't be had, the file system says so here or reports no alignment.
+  // Set after the file is open: where it can't be had, the file system says so here or reports no
+  // alignment.
   const Bytes alignment = DirectAlignment(file.fd_);
   const int flags = fcntl(file.fd_, F_GETFL);
   if (alignment > Bytes(0) && flags >= 0 && fcntl(file.fd_, F_SETFL, flags | O_DIRECT) == 0) {
@@ -102,8 +103,8 @@ absl::StatusOr<DirectFile> DirectFile::CreateUnnamed(const std::string& director
     struct statfs fs {};
     const bool known = statfs(directory.c_str(), &fs) == 0;
     const Bytes free(known ? static_cast<int64_t>(fs.f_bavail) * fs.f_bsize : 0);
-    return ErrnoStatus(error, fmt::format("reserving {} in {}, which has {} free", FormatBytes(size), directory,
-                                          FormatBytes(free)));
+    return ErrnoStatus(error, fmt::format("reserving {} in {}, which has {} free",
+                                          FormatBytes(size), directory, FormatBytes(free)));
   }
   return file;
 }
@@ -129,9 +130,10 @@ Bytes DirectFile::allocated() const {
 }
 
 std::string DirectFile::description() const {
-  const std::string how =
-      direct_ ? fmt::format("direct I/O, alignment {}", alignment_.value()) : "plain I/O through the page cache";
-  return fmt::format("{}: {}, {}, {}", directory_, file_system_, how, unlinked_ ? "unlinked" : "unnamed");
+  const std::string how = direct_ ? fmt::format("direct I/O, alignment {}", alignment_.value())
+                                  : "plain I/O through the page cache";
+  return fmt::format("{}: {}, {}, {}", directory_, file_system_, how,
+                     unlinked_ ? "unlinked" : "unnamed");
 }
 
 }  // namespace sluice

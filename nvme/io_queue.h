@@ -1,7 +1,8 @@
 // nvme/io_queue.h
 //
-// What waits for room in an IoEngine, and in what order it goes: urgent operations first, each class first come, first
-// served. Never blocks or refuses: admission is a list through the operations themselves.
+// What waits for room in an IoEngine, and in what order it goes: urgent operations first, each
+// class first come, first served. Never blocks or refuses: admission is a list through the
+// operations themselves.
 //
 // Threads: the engine's owner. Allocates nothing.
 

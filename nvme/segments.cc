@@ -23,8 +23,9 @@ SegmentTable PlanSegments(std::span<const Bytes> block_sizes, uint32_t paths, By
       table.file_sizes.emplace_back();
       table.file_path.push_back(path);
     }
-    table.extents.push_back(
-        {.file = FileIndex(file), .offset = FileOffset(table.file_sizes[file].value()), .length = length});
+    table.extents.push_back({.file = FileIndex(file),
+                             .offset = FileOffset(table.file_sizes[file].value()),
+                             .length = length});
     table.file_sizes[file] += length;
   }
   return table;
@@ -39,18 +40,20 @@ absl::StatusOr<std::vector<DirectFile>> CreateSegments(const SegmentTable& table
   }
   for (const auto& [path, bytes] : needed) {
     struct statfs fs {};
-    if (statfs(path.c_str(), &fs) != 0) return ErrnoStatus(errno, fmt::format("looking at {}", path));
+    if (statfs(path.c_str(), &fs) != 0)
+      return ErrnoStatus(errno, fmt::format("looking at {}", path));
     const Bytes free(static_cast<int64_t>(fs.f_bavail) * fs.f_bsize);
     if (bytes <= free) continue;
     return absl::ResourceExhaustedError(
-        fmt::format("{} needs {} ({} bytes) of swap space and has {} free: free some, give another path, or raise the "
+        fmt::format("{} needs {} ({} bytes) of swap space and has {} free: free some, give another "
+                    "path, or raise the "
                     "pinned budget",
                     path, FormatBytes(bytes), bytes.value(), FormatBytes(free)));
   }
   std::vector<DirectFile> files;
   for (size_t f = 0; f < table.file_sizes.size(); ++f) {
-    SLUICE_ASSIGN_OR_RETURN(DirectFile file,
-                            DirectFile::CreateUnnamed(paths[table.file_path[f]], table.file_sizes[f]));
+    SLUICE_ASSIGN_OR_RETURN(
+        DirectFile file, DirectFile::CreateUnnamed(paths[table.file_path[f]], table.file_sizes[f]));
     files.push_back(std::move(file));
   }
   return files;

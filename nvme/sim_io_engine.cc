@@ -13,7 +13,8 @@ namespace {
 
 class SimIoEngine final : public IoEngine {
  public:
-  SimIoEngine(const SimIoOptions& options, std::span<const Bytes> file_sizes, const Limits& limits, SimWorld* world)
+  SimIoEngine(const SimIoOptions& options, std::span<const Bytes> file_sizes, const Limits& limits,
+              SimWorld* world)
       : options_(options), limits_(limits), world_(world) {
     for (Bytes size : file_sizes) files_.emplace_back(size.size(), std::byte{0xA5});
   }
@@ -71,16 +72,19 @@ class SimIoEngine final : public IoEngine {
     op->status = absl::OkStatus();
     if (Place(*op) == nullptr) op->status = absl::InternalError("simulated I/O outside its file");
     for (const IoOp* other : running_) {
-      if (Overlaps(*op, *other)) op->status = absl::InternalError("simulated I/O overlaps an operation in flight");
+      if (Overlaps(*op, *other))
+        op->status = absl::InternalError("simulated I/O overlaps an operation in flight");
     }
     running_.push_back(op);
     const auto bytes = static_cast<double>(op->memory.size());
-    drive_free_ = std::max(drive_free_, world_->Now()) + Nanos(static_cast<int64_t>(bytes / options_.bytes_per_second * 1e9));
+    drive_free_ = std::max(drive_free_, world_->Now()) +
+                  Nanos(static_cast<int64_t>(bytes / options_.bytes_per_second * 1e9));
     const auto jitter = world_->Uniform(static_cast<uint64_t>(options_.latency_min.count()),
                                         static_cast<uint64_t>(options_.latency_max.count()));
     const TimePoint end = drive_free_ + Nanos(static_cast<int64_t>(jitter));
     const auto span = static_cast<uint64_t>((end - world_->Now()).count());
-    const TimePoint touch = world_->Now() + Nanos(static_cast<int64_t>(world_->Uniform(0, span - 1)));
+    const TimePoint touch =
+        world_->Now() + Nanos(static_cast<int64_t>(world_->Uniform(0, span - 1)));
     if (op->status.ok()) world_->At(touch, [this, op] { MoveBytes(op); });
     world_->At(end, [this, op] { End(op); });
   }
@@ -97,8 +101,8 @@ class SimIoEngine final : public IoEngine {
 
   void End(IoOp* op) {
     op->completed = world_->Now();
-    world_->Log(fmt::format("{} of {} at {}:{} ends", op->kind == IoKind::kRead ? "read" : "write", op->memory.size(),
-                            op->file.value(), op->offset.value()));
+    world_->Log(fmt::format("{} of {} at {}:{} ends", op->kind == IoKind::kRead ? "read" : "write",
+                            op->memory.size(), op->file.value(), op->offset.value()));
     std::erase(running_, op);
     finished_.push_back(op);
   }
@@ -114,7 +118,8 @@ class SimIoEngine final : public IoEngine {
 
 }  // namespace
 
-std::unique_ptr<IoEngine> MakeSimIoEngine(const SimIoOptions& options, std::span<const Bytes> file_sizes,
+std::unique_ptr<IoEngine> MakeSimIoEngine(const SimIoOptions& options,
+                                          std::span<const Bytes> file_sizes,
                                           const IoEngine::Limits& limits, SimWorld* world) {
   return std::make_unique<SimIoEngine>(options, file_sizes, limits, world);
 }

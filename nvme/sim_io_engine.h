@@ -23,8 +23,9 @@ struct SimIoOptions {
   Nanos latency_max = Nanos(500'000);
 };
 
-// Files of the given sizes, full of a byte pattern. An operation that overlaps one in flight in the same file (unless both
-// are reads) or lies outside its file ends with Internal: only a bug above can cause it.
+// Files of the given sizes, full of a byte pattern. An operation that overlaps one in flight in the
+// same file (unless both are reads) or lies outside its file ends with Internal: only a bug above
+// can cause it.
 std::unique_ptr<IoEngine> MakeSimIoEngine(const SimIoOptions& options,
                                           std::span<const Bytes> file_sizes,
                                           const IoEngine::Limits& limits, SimWorld* world);

@@ -23,7 +23,8 @@ constexpr uint32_t kThreadsMax = 4;
 
 class ThreadEngine final : public IoEngine {
  public:
-  ThreadEngine(std::span<const DirectFile> files, const Limits& limits, Clock* clock, std::string why)
+  ThreadEngine(std::span<const DirectFile> files, const Limits& limits, Clock* clock,
+               std::string why)
       : files_(files), limits_(limits), clock_(clock), why_(std::move(why)) {
     const uint32_t threads = files.empty() ? 0 : std::min(limits.in_flight_max, kThreadsMax);
     for (uint32_t i = 0; i < threads; ++i) threads_.emplace_back([this] { Work(); });
@@ -78,8 +79,9 @@ class ThreadEngine final : public IoEngine {
   }
 
   std::string description() const override {
-    return fmt::format("threads: {} of pread and pwrite{}{}", std::min(limits_.in_flight_max, kThreadsMax),
-                       why_.empty() ? "" : "; ", why_);
+    return fmt::format("threads: {} of pread and pwrite{}{}",
+                       std::min(limits_.in_flight_max, kThreadsMax), why_.empty() ? "" : "; ",
+                       why_);
   }
 
   absl::Status Close() override {
@@ -126,7 +128,8 @@ class ThreadEngine final : public IoEngine {
       std::byte* at = op->memory.data() + op->transferred.size();
       const size_t left = op->memory.size() - op->transferred.size();
       const int64_t offset = op->offset.value() + op->transferred.value();
-      result = op->kind == IoKind::kRead ? pread(fd, at, left, offset) : pwrite(fd, at, left, offset);
+      result =
+          op->kind == IoKind::kRead ? pread(fd, at, left, offset) : pwrite(fd, at, left, offset);
       if (result < 0) result = -errno;
     } while (GoesOn(op, result, files_, &retries));
     op->completed = clock_->Now();
@@ -139,7 +142,7 @@ class ThreadEngine final : public IoEngine {
   mutable std::mutex mutex_;
   std::condition_variable work_;
   std::condition_variable finished_;
-  IoOpList todo_;             // these five guarded by mutex_
+  IoOpList todo_;  // these five guarded by mutex_
   IoOpList done_;
   size_t in_flight_ = 0;
   bool woken_ = false;
@@ -150,8 +153,8 @@ class ThreadEngine final : public IoEngine {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<IoEngine>> MakeThreadEngine(std::span<const DirectFile> files,
-                                                           const IoEngine::Limits& limits, Clock* clock,
-                                                           std::string why) {
+                                                           const IoEngine::Limits& limits,
+                                                           Clock* clock, std::string why) {
   try {
     return std::make_unique<ThreadEngine>(files, limits, clock, std::move(why));
   } catch (const std::exception& e) {

@@ -15,8 +15,8 @@ namespace sluice {
 
 // `why` is said in the description: what was asked for, or why nothing better could be had.
 absl::StatusOr<std::unique_ptr<IoEngine>> MakeThreadEngine(std::span<const DirectFile> files,
-                                                           const IoEngine::Limits& limits, Clock* clock,
-                                                           std::string why);
+                                                           const IoEngine::Limits& limits,
+                                                           Clock* clock, std::string why);
 
 }  // namespace sluice
 

@@ -14,8 +14,9 @@ constexpr int kRetriesMax = 16;
 
 std::string Describe(const IoOp& op, std::span<const DirectFile> files) {
   const uint32_t f = op.file.value();
-  return fmt::format("{} {} bytes at {} of swap file {} ({})", op.kind == IoKind::kRead ? "reading" : "writing",
-                     op.memory.size(), op.offset.value(), f,
+  return fmt::format("{} {} bytes at {} of swap file {} ({})",
+                     op.kind == IoKind::kRead ? "reading" : "writing", op.memory.size(),
+                     op.offset.value(), f,
                      f < files.size() ? files[f].description() : "which does not exist");
 }
 
@@ -38,16 +39,17 @@ bool GoesOn(IoOp* op, int64_t result, std::span<const DirectFile> files, int* re
     return false;
   }
   if (result == 0) {
-    op->status = absl::DataLossError(fmt::format("{}: the file ends after {} bytes of it; was it truncated?",
-                                                 Describe(*op, files), op->transferred.value()));
+    op->status =
+        absl::DataLossError(fmt::format("{}: the file ends after {} bytes of it; was it truncated?",
+                                        Describe(*op, files), op->transferred.value()));
     return false;
   }
   // The rest goes on from an aligned place: what was moved of a partial sector is moved again.
   const int64_t alignment = files[op->file.value()].alignment().value();
   op->transferred = Bytes(op->transferred.value() / alignment * alignment);
   if (result < alignment && ++*retries >= kRetriesMax) {
-    op->status = absl::DataLossError(fmt::format("{}: no progress after {} bytes", Describe(*op, files),
-                                                 op->transferred.value()));
+    op->status = absl::DataLossError(fmt::format("{}: no progress after {} bytes",
+                                                 Describe(*op, files), op->transferred.value()));
     return false;
   }
   return true;
@@ -57,7 +59,8 @@ absl::Status CheckOp(const IoOp& op, std::span<const DirectFile> files) {
   if (op.file.value() >= files.size()) return TransferError(op, files, EBADF);
   const int64_t alignment = files[op.file.value()].alignment().value();
   const auto address = reinterpret_cast<uintptr_t>(op.memory.data());
-  const bool aligned = address % static_cast<uint64_t>(alignment) == 0 && op.offset.value() % alignment == 0 &&
+  const bool aligned = address % static_cast<uint64_t>(alignment) == 0 &&
+                       op.offset.value() % alignment == 0 &&
                        static_cast<int64_t>(op.memory.size()) % alignment == 0;
   if (aligned && !op.memory.empty() && op.offset.value() >= 0) return absl::OkStatus();
   return TransferError(op, files, EINVAL);

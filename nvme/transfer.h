@@ -1,6 +1,7 @@
 // nvme/transfer.h
 //
-// What every engine does with the result of one system call's worth of a transfer. Internal to engines.
+// What every engine does with the result of one system call's worth of a transfer. Internal to
+// engines.
 
 #ifndef SLUICE_NVME_TRANSFER_H_
 #define SLUICE_NVME_TRANSFER_H_
@@ -16,11 +17,13 @@ namespace sluice {
 // "reading 4096 bytes at 8192 of file 2 (/mnt/a: ext4 ...): No space left on device (ENOSPC)".
 absl::Status TransferError(const IoOp& op, std::span<const DirectFile> files, int errno_value);
 
-// Takes in `result`, as the kernel returns it (bytes, or -errno), for an op of which op->transferred bytes were done.
-// Returns whether to go on with the rest; otherwise op->status is final. `retries` counts attempts without progress.
+// Takes in `result`, as the kernel returns it (bytes, or -errno), for an op of which
+// op->transferred bytes were done. Returns whether to go on with the rest; otherwise op->status is
+// final. `retries` counts attempts without progress.
 bool GoesOn(IoOp* op, int64_t result, std::span<const DirectFile> files, int* retries);
 
-// Ops that are not legal for their file get their error here, before the kernel sees them; ok otherwise.
+// Ops that are not legal for their file get their error here, before the kernel sees them; ok
+// otherwise.
 absl::Status CheckOp(const IoOp& op, std::span<const DirectFile> files);
 
 }  // namespace sluice

@@ -24,7 +24,8 @@ class UringEngine final : public IoEngine {
  public:
   UringEngine(std::span<const DirectFile> files, const Limits& limits, Clock* clock)
       : files_(files), limits_(limits), clock_(clock), slots_(limits.in_flight_max) {
-    for (uint32_t i = 0; i < limits.in_flight_max; ++i) free_.push_back(limits.in_flight_max - 1 - i);
+    for (uint32_t i = 0; i < limits.in_flight_max; ++i)
+      free_.push_back(limits.in_flight_max - 1 - i);
     finished_.reserve(limits.in_flight_max);
     prepared_.reserve(2 * limits.in_flight_max);
   }
@@ -39,15 +40,17 @@ class UringEngine final : public IoEngine {
       result = io_uring_queue_init_params(limits_.in_flight_max + 8, &ring_, &params);
     }
     if (result < 0) {
-      const char* hint = result == -EPERM    ? " (forbidden here: see sysctl kernel.io_uring_disabled, or the "
-                                               "container's seccomp profile)"
+      const char* hint = result == -EPERM
+                             ? " (forbidden here: see sysctl kernel.io_uring_disabled, or the "
+                               "container's seccomp profile)"
                          : result == -ENOMEM ? " (raise the limit on locked memory: ulimit -l)"
                                              : "";
       return ErrnoStatus(-result, fmt::format("setting up io_uring{}", hint));
     }
     open_ = true;
     if ((ring_.features & IORING_FEAT_NODROP) == 0 || (ring_.features & IORING_FEAT_EXT_ARG) == 0) {
-      return absl::UnavailableError("this kernel's io_uring is too old (needs NODROP and EXT_ARG: Linux 5.11)");
+      return absl::UnavailableError(
+          "this kernel's io_uring is too old (needs NODROP and EXT_ARG: Linux 5.11)");
     }
     wake_fd_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (wake_fd_ < 0) return ErrnoStatus(errno, "creating an eventfd");
@@ -102,8 +105,8 @@ class UringEngine final : public IoEngine {
 
   std::string description() const override {
     return fmt::format("io_uring: {}, {}, {} in flight, {} per submission, no SQPOLL",
-                       fixed_files_ ? "registered files" : "plain files", buffers_description_, limits_.in_flight_max,
-                       limits_.submit_batch_max);
+                       fixed_files_ ? "registered files" : "plain files", buffers_description_,
+                       limits_.in_flight_max, limits_.submit_batch_max);
   }
 
   absl::Status Close() override {
@@ -134,8 +137,8 @@ class UringEngine final : public IoEngine {
   void RegisterFiles() {
     std::vector<int> fds;
     for (const DirectFile& file : files_) fds.push_back(file.fd());
-    fixed_files_ = !fds.empty() &&
-                   io_uring_register_files(&ring_, fds.data(), static_cast<unsigned>(fds.size())) == 0;
+    fixed_files_ = !fds.empty() && io_uring_register_files(&ring_, fds.data(),
+                                                           static_cast<unsigned>(fds.size())) == 0;
   }
 
   void RegisterBuffers(std::span<const MemoryView> arenas) {
@@ -147,13 +150,15 @@ class UringEngine final : public IoEngine {
       }
     }
     if (buffers_.empty()) return;
-    const int result = io_uring_register_buffers(&ring_, buffers_.data(), static_cast<unsigned>(buffers_.size()));
+    const int result =
+        io_uring_register_buffers(&ring_, buffers_.data(), static_cast<unsigned>(buffers_.size()));
     if (result == 0) {
       buffers_description_ = "registered buffers";
       return;
     }
     buffers_.clear();
-    buffers_description_ = fmt::format("buffers not registered ({}; see ulimit -l)", strerrorname_np(-result));
+    buffers_description_ =
+        fmt::format("buffers not registered ({}; see ulimit -l)", strerrorname_np(-result));
   }
 
   int BufferIndex(const std::byte* at, size_t size) const {
@@ -172,20 +177,23 @@ class UringEngine final : public IoEngine {
     std::byte* at = op->memory.data() + op->transferred.size();
     const auto left = static_cast<unsigned>(op->memory.size() - op->transferred.size());
     const auto offset = static_cast<uint64_t>(op->offset.value() + op->transferred.value());
-    const int fd = fixed_files_ ? static_cast<int>(op->file.value()) : files_[op->file.value()].fd();
+    const int fd =
+        fixed_files_ ? static_cast<int>(op->file.value()) : files_[op->file.value()].fd();
     const int buffer = BufferIndex(at, left);
     const bool read = op->kind == IoKind::kRead;
     if (buffer >= 0) {
       read ? io_uring_prep_read_fixed(sqe, fd, at, left, offset, buffer)
            : io_uring_prep_write_fixed(sqe, fd, at, left, offset, buffer);
     } else {
-      read ? io_uring_prep_read(sqe, fd, at, left, offset) : io_uring_prep_write(sqe, fd, at, left, offset);
+      read ? io_uring_prep_read(sqe, fd, at, left, offset)
+           : io_uring_prep_write(sqe, fd, at, left, offset);
     }
     if (fixed_files_) sqe->flags |= IOSQE_FIXED_FILE;
     io_uring_sqe_set_data64(sqe, (uint64_t{slots_[slot].generation} << 32) | slot);
   }
 
-  // Hands what is prepared to the kernel, submit_batch_max at a time. What the kernel won't take now stays queued.
+  // Hands what is prepared to the kernel, submit_batch_max at a time. What the kernel won't take
+  // now stays queued.
   void Flush() {
     while (!prepared_.empty() || io_uring_sq_ready(&ring_) > 0) {
       const size_t batch = std::min<size_t>(prepared_.size(), limits_.submit_batch_max);
@@ -219,7 +227,8 @@ class UringEngine final : public IoEngine {
         continue;
       }
       const auto slot = static_cast<uint32_t>(tag);
-      SLUICE_CHECK_MSG(slot < slots_.size() && slots_[slot].generation == tag >> 32 && slots_[slot].op != nullptr,
+      SLUICE_CHECK_MSG(slot < slots_.size() && slots_[slot].generation == tag >> 32 &&
+                           slots_[slot].op != nullptr,
                        "io_uring completed an operation that is not in flight");
       if (GoesOn(slots_[slot].op, result, files_, &slots_[slot].retries)) {
         Prepare(slot);
@@ -249,11 +258,13 @@ class UringEngine final : public IoEngine {
     }
     io_uring_cqe* cqe = nullptr;
     if (deadline == kForever) {
-      (void)io_uring_submit_and_wait(&ring_, 1);  // an interruption returns to the caller, which comes again
+      (void)io_uring_submit_and_wait(
+          &ring_, 1);  // an interruption returns to the caller, which comes again
       return;
     }
     const Nanos left = std::max(Nanos(0), deadline - clock_->Now());
-    __kernel_timespec timeout{.tv_sec = left.count() / 1'000'000'000, .tv_nsec = left.count() % 1'000'000'000};
+    __kernel_timespec timeout{.tv_sec = left.count() / 1'000'000'000,
+                              .tv_nsec = left.count() % 1'000'000'000};
     (void)io_uring_submit_and_wait_timeout(&ring_, &cqe, 1, &timeout, nullptr);
   }
 
@@ -278,7 +289,8 @@ class UringEngine final : public IoEngine {
 
 absl::StatusOr<std::unique_ptr<IoEngine>> MakeUringEngine(std::span<const DirectFile> files,
                                                           std::span<const MemoryView> arenas,
-                                                          const IoEngine::Limits& limits, Clock* clock) {
+                                                          const IoEngine::Limits& limits,
+                                                          Clock* clock) {
   auto engine = std::make_unique<UringEngine>(files, limits, clock);
   SLUICE_RETURN_IF_ERROR(engine->Init(arenas));
   return engine;

@@ -12,10 +12,12 @@
 
 namespace sluice {
 
-// Errors: Unavailable or PermissionDenied if the kernel has no io_uring for us, with what would change that.
+// Errors: Unavailable or PermissionDenied if the kernel has no io_uring for us, with what would
+// change that.
 absl::StatusOr<std::unique_ptr<IoEngine>> MakeUringEngine(std::span<const DirectFile> files,
                                                           std::span<const MemoryView> arenas,
-                                                          const IoEngine::Limits& limits, Clock* clock);
+                                                          const IoEngine::Limits& limits,
+                                                          Clock* clock);
 
 }  // namespace sluice
 
