@@ -40,6 +40,7 @@ void BlockStore::Prepare(BlockTransfer* transfer, BlockIndex block, MemoryView b
   transfer->memory = buffer.first(extent.length.size());
   transfer->IoOp::status = absl::OkStatus();
   transfer->block_ = block;
+  transfer->sealed_ = false;
   transfer->data_ = buffer.first(sizes_[block.value()].size());
 }
 
@@ -56,7 +57,6 @@ void BlockStore::StartRead(BlockTransfer* transfer, BlockIndex block, MemoryView
           : fmt::format("block {} can't be read: writing generation {} of it failed", block.value(),
                         b.last_generation));
   refused_.Push(transfer);
-  engine_->Wake();
 }
 
 absl::Status BlockStore::Verify(const BlockTransfer& transfer) {
@@ -79,9 +79,11 @@ void BlockStore::Seal(BlockTransfer* transfer) {
   const size_t used = transfer->data_.size();
   std::memset(transfer->memory.data() + used, 0, transfer->memory.size() - used);
   transfer->checksum_ = SeededChecksum(transfer->data_, transfer->block_, transfer->generation_);
+  transfer->sealed_ = true;
 }
 
 void BlockStore::StartWrite(BlockTransfer* transfer, IoPriority priority) {
+  SLUICE_CHECK_MSG(std::exchange(transfer->sealed_, false), "a write must be sealed first");
   Block& b = blocks_[transfer->block_.value()];
   b.generation = 0;  // until the write has succeeded, there is nothing whole to read
   b.last_generation = transfer->generation_;
@@ -93,10 +95,10 @@ void BlockStore::Cancel(BlockTransfer* transfer) { blocks_[transfer->block_.valu
 size_t BlockStore::Poll(Deadline deadline) {
   queue_.Submit();
   size_t ended = 0;
-  while (!refused_.empty()) {
-    IoOp* op = refused_.Pop();
+  IoOpList refused = std::exchange(refused_, {});  // OnDone may add others, for the next call
+  while (!refused.empty()) {
     ++ended;
-    End(static_cast<BlockTransfer*>(op));
+    End(static_cast<BlockTransfer*>(refused.Pop()));
   }
   const size_t n = engine_->Poll(done_, ended > 0 ? kNoWait : deadline);
   for (size_t i = 0; i < n; ++i) {

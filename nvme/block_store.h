@@ -14,8 +14,8 @@
 // no valid generation (reads of it fail with DataLoss until it is written again), all others stay
 // readable.
 //
-// Threads: all but Seal, Verify and Wake belong to one thread, the control thread. Allocates at
-// creation only.
+// Threads: all but Seal and Verify belong to one thread, the control thread. Allocates at creation
+// only.
 
 #ifndef SLUICE_NVME_BLOCK_STORE_H_
 #define SLUICE_NVME_BLOCK_STORE_H_
@@ -50,6 +50,7 @@ class BlockTransfer : private IoOp {
   MemoryView data_;
   uint64_t generation_ = 0;  // that the bytes have, or will have
   uint64_t checksum_ = 0;    // of that generation
+  bool sealed_ = false;      // a write whose checksum is that of its bytes
 };
 
 class BlockStore {

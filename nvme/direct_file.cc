@@ -1,14 +1,16 @@
 #include "nvme/direct_file.h"
 
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <utility>
-#include <vector>
 
 #include "core/config.h"
 #include "core/status.h"
@@ -69,12 +71,32 @@ Bytes DirectAlignment(int fd) {
 #ifdef STATX_DIOALIGN
   struct statx info {};
   if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &info) != 0) return Bytes(0);
-  if ((info.stx_mask & STATX_DIOALIGN) == 0) return Bytes(0);
+  if ((info.stx_mask & STATX_DIOALIGN) == 0 || info.stx_dio_offset_align == 0) return Bytes(0);
   return Bytes(std::max(info.stx_dio_mem_align, info.stx_dio_offset_align));
 #else
   (void)fd;
-  return Bytes(4096);
+  return Bytes(0);
 #endif
+}
+
+absl::Status Reserve(int fd, const std::string& directory, Bytes size) {
+  if (size == Bytes(0)) return absl::OkStatus();
+  // Asked first: reserving more than the limit raises SIGXFSZ, which ends the process.
+  rlimit limit{};
+  if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && size.size() > limit.rlim_cur) {
+    return absl::ResourceExhaustedError(fmt::format(
+        "a swap file of {} in {} is over this process's limit on files, {}: raise it (ulimit -f)",
+        FormatBytes(size), directory, FormatBytes(Bytes(static_cast<int64_t>(limit.rlim_cur)))));
+  }
+  int error = 0;
+  do {
+    error = posix_fallocate(fd, 0, size.value());
+  } while (error == EINTR);
+  if (error == 0) return absl::OkStatus();
+  struct statvfs fs {};
+  const Bytes free(fstatvfs(fd, &fs) == 0 ? static_cast<int64_t>(fs.f_bavail * fs.f_frsize) : 0);
+  return ErrnoStatus(error, fmt::format("reserving {} in {}, which has {} free", FormatBytes(size),
+                                        directory, FormatBytes(free)));
 }
 
 }  // namespace
@@ -85,26 +107,13 @@ absl::StatusOr<DirectFile> DirectFile::CreateUnnamed(const std::string& director
   file.size_ = size;
   SLUICE_ASSIGN_OR_RETURN(file.fd_, OpenUnnamed(directory, &file.unlinked_));
   file.file_system_ = FileSystemName(directory);
-  // Set after the file is open: where it can't be had, the file system says so here or reports no
-  // alignment.
+  SLUICE_RETURN_IF_ERROR(Reserve(file.fd_, directory, size));
+  // Last: where the file system can't reserve, the C library writes single bytes instead.
   const Bytes alignment = DirectAlignment(file.fd_);
   const int flags = fcntl(file.fd_, F_GETFL);
   if (alignment > Bytes(0) && flags >= 0 && fcntl(file.fd_, F_SETFL, flags | O_DIRECT) == 0) {
     file.direct_ = true;
     file.alignment_ = alignment;
-  }
-  int error = 0;
-  if (size > Bytes(0)) {
-    do {
-      error = posix_fallocate(file.fd_, 0, size.value());
-    } while (error == EINTR);
-  }
-  if (error != 0) {
-    struct statfs fs {};
-    const bool known = statfs(directory.c_str(), &fs) == 0;
-    const Bytes free(known ? static_cast<int64_t>(fs.f_bavail) * fs.f_bsize : 0);
-    return ErrnoStatus(error, fmt::format("reserving {} in {}, which has {} free",
-                                          FormatBytes(size), directory, FormatBytes(free)));
   }
   return file;
 }

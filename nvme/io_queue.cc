@@ -3,14 +3,15 @@
 namespace sluice {
 
 void IoQueue::Submit() {
+  std::array<IoOp*, 16> offered;
   for (IoOpList& list : lists_) {
     while (!list.empty()) {
-      IoOp* op = list.Pop();
-      if (engine_->Submit({&op, 1}) == 0) {
-        list.PushFront(op);
-        return;
-      }
-      --size_;
+      size_t n = 0;
+      while (n < offered.size() && !list.empty()) offered[n++] = list.Pop();
+      const size_t taken = engine_->Submit({offered.data(), n});
+      size_ -= taken;
+      for (size_t i = n; i > taken; --i) list.PushFront(offered[i - 1]);
+      if (taken < n) return;
     }
   }
 }

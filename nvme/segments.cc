@@ -1,8 +1,11 @@
 #include "nvme/segments.h"
 
-#include <sys/vfs.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
 
+#include <cerrno>
 #include <map>
+#include <utility>
 
 #include "core/config.h"
 #include "core/status.h"
@@ -31,25 +34,46 @@ SegmentTable PlanSegments(std::span<const Bytes> block_sizes, uint32_t paths, By
   return table;
 }
 
-absl::StatusOr<std::vector<DirectFile>> CreateSegments(const SegmentTable& table,
-                                                       std::span<const std::string> paths) {
-  std::map<std::string, Bytes> needed;
+namespace {
+
+struct Drive {
+  std::string paths;  // those of them that lie on it
+  Bytes needed;
+};
+
+// Whether every drive has room for the files that will lie on it, whatever paths lead there.
+absl::Status CheckSpace(const SegmentTable& table, std::span<const std::string> paths) {
+  std::vector<Bytes> by_path(paths.size());
   for (size_t f = 0; f < table.file_sizes.size(); ++f) {
     SLUICE_CHECK(table.file_path[f] < paths.size());
-    needed[paths[table.file_path[f]]] += table.file_sizes[f];
+    by_path[table.file_path[f]] += table.file_sizes[f];
   }
-  for (const auto& [path, bytes] : needed) {
-    struct statfs fs {};
-    if (statfs(path.c_str(), &fs) != 0)
-      return ErrnoStatus(errno, fmt::format("looking at {}", path));
-    const Bytes free(static_cast<int64_t>(fs.f_bavail) * fs.f_bsize);
-    if (bytes <= free) continue;
-    return absl::ResourceExhaustedError(
-        fmt::format("{} needs {} ({} bytes) of swap space and has {} free: free some, give another "
-                    "path, or raise the "
-                    "pinned budget",
-                    path, FormatBytes(bytes), bytes.value(), FormatBytes(free)));
+  std::map<dev_t, Drive> drives;
+  for (size_t p = 0; p < paths.size(); ++p) {
+    if (by_path[p] == Bytes(0)) continue;
+    struct stat info {};
+    struct statvfs fs {};
+    if (stat(paths[p].c_str(), &info) != 0 || statvfs(paths[p].c_str(), &fs) != 0) {
+      return ErrnoStatus(errno, fmt::format("looking at {}", paths[p]));
+    }
+    Drive& drive = drives[info.st_dev];
+    drive.paths += (drive.paths.empty() ? "" : " and ") + paths[p];
+    drive.needed += by_path[p];
+    const Bytes free(static_cast<int64_t>(fs.f_bavail * fs.f_frsize));
+    if (drive.needed <= free) continue;
+    return absl::ResourceExhaustedError(fmt::format(
+        "{} needs {} ({} bytes) of swap space and has {} free: free some, give another "
+        "path, or raise the pinned budget",
+        drive.paths, FormatBytes(drive.needed), drive.needed.value(), FormatBytes(free)));
   }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<DirectFile>> CreateSegments(const SegmentTable& table,
+                                                       std::span<const std::string> paths) {
+  SLUICE_RETURN_IF_ERROR(CheckSpace(table, paths));
   std::vector<DirectFile> files;
   for (size_t f = 0; f < table.file_sizes.size(); ++f) {
     SLUICE_ASSIGN_OR_RETURN(

@@ -38,8 +38,8 @@ struct SegmentTable {
 // largest block.
 SegmentTable PlanSegments(std::span<const Bytes> block_sizes, uint32_t paths, Bytes segment_bytes);
 
-// Creates the files of `table`. Checks the free space of each path first, so that nothing is half
-// made on a full disk. Errors: as DirectFile::CreateUnnamed.
+// Creates the files of `table`. Checks the free space of each drive first, also where several paths
+// lie on one, so that nothing is half made on a full disk. Errors: as DirectFile::CreateUnnamed.
 absl::StatusOr<std::vector<DirectFile>> CreateSegments(const SegmentTable& table,
                                                        std::span<const std::string> paths);
 

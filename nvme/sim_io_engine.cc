@@ -6,6 +6,7 @@
 
 #include "core/status.h"
 #include "fmt/format.h"
+#include "nvme/transfer.h"
 
 namespace sluice {
 
@@ -26,7 +27,7 @@ class SimIoEngine final : public IoEngine {
   }
 
   size_t Poll(std::span<IoOp*> done, Deadline deadline) override {
-    while (finished_.empty() && !world_->TakeWake() && deadline != kNoWait) {
+    while (finished_.empty() && deadline > world_->Now() && !world_->TakeWake()) {
       if (!world_->RunNext(deadline)) break;
     }
     const size_t n = std::min(done.size(), finished_.size());
@@ -70,10 +71,13 @@ class SimIoEngine final : public IoEngine {
     op->submitted = world_->Now();
     op->transferred = Bytes(0);
     op->status = absl::OkStatus();
-    if (Place(*op) == nullptr) op->status = absl::InternalError("simulated I/O outside its file");
+    if (Place(*op) == nullptr) {
+      op->status = absl::InternalError(fmt::format("{}: outside the simulated file", OpName(*op)));
+    }
     for (const IoOp* other : running_) {
-      if (Overlaps(*op, *other))
-        op->status = absl::InternalError("simulated I/O overlaps an operation in flight");
+      if (!Overlaps(*op, *other)) continue;
+      op->status = absl::InternalError(
+          fmt::format("{}: overlaps one in flight, {}", OpName(*op), OpName(*other)));
     }
     running_.push_back(op);
     const auto bytes = static_cast<double>(op->memory.size());
@@ -82,11 +86,13 @@ class SimIoEngine final : public IoEngine {
     const auto jitter = world_->Uniform(static_cast<uint64_t>(options_.latency_min.count()),
                                         static_cast<uint64_t>(options_.latency_max.count()));
     const TimePoint end = drive_free_ + Nanos(static_cast<int64_t>(jitter));
-    const auto span = static_cast<uint64_t>((end - world_->Now()).count());
-    const TimePoint touch =
-        world_->Now() + Nanos(static_cast<int64_t>(world_->Uniform(0, span - 1)));
-    if (op->status.ok()) world_->At(touch, [this, op] { MoveBytes(op); });
-    world_->At(end, [this, op] { End(op); });
+    const auto takes = static_cast<uint64_t>((end - world_->Now()).count());
+    const TimePoint touch = world_->Now() + Nanos(static_cast<int64_t>(world_->Uniform(0, takes)));
+    // The end is queued by the move, which it must not overtake when both come at one time.
+    world_->At(touch, [this, op, end] {
+      if (op->status.ok()) MoveBytes(op);
+      world_->At(end, [this, op] { End(op); });
+    });
   }
 
   void MoveBytes(IoOp* op) {
@@ -101,6 +107,10 @@ class SimIoEngine final : public IoEngine {
 
   void End(IoOp* op) {
     op->completed = world_->Now();
+    if (op->status.ok() && options_.fault) {
+      op->status = options_.fault(*op);
+      if (!op->status.ok()) op->transferred = Bytes(0);
+    }
     world_->Log(fmt::format("{} of {} at {}:{} ends", op->kind == IoKind::kRead ? "read" : "write",
                             op->memory.size(), op->file.value(), op->offset.value()));
     std::erase(running_, op);

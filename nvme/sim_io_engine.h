@@ -9,9 +9,11 @@
 #ifndef SLUICE_NVME_SIM_IO_ENGINE_H_
 #define SLUICE_NVME_SIM_IO_ENGINE_H_
 
+#include <functional>
 #include <memory>
 #include <span>
 
+#include "absl/status/status.h"
 #include "core/sim_world.h"
 #include "nvme/io_engine.h"
 
@@ -21,6 +23,9 @@ struct SimIoOptions {
   double bytes_per_second = 3e9;  // shared by reads and writes
   Nanos latency_min = Nanos(50'000);
   Nanos latency_max = Nanos(500'000);
+  // Called as each operation ends, if set; what is not ok fails it. A write that fails so may have
+  // left its bytes on the drive all the same.
+  std::function<absl::Status(const IoOp&)> fault;
 };
 
 // Files of the given sizes, full of a byte pattern. An operation that overlaps one in flight in the

@@ -5,9 +5,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <condition_variable>
-#include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "core/status.h"
@@ -25,11 +26,20 @@ class ThreadEngine final : public IoEngine {
  public:
   ThreadEngine(std::span<const DirectFile> files, const Limits& limits, Clock* clock,
                std::string why)
-      : files_(files), limits_(limits), clock_(clock), why_(std::move(why)) {
-    const uint32_t threads = files.empty() ? 0 : std::min(limits.in_flight_max, kThreadsMax);
-    for (uint32_t i = 0; i < threads; ++i) threads_.emplace_back([this] { Work(); });
-  }
+      : files_(files), limits_(limits), clock_(clock), why_(std::move(why)) {}
   ~ThreadEngine() override { (void)Close(); }
+
+  absl::Status Start() {
+    if (files_.empty()) return absl::OkStatus();  // there is nothing to read or write
+    try {
+      while (threads_.size() < std::min(limits_.in_flight_max, kThreadsMax)) {
+        threads_.emplace_back([this] { Work(); });
+      }
+    } catch (const std::system_error& e) {
+      return absl::UnavailableError(fmt::format("I/O threads can't be started: {}", e.what()));
+    }
+    return absl::OkStatus();
+  }
 
   size_t Submit(std::span<IoOp* const> ops) override {
     size_t taken = 0;
@@ -40,6 +50,7 @@ class ThreadEngine final : public IoEngine {
         op->transferred = Bytes(0);
         op->submitted = clock_->Now();
         op->status = CheckOp(*op, files_);
+        op->completed = op->submitted;
         ++in_flight_;
         (op->status.ok() ? todo_ : done_).Push(op);
       }
@@ -51,12 +62,15 @@ class ThreadEngine final : public IoEngine {
   size_t Poll(std::span<IoOp*> done, Deadline deadline) override {
     std::unique_lock lock(mutex_);
     const auto ready = [this] { return woken_ || !done_.empty(); };
+    bool waited = true;
     if (deadline == kForever) {
       finished_.wait(lock, ready);
-    } else if (!ready() && deadline != kNoWait) {
+    } else if (deadline == kNoWait || clock_->Now() >= deadline) {
+      waited = false;
+    } else {
       finished_.wait_for(lock, deadline - clock_->Now(), ready);
     }
-    if (done_.empty()) woken_ = false;
+    if (waited && done_.empty()) woken_ = false;
     size_t n = 0;
     while (n < done.size() && !done_.empty()) {
       done[n++] = done_.Pop();
@@ -79,9 +93,7 @@ class ThreadEngine final : public IoEngine {
   }
 
   std::string description() const override {
-    return fmt::format("threads: {} of pread and pwrite{}{}",
-                       std::min(limits_.in_flight_max, kThreadsMax), why_.empty() ? "" : "; ",
-                       why_);
+    return fmt::format("threads: {} of pread and pwrite; {}", threads_.size(), why_);
   }
 
   absl::Status Close() override {
@@ -155,11 +167,9 @@ class ThreadEngine final : public IoEngine {
 absl::StatusOr<std::unique_ptr<IoEngine>> MakeThreadEngine(std::span<const DirectFile> files,
                                                            const IoEngine::Limits& limits,
                                                            Clock* clock, std::string why) {
-  try {
-    return std::make_unique<ThreadEngine>(files, limits, clock, std::move(why));
-  } catch (const std::exception& e) {
-    return absl::UnavailableError(fmt::format("I/O threads can't be started: {}", e.what()));
-  }
+  auto engine = std::make_unique<ThreadEngine>(files, limits, clock, std::move(why));
+  SLUICE_RETURN_IF_ERROR(engine->Start());
+  return engine;
 }
 
 }  // namespace sluice

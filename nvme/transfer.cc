@@ -10,17 +10,21 @@ namespace sluice {
 
 namespace {
 
-constexpr int kRetriesMax = 16;
+constexpr int kAttemptsMax = 16;  // in a row, without progress
 
 std::string Describe(const IoOp& op, std::span<const DirectFile> files) {
   const uint32_t f = op.file.value();
-  return fmt::format("{} {} bytes at {} of swap file {} ({})",
-                     op.kind == IoKind::kRead ? "reading" : "writing", op.memory.size(),
-                     op.offset.value(), f,
+  return fmt::format("{} ({})", OpName(op),
                      f < files.size() ? files[f].description() : "which does not exist");
 }
 
 }  // namespace
+
+std::string OpName(const IoOp& op) {
+  return fmt::format("{} {} bytes at {} of swap file {}",
+                     op.kind == IoKind::kRead ? "reading" : "writing", op.memory.size(),
+                     op.offset.value(), op.file.value());
+}
 
 absl::Status TransferError(const IoOp& op, std::span<const DirectFile> files, int errno_value) {
   return ErrnoStatus(errno_value, Describe(op, files));
@@ -29,30 +33,28 @@ absl::Status TransferError(const IoOp& op, std::span<const DirectFile> files, in
 bool GoesOn(IoOp* op, int64_t result, std::span<const DirectFile> files, int* retries) {
   if (result < 0) {
     const int error = static_cast<int>(-result);
-    if ((error == EINTR || error == EAGAIN) && ++*retries < kRetriesMax) return true;
+    if ((error == EINTR || error == EAGAIN) && ++*retries < kAttemptsMax) return true;
     op->status = TransferError(*op, files, error);
     return false;
   }
-  op->transferred += Bytes(result);
-  if (op->transferred.size() == op->memory.size()) {
+  const int64_t before = op->transferred.value();
+  const int64_t after = before + result;
+  if (static_cast<size_t>(after) == op->memory.size()) {
+    op->transferred = Bytes(after);
     op->status = absl::OkStatus();
     return false;
   }
-  if (result == 0) {
-    op->status =
-        absl::DataLossError(fmt::format("{}: the file ends after {} bytes of it; was it truncated?",
-                                        Describe(*op, files), op->transferred.value()));
-    return false;
-  }
-  // The rest goes on from an aligned place: what was moved of a partial sector is moved again.
   const int64_t alignment = files[op->file.value()].alignment().value();
-  op->transferred = Bytes(op->transferred.value() / alignment * alignment);
-  if (result < alignment && ++*retries >= kRetriesMax) {
-    op->status = absl::DataLossError(fmt::format("{}: no progress after {} bytes",
-                                                 Describe(*op, files), op->transferred.value()));
-    return false;
+  op->transferred = Bytes(after / alignment * alignment);
+  if (op->transferred > Bytes(before)) {
+    *retries = 0;
+    return true;
   }
-  return true;
+  if (result > 0 && ++*retries < kAttemptsMax) return true;
+  op->status = absl::DataLossError(
+      fmt::format("{}: the file ends or nothing more is moved after {} bytes; was it truncated?",
+                  Describe(*op, files), after));
+  return false;
 }
 
 absl::Status CheckOp(const IoOp& op, std::span<const DirectFile> files) {

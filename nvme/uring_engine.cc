@@ -7,6 +7,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "core/status.h"
@@ -19,6 +22,7 @@ namespace {
 
 constexpr uint64_t kWakeTag = ~uint64_t{0};
 constexpr Bytes kRegisteredPiece = GiB(1);  // a larger single buffer is refused with EFAULT
+constexpr Bytes kTransferMax = GiB(1);
 
 class UringEngine final : public IoEngine {
  public:
@@ -27,13 +31,14 @@ class UringEngine final : public IoEngine {
     for (uint32_t i = 0; i < limits.in_flight_max; ++i)
       free_.push_back(limits.in_flight_max - 1 - i);
     finished_.reserve(limits.in_flight_max);
-    prepared_.reserve(2 * limits.in_flight_max);
+    prepared_.reserve(limits.in_flight_max);
   }
   ~UringEngine() override { (void)Close(); }
 
   absl::Status Init(std::span<const MemoryView> arenas) {
     io_uring_params params{};
-    params.flags = IORING_SETUP_COOP_TASKRUN;
+    // The flag lets Poll(kNoWait) see that the kernel has completions to post, and go and get them.
+    params.flags = IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
     int result = io_uring_queue_init_params(limits_.in_flight_max + 8, &ring_, &params);
     if (result == -EINVAL) {
       params = {};
@@ -61,7 +66,7 @@ class UringEngine final : public IoEngine {
 
   size_t Submit(std::span<IoOp* const> ops) override {
     size_t taken = 0;
-    for (; taken < ops.size() && !free_.empty(); ++taken) {
+    for (; taken < ops.size() && in_flight() < limits_.in_flight_max; ++taken) {
       IoOp* op = ops[taken];
       op->transferred = Bytes(0);
       op->submitted = clock_->Now();
@@ -81,14 +86,14 @@ class UringEngine final : public IoEngine {
   }
 
   size_t Poll(std::span<IoOp*> done, Deadline deadline) override {
-    Reap();
-    Flush();
-    if (finished_.empty() && deadline != kNoWait && !woken_) {
-      Wait(deadline);
+    for (;;) {
       Reap();
       Flush();
+      if (!finished_.empty() || deadline == kNoWait) break;
+      if (deadline != kForever && clock_->Now() >= deadline) break;
+      if (std::exchange(woken_, false)) break;
+      Wait(deadline);
     }
-    if (finished_.empty()) woken_ = false;
     const size_t n = std::min(done.size(), finished_.size());
     std::copy_n(finished_.begin(), n, done.begin());
     finished_.erase(finished_.begin(), finished_.begin() + static_cast<ptrdiff_t>(n));
@@ -105,8 +110,8 @@ class UringEngine final : public IoEngine {
 
   std::string description() const override {
     return fmt::format("io_uring: {}, {}, {} in flight, {} per submission, no SQPOLL",
-                       fixed_files_ ? "registered files" : "plain files", buffers_description_,
-                       limits_.in_flight_max, limits_.submit_batch_max);
+                       files_description_, buffers_description_, limits_.in_flight_max,
+                       limits_.submit_batch_max);
   }
 
   absl::Status Close() override {
@@ -137,8 +142,13 @@ class UringEngine final : public IoEngine {
   void RegisterFiles() {
     std::vector<int> fds;
     for (const DirectFile& file : files_) fds.push_back(file.fd());
-    fixed_files_ = !fds.empty() && io_uring_register_files(&ring_, fds.data(),
-                                                           static_cast<unsigned>(fds.size())) == 0;
+    if (fds.empty()) return;
+    const int result =
+        io_uring_register_files(&ring_, fds.data(), static_cast<unsigned>(fds.size()));
+    fixed_files_ = result == 0;
+    files_description_ = fixed_files_
+                             ? "registered files"
+                             : fmt::format("files not registered ({})", strerrorname_np(-result));
   }
 
   void RegisterBuffers(std::span<const MemoryView> arenas) {
@@ -175,7 +185,9 @@ class UringEngine final : public IoEngine {
   void FillSqe(io_uring_sqe* sqe, uint32_t slot) {
     const IoOp* op = slots_[slot].op;
     std::byte* at = op->memory.data() + op->transferred.size();
-    const auto left = static_cast<unsigned>(op->memory.size() - op->transferred.size());
+    // The kernel moves less than 2 GiB at a time; what is left goes on like any short transfer.
+    const auto left = static_cast<unsigned>(
+        std::min(kTransferMax.size(), op->memory.size() - op->transferred.size()));
     const auto offset = static_cast<uint64_t>(op->offset.value() + op->transferred.value());
     const int fd =
         fixed_files_ ? static_cast<int>(op->file.value()) : files_[op->file.value()].fd();
@@ -196,20 +208,23 @@ class UringEngine final : public IoEngine {
   // now stays queued.
   void Flush() {
     while (!prepared_.empty() || io_uring_sq_ready(&ring_) > 0) {
-      const size_t batch = std::min<size_t>(prepared_.size(), limits_.submit_batch_max);
       size_t filled = 0;
-      while (filled < batch) {
+      while (filled < prepared_.size() && io_uring_sq_ready(&ring_) < limits_.submit_batch_max) {
         io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
         if (sqe == nullptr) break;
         FillSqe(sqe, prepared_[filled++]);
       }
       prepared_.erase(prepared_.begin(), prepared_.begin() + static_cast<ptrdiff_t>(filled));
-      int result = 0;
-      do {
-        result = io_uring_submit(&ring_);
-      } while (result == -EINTR);
-      if (result <= 0) return;  // busy: Poll comes here again
+      if (CheckEntered(io_uring_submit(&ring_)) <= 0) return;  // busy: Poll comes here again
     }
+  }
+
+  // What io_uring_enter may return without a bug: progress, or a reason to come again.
+  static int CheckEntered(int result) {
+    SLUICE_CHECK_MSG(result >= 0 || result == -EINTR || result == -EAGAIN || result == -EBUSY ||
+                         result == -ETIME || result == -ENOMEM,
+                     strerrorname_np(-result));
+    return result;
   }
 
   // Consumes every completion there is, then judges it.
@@ -247,6 +262,7 @@ class UringEngine final : public IoEngine {
     free_.push_back(slot);
   }
 
+  // Returns when something was completed, at the deadline, or for no reason.
   void Wait(Deadline deadline) {
     if (!wake_armed_) {
       io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
@@ -258,14 +274,13 @@ class UringEngine final : public IoEngine {
     }
     io_uring_cqe* cqe = nullptr;
     if (deadline == kForever) {
-      (void)io_uring_submit_and_wait(
-          &ring_, 1);  // an interruption returns to the caller, which comes again
+      CheckEntered(io_uring_submit_and_wait(&ring_, 1));
       return;
     }
     const Nanos left = std::max(Nanos(0), deadline - clock_->Now());
     __kernel_timespec timeout{.tv_sec = left.count() / 1'000'000'000,
                               .tv_nsec = left.count() % 1'000'000'000};
-    (void)io_uring_submit_and_wait_timeout(&ring_, &cqe, 1, &timeout, nullptr);
+    CheckEntered(io_uring_submit_and_wait_timeout(&ring_, &cqe, 1, &timeout, nullptr));
   }
 
   const std::span<const DirectFile> files_;
@@ -278,6 +293,7 @@ class UringEngine final : public IoEngine {
   bool woken_ = false;
   bool fixed_files_ = false;
   std::vector<iovec> buffers_;
+  std::string files_description_ = "no files";
   std::string buffers_description_ = "no buffers registered";
   std::vector<Slot> slots_;
   std::vector<uint32_t> free_;
