@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdint>
 #include <cstdlib>
 #include <utility>
 
@@ -88,13 +89,15 @@ absl::Status Reserve(int fd, const std::string& directory, Bytes size) {
         "a swap file of {} in {} is over this process's limit on files, {}: raise it (ulimit -f)",
         FormatBytes(size), directory, FormatBytes(Bytes(static_cast<int64_t>(limit.rlim_cur)))));
   }
-  int error = 0;
-  do {
-    error = posix_fallocate(fd, 0, size.value());
-  } while (error == EINTR);
+  // Likewise: the kernel would fill the drive before it says that it has too little.
+  SLUICE_ASSIGN_OR_RETURN(const Bytes free, FreeSpace(directory));
+  int error = ENOSPC;
+  if (size <= free) {
+    do {
+      error = posix_fallocate(fd, 0, size.value());
+    } while (error == EINTR);
+  }
   if (error == 0) return absl::OkStatus();
-  struct statvfs fs {};
-  const Bytes free(fstatvfs(fd, &fs) == 0 ? static_cast<int64_t>(fs.f_bavail * fs.f_frsize) : 0);
   return ErrnoStatus(error, fmt::format("reserving {} in {}, which has {} free", FormatBytes(size),
                                         directory, FormatBytes(free)));
 }
@@ -143,6 +146,15 @@ std::string DirectFile::description() const {
                                   : "plain I/O through the page cache";
   return fmt::format("{}: {}, {}, {}", directory_, file_system_, how,
                      unlinked_ ? "unlinked" : "unnamed");
+}
+
+absl::StatusOr<Bytes> FreeSpace(const std::string& directory) {
+  struct statvfs fs {};
+  if (statvfs(directory.c_str(), &fs) != 0) {
+    return ErrnoStatus(errno, fmt::format("looking at {}", directory));
+  }
+  if (fs.f_blocks == 0) return Bytes(INT64_MAX);  // as a tmpfs without a size says
+  return Bytes(static_cast<int64_t>(fs.f_bavail * fs.f_frsize));
 }
 
 }  // namespace sluice

@@ -10,6 +10,7 @@
 #define SLUICE_NVME_DIRECT_FILE_H_
 
 #include <string>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "core/types.h"
@@ -50,6 +51,10 @@ class DirectFile {
   std::string directory_;
   std::string file_system_;
 };
+
+// What this process may still put in `directory`; the largest value where the file system sets no
+// limit. Errors: those of the system calls, naming the directory.
+absl::StatusOr<Bytes> FreeSpace(const std::string& directory);
 
 }  // namespace sluice
 

@@ -1,7 +1,6 @@
 #include "nvme/segments.h"
 
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 
 #include <cerrno>
 #include <map>
@@ -52,14 +51,13 @@ absl::Status CheckSpace(const SegmentTable& table, std::span<const std::string> 
   for (size_t p = 0; p < paths.size(); ++p) {
     if (by_path[p] == Bytes(0)) continue;
     struct stat info {};
-    struct statvfs fs {};
-    if (stat(paths[p].c_str(), &info) != 0 || statvfs(paths[p].c_str(), &fs) != 0) {
+    if (stat(paths[p].c_str(), &info) != 0) {
       return ErrnoStatus(errno, fmt::format("looking at {}", paths[p]));
     }
+    SLUICE_ASSIGN_OR_RETURN(const Bytes free, FreeSpace(paths[p]));
     Drive& drive = drives[info.st_dev];
     drive.paths += (drive.paths.empty() ? "" : " and ") + paths[p];
     drive.needed += by_path[p];
-    const Bytes free(static_cast<int64_t>(fs.f_bavail * fs.f_frsize));
     if (drive.needed <= free) continue;
     return absl::ResourceExhaustedError(fmt::format(
         "{} needs {} ({} bytes) of swap space and has {} free: free some, give another "
