@@ -33,9 +33,9 @@ absl::StatusOr<MemoryView> Arena::Carve(Bytes size, Bytes alignment) {
   SLUICE_CHECK(alignment > Bytes(0) && kArenaAlignment.value() % alignment.value() == 0);
   const Bytes begin = RoundUp(carved_, alignment);
   if (size < Bytes(0) || begin + size > this->size()) {
-    return absl::ResourceExhaustedError(fmt::format("{} more do not fit an arena of {}, of which {} are taken",
-                                                    FormatBytes(size), FormatBytes(this->size()),
-                                                    FormatBytes(carved_)));
+    return absl::ResourceExhaustedError(
+        fmt::format("{} more do not fit an arena of {}, of which {} are taken", FormatBytes(size),
+                    FormatBytes(this->size()), FormatBytes(carved_)));
   }
   carved_ = begin + size;
   return memory_.subspan(begin.size(), size.size());

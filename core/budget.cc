@@ -22,7 +22,8 @@ absl::StatusOr<std::string> ReadAll(const std::string& path) {
   return text.str();
 }
 
-// The number that follows `key` at the start of a line ("MemTotal:  123 kB"), times 1024 if "kB" follows.
+// The number that follows `key` at the start of a line ("MemTotal:  123 kB"), times 1024 if "kB"
+// follows.
 std::optional<int64_t> FindNumber(const std::string& text, std::string_view key) {
   std::istringstream lines(text);
   std::string line;
@@ -73,8 +74,8 @@ std::vector<CgroupFiles> FindCgroups(const std::string& root) {
         found.push_back({root + mount, path, "memory.max", "memory.current", "inactive_file"});
       }
     } else if (("," + controllers + ",").find(",memory,") != std::string::npos) {
-      found.push_back({root + "/sys/fs/cgroup/memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes",
-                       "total_inactive_file"});
+      found.push_back({root + "/sys/fs/cgroup/memory", path, "memory.limit_in_bytes",
+                       "memory.usage_in_bytes", "total_inactive_file"});
     }
   }
   return found;
@@ -85,7 +86,8 @@ void ApplyCgroup(const CgroupFiles& files, MemoryLimits* limits) {
   for (;;) {
     const std::string directory = files.mount + path;
     const std::optional<int64_t> limit = ReadNumber(directory + "/" + files.limit);
-    if (limit && Bytes(*limit) < limits->machine_total && (!limits->cgroup_limit || Bytes(*limit) < *limits->cgroup_limit)) {
+    if (limit && Bytes(*limit) < limits->machine_total &&
+        (!limits->cgroup_limit || Bytes(*limit) < *limits->cgroup_limit)) {
       const int64_t used = ReadNumber(directory + "/" + files.used).value_or(0);
       int64_t reclaimable = 0;
       if (const auto stat = ReadAll(directory + "/memory.stat"); stat.ok()) {
@@ -113,7 +115,8 @@ absl::StatusOr<MemoryLimits> ReadMemoryLimits(const std::string& root) {
   const std::optional<int64_t> total = FindNumber(meminfo, "MemTotal:");
   const std::optional<int64_t> available = FindNumber(meminfo, "MemAvailable:");
   if (!total || !available) {
-    return absl::InvalidArgumentError(fmt::format("{} has no MemTotal or MemAvailable", meminfo_path));
+    return absl::InvalidArgumentError(
+        fmt::format("{} has no MemTotal or MemAvailable", meminfo_path));
   }
   MemoryLimits limits{.machine_total = Bytes(*total), .machine_available = Bytes(*available)};
   for (const CgroupFiles& files : FindCgroups(root)) ApplyCgroup(files, &limits);

@@ -19,10 +19,20 @@ struct Suffix {
   const char* name;  // lower case
   double factor;
 };
-constexpr Suffix kSuffixes[] = {
-    {"", 1},           {"b", 1},           {"k", 1024.0},          {"kib", 1024.0},        {"m", 1048576.0},
-    {"mib", 1048576.0}, {"g", 1073741824.0}, {"gib", 1073741824.0}, {"t", 1099511627776.0}, {"tib", 1099511627776.0},
-    {"kb", 1e3},       {"mb", 1e6},        {"gb", 1e9},            {"tb", 1e12}};
+constexpr Suffix kSuffixes[] = {{"", 1},
+                                {"b", 1},
+                                {"k", 1024.0},
+                                {"kib", 1024.0},
+                                {"m", 1048576.0},
+                                {"mib", 1048576.0},
+                                {"g", 1073741824.0},
+                                {"gib", 1073741824.0},
+                                {"t", 1099511627776.0},
+                                {"tib", 1099511627776.0},
+                                {"kb", 1e3},
+                                {"mb", 1e6},
+                                {"gb", 1e9},
+                                {"tb", 1e12}};
 
 size_t EditDistance(std::string_view a, std::string_view b) {
   std::vector<size_t> row(b.size() + 1);
@@ -42,10 +52,12 @@ size_t EditDistance(std::string_view a, std::string_view b) {
 
 absl::StatusOr<Bytes> ParseBytes(std::string_view text) {
   const auto wrong = [text] {
-    return absl::InvalidArgumentError(fmt::format("'{}' is not a size; write it like 512MiB, 1.5GiB or 1000000", text));
+    return absl::InvalidArgumentError(
+        fmt::format("'{}' is not a size; write it like 512MiB, 1.5GiB or 1000000", text));
   };
   double number = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number, std::chars_format::fixed);
+  const auto [end, error] =
+      std::from_chars(text.data(), text.data() + text.size(), number, std::chars_format::fixed);
   if (error != std::errc() || !(number >= 0)) return wrong();
   std::string suffix;
   for (const char* c = end; c != text.data() + text.size(); ++c) {
@@ -79,7 +91,8 @@ std::optional<std::string> GetEnv(const char* name) {
   return std::string(value);
 }
 
-std::optional<std::string> NearestName(std::string_view word, const std::vector<std::string>& candidates) {
+std::optional<std::string> NearestName(std::string_view word,
+                                       const std::vector<std::string>& candidates) {
   const std::string* best = nullptr;
   size_t best_distance = std::max<size_t>(2, word.size() / 3) + 1;
   for (const std::string& candidate : candidates) {

@@ -1,6 +1,7 @@
 // core/device_queue.h
 //
-// The queue that a stream is: operations in the order they were enqueued. Guarded by its user. Internal to devices.
+// The queue that a stream is: operations in the order they were enqueued. Guarded by its user.
+// Internal to devices.
 
 #ifndef SLUICE_CORE_DEVICE_QUEUE_H_
 #define SLUICE_CORE_DEVICE_QUEUE_H_

@@ -8,7 +8,8 @@ void Inbox::Post(Event* event) {
   Event* head = head_.load(std::memory_order_relaxed);
   do {
     event->next_ = head;
-  } while (!head_.compare_exchange_weak(head, event, std::memory_order_release, std::memory_order_relaxed));
+  } while (!head_.compare_exchange_weak(head, event, std::memory_order_release,
+                                        std::memory_order_relaxed));
   if (head == nullptr && waker_ != nullptr) waker_->Wake();
 }
 

@@ -22,7 +22,9 @@ namespace sluice {
 namespace {
 constexpr unsigned kFlushBits = 0x8040;  // FTZ and DAZ
 }  // namespace
-ScopedFlushDenormals::ScopedFlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | kFlushBits); }
+ScopedFlushDenormals::ScopedFlushDenormals() : saved_(_mm_getcsr()) {
+  _mm_setcsr(saved_ | kFlushBits);
+}
 ScopedFlushDenormals::~ScopedFlushDenormals() { _mm_setcsr(saved_); }
 #elif defined(__aarch64__)
 ScopedFlushDenormals::ScopedFlushDenormals() {
@@ -84,7 +86,9 @@ class ThreadExecutor final : public Executor {
     changed_.notify_one();
   }
   int concurrency() const override { return static_cast<int>(threads_.size()); }
-  std::string description() const override { return fmt::format("{} std::thread workers", threads_.size()); }
+  std::string description() const override {
+    return fmt::format("{} std::thread workers", threads_.size());
+  }
 
  private:
   void Work() {
@@ -103,17 +107,18 @@ class ThreadExecutor final : public Executor {
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  TaskQueue queue_;         // guarded by mutex_
-  bool stopping_ = false;   // guarded by mutex_
+  TaskQueue queue_;        // guarded by mutex_
+  bool stopping_ = false;  // guarded by mutex_
   std::vector<std::thread> threads_;
 };
 
-// A oneTBB arena without a place for callers. Tasks wait in our own queue, so that the earliest is started first; the
-// arena gets one closure per task that takes whatever is first by then.
+// A oneTBB arena without a place for callers. Tasks wait in our own queue, so that the earliest is
+// started first; the arena gets one closure per task that takes whatever is first by then.
 class TbbExecutor final : public Executor {
  public:
   explicit TbbExecutor(int workers)
-      : parallelism_(tbb::global_control::max_allowed_parallelism, static_cast<size_t>(workers) + 1),
+      : parallelism_(tbb::global_control::max_allowed_parallelism,
+                     static_cast<size_t>(workers) + 1),
         arena_(workers, 0) {
     arena_.initialize();
   }
@@ -131,7 +136,9 @@ class TbbExecutor final : public Executor {
     arena_.enqueue([this] { RunFirst(); });
   }
   int concurrency() const override { return arena_.max_concurrency(); }
-  std::string description() const override { return fmt::format("oneTBB arena of {}", arena_.max_concurrency()); }
+  std::string description() const override {
+    return fmt::format("oneTBB arena of {}", arena_.max_concurrency());
+  }
 
  private:
   void RunFirst() {
@@ -150,8 +157,8 @@ class TbbExecutor final : public Executor {
 
   std::mutex mutex_;
   std::condition_variable idle_;
-  TaskQueue queue_;   // guarded by mutex_
-  size_t open_ = 0;   // guarded by mutex_: submitted and not yet ended
+  TaskQueue queue_;  // guarded by mutex_
+  size_t open_ = 0;  // guarded by mutex_: submitted and not yet ended
   tbb::global_control parallelism_;
   tbb::task_arena arena_;
 };
@@ -160,13 +167,15 @@ class TbbExecutor final : public Executor {
 
 absl::StatusOr<std::unique_ptr<Executor>> MakeExecutor(ExecutorKind kind, int workers) {
   if (workers < 1) {
-    return absl::InvalidArgumentError(fmt::format("an executor of {} workers was asked for; at least 1 is needed", workers));
+    return absl::InvalidArgumentError(
+        fmt::format("an executor of {} workers was asked for; at least 1 is needed", workers));
   }
   try {
     if (kind == ExecutorKind::kThreads) return std::make_unique<ThreadExecutor>(workers);
     return std::make_unique<TbbExecutor>(workers);
   } catch (const std::exception& e) {
-    return absl::ResourceExhaustedError(fmt::format("{} worker threads can't be started: {}", workers, e.what()));
+    return absl::ResourceExhaustedError(
+        fmt::format("{} worker threads can't be started: {}", workers, e.what()));
   }
 }
 

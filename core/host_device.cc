@@ -35,8 +35,9 @@ class HostDevice final : public Device {
 
   absl::StatusOr<Arena> MakeHbmArena(Bytes size) override {
     if (size > options_.hbm_limit) {
-      return absl::ResourceExhaustedError(fmt::format("{} of HBM were asked for, but the host device is limited to {}",
-                                                      FormatBytes(size), FormatBytes(options_.hbm_limit)));
+      return absl::ResourceExhaustedError(
+          fmt::format("{} of HBM were asked for, but the host device is limited to {}",
+                      FormatBytes(size), FormatBytes(options_.hbm_limit)));
     }
     return Arena::Create(resource_, size);
   }
@@ -52,8 +53,9 @@ class HostDevice final : public Device {
 
   std::string description() const override {
     return options_.link_bytes_per_second > 0
-               ? fmt::format("host: RAM as HBM, link modelled at {}/s",
-                             FormatBytes(Bytes(static_cast<int64_t>(options_.link_bytes_per_second))))
+               ? fmt::format(
+                     "host: RAM as HBM, link modelled at {}/s",
+                     FormatBytes(Bytes(static_cast<int64_t>(options_.link_bytes_per_second))))
                : "host: RAM as HBM, copies at memory speed";
   }
 
@@ -85,10 +87,12 @@ class HostDevice final : public Device {
     if (!op->from.empty()) {
       std::memcpy(op->to, op->from.data(), op->from.size());
       if (options_.link_bytes_per_second > 0) {
-        modelled = Nanos(static_cast<int64_t>(static_cast<double>(op->from.size()) / options_.link_bytes_per_second * 1e9));
+        modelled = Nanos(static_cast<int64_t>(static_cast<double>(op->from.size()) /
+                                              options_.link_bytes_per_second * 1e9));
       }
     } else {
-      modelled = Nanos(static_cast<int64_t>(static_cast<double>(op->duration.count()) * options_.compute_scale));
+      modelled = Nanos(
+          static_cast<int64_t>(static_cast<double>(op->duration.count()) * options_.compute_scale));
     }
     const Nanos left = op->started + modelled - clock_->Now();
     if (left > Nanos(0)) std::this_thread::sleep_for(left);
@@ -105,7 +109,8 @@ class HostDevice final : public Device {
 
 }  // namespace
 
-std::unique_ptr<Device> MakeHostDevice(const HostDeviceOptions& options, Clock* clock, MemoryResource* resource) {
+std::unique_ptr<Device> MakeHostDevice(const HostDeviceOptions& options, Clock* clock,
+                                       MemoryResource* resource) {
   return std::make_unique<HostDevice>(options, clock, resource);
 }
 

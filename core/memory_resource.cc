@@ -19,9 +19,11 @@ constexpr Bytes kPage = KiB(4);
 constexpr Bytes kHugePage = MiB(2);
 
 absl::Status CheckRequest(Bytes size, Bytes alignment) {
-  if (size > Bytes(0) && alignment > Bytes(0) && std::has_single_bit(alignment.size())) return absl::OkStatus();
+  if (size > Bytes(0) && alignment > Bytes(0) && std::has_single_bit(alignment.size()))
+    return absl::OkStatus();
   return absl::InvalidArgumentError(
-      fmt::format("{} bytes at alignment {} were asked for; the size must be positive, the alignment a power of two",
+      fmt::format("{} bytes at alignment {} were asked for; the size must be positive, the "
+                  "alignment a power of two",
                   size.value(), alignment.value()));
 }
 
@@ -42,8 +44,10 @@ absl::StatusOr<MemoryView> HugePageResource::Allocate(Bytes size, Bytes alignmen
   const Bytes mapped = RoundUp(size, kPage);
   const Bytes aligned = std::max(alignment, kHugePage);
   const size_t reserved = (mapped + aligned).size();
-  void* base = mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (base == MAP_FAILED) return ErrnoStatus(errno, fmt::format("mapping {} of memory", FormatBytes(size)));
+  void* base = mmap(nullptr, reserved, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (base == MAP_FAILED)
+    return ErrnoStatus(errno, fmt::format("mapping {} of memory", FormatBytes(size)));
   const auto begin = reinterpret_cast<uintptr_t>(base);
   const uintptr_t start = (begin + aligned.size() - 1) / aligned.size() * aligned.size();
   if (start > begin) munmap(base, start - begin);
@@ -56,15 +60,16 @@ absl::StatusOr<MemoryView> HugePageResource::Allocate(Bytes size, Bytes alignmen
   madvise(at, mapped.size(), MADV_DONTDUMP);
   if (!Populate(at, mapped.size())) {
     munmap(at, mapped.size());
-    return absl::ResourceExhaustedError(
-        fmt::format("{} ({} bytes) of memory can't be had from this machine: lower the budgets or free memory",
-                    FormatBytes(size), size.value()));
+    return absl::ResourceExhaustedError(fmt::format(
+        "{} ({} bytes) of memory can't be had from this machine: lower the budgets or free memory",
+        FormatBytes(size), size.value()));
   }
   return MemoryView(at, size.size());
 }
 
 void HugePageResource::Deallocate(MemoryView memory) {
-  SLUICE_CHECK(munmap(memory.data(), RoundUp(Bytes(static_cast<int64_t>(memory.size())), kPage).size()) == 0);
+  SLUICE_CHECK(munmap(memory.data(),
+                      RoundUp(Bytes(static_cast<int64_t>(memory.size())), kPage).size()) == 0);
 }
 
 std::string HugePageResource::description() const {
@@ -88,9 +93,9 @@ absl::StatusOr<MemoryView> LimitingResource::Allocate(Bytes size, Bytes alignmen
   const int64_t used = used_.fetch_add(size.value()) + size.value();
   if (used > limit_.value()) {
     used_.fetch_sub(size.value());
-    return absl::ResourceExhaustedError(fmt::format("{} more would exceed the limit of {}: {} are in use",
-                                                    FormatBytes(size), FormatBytes(limit_),
-                                                    FormatBytes(Bytes(used) - size)));
+    return absl::ResourceExhaustedError(
+        fmt::format("{} more would exceed the limit of {}: {} are in use", FormatBytes(size),
+                    FormatBytes(limit_), FormatBytes(Bytes(used) - size)));
   }
   absl::StatusOr<MemoryView> memory = upstream_->Allocate(size, alignment);
   if (!memory.ok()) {

@@ -6,7 +6,8 @@
 
 namespace sluice {
 
-BufferPool::BufferPool(MemoryView memory, Bytes buffer_size) : memory_(memory), buffer_size_(buffer_size) {
+BufferPool::BufferPool(MemoryView memory, Bytes buffer_size)
+    : memory_(memory), buffer_size_(buffer_size) {
   if (memory.empty()) return;
   SLUICE_CHECK(buffer_size > Bytes(0));
   const size_t count = memory.size() / buffer_size.size();
@@ -22,7 +23,9 @@ MemoryView BufferPool::Lend() {
   return memory_.subspan(index * buffer_size_.size(), buffer_size_.size());
 }
 
-MemoryView BufferPool::TryTake() { return free_.empty() || !waiters_.empty() ? MemoryView() : Lend(); }
+MemoryView BufferPool::TryTake() {
+  return free_.empty() || !waiters_.empty() ? MemoryView() : Lend();
+}
 
 void BufferPool::Take(Waiter* waiter) {
   const MemoryView buffer = TryTake();
@@ -38,7 +41,8 @@ void BufferPool::Cancel(Waiter* waiter) { std::erase(waiters_, waiter); }
 size_t BufferPool::IndexOf(MemoryView buffer) const {
   const auto offset = static_cast<size_t>(buffer.data() - memory_.data());
   SLUICE_CHECK(buffer.data() >= memory_.data() && offset % buffer_size_.size() == 0 &&
-               offset / buffer_size_.size() < taken_.size() && buffer.size() == buffer_size_.size());
+               offset / buffer_size_.size() < taken_.size() &&
+               buffer.size() == buffer_size_.size());
   return offset / buffer_size_.size();
 }
 

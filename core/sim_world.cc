@@ -97,8 +97,9 @@ class SimDevice final : public Device {
 
   absl::StatusOr<Arena> MakeHbmArena(Bytes size) override {
     if (size > options_.hbm_limit) {
-      return absl::ResourceExhaustedError(fmt::format("{} of HBM were asked for, but the simulated device has {}",
-                                                      FormatBytes(size), FormatBytes(options_.hbm_limit)));
+      return absl::ResourceExhaustedError(
+          fmt::format("{} of HBM were asked for, but the simulated device has {}",
+                      FormatBytes(size), FormatBytes(options_.hbm_limit)));
     }
     return Arena::Create(resource_, size);
   }
@@ -122,14 +123,16 @@ class SimDevice final : public Device {
     op->started = world_->Now();
     Nanos takes = op->duration;
     if (!op->from.empty()) {
-      takes = Nanos(static_cast<int64_t>(static_cast<double>(op->from.size()) / options_.link_bytes_per_second * 1e9));
+      takes = Nanos(static_cast<int64_t>(static_cast<double>(op->from.size()) /
+                                         options_.link_bytes_per_second * 1e9));
     }
     takes += Nanos(static_cast<int64_t>(world_->Uniform(500, 20'000)));
     world_->At(world_->Now() + takes, [this, stream, op, number = ++ops_] {
       if (!op->from.empty()) std::memcpy(op->to, op->from.data(), op->from.size());
       op->finished = world_->Now();
       op->status = absl::OkStatus();
-      world_->Log(fmt::format("device op {} on stream {} ends", number, static_cast<int>(op->stream)));
+      world_->Log(
+          fmt::format("device op {} on stream {} ends", number, static_cast<int>(op->stream)));
       stream->busy = false;
       op->inbox->Post(op->event);
       if (!stream->queue.empty()) StartNext(stream);
@@ -149,7 +152,8 @@ std::unique_ptr<Executor> MakeSimExecutor(SimWorld* world, int workers) {
   return std::make_unique<SimExecutor>(world, workers);
 }
 
-std::unique_ptr<Device> MakeSimDevice(const SimDeviceOptions& options, SimWorld* world, MemoryResource* resource) {
+std::unique_ptr<Device> MakeSimDevice(const SimDeviceOptions& options, SimWorld* world,
+                                      MemoryResource* resource) {
   return std::make_unique<SimDevice>(options, world, resource);
 }
 

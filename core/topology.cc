@@ -34,16 +34,19 @@ double QuotaCores() {
 absl::StatusOr<Topology> DetectTopology() {
   hwloc_topology_t raw = nullptr;
   if (hwloc_topology_init(&raw) != 0) return absl::InternalError("hwloc can't be initialised");
-  const std::unique_ptr<hwloc_topology, decltype(&hwloc_topology_destroy)> topology(raw, &hwloc_topology_destroy);
-  if (hwloc_topology_load(raw) != 0) return absl::InternalError("hwloc can't read this machine's topology");
+  const std::unique_ptr<hwloc_topology, decltype(&hwloc_topology_destroy)> topology(
+      raw, &hwloc_topology_destroy);
+  if (hwloc_topology_load(raw) != 0)
+    return absl::InternalError("hwloc can't read this machine's topology");
 
   Topology result;
   result.cores_machine = std::max(1, hwloc_get_nbobjs_by_type(raw, HWLOC_OBJ_PU));
   result.numa_nodes = std::max(1, hwloc_get_nbobjs_by_type(raw, HWLOC_OBJ_NUMANODE));
   cpu_set_t allowed;
   CPU_ZERO(&allowed);
-  result.cores_allowed =
-      sched_getaffinity(0, sizeof(allowed), &allowed) == 0 ? std::max(1, CPU_COUNT(&allowed)) : result.cores_machine;
+  result.cores_allowed = sched_getaffinity(0, sizeof(allowed), &allowed) == 0
+                             ? std::max(1, CPU_COUNT(&allowed))
+                             : result.cores_machine;
   if (const double quota = QuotaCores(); quota > 0) {
     result.cores_allowed = std::clamp(static_cast<int>(std::ceil(quota)), 1, result.cores_allowed);
   }

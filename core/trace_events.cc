@@ -13,14 +13,16 @@
 namespace sluice {
 
 TraceEvents::TraceEvents(size_t spans_max)
-    : spans_max_(spans_max), spans_(spans_max > 0 ? std::make_unique<Span[]>(spans_max) : nullptr) {}
+    : spans_max_(spans_max),
+      spans_(spans_max > 0 ? std::make_unique<Span[]>(spans_max) : nullptr) {}
 
 TrackId TraceEvents::AddTrack(std::string_view name) {
   tracks_.emplace_back(name);
   return static_cast<TrackId>(tracks_.size() - 1);
 }
 
-void TraceEvents::Record(TrackId track, const char* name, int64_t id, TimePoint begin, TimePoint end) {
+void TraceEvents::Record(TrackId track, const char* name, int64_t id, TimePoint begin,
+                         TimePoint end) {
   if (spans_max_ == 0) return;
   const size_t index = next_.fetch_add(1, std::memory_order_relaxed);
   if (index >= spans_max_) return;
@@ -44,25 +46,35 @@ void TraceEvents::Clear() {
   next_.store(0);
 }
 
-// Spans of one track may overlap (several reads are in flight); the format draws each thread as a stack, so a track takes
-// as many lanes, each a thread, as spans overlap.
+// Spans of one track may overlap (several reads are in flight); the format draws each thread as a
+// stack, so a track takes as many lanes, each a thread, as spans overlap.
 absl::Status TraceEvents::WriteChromeJson(const std::string& path) const {
   std::vector<std::vector<const Span*>> by_track(tracks_.size());
   for (size_t i = 0; i < std::min(next_.load(), spans_max_); ++i) {
-    if (spans_[i].complete.load(std::memory_order_acquire)) by_track[spans_[i].track].push_back(&spans_[i]);
+    if (spans_[i].complete.load(std::memory_order_acquire))
+      by_track[spans_[i].track].push_back(&spans_[i]);
   }
   constexpr int kLanesPerTrack = 1000;
   nlohmann::ordered_json events = nlohmann::ordered_json::array();
   const auto name_lane = [&](size_t track, size_t lane) {
     const size_t tid = (track + 1) * kLanesPerTrack + lane;
-    const std::string name = lane == 0 ? tracks_[track] : fmt::format("{} {}", tracks_[track], lane + 1);
-    events.push_back({{"ph", "M"}, {"pid", 1}, {"tid", tid}, {"name", "thread_name"}, {"args", {{"name", name}}}});
-    events.push_back(
-        {{"ph", "M"}, {"pid", 1}, {"tid", tid}, {"name", "thread_sort_index"}, {"args", {{"sort_index", tid}}}});
+    const std::string name =
+        lane == 0 ? tracks_[track] : fmt::format("{} {}", tracks_[track], lane + 1);
+    events.push_back({{"ph", "M"},
+                      {"pid", 1},
+                      {"tid", tid},
+                      {"name", "thread_name"},
+                      {"args", {{"name", name}}}});
+    events.push_back({{"ph", "M"},
+                      {"pid", 1},
+                      {"tid", tid},
+                      {"name", "thread_sort_index"},
+                      {"args", {{"sort_index", tid}}}});
   };
   for (size_t track = 0; track < by_track.size(); ++track) {
     std::vector<const Span*>& spans = by_track[track];
-    std::stable_sort(spans.begin(), spans.end(), [](const Span* a, const Span* b) { return a->begin < b->begin; });
+    std::stable_sort(spans.begin(), spans.end(),
+                     [](const Span* a, const Span* b) { return a->begin < b->begin; });
     std::vector<TimePoint> lane_free;
     for (const Span* span : spans) {
       size_t lane = 0;
@@ -75,14 +87,16 @@ absl::Status TraceEvents::WriteChromeJson(const std::string& path) const {
       events.push_back({{"ph", "X"},
                         {"pid", 1},
                         {"tid", (track + 1) * kLanesPerTrack + lane},
-                        {"name", span->id < 0 ? std::string(span->name) : fmt::format("{} {}", span->name, span->id)},
+                        {"name", span->id < 0 ? std::string(span->name)
+                                              : fmt::format("{} {}", span->name, span->id)},
                         {"ts", static_cast<double>(span->begin.count()) / 1e3},
                         {"dur", static_cast<double>((span->end - span->begin).count()) / 1e3}});
     }
   }
-  const nlohmann::ordered_json document = {{"displayTimeUnit", "ms"},
-                                           {"otherData", {{"spans_dropped", std::to_string(dropped())}}},
-                                           {"traceEvents", std::move(events)}};
+  const nlohmann::ordered_json document = {
+      {"displayTimeUnit", "ms"},
+      {"otherData", {{"spans_dropped", std::to_string(dropped())}}},
+      {"traceEvents", std::move(events)}};
   std::ofstream file(path);
   file << document.dump();
   file.close();

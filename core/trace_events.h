@@ -26,8 +26,8 @@ class TraceEvents {
   // Room for `spans_max` spans (48 bytes each). 0 records nothing.
   explicit TraceEvents(size_t spans_max);
 
-  // Tracks are made at start, before the first Record. Order is the order of the picture; spans of one
-  // track that overlap are drawn below each other.
+  // Tracks are made at start, before the first Record. Order is the order of the picture; spans of
+  // one track that overlap are drawn below each other.
   TrackId AddTrack(std::string_view name);
 
   // Any thread. `name` must be a literal or otherwise outlive this object; `id` is shown beside it

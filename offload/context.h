@@ -1,7 +1,7 @@
 // offload/context.h
 //
-// What the parts of one runtime share: the model, where it lies, the seams, and where to report. Made by the Runtime,
-// which owns or outlives all of it; read by its parts on the control thread.
+// What the parts of one runtime share: the model, where it lies, the seams, and where to report.
+// Made by the Runtime, which owns or outlives all of it; read by its parts on the control thread.
 
 #ifndef SLUICE_OFFLOAD_CONTEXT_H_
 #define SLUICE_OFFLOAD_CONTEXT_H_
@@ -38,7 +38,8 @@ struct Context {
   TraceEvents* trace;
   bool overlap = true;
   PlantedBug planted_bug = PlantedBug::kNone;
-  // The first error of a deferred operation: the runtime has failed. May be called again; only the first counts.
+  // The first error of a deferred operation: the runtime has failed. May be called again; only the
+  // first counts.
   std::function<void(const absl::Status&)> fail;
 };
 

@@ -34,14 +34,15 @@ absl::StatusOr<int> WorkersOf(const RuntimeConfig& config) {
 absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config) {
   Plan plan;
   SLUICE_ASSIGN_OR_RETURN(
-      plan.layout,
-      ModelLayout::Make(spec, config.chunk_elements > 0 ? config.chunk_elements : kChunkElementsDefault));
+      plan.layout, ModelLayout::Make(spec, config.chunk_elements > 0 ? config.chunk_elements
+                                                                     : kChunkElementsDefault));
   Bytes available = GiB(1);
   if (config.budgets.hbm < Bytes(0) || config.budgets.pinned < Bytes(0)) {
     SLUICE_ASSIGN_OR_RETURN(const MemoryLimits limits, ReadMemoryLimits());
     available = limits.available();
   }
-  plan.budgets = DefaultBudgets(config.budgets, plan.layout, config.placement.param_type, available);
+  plan.budgets =
+      DefaultBudgets(config.budgets, plan.layout, config.placement.param_type, available);
   PlacementOptions options = config.placement;
   if (config.nvme_paths.empty()) {
     options.lowest_param_tier = std::min(options.lowest_param_tier, Tier::kPinned);
@@ -67,24 +68,28 @@ RuntimeOptions OptionsOf(const RuntimeConfig& config, const Budgets& budgets) {
           .trace_spans_max = config.trace_spans_max};
 }
 
-absl::StatusOr<std::unique_ptr<Runtime>> MakeRuntime(const ModelSpec& spec, const RuntimeConfig& config) {
+absl::StatusOr<std::unique_ptr<Runtime>> MakeRuntime(const ModelSpec& spec,
+                                                     const RuntimeConfig& config) {
   SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, config));
   SLUICE_ASSIGN_OR_RETURN(const int workers, WorkersOf(config));
   Seams seams;
   seams.clock = RealClock();
   seams.host_memory = RealMemory();
   SLUICE_ASSIGN_OR_RETURN(seams.executor, MakeExecutor(config.executor, workers));
-  seams.device = MakeHostDevice({.hbm_limit = plan.budgets.hbm, .link_bytes_per_second = config.link_bytes_per_second},
-                                RealClock(), RealMemory());
+  seams.device = MakeHostDevice(
+      {.hbm_limit = plan.budgets.hbm, .link_bytes_per_second = config.link_bytes_per_second},
+      RealClock(), RealMemory());
   if (plan.placement.nvme() > Bytes(0)) {
     seams.segments = SegmentsOf(plan, config, static_cast<uint32_t>(config.nvme_paths.size()));
     SLUICE_ASSIGN_OR_RETURN(seams.files, CreateSegments(seams.segments, config.nvme_paths));
   }
-  seams.make_engine = [config](std::span<const MemoryView> arenas, std::span<const DirectFile> files) {
+  seams.make_engine = [config](std::span<const MemoryView> arenas,
+                               std::span<const DirectFile> files) {
     return MakeIoEngine(config.engine, files, arenas, config.io, RealClock());
   };
   const RuntimeOptions options = OptionsOf(config, plan.budgets);
-  return Runtime::Create(std::move(plan.layout), std::move(plan.placement), options, std::move(seams));
+  return Runtime::Create(std::move(plan.layout), std::move(plan.placement), options,
+                         std::move(seams));
 }
 
 }  // namespace sluice

@@ -1,7 +1,7 @@
 // offload/factory.h
 //
-// From options to a runtime over real seams: the machine's clock and memory, an executor, the host device, files and an
-// I/O engine. Also the one place where what was not given is chosen.
+// From options to a runtime over real seams: the machine's clock and memory, an executor, the host
+// device, files and an I/O engine. Also the one place where what was not given is chosen.
 
 #ifndef SLUICE_OFFLOAD_FACTORY_H_
 #define SLUICE_OFFLOAD_FACTORY_H_
@@ -32,7 +32,8 @@ struct RuntimeConfig {
 
 inline constexpr int64_t kChunkElementsDefault = 12 * kCellElements;  // 576 KiB of states
 
-// Layout, budgets and placement for `spec`. Errors: InvalidArgument, ResourceExhausted (see MakePlacement).
+// Layout, budgets and placement for `spec`. Errors: InvalidArgument, ResourceExhausted (see
+// MakePlacement).
 struct Plan {
   ModelLayout layout;
   Budgets budgets;
@@ -40,7 +41,8 @@ struct Plan {
 };
 absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config);
 
-absl::StatusOr<std::unique_ptr<Runtime>> MakeRuntime(const ModelSpec& spec, const RuntimeConfig& config);
+absl::StatusOr<std::unique_ptr<Runtime>> MakeRuntime(const ModelSpec& spec,
+                                                     const RuntimeConfig& config);
 
 // What of `config` a runtime is told.
 RuntimeOptions OptionsOf(const RuntimeConfig& config, const Budgets& budgets);

@@ -16,7 +16,7 @@ struct Fetcher::UnitFetch final : Event {
   Fetcher* owner = nullptr;
   UnitIndex unit;
   std::byte* to = nullptr;
-  uint32_t next_chunk = 0;   // of the model
+  uint32_t next_chunk = 0;  // of the model
   uint32_t last_chunk = 0;
   uint32_t chunks_left = 0;  // not yet in HBM
   absl::Status status;
@@ -25,7 +25,10 @@ struct Fetcher::UnitFetch final : Event {
 };
 
 // One chunk on its way from NVMe.
-class Fetcher::Piece final : public BufferPool::Waiter, public BlockTransfer, public Task, public Event {
+class Fetcher::Piece final : public BufferPool::Waiter,
+                             public BlockTransfer,
+                             public Task,
+                             public Event {
  public:
   explicit Piece(Fetcher* owner) : copied(this), owner_(owner) {}
 
@@ -148,7 +151,8 @@ void Fetcher::EndPiece(Piece* piece, const absl::Status& status) {
 void Fetcher::End(UnitFetch* fetch) {
   fetch->to = nullptr;
   --active_;
-  context_.trace->Record(track_, "fetch unit", fetch->unit.value(), fetch->begin, context_.clock->Now());
+  context_.trace->Record(track_, "fetch unit", fetch->unit.value(), fetch->begin,
+                         context_.clock->Now());
   observer_->OnFetched(fetch->unit, fetch->status);
 }
 

@@ -1,7 +1,8 @@
 // offload/fetcher.h
 //
-// Brings one unit's parameters from their home (pinned memory or NVMe) into HBM. From pinned memory that is one copy; from
-// NVMe it is, chunk by chunk, a read into a buffer, a check on a worker and a copy, several at a time.
+// Brings one unit's parameters from their home (pinned memory or NVMe) into HBM. From pinned memory
+// that is one copy; from NVMe it is, chunk by chunk, a read into a buffer, a check on a worker and
+// a copy, several at a time.
 //
 // Threads: the control thread. Allocates at construction only.
 
@@ -26,7 +27,8 @@ class Fetcher {
   Fetcher(const Context& context, Observer* observer);
   ~Fetcher();
 
-  // Fills `to` with the unit's parameters. Not twice at a time for one unit; the home must not be written meanwhile.
+  // Fills `to` with the unit's parameters. Not twice at a time for one unit; the home must not be
+  // written meanwhile.
   void Fetch(UnitIndex unit, std::byte* to);
 
   int active() const { return active_; }

@@ -21,7 +21,8 @@ FloorTerms Floor(const StepTraffic& traffic, const HardwareRates& rates) {
   t.copies = Over(traffic.to_hbm, rates.copy_bytes);
   t.gradients = Over(traffic.grads, rates.copy_bytes);
   if (rates.shared_cores) {
-    t.total = t.backward + t.gradients + std::max(t.forward + t.update + t.checksum + t.copies, t.io);
+    t.total =
+        t.backward + t.gradients + std::max(t.forward + t.update + t.checksum + t.copies, t.io);
   } else {
     t.total = t.backward + std::max({t.forward, t.io, t.update + t.checksum, t.copies});
   }

@@ -5,11 +5,14 @@
 // With clipping or an overflow check no update can start before the last gradient, so
 //     floor = backward + max(forward, io)
 // where, term by term,
-//     backward  the compute of the backward passes; on shared cores also the gradients' way to pinned memory and their
+//     backward  the compute of the backward passes; on shared cores also the gradients' way to
+//     pinned memory and their
 //               norm, since the same cores do it
-//     forward   the compute of the forward passes; on shared cores also the update's arithmetic, the checksums of what
+//     forward   the compute of the forward passes; on shared cores also the update's arithmetic,
+//     the checksums of what
 //               is read and written, and the copies into HBM
-//     io        what must be read and written (states and parameters that live on NVMe), less what the buffers can read
+//     io        what must be read and written (states and parameters that live on NVMe), less what
+//     the buffers can read
 //               ahead during backward, over the drives' rate for mixed traffic
 // Without shared cores (a GPU), update, checksums and copies run beside compute: then
 //     floor = backward + max(forward, io, update + checksums, link).
@@ -28,20 +31,21 @@ struct StepTraffic {
   int64_t elements_updated = 0;
   Bytes nvme_read;
   Bytes nvme_written;
-  Bytes read_ahead;       // of nvme_read, what the buffers hold before the step starts
-  Bytes checksummed;      // read and written
-  Bytes to_hbm;           // copies into HBM
-  Bytes grads;            // copies out of HBM
+  Bytes read_ahead;   // of nvme_read, what the buffers hold before the step starts
+  Bytes checksummed;  // read and written
+  Bytes to_hbm;       // copies into HBM
+  Bytes grads;        // copies out of HBM
 };
 
-// What the hardware does, measured without Sluice's own engine. Rates per second; 0 means infinitely fast.
+// What the hardware does, measured without Sluice's own engine. Rates per second; 0 means
+// infinitely fast.
 struct HardwareRates {
-  double forward_seconds = 0;   // compute of one step, everything resident
+  double forward_seconds = 0;  // compute of one step, everything resident
   double backward_seconds = 0;
-  double nvme_bytes = 0;        // mixed reads and writes
-  double update_elements = 0;   // AdamW from memory, all workers
+  double nvme_bytes = 0;       // mixed reads and writes
+  double update_elements = 0;  // AdamW from memory, all workers
   double checksum_bytes = 0;
-  double copy_bytes = 0;        // into and out of HBM
+  double copy_bytes = 0;  // into and out of HBM
   bool shared_cores = true;
 };
 

@@ -13,8 +13,8 @@ namespace {
 constexpr int64_t kCellsPerSum = 256;  // a task's worth: a million elements
 }  // namespace
 
-// One gradient on its way in. The first of a window is copied whole; later ones pass through a buffer, piece by piece, and
-// are added on a worker.
+// One gradient on its way in. The first of a window is copied whole; later ones pass through a
+// buffer, piece by piece, and are added on a worker.
 class Gradients::PushOp final : public Event, public Task, public BufferPool::Waiter {
  public:
   explicit PushOp(Gradients* owner) : added(this), owner_(owner) {}
@@ -26,7 +26,8 @@ class Gradients::PushOp final : public Event, public Task, public BufferPool::Wa
   }
   void Run() override {
     const FloatType type = owner_->context_.types.grad_type;
-    Accumulate(owner_->Home(tensor) + offset, buffer.data(), type, piece / static_cast<size_t>(SizeOf(type)));
+    Accumulate(owner_->Home(tensor) + offset, buffer.data(), type,
+               piece / static_cast<size_t>(SizeOf(type)));
     owner_->context_.inbox->Post(&added);
   }
   Nanos cost() const override { return Nanos(static_cast<int64_t>(piece) / 8 + 200); }
@@ -96,8 +97,8 @@ Gradients::Gradients(const Context& context)
   for (uint32_t t = 0; t < tensors_.size(); ++t) {
     const int64_t cells = CellCount(context.layout->tensor(TensorIndex(t)).elements);
     for (int64_t first = 0; first < cells; first += kCellsPerSum) {
-      tensors_[t].sums.push_back(
-          std::make_unique<SumTask>(this, TensorIndex(t), first, std::min(cells, first + kCellsPerSum)));
+      tensors_[t].sums.push_back(std::make_unique<SumTask>(this, TensorIndex(t), first,
+                                                           std::min(cells, first + kCellsPerSum)));
     }
     pushes_.push_back(std::make_unique<PushOp>(this));
     free_pushes_.push_back(pushes_.back().get());
@@ -149,7 +150,8 @@ void Gradients::CopyPiece(PushOp* push) {
 }
 
 void Gradients::OnCopied(PushOp* push) {
-  context_.trace->Record(copy_track_, "gradient", push->tensor.value(), push->copy.started, push->copy.finished);
+  context_.trace->Record(copy_track_, "gradient", push->tensor.value(), push->copy.started,
+                         push->copy.finished);
   if (!push->copy.status.ok()) return End(push, push->copy.status);
   if (push->adding) return context_.executor->Submit(push);
   End(push, absl::OkStatus());

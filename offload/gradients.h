@@ -1,10 +1,12 @@
 // offload/gradients.h
 //
-// The gradients of one accumulation window, in pinned memory: takes them as they are handed over, adds what comes
-// again, and keeps the sums of squares that norm and overflow check are made of, cell by cell of the canonical grid.
+// The gradients of one accumulation window, in pinned memory: takes them as they are handed over,
+// adds what comes again, and keeps the sums of squares that norm and overflow check are made of,
+// cell by cell of the canonical grid.
 //
-// Threads: the control thread; copies run on the device's stream, additions and sums on workers. Memory is taken at
-// construction; a push that can't find a free slot of its own takes one more from the heap and keeps it.
+// Threads: the control thread; copies run on the device's stream, additions and sums on workers.
+// Memory is taken at construction; a push that can't find a free slot of its own takes one more
+// from the heap and keeps it.
 
 #ifndef SLUICE_OFFLOAD_GRADIENTS_H_
 #define SLUICE_OFFLOAD_GRADIENTS_H_
@@ -38,7 +40,8 @@ class Gradients {
 
   bool present(TensorIndex tensor) const { return tensors_[tensor.value()].present; }
   std::span<const double> cells() const { return cells_; }
-  // Forgets gradients. The memory is reused by the next push, which the caller holds back while an update reads it.
+  // Forgets gradients. The memory is reused by the next push, which the caller holds back while an
+  // update reads it.
   void ClearAll();
   bool idle() const { return active_ == 0; }
 

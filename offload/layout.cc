@@ -18,19 +18,21 @@ constexpr int64_t AlignElements(int64_t n) {
 
 absl::StatusOr<ModelLayout> ModelLayout::Make(const ModelSpec& spec, int64_t chunk_elements) {
   if (chunk_elements <= 0 || chunk_elements % kCellElements != 0) {
-    return absl::InvalidArgumentError(fmt::format(
-        "chunk_elements is {}; it must be a positive multiple of {}", chunk_elements, kCellElements));
+    return absl::InvalidArgumentError(
+        fmt::format("chunk_elements is {}; it must be a positive multiple of {}", chunk_elements,
+                    kCellElements));
   }
   ModelLayout layout;
   layout.chunk_elements_ = chunk_elements;
   for (const ModelSpec::Unit& unit : spec.units) {
-    layout.units_.push_back({.name = unit.name, .elements = 0, .first_chunk = 0, .chunk_count = 0, .tensors = {}});
+    layout.units_.push_back(
+        {.name = unit.name, .elements = 0, .first_chunk = 0, .chunk_count = 0, .tensors = {}});
   }
   for (const ModelSpec::Tensor& tensor : spec.tensors) {
     if (tensor.unit.value() >= layout.units_.size()) {
-      return absl::InvalidArgumentError(
-          fmt::format("tensor '{}' names unit {}, but there are {}", tensor.name, tensor.unit.value(),
-                      layout.units_.size()));
+      return absl::InvalidArgumentError(fmt::format("tensor '{}' names unit {}, but there are {}",
+                                                    tensor.name, tensor.unit.value(),
+                                                    layout.units_.size()));
     }
     if (tensor.elements <= 0 || tensor.elements > (int64_t{1} << 48)) {
       return absl::InvalidArgumentError(
@@ -51,14 +53,16 @@ absl::StatusOr<ModelLayout> ModelLayout::Make(const ModelSpec& spec, int64_t chu
   }
   for (uint32_t u = 0; u < layout.units_.size(); ++u) {
     if (layout.units_[u].tensors.empty()) {
-      return absl::InvalidArgumentError(fmt::format("unit '{}' has no tensors", layout.units_[u].name));
+      return absl::InvalidArgumentError(
+          fmt::format("unit '{}' has no tensors", layout.units_[u].name));
     }
     layout.CutIntoChunks(UnitIndex(u));
   }
   return layout;
 }
 
-// Takes cells one by one; a cell that would make the chunk longer than chunk_elements_ begins the next.
+// Takes cells one by one; a cell that would make the chunk longer than chunk_elements_ begins the
+// next.
 void ModelLayout::CutIntoChunks(UnitIndex unit_index) {
   UnitLayout& unit = units_[unit_index.value()];
   unit.first_chunk = static_cast<uint32_t>(chunks_.size());

@@ -1,12 +1,13 @@
 // offload/layout.h
 //
-// Where every value of a model lies inside its unit, and how units are cut into chunks. Made once from the model's
-// description; pure data afterwards, read from any thread.
+// Where every value of a model lies inside its unit, and how units are cut into chunks. Made once
+// from the model's description; pure data afterwards, read from any thread.
 //
-// A unit is one run of elements: its tensors in order, each starting at a multiple of kTensorAlignment, gaps unused. A
-// chunk is a piece of that run which is moved and updated as a whole: whole cells of the canonical grid (core/grid.h), of
-// one or several neighbouring tensors. On a tier, a chunk's states are three arrays of `capacity` floats side by side:
-// master, exp_avg, exp_avg_sq.
+// A unit is one run of elements: its tensors in order, each starting at a multiple of
+// kTensorAlignment, gaps unused. A chunk is a piece of that run which is moved and updated as a
+// whole: whole cells of the canonical grid (core/grid.h), of one or several neighbouring tensors.
+// On a tier, a chunk's states are three arrays of `capacity` floats side by side: master, exp_avg,
+// exp_avg_sq.
 
 #ifndef SLUICE_OFFLOAD_LAYOUT_H_
 #define SLUICE_OFFLOAD_LAYOUT_H_

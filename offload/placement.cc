@@ -10,10 +10,12 @@ namespace sluice {
 
 namespace {
 
-absl::Status TooSmall(const char* tier, Bytes budget, Bytes smallest, std::string_view what, std::string_view advice) {
-  return absl::ResourceExhaustedError(
-      fmt::format("the {} budget of {} ({} bytes) can't work: {}; the smallest that would is {} ({} bytes){}", tier,
-                  FormatBytes(budget), budget.value(), what, FormatBytes(smallest), smallest.value(), advice));
+absl::Status TooSmall(const char* tier, Bytes budget, Bytes smallest, std::string_view what,
+                      std::string_view advice) {
+  return absl::ResourceExhaustedError(fmt::format(
+      "the {} budget of {} ({} bytes) can't work: {}; the smallest that would is {} ({} bytes){}",
+      tier, FormatBytes(budget), budget.value(), what, FormatBytes(smallest), smallest.value(),
+      advice));
 }
 
 // Fills one Placement, tier by tier.
@@ -26,14 +28,17 @@ class Placer {
     SLUICE_RETURN_IF_ERROR(PlaceInHbm());
     SLUICE_RETURN_IF_ERROR(PlaceInPinned());
     if (p_.nvme() > budgets_.nvme) {
-      return TooSmall("nvme", budgets_.nvme, p_.nvme(), "states and parameters beyond the pinned budget need more",
+      return TooSmall("nvme", budgets_.nvme, p_.nvme(),
+                      "states and parameters beyond the pinned budget need more",
                       "; or raise the pinned budget");
     }
     return std::move(p_);
   }
 
  private:
-  Bytes ParamBytes(const UnitLayout& unit) const { return Bytes(unit.elements * SizeOf(options_.param_type)); }
+  Bytes ParamBytes(const UnitLayout& unit) const {
+    return Bytes(unit.elements * SizeOf(options_.param_type));
+  }
 
   absl::Status PlaceInHbm() {
     Bytes all, largest, fixed;
@@ -53,7 +58,8 @@ class Placer {
                       "; or let parameters go to pinned memory or NVMe (offload_param)");
     }
     if (!whole && fixed + largest > budgets_.hbm) {
-      return TooSmall("hbm", budgets_.hbm, fixed + largest, "the largest unit must fit beside the small ones", "");
+      return TooSmall("hbm", budgets_.hbm, fixed + largest,
+                      "the largest unit must fit beside the small ones", "");
     }
     for (const UnitLayout& unit : layout_.units()) {
       const bool stays = whole || unit.elements <= options_.resident_elements_max;
@@ -62,7 +68,8 @@ class Placer {
     p_.hbm_fixed = whole ? all : fixed;
     const Bytes wanted = all - p_.hbm_fixed;
     const Bytes left = budgets_.hbm - p_.hbm_fixed;
-    p_.hbm_cache = std::min(wanted, Bytes(left.value() / kSlotAlignment.value() * kSlotAlignment.value()));
+    p_.hbm_cache =
+        std::min(wanted, Bytes(left.value() / kSlotAlignment.value() * kSlotAlignment.value()));
     return absl::OkStatus();
   }
 
@@ -72,7 +79,9 @@ class Placer {
     for (const ChunkLayout& chunk : layout_.chunks()) {
       all_states += RoundUp(chunk.state_bytes(), kSlotAlignment);
       largest_states = std::max(largest_states, RoundUp(chunk.state_bytes(), kSlotAlignment));
-      largest_params = std::max(largest_params, RoundUp(Bytes(chunk.capacity * SizeOf(options_.param_type)), kSlotAlignment));
+      largest_params =
+          std::max(largest_params,
+                   RoundUp(Bytes(chunk.capacity * SizeOf(options_.param_type)), kSlotAlignment));
     }
     for (uint32_t u = 0; u < layout_.units().size(); ++u) {
       const UnitLayout& unit = layout_.units()[u];
@@ -87,14 +96,19 @@ class Placer {
     p_.param_buffers = kBuffersMin;
     const bool states_stay = options_.lowest_state_tier != Tier::kNvme;
     const bool params_stay = options_.lowest_param_tier != Tier::kNvme;
-    const Bytes least = p_.pinned() + (states_stay ? all_states : Bytes(0)) + (params_stay ? all_params : Bytes(0));
+    const Bytes least =
+        p_.pinned() + (states_stay ? all_states : Bytes(0)) + (params_stay ? all_params : Bytes(0));
     if (least > budgets_.pinned) {
-      return TooSmall("pinned", budgets_.pinned, least, "gradients, buffers and what may not go to NVMe need more",
-                      states_stay || params_stay ? "; or let states and parameters go to NVMe" : "");
+      return TooSmall(
+          "pinned", budgets_.pinned, least,
+          "gradients, buffers and what may not go to NVMe need more",
+          states_stay || params_stay ? "; or let states and parameters go to NVMe" : "");
     }
     Bytes left = budgets_.pinned - least;
-    // If it all fits, few buffers are needed; otherwise as many as keep the drive busy, before anything stays for good.
-    const bool all_fit = (states_stay ? Bytes(0) : all_states) + (params_stay ? Bytes(0) : all_params) <= left;
+    // If it all fits, few buffers are needed; otherwise as many as keep the drive busy, before
+    // anything stays for good.
+    const bool all_fit =
+        (states_stay ? Bytes(0) : all_states) + (params_stay ? Bytes(0) : all_params) <= left;
     if (!all_fit) left -= AddBuffers(left / 2);
     HomeParams(params_stay ? &unlimited_ : &left);
     HomeStates(states_stay ? &unlimited_ : &left);
@@ -105,9 +119,12 @@ class Placer {
   Bytes AddBuffers(Bytes room) {
     Bytes used;
     const Bytes pair = p_.state_buffer_bytes + p_.param_buffer_bytes;
-    while (used + pair <= room && (p_.state_buffers < options_.state_buffers || p_.param_buffers < options_.param_buffers)) {
-      if (p_.state_buffers < options_.state_buffers) ++p_.state_buffers, used += p_.state_buffer_bytes;
-      if (p_.param_buffers < options_.param_buffers) ++p_.param_buffers, used += p_.param_buffer_bytes;
+    while (used + pair <= room && (p_.state_buffers < options_.state_buffers ||
+                                   p_.param_buffers < options_.param_buffers)) {
+      if (p_.state_buffers < options_.state_buffers)
+        ++p_.state_buffers, used += p_.state_buffer_bytes;
+      if (p_.param_buffers < options_.param_buffers)
+        ++p_.param_buffers, used += p_.param_buffer_bytes;
     }
     return used;
   }
@@ -125,7 +142,8 @@ class Placer {
       p_.param_home[u] = Tier::kNvme;
       for (uint32_t c = 0; c < layout_.units()[u].chunk_count; ++c) {
         const ChunkLayout& chunk = layout_.chunks()[layout_.units()[u].first_chunk + c];
-        p_.params_nvme += RoundUp(Bytes(chunk.capacity * SizeOf(options_.param_type)), kSlotAlignment);
+        p_.params_nvme +=
+            RoundUp(Bytes(chunk.capacity * SizeOf(options_.param_type)), kSlotAlignment);
       }
     }
   }
@@ -159,18 +177,21 @@ absl::StatusOr<Placement> MakePlacement(const ModelLayout& layout, const Budgets
   return Placer(layout, budgets, options).Run();
 }
 
-Budgets DefaultBudgets(const Budgets& given, const ModelLayout& layout, FloatType param_type, Bytes available) {
+Budgets DefaultBudgets(const Budgets& given, const ModelLayout& layout, FloatType param_type,
+                       Bytes available) {
   Bytes params, grads_and_states;
   for (const UnitLayout& unit : layout.units()) {
     params += RoundUp(Bytes(unit.elements * SizeOf(param_type)), kSlotAlignment);
     grads_and_states += RoundUp(Bytes(unit.elements * 4), kSlotAlignment);
   }
-  for (const ChunkLayout& chunk : layout.chunks()) grads_and_states += RoundUp(chunk.state_bytes(), kSlotAlignment);
+  for (const ChunkLayout& chunk : layout.chunks())
+    grads_and_states += RoundUp(chunk.state_bytes(), kSlotAlignment);
 
   Budgets budgets = given;
   if (budgets.hbm < Bytes(0)) budgets.hbm = params <= available / 4 ? params : available / 4;
   if (budgets.pinned < Bytes(0)) {
-    const Bytes reserve = std::max(MiB(256), available / 8);  // for the process: activations, PyTorch, code
+    const Bytes reserve =
+        std::max(MiB(256), available / 8);  // for the process: activations, PyTorch, code
     const Bytes most = std::max(Bytes(0), available - std::min(budgets.hbm, params) - reserve);
     // Never more than all of it could use: gradients and states, parameters, and movement buffers.
     budgets.pinned = std::min(most, grads_and_states + params + MiB(256));

@@ -1,14 +1,15 @@
 // offload/placement.h
 //
-// What lives where: a pure function from the model's layout and the three budgets to a home for every unit's
-// parameters and every chunk's states, and to the exact size of each tier's arena. It decides nothing about time.
+// What lives where: a pure function from the model's layout and the three budgets to a home for
+// every unit's parameters and every chunk's states, and to the exact size of each tier's arena. It
+// decides nothing about time.
 //
-// HBM: if all parameters fit, all live there. Otherwise small units live there for good, and what is left of the budget
-// is a cache that the schedule moves the other units through.
-// Pinned RAM: gradients first (they have no other home), the buffers that movements need, then the parameters that
-// don't live in HBM, then states, both in forward order: what a step needs first stays nearest. A byte of
-// parameters is moved up to three times a step, a byte of states twice.
-// NVMe: the rest.
+// HBM: if all parameters fit, all live there. Otherwise small units live there for good, and what
+// is left of the budget is a cache that the schedule moves the other units through. Pinned RAM:
+// gradients first (they have no other home), the buffers that movements need, then the parameters
+// that don't live in HBM, then states, both in forward order: what a step needs first stays
+// nearest. A byte of parameters is moved up to three times a step, a byte of states twice. NVMe:
+// the rest.
 
 #ifndef SLUICE_OFFLOAD_PLACEMENT_H_
 #define SLUICE_OFFLOAD_PLACEMENT_H_
@@ -35,27 +36,28 @@ struct PlacementOptions {
   Tier lowest_param_tier = Tier::kNvme;
   Tier lowest_state_tier = Tier::kNvme;
   int64_t resident_elements_max = 16384;  // units of at most so many elements live in HBM for good
-  int state_buffers = 32;                 // wanted for moving states, if any state is on NVMe; at least 2 are needed
-  int param_buffers = 24;                 // wanted for moving parameters, if a copy passes through; at least 2
+  int state_buffers =
+      32;  // wanted for moving states, if any state is on NVMe; at least 2 are needed
+  int param_buffers = 24;  // wanted for moving parameters, if a copy passes through; at least 2
 };
 
 inline constexpr Bytes kSlotAlignment = Bytes(4096);  // of units, buffers and homes in every arena
 inline constexpr int kBuffersMin = 2;
 
 struct Placement {
-  std::vector<Tier> param_home;       // by unit
-  std::vector<Tier> state_home;       // by chunk: kPinned or kNvme
-  std::vector<Bytes> slot_bytes;      // by unit: room in HBM, aligned
-  Bytes hbm_fixed;                    // units that live in HBM
-  Bytes hbm_cache;                    // the room that the others are moved through
+  std::vector<Tier> param_home;   // by unit
+  std::vector<Tier> state_home;   // by chunk: kPinned or kNvme
+  std::vector<Bytes> slot_bytes;  // by unit: room in HBM, aligned
+  Bytes hbm_fixed;                // units that live in HBM
+  Bytes hbm_cache;                // the room that the others are moved through
   Bytes grads;
   Bytes params_pinned;
   Bytes states_pinned;
-  Bytes state_buffer_bytes;           // of one
+  Bytes state_buffer_bytes;  // of one
   Bytes param_buffer_bytes;
   int state_buffers = 0;
   int param_buffers = 0;
-  Bytes states_nvme;                  // extents
+  Bytes states_nvme;  // extents
   Bytes params_nvme;
 
   Bytes hbm() const { return hbm_fixed + hbm_cache; }
@@ -66,14 +68,17 @@ struct Placement {
   Bytes nvme() const { return states_nvme + params_nvme; }
 };
 
-// Errors: ResourceExhausted naming the tier, the smallest budget that would work, and what else could be changed.
+// Errors: ResourceExhausted naming the tier, the smallest budget that would work, and what else
+// could be changed.
 absl::StatusOr<Placement> MakePlacement(const ModelLayout& layout, const Budgets& budgets,
                                         const PlacementOptions& options);
 
-// Budgets for tiers that were not given one (negative): from what the machine and its cgroup have left, `available`.
-// HBM is memory of the host here: all parameters if they fit in a quarter of it, else that quarter; pinned what remains
-// after a reserve for the process; NVMe without limit (the free space is checked when files are made).
-Budgets DefaultBudgets(const Budgets& given, const ModelLayout& layout, FloatType param_type, Bytes available);
+// Budgets for tiers that were not given one (negative): from what the machine and its cgroup have
+// left, `available`. HBM is memory of the host here: all parameters if they fit in a quarter of it,
+// else that quarter; pinned what remains after a reserve for the process; NVMe without limit (the
+// free space is checked when files are made).
+Budgets DefaultBudgets(const Budgets& given, const ModelLayout& layout, FloatType param_type,
+                       Bytes available);
 
 }  // namespace sluice
 

@@ -29,37 +29,39 @@ Json PlacementObject(const ModelLayout& layout, const Placement& p, const Budget
                      const PlacementOptions& options) {
   int64_t params[3] = {0, 0, 0};
   for (size_t u = 0; u < layout.units().size(); ++u) {
-    params[static_cast<int>(p.param_home[u])] += layout.units()[u].elements * SizeOf(options.param_type);
+    params[static_cast<int>(p.param_home[u])] +=
+        layout.units()[u].elements * SizeOf(options.param_type);
   }
   const StepTraffic traffic = TrafficOf(layout, p, options);
-  return {{"parameters", layout.parameter_count()},
-          {"units", layout.units().size()},
-          {"tensors", layout.tensors().size()},
-          {"chunks", layout.chunks().size()},
-          {"chunk_elements", layout.chunk_elements()},
-          {"param_dtype", Name(options.param_type)},
-          {"grad_dtype", Name(options.grad_type)},
-          {"budgets_bytes", Tiers(budgets.hbm, budgets.pinned, budgets.nvme)},
-          {"planned_bytes", Tiers(p.hbm(), p.pinned(), p.nvme())},
-          {"hbm", {{"resident_bytes", p.hbm_fixed.value()}, {"cache_bytes", p.hbm_cache.value()}}},
-          {"pinned",
-           {{"gradients_bytes", p.grads.value()},
-            {"params_bytes", p.params_pinned.value()},
-            {"states_bytes", p.states_pinned.value()},
-            {"state_buffers", p.state_buffers},
-            {"state_buffer_bytes", p.state_buffer_bytes.value()},
-            {"param_buffers", p.param_buffers},
-            {"param_buffer_bytes", p.param_buffer_bytes.value()}}},
-          {"nvme", {{"states_bytes", p.states_nvme.value()}, {"params_bytes", p.params_nvme.value()}}},
-          {"params_home_bytes", Tiers(Bytes(params[0]), Bytes(params[1]), Bytes(params[2]))},
-          {"step_traffic",
-           {{"elements_updated", traffic.elements_updated},
-            {"nvme_read_bytes", traffic.nvme_read.value()},
-            {"nvme_write_bytes", traffic.nvme_written.value()},
-            {"read_ahead_bytes", traffic.read_ahead.value()},
-            {"checksummed_bytes", traffic.checksummed.value()},
-            {"to_hbm_bytes", traffic.to_hbm.value()},
-            {"gradient_bytes", traffic.grads.value()}}}};
+  return {
+      {"parameters", layout.parameter_count()},
+      {"units", layout.units().size()},
+      {"tensors", layout.tensors().size()},
+      {"chunks", layout.chunks().size()},
+      {"chunk_elements", layout.chunk_elements()},
+      {"param_dtype", Name(options.param_type)},
+      {"grad_dtype", Name(options.grad_type)},
+      {"budgets_bytes", Tiers(budgets.hbm, budgets.pinned, budgets.nvme)},
+      {"planned_bytes", Tiers(p.hbm(), p.pinned(), p.nvme())},
+      {"hbm", {{"resident_bytes", p.hbm_fixed.value()}, {"cache_bytes", p.hbm_cache.value()}}},
+      {"pinned",
+       {{"gradients_bytes", p.grads.value()},
+        {"params_bytes", p.params_pinned.value()},
+        {"states_bytes", p.states_pinned.value()},
+        {"state_buffers", p.state_buffers},
+        {"state_buffer_bytes", p.state_buffer_bytes.value()},
+        {"param_buffers", p.param_buffers},
+        {"param_buffer_bytes", p.param_buffer_bytes.value()}}},
+      {"nvme", {{"states_bytes", p.states_nvme.value()}, {"params_bytes", p.params_nvme.value()}}},
+      {"params_home_bytes", Tiers(Bytes(params[0]), Bytes(params[1]), Bytes(params[2]))},
+      {"step_traffic",
+       {{"elements_updated", traffic.elements_updated},
+        {"nvme_read_bytes", traffic.nvme_read.value()},
+        {"nvme_write_bytes", traffic.nvme_written.value()},
+        {"read_ahead_bytes", traffic.read_ahead.value()},
+        {"checksummed_bytes", traffic.checksummed.value()},
+        {"to_hbm_bytes", traffic.to_hbm.value()},
+        {"gradient_bytes", traffic.grads.value()}}}};
 }
 
 Json PathReport(const std::string& path, Json* advice) {
@@ -67,22 +69,25 @@ Json PathReport(const std::string& path, Json* advice) {
   const absl::StatusOr<DirectFile> file = DirectFile::CreateUnnamed(path, KiB(64));
   if (!file.ok()) {
     report["error"] = std::string(Message(file.status()));
-    advice->push_back(fmt::format("{}: choose a directory on a local drive that you may write to", path));
+    advice->push_back(
+        fmt::format("{}: choose a directory on a local drive that you may write to", path));
     return report;
   }
   report["description"] = file->description();
   report["direct_io"] = file->direct();
   if (!file->direct()) {
-    advice->push_back(fmt::format("{}: no direct I/O here, so data passes through the page cache; use ext4 or xfs on a "
-                                  "local drive",
-                                  path));
+    advice->push_back(fmt::format(
+        "{}: no direct I/O here, so data passes through the page cache; use ext4 or xfs on a "
+        "local drive",
+        path));
   }
   return report;
 }
 
 }  // namespace
 
-StepTraffic TrafficOf(const ModelLayout& layout, const Placement& p, const PlacementOptions& options) {
+StepTraffic TrafficOf(const ModelLayout& layout, const Placement& p,
+                      const PlacementOptions& options) {
   StepTraffic t;
   t.elements_updated = layout.parameter_count();
   t.nvme_read = p.states_nvme;
@@ -97,16 +102,18 @@ StepTraffic TrafficOf(const ModelLayout& layout, const Placement& p, const Place
   t.to_hbm = streamed + (evicted > 0 ? std::max(Bytes(0), streamed - p.hbm_cache) : Bytes(0));
   t.nvme_read += p.params_nvme;
   if (streamed > Bytes(0)) {
-    const double share = static_cast<double>(p.params_nvme.value()) / static_cast<double>(streamed.value());
-    t.nvme_read += Bytes(static_cast<int64_t>(share * static_cast<double>((t.to_hbm - streamed).value())));
+    const double share =
+        static_cast<double>(p.params_nvme.value()) / static_cast<double>(streamed.value());
+    t.nvme_read +=
+        Bytes(static_cast<int64_t>(share * static_cast<double>((t.to_hbm - streamed).value())));
   }
   t.checksummed = t.nvme_read + t.nvme_written;
   t.grads = Bytes(layout.parameter_count() * SizeOf(options.grad_type));
   return t;
 }
 
-std::string PlacementJson(const ModelLayout& layout, const Placement& placement, const Budgets& budgets,
-                          const PlacementOptions& options) {
+std::string PlacementJson(const ModelLayout& layout, const Placement& placement,
+                          const Budgets& budgets, const PlacementOptions& options) {
   return PlacementObject(layout, placement, budgets, options).dump(2);
 }
 
@@ -170,7 +177,8 @@ std::string DoctorJson(const std::string& path) {
   }
   rlimit lock{};
   getrlimit(RLIMIT_MEMLOCK, &lock);
-  report["memlock_limit_bytes"] = lock.rlim_cur == RLIM_INFINITY ? int64_t{-1} : static_cast<int64_t>(lock.rlim_cur);
+  report["memlock_limit_bytes"] =
+      lock.rlim_cur == RLIM_INFINITY ? int64_t{-1} : static_cast<int64_t>(lock.rlim_cur);
   report["device"] = "host: this build has no CUDA";
   advice.push_back("no GPU is used: this build has no CUDA; the host device computes in RAM");
   if (!path.empty()) report["path"] = PathReport(path, &advice);

@@ -1,6 +1,7 @@
 // offload/report.h
 //
-// What people and tools are told, as JSON: placements, a runtime's state, the machine. Keys are listed in docs/api.md.
+// What people and tools are told, as JSON: placements, a runtime's state, the machine. Keys are
+// listed in docs/api.md.
 
 #ifndef SLUICE_OFFLOAD_REPORT_H_
 #define SLUICE_OFFLOAD_REPORT_H_
@@ -13,12 +14,14 @@
 namespace sluice {
 
 // What one step moves under `placement`, when every tensor has a gradient.
-StepTraffic TrafficOf(const ModelLayout& layout, const Placement& placement, const PlacementOptions& options);
+StepTraffic TrafficOf(const ModelLayout& layout, const Placement& placement,
+                      const PlacementOptions& options);
 
-std::string PlacementJson(const ModelLayout& layout, const Placement& placement, const Budgets& budgets,
-                          const PlacementOptions& options);
+std::string PlacementJson(const ModelLayout& layout, const Placement& placement,
+                          const Budgets& budgets, const PlacementOptions& options);
 
-// The machine as Sluice sees it, with advice; `path` (may be empty) is a directory that could hold swap files.
+// The machine as Sluice sees it, with advice; `path` (may be empty) is a directory that could hold
+// swap files.
 std::string DoctorJson(const std::string& path);
 
 }  // namespace sluice

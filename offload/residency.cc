@@ -36,7 +36,10 @@ Residency::Residency(const Context& context, std::shared_ptr<Arena> hbm, Nanos s
     }
   }
   if (context.placement->hbm_cache > Bytes(0)) {
-    segments_.push_back({.unit = std::nullopt, .offset = Bytes(0), .size = context.placement->hbm_cache, .held = false});
+    segments_.push_back({.unit = std::nullopt,
+                         .offset = Bytes(0),
+                         .size = context.placement->hbm_cache,
+                         .held = false});
   }
 }
 
@@ -93,8 +96,8 @@ void Residency::Acquire(UnitIndex unit, Acquired done) {
 absl::Status Residency::Release(UnitIndex unit) {
   Unit& u = units_[unit.value()];
   if (u.acquired == 0) {
-    return absl::FailedPreconditionError(
-        fmt::format("unit '{}' was released but is not acquired", context_.layout->unit(unit).name));
+    return absl::FailedPreconditionError(fmt::format("unit '{}' was released but is not acquired",
+                                                     context_.layout->unit(unit).name));
   }
   book_.OnRelease(unit);
   if (--u.acquired == 0) views_.Hide(unit);
@@ -131,7 +134,8 @@ absl::Status Residency::BeginUpdate(UnitIndex unit) {
   Unit& u = units_[unit.value()];
   if (u.acquired > 0) {
     return absl::FailedPreconditionError(
-        fmt::format("unit '{}' is acquired: release it before its values change", context_.layout->unit(unit).name));
+        fmt::format("unit '{}' is acquired: release it before its values change",
+                    context_.layout->unit(unit).name));
   }
   u.pending = true;
   if (!u.fixed && u.state == State::kReady) Vacate(unit);
@@ -168,7 +172,8 @@ void Residency::OnViewsDied() {
   Pump();
 }
 
-// The trace from here on: the rest of the one followed, or, between iterations, the one expected next.
+// The trace from here on: the rest of the one followed, or, between iterations, the one expected
+// next.
 const Trace* Residency::Upcoming() const {
   return book_.open() ? book_.followed() : book_.Latest(book_.Successor(book_.key()));
 }
@@ -176,7 +181,8 @@ const Trace* Residency::Upcoming() const {
 void Residency::BuildPlan(bool viewed_is_held) {
   Trace trace;
   for (uint32_t u = 0; u < units_.size(); ++u) {
-    if (!units_[u].waits.empty() && units_[u].state == State::kAbsent) trace.push_back({UnitIndex(u), true});
+    if (!units_[u].waits.empty() && units_[u].state == State::kAbsent)
+      trace.push_back({UnitIndex(u), true});
   }
   plan_waits_ = trace.size();
   plan_position_ = book_.position();
@@ -189,7 +195,8 @@ void Residency::BuildPlan(bool viewed_is_held) {
   };
   if (const Trace* upcoming = Upcoming(); upcoming != nullptr) {
     append(*upcoming, book_.open() ? book_.position() : 0);
-    const Trace* next = book_.open() && !boundary_ ? book_.Latest(book_.Successor(book_.key())) : nullptr;
+    const Trace* next =
+        book_.open() && !boundary_ ? book_.Latest(book_.Successor(book_.key())) : nullptr;
     if (next != nullptr) append(*next, 0);
   }
   std::vector<Segment> segments = segments_;
@@ -198,7 +205,8 @@ void Residency::BuildPlan(bool viewed_is_held) {
     const Unit& u = units_[s.unit->value()];
     s.held = u.acquired > 0 || !u.waits.empty() || (viewed_is_held && views_.Alive(u.address) > 0);
   }
-  schedule_ = MakeSchedule({.trace = &trace, .first = 0, .unit_bytes = unit_bytes_, .segments = segments});
+  schedule_ =
+      MakeSchedule({.trace = &trace, .first = 0, .unit_bytes = unit_bytes_, .segments = segments});
   next_move_ = 0;
   plan_dirty_ = false;
 }
@@ -206,7 +214,8 @@ void Residency::BuildPlan(bool viewed_is_held) {
 void Residency::Pump() {
   if (suspended_ || !failed_.ok()) return;
   for (;;) {
-    while (next_move_ < schedule_.moves.size() && TryMove(schedule_.moves[next_move_])) ++next_move_;
+    while (next_move_ < schedule_.moves.size() && TryMove(schedule_.moves[next_move_]))
+      ++next_move_;
     if (!plan_dirty_ || !UnplannedWait()) return;
     BuildPlan(false);
   }
@@ -218,8 +227,9 @@ bool Residency::UnplannedWait() const {
   for (uint32_t i = 0; i < units_.size(); ++i) {
     const Unit& u = units_[i];
     if (u.waits.empty() || u.pending || u.state != State::kAbsent) continue;
-    const bool planned = std::any_of(schedule_.moves.begin() + static_cast<ptrdiff_t>(next_move_), schedule_.moves.end(),
-                                     [i](const Move& m) { return m.unit == UnitIndex(i); });
+    const bool planned =
+        std::any_of(schedule_.moves.begin() + static_cast<ptrdiff_t>(next_move_),
+                    schedule_.moves.end(), [i](const Move& m) { return m.unit == UnitIndex(i); });
     if (!planned) return true;
   }
   return false;
@@ -228,7 +238,8 @@ bool Residency::UnplannedWait() const {
 bool Residency::MayEvict(const Segment& segment) const {
   if (!segment.unit) return !segment.held;
   const Unit& u = units_[segment.unit->value()];
-  return u.acquired == 0 && u.waits.empty() && u.state == State::kReady && views_.Alive(u.address) == 0;
+  return u.acquired == 0 && u.waits.empty() && u.state == State::kReady &&
+         views_.Alive(u.address) == 0;
 }
 
 // Begins `move` if it may begin. Returns whether it is done with: begun, or not needed any more.
@@ -237,7 +248,9 @@ bool Residency::TryMove(const Move& move) {
   if (u.state != State::kAbsent) return true;
   if (u.pending) return false;
   if (!context_.overlap && u.waits.empty()) return false;
-  if (move.not_before > plan_waits_ && book_.position() - plan_position_ < move.not_before - plan_waits_) return false;
+  if (move.not_before > plan_waits_ &&
+      book_.position() - plan_position_ < move.not_before - plan_waits_)
+    return false;
 
   const Bytes bytes = unit_bytes_[move.unit.value()];
   const auto first = std::find_if(segments_.begin(), segments_.end(),
@@ -266,8 +279,9 @@ bool Residency::TryMove(const Move& move) {
   u.state = State::kFilling;
   last_progress_ = context_.clock->Now();
   Place(&segments_,
-        {static_cast<size_t>(first - segments_.begin()), static_cast<size_t>(last - segments_.begin())}, move.unit,
-        bytes);
+        {static_cast<size_t>(first - segments_.begin()),
+         static_cast<size_t>(last - segments_.begin())},
+        move.unit, bytes);
   fetcher_.Fetch(move.unit, u.address);
   return true;
 }
@@ -297,10 +311,12 @@ void Residency::CheckStuck(TimePoint now) {
     std::string held;
     for (const Segment& s : segments_) {
       if (MayEvict(s)) continue;
-      held += fmt::format(" {}", s.unit ? "'" + context_.layout->unit(*s.unit).name + "'" : "(views of a released unit)");
+      held += fmt::format(" {}", s.unit ? "'" + context_.layout->unit(*s.unit).name + "'"
+                                        : "(views of a released unit)");
     }
     const absl::Status status = absl::ResourceExhaustedError(
-        fmt::format("no room in HBM for unit '{}' ({}) in a cache of {}: held are{}; raise the hbm budget, make units "
+        fmt::format("no room in HBM for unit '{}' ({}) in a cache of {}: held are{}; raise the hbm "
+                    "budget, make units "
                     "smaller, or release or delete what is held",
                     context_.layout->units()[i].name, FormatBytes(unit_bytes_[i]),
                     FormatBytes(context_.placement->hbm_cache), held));

@@ -1,11 +1,13 @@
 // offload/residency.h
 //
-// Which units are in HBM. Follows the trace: plans with MakeSchedule, moves units in as early as their room is free, serves
-// acquisitions, and keeps a slot untouched while it is acquired or any view of it is alive, whatever the plan says.
+// Which units are in HBM. Follows the trace: plans with MakeSchedule, moves units in as early as
+// their room is free, serves acquisitions, and keeps a slot untouched while it is acquired or any
+// view of it is alive, whatever the plan says.
 //
-// A unit that lives in HBM for good is always in place; any other is absent, filling or ready in a slot of the cache.
-// An update makes a unit pending: it leaves the cache, can't be fetched or acquired, and comes back when the update has
-// ended. A slot whose unit has left while views of it are alive is a leftover: nobody's, but not free.
+// A unit that lives in HBM for good is always in place; any other is absent, filling or ready in a
+// slot of the cache. An update makes a unit pending: it leaves the cache, can't be fetched or
+// acquired, and comes back when the update has ended. A slot whose unit has left while views of it
+// are alive is a leftover: nobody's, but not free.
 //
 // Threads: the control thread, except what Views says of itself.
 
@@ -29,21 +31,23 @@ class Residency final : public Fetcher::Observer {
  public:
   using Acquired = std::function<void(const absl::Status&)>;
 
-  // `hbm` stays alive until the last view of it is gone. Acquisitions that wait for `stuck_after` while nothing moves fail.
+  // `hbm` stays alive until the last view of it is gone. Acquisitions that wait for `stuck_after`
+  // while nothing moves fail.
   Residency(const Context& context, std::shared_ptr<Arena> hbm, Nanos stuck_after);
   ~Residency() override;
 
   void BeginIteration(uint32_t key, bool boundary);
   void EndIteration();
 
-  // `done` is called when the unit is in HBM and up to date, or with an error: ResourceExhausted if it can't be had
-  // because everything is held. Acquisitions count, each to be released.
+  // `done` is called when the unit is in HBM and up to date, or with an error: ResourceExhausted if
+  // it can't be had because everything is held. Acquisitions count, each to be released.
   void Acquire(UnitIndex unit, Acquired done);
   // Errors: FailedPrecondition if the unit is not acquired.
   absl::Status Release(UnitIndex unit);
 
-  // A unit's values are going to change. First Suspend, so that nothing is fetched from its home; when fetching() is
-  // false, BeginUpdate for each; then Replan. Errors: FailedPrecondition if it is acquired.
+  // A unit's values are going to change. First Suspend, so that nothing is fetched from its home;
+  // when fetching() is false, BeginUpdate for each; then Replan. Errors: FailedPrecondition if it
+  // is acquired.
   void Suspend() { suspended_ = true; }
   bool fetching() const { return fetcher_.active() > 0; }
   absl::Status BeginUpdate(UnitIndex unit);
@@ -96,13 +100,13 @@ class Residency final : public Fetcher::Observer {
   Fetcher fetcher_;
   TraceBook book_;
   std::vector<Unit> units_;
-  std::vector<Bytes> unit_bytes_;   // 0 for units that live in HBM
-  std::vector<Segment> segments_;   // of the cache; a leftover is held and has no unit
+  std::vector<Bytes> unit_bytes_;  // 0 for units that live in HBM
+  std::vector<Segment> segments_;  // of the cache; a leftover is held and has no unit
   Schedule schedule_;
   size_t next_move_ = 0;
-  size_t plan_position_ = 0;        // the book's position when the plan was made
-  size_t plan_waits_ = 0;           // acquisitions that were waiting then; they come before the trace
-  bool plan_dirty_ = true;          // something has changed since: planning again may help
+  size_t plan_position_ = 0;  // the book's position when the plan was made
+  size_t plan_waits_ = 0;     // acquisitions that were waiting then; they come before the trace
+  bool plan_dirty_ = true;    // something has changed since: planning again may help
   bool suspended_ = false;
   bool boundary_ = false;
   int waiting_ = 0;

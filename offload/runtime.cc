@@ -5,16 +5,17 @@
 
 #include "core/status.h"
 #include "fmt/format.h"
-#include "optim/norm.h"
 
 namespace sluice {
 
 namespace {
-constexpr Nanos kTurn = std::chrono::milliseconds(20);         // how often waiting acquisitions are looked after
+constexpr Nanos kTurn =
+    std::chrono::milliseconds(20);  // how often waiting acquisitions are looked after
 constexpr Nanos kDrainAtExit = std::chrono::seconds(5);
 }  // namespace
 
-Runtime::Runtime(ModelLayout layout, Placement placement, const RuntimeOptions& options, Seams seams)
+Runtime::Runtime(ModelLayout layout, Placement placement, const RuntimeOptions& options,
+                 Seams seams)
     : options_(options),
       layout_(std::move(layout)),
       placement_(std::move(placement)),
@@ -28,22 +29,24 @@ Runtime::Runtime(ModelLayout layout, Placement placement, const RuntimeOptions& 
 }
 
 absl::StatusOr<std::unique_ptr<Runtime>> Runtime::Create(ModelLayout layout, Placement placement,
-                                                         const RuntimeOptions& options, Seams seams) {
-  std::unique_ptr<Runtime> runtime(new Runtime(std::move(layout), std::move(placement), options, std::move(seams)));
+                                                         const RuntimeOptions& options,
+                                                         Seams seams) {
+  std::unique_ptr<Runtime> runtime(
+      new Runtime(std::move(layout), std::move(placement), options, std::move(seams)));
   SLUICE_RETURN_IF_ERROR(runtime->Init());
   return runtime;
 }
 
 absl::Status Runtime::Init() {
-  SLUICE_ASSIGN_OR_RETURN(memory_, TierMemory::Make(layout_, placement_, options_.placement, seams_.device.get(),
-                                                    seams_.host_memory));
+  SLUICE_ASSIGN_OR_RETURN(memory_, TierMemory::Make(layout_, placement_, options_.placement,
+                                                    seams_.device.get(), seams_.host_memory));
   hbm_ = std::make_shared<Arena>(std::move(memory_.hbm));
   const MemoryView arenas[] = {memory_.pinned.memory()};
   SLUICE_ASSIGN_OR_RETURN(engine_, seams_.make_engine(arenas, seams_.files));
   inbox_.SetWaker(engine_.get());
   caller_track_ = trace_.AddTrack("compute");
-  store_ = std::make_unique<BlockStore>(seams_.segments, memory_.blocks.sizes, engine_.get(), options_.io, &metrics_,
-                                        &trace_);
+  store_ = std::make_unique<BlockStore>(seams_.segments, memory_.blocks.sizes, engine_.get(),
+                                        options_.io, &metrics_, &trace_);
   const Context context{.layout = &layout_,
                         .placement = &placement_,
                         .types = options_.placement,
@@ -80,7 +83,7 @@ Runtime::~Runtime() {
   if (engine_ != nullptr && !engine_->Close().ok()) metrics_.Get("close_errors")->Add();
 }
 
-// ---- Any thread ---------------------------------------------------------------------------------------------------
+// ---- Any thread
 
 void Runtime::Send(Command command) {
   bool first = false;
@@ -112,7 +115,8 @@ Ticket Runtime::Step(StepRequest request) {
 
 Ticket Runtime::Access(ValueRequest request) {
   const Ticket ticket = tickets_.Make();
-  Send({.run = &Runtime::RunTurn, .boundary = false, .ticket = ticket, .value = std::move(request)});
+  Send(
+      {.run = &Runtime::RunTurn, .boundary = false, .ticket = ticket, .value = std::move(request)});
   return ticket;
 }
 
@@ -129,8 +133,8 @@ void Runtime::EndIteration() { Send({.run = &Runtime::RunEnd}); }
 
 absl::Status Runtime::Release(UnitIndex unit) {
   if (!residency_->views()->Shown(unit)) {
-    return absl::FailedPreconditionError(
-        fmt::format("unit '{}' is not acquired: there is nothing to release", layout_.unit(unit).name));
+    return absl::FailedPreconditionError(fmt::format(
+        "unit '{}' is not acquired: there is nothing to release", layout_.unit(unit).name));
   }
   Send({.run = &Runtime::RunRelease, .unit = unit});
   return absl::OkStatus();
@@ -182,7 +186,7 @@ void Runtime::ResetCounters() {
   trace_.Clear();
 }
 
-// ---- The control thread -------------------------------------------------------------------------------------------
+// ---- The control thread
 
 void Runtime::ControlLoop() {
   std::optional<TimePoint> stop_by;
@@ -218,10 +222,11 @@ void Runtime::RunAcquire(Command& command) {
   const UnitLayout& unit = layout_.unit(command.unit);
   for (TensorIndex tensor : unit.tensors) {
     if (loaded_[tensor.value()]) continue;
-    return tickets_.Complete(command.ticket,
-                             absl::FailedPreconditionError(fmt::format(
-                                 "unit '{}' can't be acquired: tensor '{}' has no values yet (sluice_write its master)",
-                                 unit.name, layout_.tensor(tensor).name)));
+    return tickets_.Complete(
+        command.ticket,
+        absl::FailedPreconditionError(fmt::format(
+            "unit '{}' can't be acquired: tensor '{}' has no values yet (sluice_write its master)",
+            unit.name, layout_.tensor(tensor).name)));
   }
   residency_->Acquire(command.unit, [this, ticket = command.ticket](const absl::Status& status) {
     tickets_.Complete(ticket, status);
@@ -233,15 +238,17 @@ void Runtime::RunRelease(Command& command) {
 }
 
 void Runtime::RunPushGrad(Command& command) {
-  if (const absl::Status status = failure(); !status.ok()) return tickets_.Complete(command.ticket, status);
+  if (const absl::Status status = failure(); !status.ok())
+    return tickets_.Complete(command.ticket, status);
   const UnitIndex unit = layout_.tensor(command.tensor).unit;
   if (updater_->UnitPending(unit)) {
     held_pushes_[unit.value()].push_back({command.tensor, command.data, command.ticket});
     return;
   }
-  gradients_->Push(command.tensor, command.data, [this, ticket = command.ticket](const absl::Status& status) {
-    tickets_.Complete(ticket, status);
-  });
+  gradients_->Push(command.tensor, command.data,
+                   [this, ticket = command.ticket](const absl::Status& status) {
+                     tickets_.Complete(ticket, status);
+                   });
   if (!backward_begun_) {
     backward_begun_ = true;
     ReadAheadIfUseful();
@@ -271,149 +278,13 @@ void Runtime::RunTurn(Command& command) {
 
 void Runtime::RunDrain(Command& command) { drains_.push_back(command.ticket); }
 
-// ---- Turns: steps and value requests, one after another -----------------------------------------------------------
-
-void Runtime::Advance() {
-  while (!turns_.empty()) {
-    if (const absl::Status status = failure(); !status.ok()) {
-      if (values_->busy()) return;
-      EndTurn(status);
-      continue;
-    }
-    Turn& turn = turns_.front();
-    const bool went_on = turn.is_step ? AdvanceStep(turn) : AdvanceValue(turn);
-    if (!went_on) return;
-  }
-}
-
-// A step passes three gates: the last update has ended and all gradients have arrived and are summed; the decision; and
-// nothing is being fetched. Returns whether the turn has ended.
-bool Runtime::AdvanceStep(Turn& turn) {
-  if (turn.summing || updater_->updating()) return false;
-  if (!turn.decided) {
-    turn.summing = true;
-    gradients_->Finish([this] {
-      Turn& front = turns_.front();
-      front.summing = false;
-      front.decided = true;
-    });
-    if (turn.summing) return false;
-  }
-  const size_t turns = turns_.size();
-  DecideStep(turn);
-  return turns_.size() < turns;
-}
-
-void Runtime::DecideStep(Turn& turn) {
-  const ClipDecision decision =
-      DecideClip(NormOfCells(gradients_->cells()), scaler_.scale(), turn.step.clip_norm);
-  if (!decision.overflow) {
-    residency_->Suspend();
-    if (residency_->fetching()) return;
-    for (uint32_t t = 0; t < layout_.tensors().size(); ++t) {
-      const UnitIndex unit = layout_.tensors()[t].unit;
-      if (!gradients_->present(TensorIndex(t)) || !residency_->acquired(unit)) continue;
-      residency_->Replan();
-      return EndTurn(absl::FailedPreconditionError(
-          fmt::format("unit '{}' is acquired: release every unit before the step", layout_.unit(unit).name)));
-    }
-  }
-  const absl::Status scaled = scaler_.Update(decision.overflow);
-  {
-    const std::lock_guard lock(mutex_);
-    last_step_ = {.grad_norm = decision.norm, .applied = !decision.overflow, .loss_scale = scaler_.scale()};
-  }
-  if (decision.overflow) {
-    metrics_.Get("steps_skipped")->Add();
-    gradients_->ClearAll();
-    residency_->Replan();
-    return EndTurn(scaled);
-  }
-  metrics_.Get("steps")->Add();
-  StartUpdate(turn, decision.grad_scale);
-}
-
-void Runtime::StartUpdate(Turn& turn, float grad_scale) {
-  updater_->SetOrder(residency_->UnitOrder());
-  std::vector<std::optional<AdamWCoefficients>> coefficients(layout_.tensors().size());
-  std::vector<bool> changes(layout_.units().size(), false);
-  {
-    const std::lock_guard lock(mutex_);
-    for (uint32_t t = 0; t < layout_.tensors().size(); ++t) {
-      if (!gradients_->present(TensorIndex(t))) continue;
-      const TensorLayout& tensor = layout_.tensors()[t];
-      coefficients[t] = MakeCoefficients(turn.step.groups[tensor.group], ++tensor_steps_[t], grad_scale);
-      changes[tensor.unit.value()] = true;
-    }
-  }
-  for (uint32_t u = 0; u < changes.size(); ++u) {
-    if (changes[u]) SLUICE_CHECK(residency_->BeginUpdate(UnitIndex(u)).ok());
-  }
-  gradients_->ClearAll();
-  updater_->Start(std::move(coefficients));
-  backward_begun_ = false;
-  residency_->Replan();
-  if (!options_.overlap && updater_->updating()) {
-    step_ticket_ = std::exchange(turn.ticket, 0);
-  }
-  EndTurn(absl::OkStatus());
-}
-
-// A value request runs while nothing else moves.
-bool Runtime::AdvanceValue(Turn& turn) {
-  if (values_->busy()) return false;
-  residency_->Suspend();
-  updater_->StopReadAhead();
-  if (!updater_->idle() || !gradients_->idle() || residency_->fetching()) return false;
-  ValueRequest& request = turn.value;
-  const UnitIndex unit = layout_.tensor(request.tensor).unit;
-  absl::Status refused;
-  if (request.write) {
-    refused = residency_->BeginUpdate(unit);
-  } else if (request.field == Field::kGrad && !gradients_->present(request.tensor)) {
-    refused = absl::NotFoundError(fmt::format("tensor '{}' has no gradient", layout_.tensor(request.tensor).name));
-  } else if (!loaded_[request.tensor.value()] && request.field != Field::kGrad) {
-    refused = absl::FailedPreconditionError(
-        fmt::format("tensor '{}' has no values yet (sluice_write its master)", layout_.tensor(request.tensor).name));
-  }
-  if (!refused.ok()) {
-    EndTurn(refused);
-    return true;
-  }
-  const bool master = request.write && request.field == Field::kMaster;
-  request.done = [this, unit, tensor = request.tensor, write = request.write, master](const absl::Status& status) {
-    if (!status.ok() && write) Fail(status);
-    if (status.ok() && master) loaded_[tensor.value()] = true;
-    if (write) residency_->EndUpdate(unit);
-    EndTurn(status);
-  };
-  const size_t turns = turns_.size();
-  values_->Start(std::move(request));
-  return turns_.size() < turns;
-}
-
-// The first turn is over. What was held back for it goes on, unless another value request follows.
-void Runtime::EndTurn(const absl::Status& status) {
-  const bool was_step = turns_.front().is_step;
-  if (turns_.front().ticket != 0) tickets_.Complete(turns_.front().ticket, status);
-  turns_.pop_front();
-  if (!was_step && (turns_.empty() || turns_.front().is_step)) {
-    residency_->Replan();
-    ReadAheadIfUseful();
-  }
-}
-
-void Runtime::ReadAheadIfUseful() {
-  const bool values_wait = !turns_.empty() && !turns_.front().is_step;
-  if (backward_begun_ && !values_wait && updater_->idle() && residency_->boundary()) updater_->AllowReadAhead();
-}
-
 void Runtime::OnUnitUpdated(UnitIndex unit) {
   residency_->EndUpdate(unit);
   for (const HeldPush& push : std::exchange(held_pushes_[unit.value()], {})) {
-    gradients_->Push(push.tensor, push.data, [this, ticket = push.ticket](const absl::Status& status) {
-      tickets_.Complete(ticket, status);
-    });
+    gradients_->Push(push.tensor, push.data,
+                     [this, ticket = push.ticket](const absl::Status& status) {
+                       tickets_.Complete(ticket, status);
+                     });
   }
 }
 
@@ -423,8 +294,8 @@ void Runtime::OnUpdaterIdle() {
 }
 
 bool Runtime::Quiet() const {
-  return turns_.empty() && !updater_->updating() && gradients_->idle() && !values_->busy() && store_->idle() &&
-         !residency_->fetching();
+  return turns_.empty() && !updater_->updating() && gradients_->idle() && !values_->busy() &&
+         store_->idle() && !residency_->fetching();
 }
 
 void Runtime::CheckDrained() {

@@ -2,20 +2,21 @@
 //
 // Start reading here. A Runtime keeps one model on its tiers and carries out its steps:
 //
-//   Residency   which units are in HBM: follows the trace, plans, fetches ahead (Fetcher), serves acquisitions
-//   Gradients   takes gradients into pinned memory, adds them up, computes the sums that norm and overflow need
-//   Updater     AdamW over the states, chunk by chunk, under the next forward
-//   ValueAccess whole tensors in and out: initial values, state_dict
-//   BlockStore  (nvme/) what lives on the drives
+//   Residency   which units are in HBM: follows the trace, plans, fetches ahead (Fetcher), serves
+//   acquisitions Gradients   takes gradients into pinned memory, adds them up, computes the sums
+//   that norm and overflow need Updater     AdamW over the states, chunk by chunk, under the next
+//   forward ValueAccess whole tensors in and out: initial values, state_dict BlockStore  (nvme/)
+//   what lives on the drives
 //
-// The parts form one state machine on one thread, the control thread. It is driven by completions and by commands: what
-// happens elsewhere (workers, device streams, callers) arrives as events in the inbox, what happens on drives is handed
-// out by BlockStore::Poll, and one turn of the loop (RunOnce) handles all that has come. Nothing in it blocks; only
-// Poll waits. Without a thread of its own (Seams::threaded = false) whoever waits for a ticket turns the loop: that is
-// how the whole runtime runs in virtual time.
+// The parts form one state machine on one thread, the control thread. It is driven by completions
+// and by commands: what happens elsewhere (workers, device streams, callers) arrives as events in
+// the inbox, what happens on drives is handed out by BlockStore::Poll, and one turn of the loop
+// (RunOnce) handles all that has come. Nothing in it blocks; only Poll waits. Without a thread of
+// its own (Seams::threaded = false) whoever waits for a ticket turns the loop: that is how the
+// whole runtime runs in virtual time.
 //
-// Threads: RunOnce on the control thread; everything else public may be called from any thread, and takes effect in the
-// order of the calls.
+// Threads: RunOnce on the control thread; everything else public may be called from any thread, and
+// takes effect in the order of the calls.
 
 #ifndef SLUICE_OFFLOAD_RUNTIME_H_
 #define SLUICE_OFFLOAD_RUNTIME_H_
@@ -82,14 +83,16 @@ class Runtime final : public Updater::Observer {
  public:
   // Takes all memory. Errors: ResourceExhausted, Unavailable from the seams.
   static absl::StatusOr<std::unique_ptr<Runtime>> Create(ModelLayout layout, Placement placement,
-                                                         const RuntimeOptions& options, Seams seams);
+                                                         const RuntimeOptions& options,
+                                                         Seams seams);
   // Waits for updates in flight for at most a few seconds.
   ~Runtime() override;
 
   const ModelLayout& layout() const { return layout_; }
   FloatType grad_type() const { return options_.placement.grad_type; }
 
-  // Operations with a ticket; see sluice.h for what each promises. Indices are valid (checked by the caller).
+  // Operations with a ticket; see sluice.h for what each promises. Indices are valid (checked by
+  // the caller).
   Ticket Acquire(UnitIndex unit);
   Ticket PushGrad(TensorIndex tensor, ConstMemoryView data);
   Ticket Step(StepRequest request);
@@ -104,7 +107,9 @@ class Runtime final : public Updater::Observer {
 
   std::optional<absl::Status> Wait(Ticket ticket, std::chrono::milliseconds timeout);
 
-  absl::StatusOr<DlManagedTensor*> MakeView(UnitIndex unit) { return residency_->views()->MakeView(unit); }
+  absl::StatusOr<DlManagedTensor*> MakeView(UnitIndex unit) {
+    return residency_->views()->MakeView(unit);
+  }
   StepResult last_step() const;
   int64_t tensor_step(TensorIndex tensor) const;
   void set_tensor_step(TensorIndex tensor, int64_t step);
@@ -199,20 +204,21 @@ class Runtime final : public Updater::Observer {
 
   // The control thread's.
   std::deque<Turn> turns_;
-  std::vector<std::vector<HeldPush>> held_pushes_;  // by unit: until its update has read the last gradients
+  std::vector<std::vector<HeldPush>>
+      held_pushes_;  // by unit: until its update has read the last gradients
   std::vector<Ticket> drains_;
-  std::vector<bool> loaded_;                        // by tensor: the master was written
+  std::vector<bool> loaded_;  // by tensor: the master was written
   LossScaler scaler_;
-  bool backward_begun_ = false;                     // of a boundary iteration
-  Ticket step_ticket_ = 0;                          // without overlap: completed when the update has ended
+  bool backward_begun_ = false;  // of a boundary iteration
+  Ticket step_ticket_ = 0;       // without overlap: completed when the update has ended
 
   mutable std::mutex mutex_;
-  std::vector<Command> commands_;       // guarded by mutex_
-  bool stopping_ = false;               // guarded by mutex_
-  StepResult last_step_;                // guarded by mutex_
-  std::vector<int64_t> tensor_steps_;   // guarded by mutex_
-  std::set<std::string> span_names_;    // guarded by mutex_; entries stay
-  absl::Status failure_;                // guarded by mutex_
+  std::vector<Command> commands_;      // guarded by mutex_
+  bool stopping_ = false;              // guarded by mutex_
+  StepResult last_step_;               // guarded by mutex_
+  std::vector<int64_t> tensor_steps_;  // guarded by mutex_
+  std::set<std::string> span_names_;   // guarded by mutex_; entries stay
+  absl::Status failure_;               // guarded by mutex_
   CommandsArrived commands_arrived_{this};
   std::thread thread_;
 };

@@ -14,7 +14,8 @@ constexpr size_t kNever = std::numeric_limits<size_t>::max();
 // For each unit, the acquisitions of the trace that use it, and a cursor over them.
 class NextUses {
  public:
-  NextUses(const Trace& trace, size_t first, size_t unit_count) : uses_(unit_count), cursor_(unit_count, 0) {
+  NextUses(const Trace& trace, size_t first, size_t unit_count)
+      : uses_(unit_count), cursor_(unit_count, 0) {
     size_t position = 0;
     for (const TraceStep& step : trace) {
       if (!step.acquire) continue;
@@ -84,7 +85,8 @@ class Replay {
 
   bool MoveIn(UnitIndex unit, size_t position) {
     next_use_.clear();
-    for (const Segment& s : segments_) next_use_.push_back(s.unit ? next_.After(*s.unit, position) : kNever);
+    for (const Segment& s : segments_)
+      next_use_.push_back(s.unit ? next_.After(*s.unit, position) : kNever);
     const Bytes bytes = input_.unit_bytes[unit.value()];
     const std::optional<Window> window = ChooseWindow(segments_, next_use_, bytes);
     if (!window) return false;
@@ -100,7 +102,8 @@ class Replay {
       move.not_before = std::max(move.not_before, free_from_[evicted.value()]);
       resident_[evicted.value()] = false;
     }
-    // Room that an earlier move left over is free only once that move has begun; moves begin in order.
+    // Room that an earlier move left over is free only once that move has begun; moves begin in
+    // order.
     if (!schedule_.moves.empty()) {
       move.not_before = std::max(move.not_before, schedule_.moves.back().not_before);
     }
@@ -129,8 +132,8 @@ class Replay {
 
 }  // namespace
 
-std::optional<Window> ChooseWindow(std::span<const Segment> segments, std::span<const size_t> next_use,
-                                   Bytes bytes) {
+std::optional<Window> ChooseWindow(std::span<const Segment> segments,
+                                   std::span<const size_t> next_use, Bytes bytes) {
   std::optional<Window> best;
   size_t best_use = 0;
   Bytes best_evicted;
@@ -161,11 +164,15 @@ void Place(std::vector<Segment>* segments, Window window, UnitIndex unit, Bytes 
   const Bytes offset = s[window.first].offset;
   const Bytes end = s[window.last - 1].offset + s[window.last - 1].size;
   SLUICE_CHECK(end - offset >= bytes);
-  s.erase(s.begin() + static_cast<ptrdiff_t>(window.first), s.begin() + static_cast<ptrdiff_t>(window.last));
+  s.erase(s.begin() + static_cast<ptrdiff_t>(window.first),
+          s.begin() + static_cast<ptrdiff_t>(window.last));
   const auto at = s.insert(s.begin() + static_cast<ptrdiff_t>(window.first),
                            {.unit = unit, .offset = offset, .size = bytes, .held = false});
   if (end > offset + bytes) {
-    s.insert(at + 1, {.unit = std::nullopt, .offset = offset + bytes, .size = end - offset - bytes, .held = false});
+    s.insert(at + 1, {.unit = std::nullopt,
+                      .offset = offset + bytes,
+                      .size = end - offset - bytes,
+                      .held = false});
   }
   MergeFree(segments);
 }

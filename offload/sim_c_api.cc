@@ -11,13 +11,16 @@
 using namespace sluice;         // NOLINT: the C ABI is outside the namespace
 using namespace sluice::c_api;  // NOLINT
 
-extern "C" SLUICE_API sluice_status sluice_runtime_create_simulated(sluice_model model, const sluice_options* options,
-                                                                    uint64_t seed, sluice_runtime* runtime) {
+extern "C" SLUICE_API sluice_status sluice_runtime_create_simulated(sluice_model model,
+                                                                    const sluice_options* options,
+                                                                    uint64_t seed,
+                                                                    sluice_runtime* runtime) {
   // Worlds outlive their runtimes, which views may outlive: they are kept until the process ends.
-  static auto* worlds = new std::vector<std::pair<std::unique_ptr<SimWorld>, std::unique_ptr<MemoryResource>>>;
+  static auto* worlds =
+      new std::vector<std::pair<std::unique_ptr<SimWorld>, std::unique_ptr<MemoryResource>>>;
   static std::mutex mutex;
   return Return([&]() -> absl::Status {
-    SLUICE_ASSIGN_OR_RETURN(const auto spec, GetModel(model));
+    SLUICE_ASSIGN_OR_RETURN(const auto spec, Models().Get(model, "model"));
     SLUICE_ASSIGN_OR_RETURN(RuntimeConfig config, ToConfig(options));
     SLUICE_ASSIGN_OR_RETURN(SimRuntime sim, MakeSimRuntime(*spec, config, {.seed = seed}));
     *runtime = AddRuntime(std::move(sim.runtime));

@@ -19,23 +19,28 @@ absl::StatusOr<SimRuntime> MakeSimRuntime(const ModelSpec& spec, const RuntimeCo
   seams.clock = world;
   seams.host_memory = sim.memory.get();
   seams.threaded = false;
-  seams.executor = MakeSimExecutor(world, config.workers > 0 ? config.workers : static_cast<int>(world->Uniform(1, 4)));
-  seams.device = MakeSimDevice({.link_bytes_per_second = 1e9 * static_cast<double>(world->Uniform(1, 16))}, world,
-                               sim.memory.get());
+  seams.executor = MakeSimExecutor(
+      world, config.workers > 0 ? config.workers : static_cast<int>(world->Uniform(1, 4)));
+  seams.device =
+      MakeSimDevice({.link_bytes_per_second = 1e9 * static_cast<double>(world->Uniform(1, 16))},
+                    world, sim.memory.get());
   const auto paths = static_cast<uint32_t>(std::max<size_t>(1, config.nvme_paths.size()));
   seams.segments = SegmentsOf(plan, config, paths);
-  seams.make_engine = [world, sizes = seams.segments.file_sizes, limits = config.io](
-                          std::span<const MemoryView>,
-                          std::span<const DirectFile>) -> absl::StatusOr<std::unique_ptr<IoEngine>> {
-    const SimIoOptions io{.bytes_per_second = 1e8 * static_cast<double>(world->Uniform(1, 50)),
-                          .latency_min = Nanos(10'000),
-                          .latency_max = Nanos(static_cast<int64_t>(world->Uniform(20'000, 2'000'000)))};
+  seams.make_engine =
+      [world, sizes = seams.segments.file_sizes, limits = config.io](
+          std::span<const MemoryView>,
+          std::span<const DirectFile>) -> absl::StatusOr<std::unique_ptr<IoEngine>> {
+    const SimIoOptions io{
+        .bytes_per_second = 1e8 * static_cast<double>(world->Uniform(1, 50)),
+        .latency_min = Nanos(10'000),
+        .latency_max = Nanos(static_cast<int64_t>(world->Uniform(20'000, 2'000'000)))};
     return MakeSimIoEngine(io, sizes, limits, world);
   };
   RuntimeOptions runtime_options = OptionsOf(config, plan.budgets);
   runtime_options.planted_bug = options.planted_bug;
-  SLUICE_ASSIGN_OR_RETURN(sim.runtime, Runtime::Create(std::move(plan.layout), std::move(plan.placement),
-                                                       runtime_options, std::move(seams)));
+  SLUICE_ASSIGN_OR_RETURN(sim.runtime,
+                          Runtime::Create(std::move(plan.layout), std::move(plan.placement),
+                                          runtime_options, std::move(seams)));
   return sim;
 }
 

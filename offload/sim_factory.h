@@ -1,6 +1,7 @@
 // offload/sim_factory.h
 //
-// A runtime over simulated seams, in virtual time, from one seed. For tests; not linked into the library.
+// A runtime over simulated seams, in virtual time, from one seed. For tests; not linked into the
+// library.
 
 #ifndef SLUICE_OFFLOAD_SIM_FACTORY_H_
 #define SLUICE_OFFLOAD_SIM_FACTORY_H_
@@ -25,7 +26,8 @@ struct SimRuntime {
 };
 
 // Rates and delays are drawn from the seed.
-absl::StatusOr<SimRuntime> MakeSimRuntime(const ModelSpec& spec, const RuntimeConfig& config, const SimOptions& options);
+absl::StatusOr<SimRuntime> MakeSimRuntime(const ModelSpec& spec, const RuntimeConfig& config,
+                                          const SimOptions& options);
 
 }  // namespace sluice
 

@@ -1,23 +1,26 @@
 /* offload/sluice.h
  *
- * The C ABI of Sluice: everything a training framework needs to keep a model's parameters, gradients and optimizer
- * states on three tiers (HBM, pinned RAM, NVMe) and have them moved just in time.
+ * The C ABI of Sluice: everything a training framework needs to keep a model's parameters,
+ * gradients and optimizer states on three tiers (HBM, pinned RAM, NVMe) and have them moved just in
+ * time.
  *
- * The life of a runtime: describe the model (units and their tensors), create the runtime, write every tensor's
- * initial master values, then for each micro-batch begin an iteration; acquire a unit before its layer computes
- * and release it after, in forward and again in backward; hand over each tensor's gradient; end the iteration; and
- * at the accumulation boundary call sluice_step. Updates go on under the next forward; acquire waits for them.
+ * The life of a runtime: describe the model (units and their tensors), create the runtime, write
+ * every tensor's initial master values, then for each micro-batch begin an iteration; acquire a
+ * unit before its layer computes and release it after, in forward and again in backward; hand over
+ * each tensor's gradient; end the iteration; and at the accumulation boundary call sluice_step.
+ * Updates go on under the next forward; acquire waits for them.
  *
- * Handles are numbers, never pointers: a stale, foreign or invented one is an error (SLUICE_INVALID_ARGUMENT), not a
- * crash. Handles belong to the process that made them; in a forked child every call fails with
- * SLUICE_FAILED_PRECONDITION and destroys nothing.
+ * Handles are numbers, never pointers: a stale, foreign or invented one is an error
+ * (SLUICE_INVALID_ARGUMENT), not a crash. Handles belong to the process that made them; in a forked
+ * child every call fails with SLUICE_FAILED_PRECONDITION and destroys nothing.
  *
- * Threads: every function may be called from any thread. Calls on one runtime take effect in the order they are made.
- * Waiting: only sluice_wait waits, at most 100 ms a call. Everything that takes longer gives a ticket.
- * Errors: every function returns a status; sluice_last_error() has the words. After an error in a deferred update the
- * runtime has failed: every further call that reads or advances it returns that first error.
- * Structs: set struct_size to sizeof the struct; fields are only ever appended. SLUICE_..._INIT sets the defaults.
- * No exception crosses this interface, and no other symbol is exported.
+ * Threads: every function may be called from any thread. Calls on one runtime take effect in the
+ * order they are made. Waiting: only sluice_wait waits, at most 100 ms a call. Everything that
+ * takes longer gives a ticket. Errors: every function returns a status; sluice_last_error() has the
+ * words. After an error in a deferred update the runtime has failed: every further call that reads
+ * or advances it returns that first error. Structs: set struct_size to sizeof the struct; fields
+ * are only ever appended. SLUICE_..._INIT sets the defaults. No exception crosses this interface,
+ * and no other symbol is exported.
  */
 
 #ifndef SLUICE_OFFLOAD_SLUICE_H_
@@ -56,21 +59,28 @@ typedef enum sluice_tier { SLUICE_HBM = 0, SLUICE_PINNED = 1, SLUICE_NVME = 2 } 
 SLUICE_API uint32_t sluice_abi_version(void);
 SLUICE_API const char* sluice_version(void); /* "0.1.0"; static */
 
-/* The words of the last call that failed on this thread; valid until the next call on this thread. */
+/* The words of the last call that failed on this thread; valid until the next call on this thread.
+ */
 SLUICE_API const char* sluice_last_error(void);
 
-/* ---- The model ------------------------------------------------------------------------------------------------ */
+/* ---- The model
+ * ------------------------------------------------------------------------------------------------
+ */
 
-/* A unit is what is fetched and released together, usually one layer. A tensor is one parameter of `elements` > 0
- * values (its shape is the framework's business). `group` chooses the hyperparameters in sluice_step. Names are for
- * messages. Tied weights are one tensor of one unit. */
+/* A unit is what is fetched and released together, usually one layer. A tensor is one parameter of
+ * `elements` > 0 values (its shape is the framework's business). `group` chooses the
+ * hyperparameters in sluice_step. Names are for messages. Tied weights are one tensor of one unit.
+ */
 SLUICE_API sluice_status sluice_model_create(sluice_model* model);
-SLUICE_API sluice_status sluice_model_add_unit(sluice_model model, const char* name, uint32_t* unit);
-SLUICE_API sluice_status sluice_model_add_tensor(sluice_model model, uint32_t unit, const char* name, int64_t elements,
-                                                 uint32_t group, uint32_t* tensor);
+SLUICE_API sluice_status sluice_model_add_unit(sluice_model model, const char* name,
+                                               uint32_t* unit);
+SLUICE_API sluice_status sluice_model_add_tensor(sluice_model model, uint32_t unit,
+                                                 const char* name, int64_t elements, uint32_t group,
+                                                 uint32_t* tensor);
 SLUICE_API sluice_status sluice_model_destroy(sluice_model model);
 
-/* ---- The runtime ---------------------------------------------------------------------------------------------- */
+/* ---- The runtime
+ * ---------------------------------------------------------------------------------------------- */
 
 typedef enum sluice_io_engine_kind {
   SLUICE_IO_AUTO = 0,
@@ -78,78 +88,100 @@ typedef enum sluice_io_engine_kind {
   SLUICE_IO_THREADS = 2
 } sluice_io_engine_kind;
 
-typedef enum sluice_executor_kind { SLUICE_EXECUTOR_TBB = 0, SLUICE_EXECUTOR_THREADS = 1 } sluice_executor_kind;
+typedef enum sluice_executor_kind {
+  SLUICE_EXECUTOR_TBB = 0,
+  SLUICE_EXECUTOR_THREADS = 1
+} sluice_executor_kind;
 
-/* -1 (or 0 where marked) means: chosen from the machine, its cgroup and the model; the report says what. */
+/* -1 (or 0 where marked) means: chosen from the machine, its cgroup and the model; the report says
+ * what. */
 typedef struct sluice_options {
   size_t struct_size;
-  int32_t param_dtype;           /* sluice_dtype of the copy used in compute */
-  int32_t grad_dtype;            /* sluice_dtype gradients are handed over and accumulated in */
-  int64_t hbm_bytes;             /* budget of each tier; -1 chosen */
+  int32_t param_dtype; /* sluice_dtype of the copy used in compute */
+  int32_t grad_dtype;  /* sluice_dtype gradients are handed over and accumulated in */
+  int64_t hbm_bytes;   /* budget of each tier; -1 chosen */
   int64_t pinned_bytes;
-  int64_t nvme_bytes;            /* -1: as needed */
-  const char* const* nvme_paths; /* directories, one per drive; may be NULL if nothing may go to NVMe */
+  int64_t nvme_bytes; /* -1: as needed */
+  const char* const*
+      nvme_paths; /* directories, one per drive; may be NULL if nothing may go to NVMe */
   uint32_t nvme_path_count;
-  int32_t lowest_param_tier;     /* sluice_tier: how far down parameters and states may go */
-  int32_t lowest_state_tier;     /* SLUICE_HBM is taken as SLUICE_PINNED for states on the host device */
-  int32_t io_engine;             /* sluice_io_engine_kind */
-  uint32_t io_depth;             /* transfers in the kernel at a time; 0 chosen */
-  uint32_t io_batch;             /* transfers submitted per call at most; 0 chosen */
-  int32_t executor;              /* sluice_executor_kind */
-  int32_t workers;               /* threads that update states; 0 chosen */
-  int64_t chunk_elements;        /* multiple of 4096; 0 chosen */
-  int64_t resident_elements_max; /* units of at most so many elements stay in HBM for good; -1 chosen */
-  double static_loss_scale;      /* 0: dynamic, with the next five; default 1 */
+  int32_t lowest_param_tier; /* sluice_tier: how far down parameters and states may go */
+  int32_t
+      lowest_state_tier;  /* SLUICE_HBM is taken as SLUICE_PINNED for states on the host device */
+  int32_t io_engine;      /* sluice_io_engine_kind */
+  uint32_t io_depth;      /* transfers in the kernel at a time; 0 chosen */
+  uint32_t io_batch;      /* transfers submitted per call at most; 0 chosen */
+  int32_t executor;       /* sluice_executor_kind */
+  int32_t workers;        /* threads that update states; 0 chosen */
+  int64_t chunk_elements; /* multiple of 4096; 0 chosen */
+  int64_t
+      resident_elements_max; /* units of at most so many elements stay in HBM for good; -1 chosen */
+  double static_loss_scale;  /* 0: dynamic, with the next five; default 1 */
   int32_t initial_scale_power;
   int32_t hysteresis;
   int32_t consecutive_hysteresis; /* 0 or 1 */
   int64_t loss_scale_window;
   double min_loss_scale;
-  double link_bytes_per_second;  /* host device: modelled link speed per direction; 0: as fast as memory */
-  int32_t overlap;               /* 1; 0: debug aid, every movement waits for the one before and nothing is read ahead */
-  uint64_t trace_spans_max;      /* room for so many spans of sluice_trace_write; 0 records none */
+  double link_bytes_per_second; /* host device: modelled link speed per direction; 0: as fast as
+                                   memory */
+  int32_t overlap; /* 1; 0: debug aid, every movement waits for the one before and nothing is read
+                      ahead */
+  uint64_t trace_spans_max; /* room for so many spans of sluice_trace_write; 0 records none */
 } sluice_options;
 
-#define SLUICE_OPTIONS_INIT                                                                                       \
-  {sizeof(sluice_options), SLUICE_F32, SLUICE_F32, -1, -1, -1, 0, 0, SLUICE_NVME, SLUICE_NVME, SLUICE_IO_AUTO,  \
-   0, 0, SLUICE_EXECUTOR_TBB, 0, 0, -1, 1.0, 16, 2, 0, 1000, 1.0, 0.0, 1, 0}
+#define SLUICE_OPTIONS_INIT                                                                      \
+  {                                                                                              \
+    sizeof(sluice_options), SLUICE_F32, SLUICE_F32, -1, -1, -1, 0, 0, SLUICE_NVME, SLUICE_NVME,  \
+        SLUICE_IO_AUTO, 0, 0, SLUICE_EXECUTOR_TBB, 0, 0, -1, 1.0, 16, 2, 0, 1000, 1.0, 0.0, 1, 0 \
+  }
 
-/* What would be placed where, as JSON, without creating anything. Errors: SLUICE_RESOURCE_EXHAUSTED if a budget can't
- * work, naming the smallest that would. Writes at most `capacity` bytes including the terminating 0; *needed is what
- * the whole takes. `json` may be NULL if capacity is 0. The same rule holds for every function that writes JSON. */
-SLUICE_API sluice_status sluice_plan(sluice_model model, const sluice_options* options, char* json, size_t capacity,
-                                     size_t* needed);
+/* What would be placed where, as JSON, without creating anything. Errors: SLUICE_RESOURCE_EXHAUSTED
+ * if a budget can't work, naming the smallest that would. Writes at most `capacity` bytes including
+ * the terminating 0; *needed is what the whole takes. `json` may be NULL if capacity is 0. The same
+ * rule holds for every function that writes JSON. */
+SLUICE_API sluice_status sluice_plan(sluice_model model, const sluice_options* options, char* json,
+                                     size_t capacity, size_t* needed);
 
-/* Takes all memory and disk space. The model may be destroyed afterwards. Errors: as sluice_plan; those of the paths. */
+/* Takes all memory and disk space. The model may be destroyed afterwards. Errors: as sluice_plan;
+ * those of the paths. */
 SLUICE_API sluice_status sluice_runtime_create(sluice_model model, const sluice_options* options,
                                                sluice_runtime* runtime);
 
-/* Drains updates in flight for at most a few seconds, then abandons what is left, and gives everything back, except
- * that device memory stays until the last view of it (sluice_unit_view) was deleted. */
+/* Drains updates in flight for at most a few seconds, then abandons what is left, and gives
+ * everything back, except that device memory stays until the last view of it (sluice_unit_view) was
+ * deleted. */
 SLUICE_API sluice_status sluice_runtime_destroy(sluice_runtime runtime);
 
-/* Waits for `ticket`, at most timeout_ms (cut to 100). SLUICE_PENDING: not yet. Any other result is the operation's, and
- * the ticket is used up. */
-SLUICE_API sluice_status sluice_wait(sluice_runtime runtime, sluice_ticket ticket, int32_t timeout_ms);
+/* Waits for `ticket`, at most timeout_ms (cut to 100). SLUICE_PENDING: not yet. Any other result is
+ * the operation's, and the ticket is used up. */
+SLUICE_API sluice_status sluice_wait(sluice_runtime runtime, sluice_ticket ticket,
+                                     int32_t timeout_ms);
 
-/* ---- Iterations and residency ---------------------------------------------------------------------------------- */
+/* ---- Iterations and residency
+ * ---------------------------------------------------------------------------------- */
 
-#define SLUICE_ITERATION_BOUNDARY 1u /* sluice_step follows: gradients are final when they arrive */
+#define SLUICE_ITERATION_BOUNDARY                                 \
+  1u /* sluice_step follows: gradients are final when they arrive \
+      */
 
-/* `key` tells traces apart (0..15): give training, evaluation and accumulation micro-steps different ones. The order in
- * which units are acquired is learned the first time and followed from then on; departures are served on demand. */
-SLUICE_API sluice_status sluice_iteration_begin(sluice_runtime runtime, uint32_t key, uint32_t flags);
+/* `key` tells traces apart (0..15): give training, evaluation and accumulation micro-steps
+ * different ones. The order in which units are acquired is learned the first time and followed from
+ * then on; departures are served on demand. */
+SLUICE_API sluice_status sluice_iteration_begin(sluice_runtime runtime, uint32_t key,
+                                                uint32_t flags);
 SLUICE_API sluice_status sluice_iteration_end(sluice_runtime runtime);
 
-/* Asks for `unit` in HBM; when the ticket is done it is there, up to date, and stays until released. Acquisitions count.
- * Errors of the ticket: SLUICE_RESOURCE_EXHAUSTED if everything in HBM is held, so that waiting can't help;
- * SLUICE_FAILED_PRECONDITION if a tensor of the unit was never written. `stream` is the caller's CUDA stream, NULL on
- * the host device. */
-SLUICE_API sluice_status sluice_acquire(sluice_runtime runtime, uint32_t unit, void* stream, sluice_ticket* ticket);
+/* Asks for `unit` in HBM; when the ticket is done it is there, up to date, and stays until
+ * released. Acquisitions count. Errors of the ticket: SLUICE_RESOURCE_EXHAUSTED if everything in
+ * HBM is held, so that waiting can't help; SLUICE_FAILED_PRECONDITION if a tensor of the unit was
+ * never written. `stream` is the caller's CUDA stream, NULL on the host device. */
+SLUICE_API sluice_status sluice_acquire(sluice_runtime runtime, uint32_t unit, void* stream,
+                                        sluice_ticket* ticket);
 SLUICE_API sluice_status sluice_release(sluice_runtime runtime, uint32_t unit, void* stream);
 
-/* An acquired unit's memory as a one-dimensional DLPack tensor (DLManagedTensor*, DLPack 0.6 layout) of
- * param_dtype. The memory is not reused before the deleter was called, whoever calls it on whatever thread. */
+/* An acquired unit's memory as a one-dimensional DLPack tensor (DLManagedTensor*, DLPack 0.6
+ * layout) of param_dtype. The memory is not reused before the deleter was called, whoever calls it
+ * on whatever thread. */
 SLUICE_API sluice_status sluice_unit_view(sluice_runtime runtime, uint32_t unit, void** dlpack);
 
 typedef struct sluice_tensor_info {
@@ -159,18 +191,22 @@ typedef struct sluice_tensor_info {
   int64_t offset; /* of the tensor in its unit's view, in elements */
   int64_t step;   /* updates it has had */
 } sluice_tensor_info;
-SLUICE_API sluice_status sluice_tensor_query(sluice_runtime runtime, uint32_t tensor, sluice_tensor_info* info);
+SLUICE_API sluice_status sluice_tensor_query(sluice_runtime runtime, uint32_t tensor,
+                                             sluice_tensor_info* info);
 
 /* Sets the number of updates a tensor has had (for loading an optimizer's state). */
-SLUICE_API sluice_status sluice_tensor_set_step(sluice_runtime runtime, uint32_t tensor, int64_t step);
+SLUICE_API sluice_status sluice_tensor_set_step(sluice_runtime runtime, uint32_t tensor,
+                                                int64_t step);
 
-/* ---- Gradients and the step ------------------------------------------------------------------------------------ */
+/* ---- Gradients and the step
+ * ------------------------------------------------------------------------------------ */
 
-/* Adds `elements` values of grad_dtype at `data` to the tensor's gradient (the first since the last step sets it). `data`
- * must stay as it is until the ticket is done. */
-SLUICE_API sluice_status sluice_grad(sluice_runtime runtime, uint32_t tensor, const void* data, int64_t elements,
-                                     void* stream, sluice_ticket* ticket);
-SLUICE_API sluice_status sluice_zero_grad(sluice_runtime runtime); /* forgets what was handed over */
+/* Adds `elements` values of grad_dtype at `data` to the tensor's gradient (the first since the last
+ * step sets it). `data` must stay as it is until the ticket is done. */
+SLUICE_API sluice_status sluice_grad(sluice_runtime runtime, uint32_t tensor, const void* data,
+                                     int64_t elements, void* stream, sluice_ticket* ticket);
+SLUICE_API sluice_status
+sluice_zero_grad(sluice_runtime runtime); /* forgets what was handed over */
 
 typedef struct sluice_group {
   size_t struct_size;
@@ -193,38 +229,46 @@ typedef struct sluice_step_result {
   double loss_scale; /* to multiply the next loss by */
 } sluice_step_result;
 
-/* Decides norm, overflow and clipping from all gradients handed over, then starts the updates and finishes the ticket;
- * the updates go on by themselves. Tensors without a gradient are left alone. */
-SLUICE_API sluice_status sluice_step(sluice_runtime runtime, const sluice_step_args* args, sluice_ticket* ticket);
+/* Decides norm, overflow and clipping from all gradients handed over, then starts the updates and
+ * finishes the ticket; the updates go on by themselves. Tensors without a gradient are left alone.
+ */
+SLUICE_API sluice_status sluice_step(sluice_runtime runtime, const sluice_step_args* args,
+                                     sluice_ticket* ticket);
 SLUICE_API sluice_status sluice_last_step(sluice_runtime runtime, sluice_step_result* result);
 SLUICE_API sluice_status sluice_loss_scale(sluice_runtime runtime, double* scale);
 
 /* Done when every update and write that was started has ended. */
 SLUICE_API sluice_status sluice_drain(sluice_runtime runtime, sluice_ticket* ticket);
 
-/* ---- Reading and writing values -------------------------------------------------------------------------------- */
+/* ---- Reading and writing values
+ * -------------------------------------------------------------------------------- */
 
 typedef enum sluice_field {
-  SLUICE_PARAM = 0, /* the compute copy, param_dtype; read only */
+  SLUICE_PARAM = 0,  /* the compute copy, param_dtype; read only */
   SLUICE_MASTER = 1, /* fp32; writing it also sets the compute copy */
   SLUICE_EXP_AVG = 2,
   SLUICE_EXP_AVG_SQ = 3,
   SLUICE_GRAD = 4 /* grad_dtype; read only; NOT_FOUND if there is none */
 } sluice_field;
 
-/* The whole tensor, after all updates started before this call. `data` holds elements values of `dtype` (converted from or
- * to the field's own type) and must stay until the ticket is done. */
-SLUICE_API sluice_status sluice_read(sluice_runtime runtime, uint32_t tensor, int32_t field, void* data, int32_t dtype,
-                                     int64_t elements, sluice_ticket* ticket);
-SLUICE_API sluice_status sluice_write(sluice_runtime runtime, uint32_t tensor, int32_t field, const void* data,
-                                      int32_t dtype, int64_t elements, sluice_ticket* ticket);
+/* The whole tensor, after all updates started before this call. `data` holds elements values of
+ * `dtype` (converted from or to the field's own type) and must stay until the ticket is done. */
+SLUICE_API sluice_status sluice_read(sluice_runtime runtime, uint32_t tensor, int32_t field,
+                                     void* data, int32_t dtype, int64_t elements,
+                                     sluice_ticket* ticket);
+SLUICE_API sluice_status sluice_write(sluice_runtime runtime, uint32_t tensor, int32_t field,
+                                      const void* data, int32_t dtype, int64_t elements,
+                                      sluice_ticket* ticket);
 
-/* ---- Looking inside -------------------------------------------------------------------------------------------- */
+/* ---- Looking inside
+ * -------------------------------------------------------------------------------------------- */
 
 /* Counters, budgets, peaks, placement and what was chosen, as JSON (docs/api.md lists the keys). */
-SLUICE_API sluice_status sluice_report(sluice_runtime runtime, char* json, size_t capacity, size_t* needed);
+SLUICE_API sluice_status sluice_report(sluice_runtime runtime, char* json, size_t capacity,
+                                       size_t* needed);
 
-/* What the hardware does, measured without Sluice's own engine; rates per second, 0 means infinitely fast. */
+/* What the hardware does, measured without Sluice's own engine; rates per second, 0 means
+ * infinitely fast. */
 typedef struct sluice_rates {
   size_t struct_size;
   double forward_seconds; /* compute of all forward passes of one step, everything resident */
@@ -232,8 +276,8 @@ typedef struct sluice_rates {
   double nvme_bytes;      /* reads and writes mixed */
   double update_elements; /* AdamW from memory, all workers */
   double checksum_bytes;
-  double copy_bytes;      /* into and out of HBM */
-  int32_t shared_cores;   /* 1: compute, updates and checksums share the cores, so their times add */
+  double copy_bytes;    /* into and out of HBM */
+  int32_t shared_cores; /* 1: compute, updates and checksums share the cores, so their times add */
 } sluice_rates;
 
 typedef struct sluice_floor_terms { /* seconds */
@@ -241,8 +285,10 @@ typedef struct sluice_floor_terms { /* seconds */
   double total, forward, backward, io, update, checksum, copies, gradients;
 } sluice_floor_terms;
 
-/* The shortest time one step of this runtime can take on that hardware, term by term: offload/floor.h. */
-SLUICE_API sluice_status sluice_floor(sluice_runtime runtime, const sluice_rates* rates, sluice_floor_terms* terms);
+/* The shortest time one step of this runtime can take on that hardware, term by term:
+ * offload/floor.h. */
+SLUICE_API sluice_status sluice_floor(sluice_runtime runtime, const sluice_rates* rates,
+                                      sluice_floor_terms* terms);
 
 /* Sets every counter of the report to zero and forgets the spans recorded. */
 SLUICE_API sluice_status sluice_reset_counters(sluice_runtime runtime);
@@ -250,11 +296,15 @@ SLUICE_API sluice_status sluice_reset_counters(sluice_runtime runtime);
 /* The recorded spans as Chrome trace JSON, which Perfetto opens. Call after sluice_drain. */
 SLUICE_API sluice_status sluice_trace_write(sluice_runtime runtime, const char* path);
 
-/* A span of the caller's own ("forward"), on the track "compute", in nanoseconds of CLOCK_MONOTONIC. */
-SLUICE_API sluice_status sluice_trace_span(sluice_runtime runtime, const char* name, int64_t begin_ns, int64_t end_ns);
+/* A span of the caller's own ("forward"), on the track "compute", in nanoseconds of
+ * CLOCK_MONOTONIC. */
+SLUICE_API sluice_status sluice_trace_span(sluice_runtime runtime, const char* name,
+                                           int64_t begin_ns, int64_t end_ns);
 
-/* What this machine has, what Sluice would choose, and what to do about what is missing, as JSON. `path` may be NULL. */
-SLUICE_API sluice_status sluice_doctor(const char* path, char* json, size_t capacity, size_t* needed);
+/* What this machine has, what Sluice would choose, and what to do about what is missing, as JSON.
+ * `path` may be NULL. */
+SLUICE_API sluice_status sluice_doctor(const char* path, char* json, size_t capacity,
+                                       size_t* needed);
 
 #ifdef __cplusplus
 } /* extern "C" */

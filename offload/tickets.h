@@ -1,7 +1,7 @@
 // offload/tickets.h
 //
-// Tickets: how callers on any thread wait for what the control thread does. A ticket is a number with a generation, so that
-// a used-up or invented one is noticed.
+// Tickets: how callers on any thread wait for what the control thread does. A ticket is a number
+// with a generation, so that a used-up or invented one is noticed.
 //
 // Threads: any. A full table grows; nothing else allocates.
 
@@ -41,8 +41,8 @@ class Tickets {
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::vector<Entry> entries_;      // guarded by mutex_
-  std::vector<uint32_t> free_;      // guarded by mutex_
+  std::vector<Entry> entries_;  // guarded by mutex_
+  std::vector<uint32_t> free_;  // guarded by mutex_
 };
 
 }  // namespace sluice

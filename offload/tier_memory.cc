@@ -35,11 +35,13 @@ absl::StatusOr<TierMemory> TierMemory::Make(const ModelLayout& layout, const Pla
                                                               : nullptr;
     std::byte* home = nullptr;
     if (arena != nullptr) {
-      SLUICE_ASSIGN_OR_RETURN(const MemoryView view, arena->Carve(placement.slot_bytes[u], kSlotAlignment));
+      SLUICE_ASSIGN_OR_RETURN(const MemoryView view,
+                              arena->Carve(placement.slot_bytes[u], kSlotAlignment));
       home = view.data();
     }
     memory.param_home.push_back(home);
-    const Bytes grads = RoundUp(Bytes(layout.units()[u].elements * SizeOf(options.grad_type)), kSlotAlignment);
+    const Bytes grads =
+        RoundUp(Bytes(layout.units()[u].elements * SizeOf(options.grad_type)), kSlotAlignment);
     SLUICE_ASSIGN_OR_RETURN(const MemoryView view, memory.pinned.Carve(grads, kSlotAlignment));
     memory.grads.push_back(view.data());
   }
@@ -53,13 +55,17 @@ absl::StatusOr<TierMemory> TierMemory::Make(const ModelLayout& layout, const Pla
     memory.state_home.push_back(home);
   }
   const auto pool = [&memory](Bytes size, int count) -> absl::StatusOr<BufferPool> {
-    SLUICE_ASSIGN_OR_RETURN(const MemoryView view, memory.pinned.Carve(size * count, kSlotAlignment));
+    SLUICE_ASSIGN_OR_RETURN(const MemoryView view,
+                            memory.pinned.Carve(size * count, kSlotAlignment));
     return BufferPool(view, size);
   };
-  SLUICE_ASSIGN_OR_RETURN(memory.state_buffers, pool(placement.state_buffer_bytes, placement.state_buffers));
-  SLUICE_ASSIGN_OR_RETURN(memory.param_buffers, pool(placement.param_buffer_bytes, placement.param_buffers));
+  SLUICE_ASSIGN_OR_RETURN(memory.state_buffers,
+                          pool(placement.state_buffer_bytes, placement.state_buffers));
+  SLUICE_ASSIGN_OR_RETURN(memory.param_buffers,
+                          pool(placement.param_buffer_bytes, placement.param_buffers));
   if (placement.hbm_cache > Bytes(0)) {
-    SLUICE_ASSIGN_OR_RETURN(memory.hbm_cache, memory.hbm.Carve(placement.hbm_cache, kSlotAlignment));
+    SLUICE_ASSIGN_OR_RETURN(memory.hbm_cache,
+                            memory.hbm.Carve(placement.hbm_cache, kSlotAlignment));
   }
   return memory;
 }
@@ -68,7 +74,9 @@ StateSpans SplitStates(const ChunkLayout& chunk, std::byte* states) {
   const auto n = static_cast<size_t>(chunk.elements);
   const auto stride = static_cast<size_t>(chunk.capacity);
   auto* floats = reinterpret_cast<float*>(states);
-  return {.master = {floats, n}, .exp_avg = {floats + stride, n}, .exp_avg_sq = {floats + 2 * stride, n}};
+  return {.master = {floats, n},
+          .exp_avg = {floats + stride, n},
+          .exp_avg_sq = {floats + 2 * stride, n}};
 }
 
 }  // namespace sluice

@@ -1,7 +1,8 @@
 // offload/tier_memory.h
 //
-// The memory of a runtime: one arena per tier, carved once as the placement says, and the numbers of the blocks that
-// live on NVMe. After Make, addresses never change; the pools are the control thread's, the rest is read-only.
+// The memory of a runtime: one arena per tier, carved once as the placement says, and the numbers
+// of the blocks that live on NVMe. After Make, addresses never change; the pools are the control
+// thread's, the rest is read-only.
 
 #ifndef SLUICE_OFFLOAD_TIER_MEMORY_H_
 #define SLUICE_OFFLOAD_TIER_MEMORY_H_
@@ -18,7 +19,8 @@
 
 namespace sluice {
 
-// Which chunk's states and parameters are which block of the block store, and how large the blocks are.
+// Which chunk's states and parameters are which block of the block store, and how large the blocks
+// are.
 struct BlockMap {
   std::vector<std::optional<BlockIndex>> states;  // by chunk
   std::vector<std::optional<BlockIndex>> params;  // by chunk
@@ -39,7 +41,8 @@ struct TierMemory {
 
   // Takes both arenas. Errors: ResourceExhausted from the device or the memory resource.
   static absl::StatusOr<TierMemory> Make(const ModelLayout& layout, const Placement& placement,
-                                         const PlacementOptions& options, Device* device, MemoryResource* host);
+                                         const PlacementOptions& options, Device* device,
+                                         MemoryResource* host);
 };
 
 // The three arrays of a chunk's states.

@@ -49,8 +49,7 @@ void TraceBook::End() {
     return;
   }
   if (known.size() == kTracesPerKey) known.pop_back();
-  known.insert(known.begin(),
-               std::make_unique<Known>(Known{recorded_, recorded_acquisitions_}));
+  known.insert(known.begin(), std::make_unique<Known>(Known{recorded_, recorded_acquisitions_}));
 }
 
 bool TraceBook::OnAcquire(UnitIndex unit) {
@@ -73,7 +72,8 @@ bool TraceBook::OnAcquire(UnitIndex unit) {
       return false;
     }
   }
-  const auto ahead = std::find(expected.begin() + static_cast<ptrdiff_t>(position_), expected.end(), unit);
+  const auto ahead =
+      std::find(expected.begin() + static_cast<ptrdiff_t>(position_), expected.end(), unit);
   if (ahead != expected.end()) position_ = static_cast<size_t>(ahead - expected.begin()) + 1;
   return false;
 }

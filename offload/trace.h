@@ -1,11 +1,13 @@
 // offload/trace.h
 //
-// The trace: in what order units are acquired and released. TraceBook records it in the first iteration of each kind,
-// says from then on what comes next, notices departures, and keeps several traces per kind, so that a model that takes
-// one of a few paths is known on each. Pure bookkeeping; one thread; allocates while recording.
+// The trace: in what order units are acquired and released. TraceBook records it in the first
+// iteration of each kind, says from then on what comes next, notices departures, and keeps several
+// traces per kind, so that a model that takes one of a few paths is known on each. Pure
+// bookkeeping; one thread; allocates while recording.
 //
-// A trace's position counts acquisitions. Releases are recorded (the schedule needs to know what is held when) but
-// never judged: their order against acquisitions may differ from one iteration to the next.
+// A trace's position counts acquisitions. Releases are recorded (the schedule needs to know what is
+// held when) but never judged: their order against acquisitions may differ from one iteration to
+// the next.
 
 #ifndef SLUICE_OFFLOAD_TRACE_H_
 #define SLUICE_OFFLOAD_TRACE_H_
@@ -37,9 +39,10 @@ class TraceBook {
   void Begin(uint32_t key);  // key < kKeys; ends an open iteration
   void End();
 
-  // Records. Returns whether the acquisition was the one expected: false at a departure, and always while there is no
-  // trace to follow. After a departure the book follows another trace of the same beginning, or skips ahead in the same
-  // one to the next acquisition of `unit`, or stays where it is.
+  // Records. Returns whether the acquisition was the one expected: false at a departure, and always
+  // while there is no trace to follow. After a departure the book follows another trace of the same
+  // beginning, or skips ahead in the same one to the next acquisition of `unit`, or stays where it
+  // is.
   bool OnAcquire(UnitIndex unit);
   void OnRelease(UnitIndex unit);
 

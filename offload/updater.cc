@@ -12,8 +12,11 @@ namespace sluice {
 class Updater::ChunkWork final : public Task, public Event, public BufferPool::Waiter {
  public:
   explicit ChunkWork(Updater* owner)
-      : read(this, &Updater::OnRead), write(this, &Updater::OnStatesStored), param_write(this, &Updater::OnParamsStored),
-        uploaded(this), owner_(owner) {}
+      : read(this, &Updater::OnRead),
+        write(this, &Updater::OnStatesStored),
+        param_write(this, &Updater::OnParamsStored),
+        uploaded(this),
+        owner_(owner) {}
 
   // On a worker: checks what was read, updates, seals what will be written.
   void Run() override {
@@ -28,7 +31,9 @@ class Updater::ChunkWork final : public Task, public Event, public BufferPool::W
     end = c.clock->Now();
     c.inbox->Post(this);
   }
-  Nanos cost() const override { return Nanos(owner_->context_.layout->chunk(chunk).elements / 2 + 500); }
+  Nanos cost() const override {
+    return Nanos(owner_->context_.layout->chunk(chunk).elements / 2 + 500);
+  }
 
   void Handle() override { owner_->OnComputed(this); }
   void OnBuffer(MemoryView buffer) override {
@@ -51,11 +56,11 @@ class Updater::ChunkWork final : public Task, public Event, public BufferPool::W
   };
 
   ChunkIndex chunk;
-  bool streaming = false;      // states come from and go to NVMe
+  bool streaming = false;  // states come from and go to NVMe
   bool param_on_nvme = false;
   std::byte* states = nullptr;
-  MemoryView state_buffer;     // if streaming
-  MemoryView param_buffer;     // if the copy passes through a buffer
+  MemoryView state_buffer;  // if streaming
+  MemoryView param_buffer;  // if the copy passes through a buffer
   int stores_left = 0;
   absl::Status status;
   TimePoint begin{0};
@@ -78,14 +83,15 @@ void Updater::ChunkWork::Update() {
   const StateSpans all = SplitStates(layout, states);
   const int64_t param_size = SizeOf(c.types.param_type);
   const int64_t grad_size = SizeOf(c.types.grad_type);
-  std::byte* const params = param_buffer.empty()
-                                ? c.memory->param_home[layout.unit.value()] + layout.offset * param_size
-                                : param_buffer.data();
+  std::byte* const params =
+      param_buffer.empty() ? c.memory->param_home[layout.unit.value()] + layout.offset * param_size
+                           : param_buffer.data();
   const std::byte* const grads = c.memory->grads[layout.unit.value()] + layout.offset * grad_size;
   for (const ChunkRun& run : c.layout->runs(layout)) {
     const auto at = static_cast<size_t>(run.chunk_offset);
     const auto n = static_cast<size_t>(run.elements);
-    const std::optional<AdamWCoefficients>& coefficients = owner_->coefficients_[run.tensor.value()];
+    const std::optional<AdamWCoefficients>& coefficients =
+        owner_->coefficients_[run.tensor.value()];
     if (coefficients) {
       AdamWUpdate(*coefficients, {.master = all.master.subspan(at, n),
                                   .exp_avg = all.exp_avg.subspan(at, n),
@@ -96,7 +102,8 @@ void Updater::ChunkWork::Update() {
                                   .param_type = c.types.param_type});
     } else if (!param_buffer.empty()) {
       // The buffer replaces the whole chunk, so it also needs what is left alone.
-      Convert(all.master.data() + at, FloatType::kF32, params + run.chunk_offset * param_size, c.types.param_type, n);
+      Convert(all.master.data() + at, FloatType::kF32, params + run.chunk_offset * param_size,
+              c.types.param_type, n);
     }
   }
 }
@@ -110,7 +117,8 @@ Updater::Updater(const Context& context, Observer* observer)
       elements_updated_(context.metrics->Get("elements_updated")),
       update_ns_(context.metrics->Get("update_compute_ns")) {
   const size_t streaming = context.overlap ? context.memory->state_buffers.count() : 1;
-  const size_t resident = context.overlap ? 2 * static_cast<size_t>(context.executor->concurrency()) + 2 : 1;
+  const size_t resident =
+      context.overlap ? 2 * static_cast<size_t>(context.executor->concurrency()) + 2 : 1;
   for (size_t i = 0; i < streaming + resident; ++i) {
     works_.push_back(std::make_unique<ChunkWork>(this));
     works_.back()->streaming = i < streaming;
@@ -144,7 +152,8 @@ void Updater::Order() {
   for (UnitIndex u : unit_order_) {
     const UnitLayout& unit = context_.layout->unit(u);
     for (uint32_t c = unit.first_chunk; c < unit.first_chunk + unit.chunk_count; ++c) {
-      (context_.placement->state_home[c] == Tier::kNvme ? streaming_ : resident_).push_back(ChunkIndex(c));
+      (context_.placement->state_home[c] == Tier::kNvme ? streaming_ : resident_)
+          .push_back(ChunkIndex(c));
     }
   }
 }
@@ -217,7 +226,8 @@ void Updater::PumpResident() {
 }
 
 void Updater::PumpReads() {
-  while ((started_ || read_ahead_) && next_streaming_ < streaming_.size() && !idle_streaming_.empty() && MayBegin()) {
+  while ((started_ || read_ahead_) && next_streaming_ < streaming_.size() &&
+         !idle_streaming_.empty() && MayBegin()) {
     const ChunkIndex chunk = streaming_[next_streaming_];
     if (started_ && !Active(chunk)) {
       ++next_streaming_;
@@ -230,7 +240,8 @@ void Updater::PumpReads() {
     work->chunk = chunk;
     work->state_buffer = buffer;
     work->states = buffer.data();
-    context_.store->StartRead(&work->read, *context_.memory->blocks.states[chunk.value()], buffer, IoPriority::kNormal);
+    context_.store->StartRead(&work->read, *context_.memory->blocks.states[chunk.value()], buffer,
+                              IoPriority::kNormal);
   }
 }
 
@@ -249,13 +260,15 @@ void Updater::OnRead(ChunkWork* work, const absl::Status& status) {
   Retire(work);
 }
 
-// Prepares what the worker will seal, finds a buffer for the parameters if they pass through one, and submits.
+// Prepares what the worker will seal, finds a buffer for the parameters if they pass through one,
+// and submits.
 void Updater::BeginCompute(ChunkWork* work) {
   const BlockMap& blocks = context_.memory->blocks;
   const UnitIndex unit = context_.layout->chunk(work->chunk).unit;
   work->param_on_nvme = blocks.params[work->chunk.value()].has_value();
   if (work->streaming) {
-    context_.store->PrepareWrite(&work->write, *blocks.states[work->chunk.value()], work->state_buffer);
+    context_.store->PrepareWrite(&work->write, *blocks.states[work->chunk.value()],
+                                 work->state_buffer);
   }
   if (context_.placement->param_home[unit.value()] == Tier::kPinned) {
     Submit(work);
@@ -266,7 +279,8 @@ void Updater::BeginCompute(ChunkWork* work) {
 
 void Updater::Submit(ChunkWork* work) {
   if (work->param_on_nvme) {
-    context_.store->PrepareWrite(&work->param_write, *context_.memory->blocks.params[work->chunk.value()],
+    context_.store->PrepareWrite(&work->param_write,
+                                 *context_.memory->blocks.params[work->chunk.value()],
                                  work->param_buffer);
   }
   context_.executor->Submit(work);
@@ -316,7 +330,8 @@ void Updater::OnParamsStored(ChunkWork* work, const absl::Status& status) {
     failed_ = true;
     context_.fail(status);
   }
-  if (!work->param_buffer.empty()) context_.memory->param_buffers.Give(std::exchange(work->param_buffer, {}));
+  if (!work->param_buffer.empty())
+    context_.memory->param_buffers.Give(std::exchange(work->param_buffer, {}));
   const UnitIndex unit = context_.layout->chunk(work->chunk).unit;
   if (status.ok() && --unit_left_[unit.value()] == 0) observer_->OnUnitUpdated(unit);
   if (--work->stores_left == 0) Finish(work);
@@ -341,8 +356,10 @@ void Updater::Finish(ChunkWork* work) {
 
 // The work is idle again; whoever can use its place or its buffers goes on.
 void Updater::Retire(ChunkWork* work) {
-  if (!work->state_buffer.empty()) context_.memory->state_buffers.Give(std::exchange(work->state_buffer, {}));
-  if (!work->param_buffer.empty()) context_.memory->param_buffers.Give(std::exchange(work->param_buffer, {}));
+  if (!work->state_buffer.empty())
+    context_.memory->state_buffers.Give(std::exchange(work->state_buffer, {}));
+  if (!work->param_buffer.empty())
+    context_.memory->param_buffers.Give(std::exchange(work->param_buffer, {}));
   (work->streaming ? idle_streaming_ : idle_resident_).push_back(work);
   --busy_;
   Pump();

@@ -1,12 +1,14 @@
 // offload/updater.h
 //
-// The updater turns gradients into new parameters: chunk by chunk, in forward order, it reads a chunk's states (if they
-// live on NVMe), runs AdamW over it on a worker, brings the new parameters to their unit's home, and writes the states
-// back. Reads, arithmetic and writes of neighbouring chunks overlap; how many chunks are on their way at a time is
-// bounded by the buffers. During backward it may read ahead as far as the buffers go; arithmetic starts at Start.
+// The updater turns gradients into new parameters: chunk by chunk, in forward order, it reads a
+// chunk's states (if they live on NVMe), runs AdamW over it on a worker, brings the new parameters
+// to their unit's home, and writes the states back. Reads, arithmetic and writes of neighbouring
+// chunks overlap; how many chunks are on their way at a time is bounded by the buffers. During
+// backward it may read ahead as far as the buffers go; arithmetic starts at Start.
 //
-// A chunk on its way (ChunkWork): reading -> staged -> computing -> storing -> idle. The unit's parameters are up to
-// date when its last chunk has stored its parameters; the states may still be on their way to the drive.
+// A chunk on its way (ChunkWork): reading -> staged -> computing -> storing -> idle. The unit's
+// parameters are up to date when its last chunk has stored its parameters; the states may still be
+// on their way to the drive.
 //
 // Threads: the control thread; tasks run on workers. Allocates at construction only.
 
@@ -40,11 +42,12 @@ class Updater {
 
   // From now on states may be read ahead of Start.
   void AllowReadAhead();
-  // No reading ahead until AllowReadAhead; what was read is dropped. OnUpdaterIdle follows if something was on its way.
+  // No reading ahead until AllowReadAhead; what was read is dropped. OnUpdaterIdle follows if
+  // something was on its way.
   void StopReadAhead();
 
-  // Starts one step: coefficients by tensor, none for a tensor that is left alone. Precondition: !updating().
-  // Calls no observer before it returns.
+  // Starts one step: coefficients by tensor, none for a tensor that is left alone. Precondition:
+  // !updating(). Calls no observer before it returns.
   void Start(std::vector<std::optional<AdamWCoefficients>> coefficients);
 
   bool updating() const { return chunks_left_ > 0; }
@@ -77,18 +80,18 @@ class Updater {
   std::vector<std::unique_ptr<ChunkWork>> works_;
   std::deque<ChunkWork*> idle_streaming_;  // for chunks on NVMe
   std::deque<ChunkWork*> idle_resident_;
-  std::deque<ChunkWork*> staged_;          // read ahead of Start
+  std::deque<ChunkWork*> staged_;  // read ahead of Start
   std::vector<UnitIndex> unit_order_;
-  std::vector<ChunkIndex> streaming_;      // chunks on NVMe, in order
+  std::vector<ChunkIndex> streaming_;  // chunks on NVMe, in order
   std::vector<ChunkIndex> resident_;
   size_t next_streaming_ = 0;
   size_t next_resident_ = 0;
   bool read_ahead_ = false;
   bool started_ = false;
   bool failed_ = false;
-  size_t busy_ = 0;                        // works that are not idle
-  size_t chunks_left_ = 0;                 // of this step, including their writes
-  std::vector<uint32_t> unit_left_;        // by unit: chunks whose parameters are not stored yet
+  size_t busy_ = 0;                  // works that are not idle
+  size_t chunks_left_ = 0;           // of this step, including their writes
+  std::vector<uint32_t> unit_left_;  // by unit: chunks whose parameters are not stored yet
   std::vector<std::optional<AdamWCoefficients>> coefficients_;
   Counter* const chunks_updated_;
   Counter* const elements_updated_;

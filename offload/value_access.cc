@@ -12,8 +12,12 @@ namespace sluice {
 class ValueAccess::ChunkStep final : public Task, public Event {
  public:
   explicit ChunkStep(ValueAccess* owner)
-      : read_(this, &ChunkStep::OnRead), write_(this, &ChunkStep::OnStored), param_write_(this, &ChunkStep::OnStored),
-        uploaded_(this), owner_(owner), context_(owner->context_) {}
+      : read_(this, &ChunkStep::OnRead),
+        write_(this, &ChunkStep::OnStored),
+        param_write_(this, &ChunkStep::OnStored),
+        uploaded_(this),
+        owner_(owner),
+        context_(owner->context_) {}
 
   void Start(ChunkIndex chunk) {
     chunk_ = chunk;
@@ -89,7 +93,9 @@ class ValueAccess::ChunkStep final : public Task, public Event {
   };
 
   int64_t param_size() const { return SizeOf(context_.types.param_type); }
-  const std::optional<BlockIndex>& param_block() const { return context_.memory->blocks.params[chunk_.value()]; }
+  const std::optional<BlockIndex>& param_block() const {
+    return context_.memory->blocks.params[chunk_.value()];
+  }
 
   void OnRead(const absl::Status& status) {
     status_ = status;
@@ -99,13 +105,16 @@ class ValueAccess::ChunkStep final : public Task, public Event {
   void Prepare() {
     if (owner_->request_.write) {
       if (!buffer_.empty()) {
-        context_.store->PrepareWrite(&write_, *context_.memory->blocks.states[chunk_.value()], buffer_);
+        context_.store->PrepareWrite(&write_, *context_.memory->blocks.states[chunk_.value()],
+                                     buffer_);
       }
       const UnitIndex unit = context_.layout->chunk(chunk_).unit;
       if (context_.placement->param_home[unit.value()] != Tier::kPinned) {
         param_buffer_ = context_.memory->param_buffers.TryTake();
-        SLUICE_CHECK_MSG(!param_buffer_.empty(), "values are accessed while parameters are on their way");
-        if (param_block()) context_.store->PrepareWrite(&param_write_, *param_block(), param_buffer_);
+        SLUICE_CHECK_MSG(!param_buffer_.empty(),
+                         "values are accessed while parameters are on their way");
+        if (param_block())
+          context_.store->PrepareWrite(&param_write_, *param_block(), param_buffer_);
       }
     }
     context_.executor->Submit(this);
@@ -134,8 +143,8 @@ class ValueAccess::ChunkStep final : public Task, public Event {
     if (param_buffer_.empty()) {
       params = context_.memory->param_home[layout.unit.value()] + layout.offset * param_size();
     }
-    Convert(SplitStates(layout, states_).master.data(), FloatType::kF32, params, context_.types.param_type,
-            static_cast<size_t>(layout.elements));
+    Convert(SplitStates(layout, states_).master.data(), FloatType::kF32, params,
+            context_.types.param_type, static_cast<size_t>(layout.elements));
     if (!buffer_.empty()) BlockStore::Seal(&write_);
     if (param_block()) BlockStore::Seal(&param_write_);
   }
@@ -150,7 +159,8 @@ class ValueAccess::ChunkStep final : public Task, public Event {
 
   void End() {
     if (!buffer_.empty()) context_.memory->state_buffers.Give(std::exchange(buffer_, {}));
-    if (!param_buffer_.empty()) context_.memory->param_buffers.Give(std::exchange(param_buffer_, {}));
+    if (!param_buffer_.empty())
+      context_.memory->param_buffers.Give(std::exchange(param_buffer_, {}));
     status_.ok() ? owner_->NextChunk() : owner_->End(status_);
   }
 
@@ -171,7 +181,9 @@ class ValueAccess::ChunkStep final : public Task, public Event {
 };
 
 ValueAccess::ValueAccess(const Context& context)
-    : context_(context), step_(std::make_unique<ChunkStep>(this)), written_(context.layout->chunks().size(), false) {}
+    : context_(context),
+      step_(std::make_unique<ChunkStep>(this)),
+      written_(context.layout->chunks().size(), false) {}
 
 ValueAccess::~ValueAccess() = default;
 
@@ -199,8 +211,8 @@ void ValueAccess::NextChunk() {
 void ValueAccess::CopyGrad() {
   const TensorLayout& t = context_.layout->tensor(request_.tensor);
   const FloatType type = context_.types.grad_type;
-  Convert(context_.memory->grads[t.unit.value()] + t.offset * SizeOf(type), type, request_.data, request_.type,
-          static_cast<size_t>(t.elements));
+  Convert(context_.memory->grads[t.unit.value()] + t.offset * SizeOf(type), type, request_.data,
+          request_.type, static_cast<size_t>(t.elements));
   End(absl::OkStatus());
 }
 

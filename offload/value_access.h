@@ -1,8 +1,9 @@
 // offload/value_access.h
 //
-// Reads and writes whole tensors where they lie, chunk by chunk, one tensor after another: for initial values,
-// state_dict, checks. Runs only while nothing else moves (the Runtime sees to that): a write of part of a chunk is a
-// read, a change and a write. Writing the master also renews the parameter copy.
+// Reads and writes whole tensors where they lie, chunk by chunk, one tensor after another: for
+// initial values, state_dict, checks. Runs only while nothing else moves (the Runtime sees to
+// that): a write of part of a chunk is a read, a change and a write. Writing the master also renews
+// the parameter copy.
 //
 // Threads: the control thread; conversions run on workers. Allocates per request.
 

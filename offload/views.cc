@@ -28,13 +28,13 @@ struct Views::Shared final : Event {
   }
 
   mutable std::mutex mutex;
-  std::shared_ptr<Arena> arena;             // constant
-  FloatType type;                           // constant
-  pid_t pid;                                // constant
-  std::function<void()> on_death;           // control thread
-  Inbox* inbox;                             // guarded by mutex; null once the runtime is gone
-  bool posted = false;                      // guarded by mutex
-  std::vector<Shown> shown;                 // guarded by mutex; by unit
+  std::shared_ptr<Arena> arena;               // constant
+  FloatType type;                             // constant
+  pid_t pid;                                  // constant
+  std::function<void()> on_death;             // control thread
+  Inbox* inbox;                               // guarded by mutex; null once the runtime is gone
+  bool posted = false;                        // guarded by mutex
+  std::vector<Shown> shown;                   // guarded by mutex; by unit
   std::map<const std::byte*, int64_t> alive;  // guarded by mutex; entries stay
 };
 
@@ -49,7 +49,8 @@ struct View {
 
 }  // namespace
 
-Views::Views(std::shared_ptr<Arena> arena, FloatType type, Inbox* inbox, std::function<void()> on_death)
+Views::Views(std::shared_ptr<Arena> arena, FloatType type, Inbox* inbox,
+             std::function<void()> on_death)
     : shared_(std::make_shared<Shared>()) {
   shared_->arena = std::move(arena);
   shared_->type = type;
@@ -86,8 +87,8 @@ absl::StatusOr<DlManagedTensor*> Views::MakeView(UnitIndex unit) {
   {
     const std::lock_guard lock(shared_->mutex);
     if (unit.value() >= shared_->shown.size() || shared_->shown[unit.value()].address == nullptr) {
-      return absl::FailedPreconditionError(
-          fmt::format("unit {} is not acquired: wait for the ticket of sluice_acquire first", unit.value()));
+      return absl::FailedPreconditionError(fmt::format(
+          "unit {} is not acquired: wait for the ticket of sluice_acquire first", unit.value()));
     }
     const Shared::Shown& shown = shared_->shown[unit.value()];
     view->shape = shown.elements;
@@ -110,7 +111,8 @@ absl::StatusOr<DlManagedTensor*> Views::MakeView(UnitIndex unit) {
     {
       const std::lock_guard lock(shared->mutex);
       const bool last = --shared->alive[static_cast<std::byte*>(self->dl_tensor.data)] == 0;
-      if (last && shared->inbox != nullptr && !std::exchange(shared->posted, true)) shared->inbox->Post(shared);
+      if (last && shared->inbox != nullptr && !std::exchange(shared->posted, true))
+        shared->inbox->Post(shared);
     }
     delete dying;
   };

@@ -1,11 +1,12 @@
 // offload/views.h
 //
-// Views: the memory of an acquired unit as DLPack tensors, and the count of those that are alive. A slot of HBM is not
-// reused before the last view of it has died, on whatever thread the framework deletes it; then an event tells the
-// control thread. A view keeps the HBM arena alive, also beyond the runtime's end.
+// Views: the memory of an acquired unit as DLPack tensors, and the count of those that are alive. A
+// slot of HBM is not reused before the last view of it has died, on whatever thread the framework
+// deletes it; then an event tells the control thread. A view keeps the HBM arena alive, also beyond
+// the runtime's end.
 //
-// Threads: Show, Hide and Alive on the control thread; MakeView and deleters on any. In a forked child deleters do
-// nothing.
+// Threads: Show, Hide and Alive on the control thread; MakeView and deleters on any. In a forked
+// child deleters do nothing.
 
 #ifndef SLUICE_OFFLOAD_VIEWS_H_
 #define SLUICE_OFFLOAD_VIEWS_H_
@@ -49,8 +50,8 @@ struct DlManagedTensor {
 
 class Views {
  public:
-  // Keeps `arena` until the last view is gone. `on_death` is called on the control thread, through `inbox`, some time
-  // after the last view at some address has died.
+  // Keeps `arena` until the last view is gone. `on_death` is called on the control thread, through
+  // `inbox`, some time after the last view at some address has died.
   Views(std::shared_ptr<Arena> arena, FloatType type, Inbox* inbox, std::function<void()> on_death);
   ~Views();
 

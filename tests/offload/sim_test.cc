@@ -1,4 +1,5 @@
-// The whole runtime in virtual time: exact for every seed, the same for the same seed, and a planted bug is found.
+// The whole runtime in virtual time: exact for every seed, the same for the same seed, and a
+// planted bug is found.
 
 #include <gtest/gtest.h>
 
@@ -41,7 +42,8 @@ RuntimeConfig ConfigOf(uint64_t seed) {
 
 Outcome Simulate(uint64_t seed, PlantedBug bug, const TrainerOptions& options) {
   Outcome outcome;
-  absl::StatusOr<SimRuntime> sim = MakeSimRuntime(OddModel(), ConfigOf(seed), {.seed = seed, .planted_bug = bug});
+  absl::StatusOr<SimRuntime> sim =
+      MakeSimRuntime(OddModel(), ConfigOf(seed), {.seed = seed, .planted_bug = bug});
   if (!sim.ok()) {
     outcome.status = sim.status();
     return outcome;
@@ -65,7 +67,8 @@ TEST(SimTest, EverySeedIsExact) {
     const Outcome outcome = Simulate(seed, PlantedBug::kNone, options);
     ASSERT_TRUE(outcome.status.ok()) << "seed " << seed << ": " << outcome.status;
     for (size_t t = 0; t < expected.size(); ++t) {
-      ASSERT_EQ(0, std::memcmp(expected[t].data(), outcome.masters[t].data(), expected[t].size() * sizeof(float)))
+      ASSERT_EQ(0, std::memcmp(expected[t].data(), outcome.masters[t].data(),
+                               expected[t].size() * sizeof(float)))
           << "seed " << seed << ", tensor " << OddModel().tensors[t].name;
     }
   }
@@ -79,7 +82,8 @@ TEST(SimTest, TheSameSeedGivesTheSameLogByteForByte) {
     ASSERT_FALSE(first.log.empty());
     ASSERT_EQ(first.log, second.log) << "seed " << seed;
   }
-  EXPECT_NE(Simulate(1, PlantedBug::kNone, options).log, Simulate(2, PlantedBug::kNone, options).log);
+  EXPECT_NE(Simulate(1, PlantedBug::kNone, options).log,
+            Simulate(2, PlantedBug::kNone, options).log);
 }
 
 TEST(SimTest, FindsABufferReusedBeforeItsWriteIsDone) {
@@ -89,7 +93,8 @@ TEST(SimTest, FindsABufferReusedBeforeItsWriteIsDone) {
     const Outcome outcome = Simulate(seed, PlantedBug::kReuseBeforeWritten, options);
     if (!outcome.status.ok() || outcome.masters != expected) {
       RecordProperty("found_at_seed", static_cast<int>(seed));
-      fmt::print("found at seed {}: {}\n", seed, outcome.status.ok() ? "wrong bytes" : outcome.status.ToString());
+      fmt::print("found at seed {}: {}\n", seed,
+                 outcome.status.ok() ? "wrong bytes" : outcome.status.ToString());
       return;
     }
   }

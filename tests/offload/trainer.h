@@ -1,8 +1,9 @@
 // tests/offload/trainer.h
 //
-// A small training loop over a Runtime, and the same loop over plain arrays: what every seam, budget and seed must agree
-// with, bit for bit. The gradient of a tensor is a fixed function of step, tensor and the parameters seen in backward,
-// so stale, torn or misplaced parameters change everything that follows.
+// A small training loop over a Runtime, and the same loop over plain arrays: what every seam,
+// budget and seed must agree with, bit for bit. The gradient of a tensor is a fixed function of
+// step, tensor and the parameters seen in backward, so stale, torn or misplaced parameters change
+// everything that follows.
 
 #ifndef SLUICE_TESTS_OFFLOAD_TRAINER_H_
 #define SLUICE_TESTS_OFFLOAD_TRAINER_H_
@@ -49,19 +50,24 @@ inline uint64_t Mix(uint64_t x) {
 inline std::vector<float> InitialValues(uint32_t tensor, int64_t elements) {
   std::vector<float> values(static_cast<size_t>(elements));
   for (size_t i = 0; i < values.size(); ++i) {
-    values[i] = static_cast<float>(static_cast<int64_t>(Mix(tensor * 1000003u + i) % 2001) - 1000) * 1e-3f;
+    values[i] =
+        static_cast<float>(static_cast<int64_t>(Mix(tensor * 1000003u + i) % 2001) - 1000) * 1e-3f;
   }
   return values;
 }
 
-// The gradient that step `step` gives tensor `tensor` whose parameters are `params`, in place of backward.
-inline std::vector<std::byte> MakeGradient(int step, uint32_t tensor, const std::byte* params, FloatType param_type,
-                                           FloatType grad_type, int64_t elements) {
+// The gradient that step `step` gives tensor `tensor` whose parameters are `params`, in place of
+// backward.
+inline std::vector<std::byte> MakeGradient(int step, uint32_t tensor, const std::byte* params,
+                                           FloatType param_type, FloatType grad_type,
+                                           int64_t elements) {
   const auto n = static_cast<size_t>(elements);
   std::vector<float> p(n);
   Convert(params, param_type, p.data(), FloatType::kF32, n);
   for (size_t i = 0; i < n; ++i) {
-    const auto noise = static_cast<float>(Mix(static_cast<uint64_t>(step) * 7919 + tensor * 31 + i) % 1000) * 1e-4f;
+    const auto noise =
+        static_cast<float>(Mix(static_cast<uint64_t>(step) * 7919 + tensor * 31 + i) % 1000) *
+        1e-4f;
     p[i] = 0.1f * p[i] + noise - 0.05f;
   }
   std::vector<std::byte> grad(n * static_cast<size_t>(SizeOf(grad_type)));
@@ -80,11 +86,13 @@ struct TrainerOptions {
 };
 
 inline std::vector<AdamWHyper> Groups() {
-  return {{.lr = 1e-2, .weight_decay = 0.1}, {.lr = 2e-2, .weight_decay = 0, .decay_mode = WeightDecayMode::kL2}};
+  return {{.lr = 1e-2, .weight_decay = 0.1},
+          {.lr = 2e-2, .weight_decay = 0, .decay_mode = WeightDecayMode::kL2}};
 }
 
 // The final masters of the same training on plain arrays.
-inline std::vector<std::vector<float>> TrainReference(const ModelSpec& spec, const TrainerOptions& o) {
+inline std::vector<std::vector<float>> TrainReference(const ModelSpec& spec,
+                                                      const TrainerOptions& o) {
   const ScopedFlushDenormals flush;
   const size_t tensors = spec.tensors.size();
   std::vector<std::vector<float>> master, m, v;
@@ -99,8 +107,9 @@ inline std::vector<std::vector<float>> TrainReference(const ModelSpec& spec, con
       for (uint32_t t = 0; t < tensors; ++t) {
         std::vector<std::byte> params(master[t].size() * static_cast<size_t>(SizeOf(o.param_type)));
         Convert(master[t].data(), FloatType::kF32, params.data(), o.param_type, master[t].size());
-        std::vector<std::byte> grad = MakeGradient(step * 16 + micro, t, params.data(), o.param_type, o.grad_type,
-                                                   spec.tensors[t].elements);
+        std::vector<std::byte> grad =
+            MakeGradient(step * 16 + micro, t, params.data(), o.param_type, o.grad_type,
+                         spec.tensors[t].elements);
         if (micro == 0) {
           grads[t] = std::move(grad);
         } else {
@@ -112,7 +121,8 @@ inline std::vector<std::vector<float>> TrainReference(const ModelSpec& spec, con
     for (uint32_t t = 0; t < tensors; ++t) {
       for (int64_t at = 0; at < spec.tensors[t].elements; at += kCellElements) {
         const int64_t n = std::min(kCellElements, spec.tensors[t].elements - at);
-        cells.push_back(CellSquareSum(grads[t].data() + at * SizeOf(o.grad_type), o.grad_type, static_cast<size_t>(n)));
+        cells.push_back(CellSquareSum(grads[t].data() + at * SizeOf(o.grad_type), o.grad_type,
+                                      static_cast<size_t>(n)));
       }
     }
     const ClipDecision decision = DecideClip(NormOfCells(cells), 1.0, o.clip_norm);
@@ -137,8 +147,10 @@ class Trainer {
   absl::Status Run() {
     SLUICE_RETURN_IF_ERROR(Load());
     for (int step = 0; step < options_.steps; ++step) {
-      for (int micro = 0; micro < options_.micro_steps; ++micro) SLUICE_RETURN_IF_ERROR(MicroStep(step, micro));
-      SLUICE_RETURN_IF_ERROR(Wait(runtime_->Step({.groups = Groups(), .clip_norm = options_.clip_norm})));
+      for (int micro = 0; micro < options_.micro_steps; ++micro)
+        SLUICE_RETURN_IF_ERROR(MicroStep(step, micro));
+      SLUICE_RETURN_IF_ERROR(
+          Wait(runtime_->Step({.groups = Groups(), .clip_norm = options_.clip_norm})));
     }
     return Wait(runtime_->Drain());
   }
@@ -146,24 +158,26 @@ class Trainer {
   absl::Status Load() {
     for (uint32_t t = 0; t < spec_.tensors.size(); ++t) {
       std::vector<float> values = InitialValues(t, spec_.tensors[t].elements);
-      SLUICE_RETURN_IF_ERROR(Wait(runtime_->Access({.write = true,
-                                                    .tensor = TensorIndex(t),
-                                                    .field = Field::kMaster,
-                                                    .data = reinterpret_cast<std::byte*>(values.data()),
-                                                    .type = FloatType::kF32,
-                                                    .done = nullptr})));
+      SLUICE_RETURN_IF_ERROR(
+          Wait(runtime_->Access({.write = true,
+                                 .tensor = TensorIndex(t),
+                                 .field = Field::kMaster,
+                                 .data = reinterpret_cast<std::byte*>(values.data()),
+                                 .type = FloatType::kF32,
+                                 .done = nullptr})));
     }
     return absl::OkStatus();
   }
 
   absl::StatusOr<std::vector<float>> Read(uint32_t tensor, Field field) {
     std::vector<float> values(static_cast<size_t>(spec_.tensors[tensor].elements));
-    SLUICE_RETURN_IF_ERROR(Wait(runtime_->Access({.write = false,
-                                                  .tensor = TensorIndex(tensor),
-                                                  .field = field,
-                                                  .data = reinterpret_cast<std::byte*>(values.data()),
-                                                  .type = FloatType::kF32,
-                                                  .done = nullptr})));
+    SLUICE_RETURN_IF_ERROR(
+        Wait(runtime_->Access({.write = false,
+                               .tensor = TensorIndex(tensor),
+                               .field = field,
+                               .data = reinterpret_cast<std::byte*>(values.data()),
+                               .type = FloatType::kF32,
+                               .done = nullptr})));
     return values;
   }
 
@@ -180,14 +194,16 @@ class Trainer {
       SLUICE_RETURN_IF_ERROR(Wait(runtime_->Acquire(UnitIndex(u))));
       SLUICE_RETURN_IF_ERROR(runtime_->Release(UnitIndex(u)));
     }
-    for (size_t i = order.size(); i > 0; --i) SLUICE_RETURN_IF_ERROR(Backward(order[i - 1], step * 16 + micro));
+    for (size_t i = order.size(); i > 0; --i)
+      SLUICE_RETURN_IF_ERROR(Backward(order[i - 1], step * 16 + micro));
     runtime_->EndIteration();
     return absl::OkStatus();
   }
 
   absl::Status Wait(Ticket ticket) {
     for (int i = 0; i < 6000; ++i) {  // real or virtual: at most ten minutes
-      const std::optional<absl::Status> result = runtime_->Wait(ticket, std::chrono::milliseconds(100));
+      const std::optional<absl::Status> result =
+          runtime_->Wait(ticket, std::chrono::milliseconds(100));
       if (result) return *result;
     }
     return absl::DeadlineExceededError("a ticket was never done");
@@ -202,14 +218,16 @@ class Trainer {
     std::vector<std::vector<std::byte>> grads;
     for (TensorIndex t : runtime_->layout().unit(unit).tensors) {
       const TensorLayout& tensor = runtime_->layout().tensor(t);
-      grads.push_back(MakeGradient(seed, t.value(), params + tensor.offset * SizeOf(options_.param_type),
+      grads.push_back(MakeGradient(seed, t.value(),
+                                   params + tensor.offset * SizeOf(options_.param_type),
                                    options_.param_type, options_.grad_type, tensor.elements));
     }
     SLUICE_RETURN_IF_ERROR(runtime_->Release(unit));
     view->deleter(view);
     std::vector<Ticket> tickets;
     size_t i = 0;
-    for (TensorIndex t : runtime_->layout().unit(unit).tensors) tickets.push_back(runtime_->PushGrad(t, grads[i++]));
+    for (TensorIndex t : runtime_->layout().unit(unit).tensors)
+      tickets.push_back(runtime_->PushGrad(t, grads[i++]));
     for (Ticket ticket : tickets) SLUICE_RETURN_IF_ERROR(Wait(ticket));
     return absl::OkStatus();
   }

@@ -1,0 +1,153 @@
+// Turns of a Runtime: steps and value requests, one after another, each as far as it can go.
+
+#include <utility>
+
+#include "core/status.h"
+#include "fmt/format.h"
+#include "offload/runtime.h"
+#include "optim/norm.h"
+
+namespace sluice {
+
+void Runtime::Advance() {
+  while (!turns_.empty()) {
+    if (const absl::Status status = failure(); !status.ok()) {
+      if (values_->busy()) return;
+      EndTurn(status);
+      continue;
+    }
+    Turn& turn = turns_.front();
+    const bool went_on = turn.is_step ? AdvanceStep(turn) : AdvanceValue(turn);
+    if (!went_on) return;
+  }
+}
+
+// A step passes three gates: the last update has ended and all gradients have arrived and are
+// summed; the decision; and nothing is being fetched. Returns whether the turn has ended.
+bool Runtime::AdvanceStep(Turn& turn) {
+  if (turn.summing || updater_->updating()) return false;
+  if (!turn.decided) {
+    turn.summing = true;
+    gradients_->Finish([this] {
+      Turn& front = turns_.front();
+      front.summing = false;
+      front.decided = true;
+    });
+    if (turn.summing) return false;
+  }
+  const size_t turns = turns_.size();
+  DecideStep(turn);
+  return turns_.size() < turns;
+}
+
+void Runtime::DecideStep(Turn& turn) {
+  const ClipDecision decision =
+      DecideClip(NormOfCells(gradients_->cells()), scaler_.scale(), turn.step.clip_norm);
+  if (!decision.overflow) {
+    residency_->Suspend();
+    if (residency_->fetching()) return;
+    for (uint32_t t = 0; t < layout_.tensors().size(); ++t) {
+      const UnitIndex unit = layout_.tensors()[t].unit;
+      if (!gradients_->present(TensorIndex(t)) || !residency_->acquired(unit)) continue;
+      residency_->Replan();
+      return EndTurn(absl::FailedPreconditionError(fmt::format(
+          "unit '{}' is acquired: release every unit before the step", layout_.unit(unit).name)));
+    }
+  }
+  const absl::Status scaled = scaler_.Update(decision.overflow);
+  {
+    const std::lock_guard lock(mutex_);
+    last_step_ = {
+        .grad_norm = decision.norm, .applied = !decision.overflow, .loss_scale = scaler_.scale()};
+  }
+  if (decision.overflow) {
+    metrics_.Get("steps_skipped")->Add();
+    gradients_->ClearAll();
+    residency_->Replan();
+    return EndTurn(scaled);
+  }
+  metrics_.Get("steps")->Add();
+  StartUpdate(turn, decision.grad_scale);
+}
+
+void Runtime::StartUpdate(Turn& turn, float grad_scale) {
+  updater_->SetOrder(residency_->UnitOrder());
+  std::vector<std::optional<AdamWCoefficients>> coefficients(layout_.tensors().size());
+  std::vector<bool> changes(layout_.units().size(), false);
+  {
+    const std::lock_guard lock(mutex_);
+    for (uint32_t t = 0; t < layout_.tensors().size(); ++t) {
+      if (!gradients_->present(TensorIndex(t))) continue;
+      const TensorLayout& tensor = layout_.tensors()[t];
+      coefficients[t] =
+          MakeCoefficients(turn.step.groups[tensor.group], ++tensor_steps_[t], grad_scale);
+      changes[tensor.unit.value()] = true;
+    }
+  }
+  for (uint32_t u = 0; u < changes.size(); ++u) {
+    if (changes[u]) SLUICE_CHECK(residency_->BeginUpdate(UnitIndex(u)).ok());
+  }
+  gradients_->ClearAll();
+  updater_->Start(std::move(coefficients));
+  backward_begun_ = false;
+  residency_->Replan();
+  if (!options_.overlap && updater_->updating()) {
+    step_ticket_ = std::exchange(turn.ticket, 0);
+  }
+  EndTurn(absl::OkStatus());
+}
+
+// A value request runs while nothing else moves.
+bool Runtime::AdvanceValue(Turn& turn) {
+  if (values_->busy()) return false;
+  residency_->Suspend();
+  updater_->StopReadAhead();
+  if (!updater_->idle() || !gradients_->idle() || residency_->fetching()) return false;
+  ValueRequest& request = turn.value;
+  const UnitIndex unit = layout_.tensor(request.tensor).unit;
+  absl::Status refused;
+  if (request.write) {
+    refused = residency_->BeginUpdate(unit);
+  } else if (request.field == Field::kGrad && !gradients_->present(request.tensor)) {
+    refused = absl::NotFoundError(
+        fmt::format("tensor '{}' has no gradient", layout_.tensor(request.tensor).name));
+  } else if (!loaded_[request.tensor.value()] && request.field != Field::kGrad) {
+    refused = absl::FailedPreconditionError(
+        fmt::format("tensor '{}' has no values yet (sluice_write its master)",
+                    layout_.tensor(request.tensor).name));
+  }
+  if (!refused.ok()) {
+    EndTurn(refused);
+    return true;
+  }
+  const bool master = request.write && request.field == Field::kMaster;
+  request.done = [this, unit, tensor = request.tensor, write = request.write,
+                  master](const absl::Status& status) {
+    if (!status.ok() && write) Fail(status);
+    if (status.ok() && master) loaded_[tensor.value()] = true;
+    if (write) residency_->EndUpdate(unit);
+    EndTurn(status);
+  };
+  const size_t turns = turns_.size();
+  values_->Start(std::move(request));
+  return turns_.size() < turns;
+}
+
+// The first turn is over. What was held back for it goes on, unless another value request follows.
+void Runtime::EndTurn(const absl::Status& status) {
+  const bool was_step = turns_.front().is_step;
+  if (turns_.front().ticket != 0) tickets_.Complete(turns_.front().ticket, status);
+  turns_.pop_front();
+  if (!was_step && (turns_.empty() || turns_.front().is_step)) {
+    residency_->Replan();
+    ReadAheadIfUseful();
+  }
+}
+
+void Runtime::ReadAheadIfUseful() {
+  const bool values_wait = !turns_.empty() && !turns_.front().is_step;
+  if (backward_begun_ && !values_wait && updater_->idle() && residency_->boundary())
+    updater_->AllowReadAhead();
+}
+
+}  // namespace sluice

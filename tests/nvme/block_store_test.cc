@@ -1,0 +1,253 @@
+#include "nvme/block_store.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/status.h"
+#include "tests/nvme/temp_dir.h"
+
+namespace sluice {
+namespace {
+
+using testing::AllOf;
+using testing::ContainsRegex;
+using testing::HasSubstr;
+
+class Transfer : public BlockTransfer {
+ public:
+  void OnDone() override { ++ended; }
+  int ended = 0;
+};
+
+// A store over two directories, with blocks of odd sizes, on the engine that MakeIoEngine chooses.
+class BlockStoreTest : public testing::Test {
+ protected:
+  static constexpr IoEngine::Limits kLimits{.in_flight_max = 4, .submit_batch_max = 2};
+
+  void SetUp() override {
+    for (int64_t b = 0; b < 40; ++b) sizes_.push_back(Bytes(20'000 + 4'001 * (b % 7)));
+    table_ = PlanSegments(sizes_, 2, KiB(256));
+    const std::string paths[] = {a_.path(), b_.path()};
+    auto files = CreateSegments(table_, paths);
+    ASSERT_TRUE(files.ok()) << files.status();
+    files_ = *std::move(files);
+    auto engine = MakeIoEngine(IoEngineKind::kAuto, files_, {}, kLimits, &clock_);
+    ASSERT_TRUE(engine.ok()) << engine.status();
+    engine_ = *std::move(engine);
+    store_ =
+        std::make_unique<BlockStore>(table_, sizes_, engine_.get(), kLimits, &metrics_, &trace_);
+  }
+
+  void WaitFor(const Transfer& transfer) {
+    const int before = transfer.ended;
+    while (transfer.ended == before) store_->Poll(kForever);
+  }
+
+  // Writes the next generation of `block`, whose bytes follow from `seed`.
+  absl::Status Write(uint32_t block, uint64_t seed) {
+    Transfer transfer;
+    store_->PrepareWrite(&transfer, BlockIndex(block), buffer_.view());
+    FillRandom(transfer.data(), seed);
+    BlockStore::Seal(&transfer);
+    store_->StartWrite(&transfer, IoPriority::kNormal);
+    WaitFor(transfer);
+    return transfer.status();
+  }
+
+  // The first error of reading and verifying `block`; its bytes are in buffer_ then.
+  absl::Status Read(uint32_t block) {
+    Transfer transfer;
+    store_->StartRead(&transfer, BlockIndex(block), buffer_.view(), IoPriority::kUrgent);
+    WaitFor(transfer);
+    SLUICE_RETURN_IF_ERROR(transfer.status());
+    return BlockStore::Verify(transfer);
+  }
+
+  bool Holds(uint32_t block, uint64_t seed) {
+    AlignedBuffer expected(sizes_[block].size());
+    FillRandom(expected.view(), seed);
+    return SameBytes(buffer_.view().first(sizes_[block].size()), expected.view());
+  }
+
+  // The bytes of a block's extent as they lie in the file, past the store.
+  MemoryView Raw(uint32_t block, AlignedBuffer* buffer) {
+    const Extent& extent = table_.extents[block];
+    const MemoryView view = buffer->view().first(extent.length.size());
+    SLUICE_CHECK(pread(Fd(block), view.data(), view.size(), extent.offset.value()) ==
+                 static_cast<ssize_t>(view.size()));
+    return view;
+  }
+  void Overwrite(uint32_t block, MemoryView bytes) {
+    const Extent& extent = table_.extents[block];
+    SLUICE_CHECK(pwrite(Fd(block), bytes.data(), extent.length.size(), extent.offset.value()) ==
+                 extent.length.value());
+  }
+  int Fd(uint32_t block) { return files_[table_.extents[block].file.value()].fd(); }
+
+  TempDir a_;
+  TempDir b_;
+  SteadyClock clock_;
+  Metrics metrics_;
+  TraceEvents trace_{1000};
+  std::vector<Bytes> sizes_;
+  SegmentTable table_;
+  std::vector<DirectFile> files_;
+  std::unique_ptr<IoEngine> engine_;
+  std::unique_ptr<BlockStore> store_;
+  AlignedBuffer buffer_{64 << 10};
+  AlignedBuffer other_{64 << 10};
+};
+
+TEST_F(BlockStoreTest, ReadsTheLastGeneration) {
+  for (uint64_t generation = 1; generation <= 3; ++generation) {
+    for (uint32_t b = 0; b < sizes_.size(); ++b) ASSERT_TRUE(Write(b, 100 * generation + b).ok());
+    for (uint32_t b = 0; b < sizes_.size(); ++b) {
+      const absl::Status read = Read(b);
+      ASSERT_TRUE(read.ok()) << read;
+      EXPECT_TRUE(Holds(b, 100 * generation + b));
+    }
+  }
+  EXPECT_TRUE(a_.empty() && b_.empty());
+}
+
+TEST_F(BlockStoreTest, ABlockThatWasNeverWrittenEndsThroughPoll) {
+  ASSERT_TRUE(Write(4, 1).ok());
+  Transfer transfer;
+  store_->StartRead(&transfer, BlockIndex(3), buffer_.view(), IoPriority::kNormal);
+  EXPECT_EQ(transfer.ended, 0);
+  EXPECT_FALSE(store_->idle());
+  EXPECT_EQ(store_->Poll(kForever), 1u);
+  EXPECT_EQ(transfer.ended, 1);
+  EXPECT_TRUE(store_->idle());
+  EXPECT_TRUE(absl::IsDataLoss(transfer.status()));
+  EXPECT_THAT(Message(transfer.status()), HasSubstr("block 3 is read but was never written"));
+  EXPECT_TRUE(Read(4).ok());
+}
+
+TEST_F(BlockStoreTest, AFlippedBitIsFound) {
+  ASSERT_TRUE(Write(5, 1).ok());
+  const size_t size = sizes_[5].size();
+  for (size_t at : {size_t{0}, size_t{1}, size_t{4095}, size_t{4096}, size / 2, size - 1}) {
+    for (int bit : {0, 7}) {
+      const MemoryView raw = Raw(5, &other_);
+      raw[at] ^= static_cast<std::byte>(1 << bit);
+      Overwrite(5, raw);
+      const absl::Status status = Read(5);
+      EXPECT_TRUE(absl::IsDataLoss(status)) << at;
+      EXPECT_THAT(Message(status), AllOf(HasSubstr("block 5 of generation 1"),
+                                         HasSubstr("swap file"), HasSubstr("checksum")));
+      raw[at] ^= static_cast<std::byte>(1 << bit);
+      Overwrite(5, raw);
+    }
+  }
+  EXPECT_TRUE(Read(5).ok());
+}
+
+TEST_F(BlockStoreTest, AStaleBlockIsFound) {
+  ASSERT_TRUE(Write(6, 1).ok());
+  const MemoryView old = Raw(6, &other_);
+  ASSERT_TRUE(Write(6, 2).ok());
+  Overwrite(6, old);  // as if the second write had been lost
+  EXPECT_TRUE(absl::IsDataLoss(Read(6)));
+  ASSERT_TRUE(Write(6, 3).ok());
+  EXPECT_TRUE(Read(6).ok());
+}
+
+TEST_F(BlockStoreTest, AMisplacedBlockIsFound) {
+  ASSERT_EQ(sizes_[0], sizes_[7]);
+  ASSERT_TRUE(Write(0, 1).ok());
+  ASSERT_TRUE(Write(7, 2).ok());
+  const MemoryView other = Raw(7, &other_);
+  Overwrite(0, other);
+  EXPECT_TRUE(absl::IsDataLoss(Read(0)));
+  EXPECT_TRUE(Read(7).ok());
+}
+
+TEST_F(BlockStoreTest, WhatFollowsABlockIsZeroAndNotPartOfIt) {
+  ASSERT_TRUE(Write(1, 1).ok());
+  const MemoryView raw = Raw(1, &other_);
+  const MemoryView padding = raw.subspan(sizes_[1].size());
+  ASSERT_FALSE(padding.empty());
+  for (std::byte b : padding) EXPECT_EQ(b, std::byte{0});
+  padding.back() = std::byte{1};
+  Overwrite(1, raw);
+  EXPECT_TRUE(Read(1).ok());
+}
+
+TEST_F(BlockStoreTest, ACancelledWriteLeavesTheBlockAsItWas) {
+  ASSERT_TRUE(Write(2, 1).ok());
+  Transfer transfer;
+  store_->PrepareWrite(&transfer, BlockIndex(2), other_.view());
+  BlockStore::Seal(&transfer);
+  store_->Cancel(&transfer);
+  EXPECT_TRUE(store_->idle());
+  EXPECT_TRUE(Read(2).ok());
+  EXPECT_TRUE(Holds(2, 1));
+  ASSERT_TRUE(Write(2, 5).ok());
+  EXPECT_TRUE(Read(2).ok());
+  EXPECT_TRUE(Holds(2, 5));
+}
+
+TEST_F(BlockStoreTest, MoreThanFitsInTheEngineIsQueuedAndCounted) {
+  AlignedBuffer memory(sizes_.size() << 16);
+  std::vector<Transfer> transfers(sizes_.size());
+  Bytes total;
+  for (uint32_t b = 0; b < sizes_.size(); ++b) {
+    store_->PrepareWrite(&transfers[b], BlockIndex(b), memory.view().subspan(b << 16, 1 << 16));
+    FillRandom(transfers[b].data(), b);
+    BlockStore::Seal(&transfers[b]);
+    store_->StartWrite(&transfers[b], b % 3 == 0 ? IoPriority::kUrgent : IoPriority::kNormal);
+    total += store_->extent_length(BlockIndex(b));
+  }
+  size_t ended = 0;
+  while (!store_->idle()) ended += store_->Poll(kForever);
+  EXPECT_EQ(ended, sizes_.size());
+  for (const Transfer& transfer : transfers) {
+    EXPECT_EQ(transfer.ended, 1);
+    EXPECT_TRUE(transfer.status().ok()) << transfer.status();
+  }
+  ASSERT_TRUE(Read(9).ok());
+  EXPECT_EQ(metrics_.Get("nvme_writes")->value(), static_cast<int64_t>(sizes_.size()));
+  EXPECT_EQ(metrics_.Get("nvme_write_bytes")->value(), total.value());
+  EXPECT_EQ(metrics_.Get("nvme_reads")->value(), 1);
+  EXPECT_EQ(metrics_.Get("nvme_read_bytes")->value(), store_->extent_length(BlockIndex(9)).value());
+}
+
+TEST_F(BlockStoreTest, TracesReadsAndWritesOnTracksOfTheirOwn) {
+  ASSERT_TRUE(Write(8, 1).ok());
+  ASSERT_TRUE(Read(8).ok());
+  const std::string path = a_.path() + "/trace.json";
+  ASSERT_TRUE(trace_.WriteChromeJson(path).ok());
+  std::ifstream file(path);
+  const std::string json{std::istreambuf_iterator<char>(file), {}};
+  EXPECT_THAT(json, AllOf(HasSubstr("nvme read"), HasSubstr("nvme write"),
+                          ContainsRegex("read #?8"), ContainsRegex("write #?8")));
+}
+
+TEST_F(BlockStoreTest, OneTransferOfABlockAtATime) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  ASSERT_TRUE(Write(0, 1).ok());
+  Transfer first;
+  Transfer second;
+  store_->StartRead(&first, BlockIndex(0), buffer_.view(), IoPriority::kNormal);
+  EXPECT_DEATH(store_->StartRead(&second, BlockIndex(0), other_.view(), IoPriority::kNormal),
+               "two transfers of one block");
+  WaitFor(first);
+}
+
+TEST_F(BlockStoreTest, AWriteThatWasNotSealedIsABug) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  Transfer transfer;
+  store_->PrepareWrite(&transfer, BlockIndex(0), buffer_.view());
+  EXPECT_DEATH(store_->StartWrite(&transfer, IoPriority::kNormal), "must be sealed");
+}
+
+}  // namespace
+}  // namespace sluice
