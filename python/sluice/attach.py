@@ -72,7 +72,7 @@ class Attached:
                 bracket.module.register_forward_hook(self._make_leave(bracket.units), always_call=True)
             )
 
-    def detach(self):
+    def remove(self):
         """Takes the hooks off. Parameters stay as they are."""
         for handle in self._handles:
             handle.remove()

@@ -127,7 +127,8 @@ class Engine(torch.nn.Module):
         for name, buffer in model.named_buffers():
             if buffer.is_floating_point() and buffer.dtype != self.dtype:
                 buffer.data = buffer.data.to(self.dtype)
-        self._state_dict_hook = model.register_state_dict_post_hook(self._fill_state_dict)
+        fill = weakref.WeakMethod(self._fill_state_dict)  # the model must not keep its engine alive
+        self._state_dict_hook = model.register_state_dict_post_hook(lambda *a: (f := fill()) and f(*a))
 
     # ---- Setting up
 
@@ -359,10 +360,9 @@ class Engine(torch.nn.Module):
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
-        attached = self.__dict__.get("_attached")
-        if attached is not None:
-            attached.detach()
-            self._state_dict_hook.remove()
+        for name in ("_attached", "_state_dict_hook"):  # missing after a failed __init__
+            if name in self.__dict__:
+                self.__dict__[name].remove()
         self.runtime.close()
 
     destroy = close
