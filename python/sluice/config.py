@@ -216,17 +216,22 @@ def _no_duplicates(pairs):
     return result
 
 
+def load_file(path):
+    """The dict that a JSON file holds. Errors: ConfigError."""
+    try:
+        with open(path) as file:
+            return json.load(file, object_pairs_hook=_no_duplicates)
+    except FileNotFoundError:
+        raise ConfigError(f"config file {os.fspath(path)} does not exist") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"config file {os.fspath(path)} is not JSON: {error}") from None
+
+
 def _load(config):
     if isinstance(config, dict):
         return config
     if isinstance(config, (str, os.PathLike)):
-        try:
-            with open(config) as file:
-                return json.load(file, object_pairs_hook=_no_duplicates)
-        except FileNotFoundError:
-            raise ConfigError(f"config file {os.fspath(config)} does not exist") from None
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"config file {os.fspath(config)} is not JSON: {error}") from None
+        return load_file(config)
     raise ConfigError(f"config must be a dict or the path of a JSON file, not {type(config).__name__}")
 
 

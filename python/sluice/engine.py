@@ -1,7 +1,9 @@
 """initialize() and the engine it returns: DeepSpeed's calls over a Sluice runtime."""
 
 import atexit
+import contextlib
 import os
+import time
 import weakref
 
 import torch
@@ -344,6 +346,13 @@ class Engine(torch.nn.Module):
     def report(self):
         """Counters, budgets, placement and what was chosen (docs/api.md lists the keys)."""
         return self.runtime.report()
+
+    @contextlib.contextmanager
+    def span(self, name):
+        """Shows what runs inside as `name` on the track "compute" of write_trace()."""
+        began = time.monotonic_ns()
+        yield
+        self.runtime.trace_span(name, began, time.monotonic_ns())
 
     def synchronize(self):
         """Waits until every update and write under way has ended."""

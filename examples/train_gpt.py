@@ -1,0 +1,243 @@
+"""Trains a byte-level GPT with its parameters, gradients and optimizer states on three tiers.
+
+Without arguments: 101 million parameters in bf16 on the sources of the Python that runs this, with budgets that are each
+smaller than what the model needs, so everything moves. Ends with a summary; Ctrl-C ends it early and cleanly.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+
+import torch
+
+import gpt
+import sluice
+from screen import Screen, print_summary
+from sluice import probe
+from sluice.config import ConfigError, load_file, parse_bytes
+
+_PROBE_EVERY = 8  # steps between looks at the drive's rate
+_WARM_UP = 10  # steps over which the learning rate grows to --lr
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def parse_arguments(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    model = parser.add_argument_group("model and training")
+    model.add_argument("--layers", type=int, default=8)
+    model.add_argument("--hidden", type=int, default=1024)
+    model.add_argument("--seq", type=int, default=128, help="bytes in a sequence (default 128)")
+    model.add_argument("--batch", type=int, default=4, help="sequences in a step (default 4)")
+    model.add_argument("--steps", type=int, default=40)
+    model.add_argument("--dtype", choices=list(_DTYPES), default="bf16")
+    model.add_argument("--clip", type=float, default=1.0, help="largest global norm of the gradients; 0: off")
+    model.add_argument("--lr", type=float, default=4e-4)
+    model.add_argument("--seed", type=int, default=0)
+    model.add_argument("--text", metavar="FILE", help="what to train on (default: the sources of this Python)")
+    tiers = parser.add_argument_group("tiers (sizes like 512MiB)")
+    tiers.add_argument("--hbm", metavar="SIZE", help="default: half of the parameters in --dtype")
+    tiers.add_argument("--pinned", metavar="SIZE", help="default: 5 bytes a parameter in bf16, 7 in fp32")
+    tiers.add_argument("--nvme-path", metavar="DIR", help="where to swap to (default: the system's temporary directory)")
+    tiers.add_argument("--config", metavar="FILE", help="a DeepSpeed configuration; options given here come first")
+    tiers.add_argument("--engine", choices=("auto", "io_uring", "threads"), default="auto")
+    tiers.add_argument("--workers", type=int, help="threads that update states (default: one a core)")
+    tiers.add_argument("--no-overlap", action="store_true", help="debug aid: every movement waits for the one before")
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", metavar="FILE", help="write the figures of the run")
+    output.add_argument("--trace", metavar="FILE", help="write what happened when, for Perfetto (ui.perfetto.dev)")
+    output.add_argument("--no-probe", action="store_true", help="leave out the probes; no floor, no efficiency")
+    return parser.parse_args(arguments)
+
+
+def make_config(args, parameters):
+    """The configuration that --config gives, completed and overruled by the options."""
+    config = load_file(args.config) if args.config else {}
+    zero = config.setdefault("zero_optimization", {"stage": 3})
+    own = config.setdefault("sluice", {})
+    path = args.nvme_path or own.get("nvme_path") or tempfile.gettempdir()
+    if not args.config:
+        size = 4 if args.dtype == "fp32" else 2
+        zero["offload_optimizer"] = zero["offload_param"] = {"device": "nvme", "nvme_path": path}
+        own["hbm"] = parameters * size // 2
+        own["pinned"] = parameters * (size + 3)
+        config[args.dtype] = {"enabled": True}
+        config.pop("fp32", None)
+        config["gradient_clipping"] = args.clip
+        config["train_batch_size"] = args.batch
+        config["optimizer"] = {"type": "AdamW", "params": {"lr": args.lr, "betas": [0.9, 0.95], "weight_decay": 0.1}}
+    for name in ("hbm", "pinned"):
+        if getattr(args, name) is not None:
+            own[name] = parse_bytes(getattr(args, name), f"--{name}")
+    own["io_engine"] = args.engine
+    own["overlap"] = not args.no_overlap
+    if args.workers is not None:
+        own["workers"] = args.workers
+    if args.trace:
+        own["trace_spans"] = 1 << 20
+    return config, path
+
+
+class Floor:
+    """The floor of a step: compute of a resident model, memory, and the drive looked at again and again."""
+
+    def __init__(self, args, dtype, path):
+        self._drive = probe.DriveProbe(path)
+        self._drive_rates = []
+        tokens, targets = gpt.Text(None if args.text is None else args.text, 0).batch(args.batch, args.seq)
+        with torch.random.fork_rng():
+            blocks = torch.nn.Sequential(*(gpt.Block(args.hidden, max(1, args.hidden // 64)) for _ in range(3))).to(dtype)
+            hollow = gpt.GPT(0, args.hidden, args.seq).to(dtype)
+            x = torch.randn(args.batch, args.seq, args.hidden, dtype=dtype, requires_grad=True)
+        block = probe.compute(blocks, (x,))
+        rest = probe.compute(hollow, (tokens, targets))
+        self._rates = probe.memory()
+        self._rates["forward_seconds"] = block[0] / 3 * args.layers + rest[0]
+        self._rates["backward_seconds"] = block[1] / 3 * args.layers + rest[1]
+        self.look()
+
+    def look(self):
+        self._drive_rates.append(self._drive.measure())
+
+    def terms(self, engine):
+        """Seconds, term by term; "total" is the floor."""
+        return engine.runtime.floor(
+            nvme_bytes=statistics.median(self._drive_rates), shared_cores=1, **self._rates
+        )
+
+    def rates(self):
+        return {**self._rates, "nvme_bytes": statistics.median(self._drive_rates), "nvme_bytes_seen": self._drive_rates}
+
+
+class Run:
+    """The training loop and its figures."""
+
+    def __init__(self, args):
+        self.args = args
+        self.dtype = _DTYPES[args.dtype]
+        self.losses = []
+        self.step_seconds = []
+        self.timed = []  # seconds of the steps that efficiency counts: neither the first two nor one after a probe
+        self.interrupted = False
+        with torch.device("meta"):
+            self.parameters = sum(p.numel() for p in gpt.GPT(args.layers, args.hidden, args.seq).parameters())
+        config, self.path = make_config(args, self.parameters)
+        self.floor = None if args.no_probe else Floor(args, self.dtype, self.path)
+        torch.manual_seed(args.seed)
+        with sluice.init(directory=self.path):
+            model = gpt.GPT(args.layers, args.hidden, args.seq)
+        warm_up = lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / _WARM_UP))
+        self.engine, *_ = sluice.initialize(model=model, config=config, lr_scheduler=warm_up)
+        self.text = gpt.Text(args.text, args.seed)
+        self.stalls = {"update": 0.0, "parameters": 0.0, "gradients": 0.0}
+        self.report = self.engine.report()
+
+    def train(self, screen):
+        try:
+            for step in range(self.args.steps):
+                self._step(step)
+                screen.show(self)
+        except KeyboardInterrupt:
+            self.interrupted = True
+        self.engine.synchronize()
+        self.report = self.engine.report()
+
+    def _step(self, step):
+        if step == 1:
+            self.engine.runtime.reset_counters()  # the first step learns the trace; what follows is counted
+            self.stalls = dict.fromkeys(self.stalls, 0.0)
+        probed = self.floor is not None and step % _PROBE_EVERY == 2
+        if probed:
+            self.engine.synchronize()
+            self.floor.look()
+        batch = self.text.batch(self.args.batch, self.args.seq)
+        began = time.perf_counter()
+        with self.engine.span("forward"):
+            loss = self.engine(*batch)
+        with self.engine.span("backward"):
+            self.engine.backward(loss)
+        between = time.perf_counter()
+        with self.engine.span("step"):
+            self.engine.step()
+        ended = time.perf_counter()
+        self.losses.append(loss.item())
+        self.step_seconds.append(ended - began)
+        if step >= 2 and not probed:
+            self.timed.append(ended - began)
+        self.stalls["gradients"] += ended - between
+        self.report = self.engine.report()
+        counters = self.report["counters"]
+        self.stalls["update"] = counters["stall_update_ns"] / 1e9
+        self.stalls["parameters"] = counters["stall_fetch_ns"] / 1e9
+
+    def efficiency(self):
+        """Floor over measured; None as long as nothing was timed."""
+        if self.floor is None or not self.timed:
+            return None
+        return self.floor.terms(self.engine)["total"] / statistics.median(self.timed)
+
+    def figures(self):
+        counters = self.report["counters"]
+        terms = None if self.floor is None else self.floor.terms(self.engine)
+        return {
+            "params": self.parameters,
+            "steps": len(self.losses),
+            "loss_first": self.losses[0] if self.losses else None,
+            "loss_last": statistics.fmean(self.losses[-10:]) if self.losses else None,
+            "losses": self.losses,
+            "step_seconds": self.step_seconds,
+            "step_seconds_median": statistics.median(self.timed) if self.timed else None,
+            "floor_seconds": terms and terms["total"],
+            "floor_terms": terms,
+            "rates": self.floor and self.floor.rates(),
+            "efficiency": self.efficiency(),
+            "demand_misses_after_first_step": counters["demand_misses"],
+            "stall_seconds": self.stalls,
+            "evictions": counters["evictions"],
+            "budgets_bytes": {k: v for k, v in self.report["budgets_bytes"].items() if v < 1 << 60},
+            "peak_bytes": self.report["bytes_now"],
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "read_bytes": counters["nvme_read_bytes"],
+            "written_bytes": counters["nvme_write_bytes"],
+            "chunks_per_unit": self.report["chunks"] / self.report["units"],
+            "engine": self.report["engine"],
+            "device": self.report["device"],
+            "overlap": not self.args.no_overlap,
+            "interrupted": self.interrupted,
+        }
+
+
+def main():
+    args = parse_arguments()
+    screen = Screen(args.steps)
+    screen.say(f"measuring this machine, building a GPT of {args.layers} layers of {args.hidden}")
+    try:
+        run = Run(args)
+    except (ConfigError, sluice.SluiceError, OSError, ValueError) as error:
+        sys.exit(f"train_gpt: {error}")
+    screen.begin(run)
+    try:
+        run.train(screen)
+    except sluice.SluiceError as error:
+        sys.exit(f"train_gpt: training stopped: {error}")
+    figures = run.figures()
+    if args.trace:
+        run.engine.write_trace(args.trace)
+    run.engine.close()
+    print_summary(figures, args)
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump(figures, file, indent=1)
+    return 130 if run.interrupted else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\ninterrupted before the first step", file=sys.stderr)
+        os._exit(130)
