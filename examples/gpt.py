@@ -11,11 +11,11 @@ VOCABULARY = 256
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each with a residual (GPT-2's block)."""
+    """Pre-norm attention and MLP, each with a residual (GPT-2's block); heads of about 64."""
 
-    def __init__(self, hidden, heads):
+    def __init__(self, hidden):
         super().__init__()
-        self.heads = heads
+        self.heads = next(n for n in range(max(1, hidden // 64), 0, -1) if hidden % n == 0)
         self.norm1 = nn.LayerNorm(hidden)
         self.qkv = nn.Linear(hidden, 3 * hidden)
         self.proj = nn.Linear(hidden, hidden)
@@ -49,7 +49,7 @@ class GPT(nn.Module):
     def __init__(self, layers, hidden, length):
         super().__init__()
         self.embedding = Embedding(length, hidden)
-        self.blocks = nn.ModuleList(Block(hidden, max(1, hidden // 64)) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(hidden) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden)
         self.head = nn.Linear(hidden, VOCABULARY, bias=False)
         for name, parameter in self.named_parameters():

@@ -7,6 +7,7 @@ smaller than what the model needs, so everything moves. Ends with a summary; Ctr
 import argparse
 import json
 import os
+import pathlib
 import resource
 import statistics
 import sys
@@ -90,7 +91,7 @@ class Floor:
         self._drive_rates = []
         tokens, targets = gpt.Text(None if args.text is None else args.text, 0).batch(args.batch, args.seq)
         with torch.random.fork_rng():
-            blocks = torch.nn.Sequential(*(gpt.Block(args.hidden, max(1, args.hidden // 64)) for _ in range(3))).to(dtype)
+            blocks = torch.nn.Sequential(*(gpt.Block(args.hidden) for _ in range(3))).to(dtype)
             hollow = gpt.GPT(0, args.hidden, args.seq).to(dtype)
             x = torch.randn(args.batch, args.seq, args.hidden, dtype=dtype, requires_grad=True)
         block = probe.compute(blocks, (x,))
@@ -111,6 +112,13 @@ class Floor:
 
     def rates(self):
         return {**self._rates, "nvme_bytes": statistics.median(self._drive_rates), "nvme_bytes_seen": self._drive_rates}
+
+
+def read_process_io():
+    """What the system says that this process read from drives and wrote to them, in bytes."""
+    lines = pathlib.Path("/proc/self/io").read_text().splitlines()
+    values = dict(line.split(": ") for line in lines)
+    return {name: int(values[name]) for name in ("read_bytes", "write_bytes")}
 
 
 class Run:
@@ -135,6 +143,7 @@ class Run:
         self.text = gpt.Text(args.text, args.seed)
         self.stalls = {"update": 0.0, "parameters": 0.0, "gradients": 0.0}
         self.report = self.engine.report()
+        self.system = read_process_io()
 
     def train(self, screen):
         try:
@@ -145,10 +154,13 @@ class Run:
             self.interrupted = True
         self.engine.synchronize()
         self.report = self.engine.report()
+        self.system = {name: value - self.system[name] for name, value in read_process_io().items()}
 
     def _step(self, step):
-        if step == 1:
-            self.engine.runtime.reset_counters()  # the first step learns the trace; what follows is counted
+        if step == 1:  # the first step learns the trace; what follows is counted
+            self.engine.synchronize()
+            self.engine.runtime.reset_counters()
+            self.system = read_process_io()
             self.stalls = dict.fromkeys(self.stalls, 0.0)
         probed = self.floor is not None and step % _PROBE_EVERY == 2
         if probed:
@@ -203,6 +215,7 @@ class Run:
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "read_bytes": counters["nvme_read_bytes"],
             "written_bytes": counters["nvme_write_bytes"],
+            "system": self.system,
             "chunks_per_unit": self.report["chunks"] / self.report["units"],
             "engine": self.report["engine"],
             "device": self.report["device"],
