@@ -64,7 +64,8 @@ class IoEngine : public Waker {
   // woken.
   virtual size_t Poll(std::span<IoOp*> done, Deadline deadline) = 0;
 
-  // Makes a Poll that waits now, or else the next one that would wait, return. Any thread.
+  // Makes a Poll that waits now, or else the next one that would wait, return. Any thread, also
+  // after Close.
   void Wake() override = 0;
 
   virtual size_t in_flight() const = 0;  // submitted and not yet handed out

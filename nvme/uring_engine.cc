@@ -33,7 +33,10 @@ class UringEngine final : public IoEngine {
     finished_.reserve(limits.in_flight_max);
     prepared_.reserve(limits.in_flight_max);
   }
-  ~UringEngine() override { (void)Close(); }
+  ~UringEngine() override {
+    (void)Close();
+    if (wake_fd_ >= 0) close(wake_fd_);  // not before: Wake may be called until now
+  }
 
   absl::Status Init(std::span<const MemoryView> arenas) {
     io_uring_params params{};
@@ -127,7 +130,6 @@ class UringEngine final : public IoEngine {
     }
     finished_.clear();
     io_uring_queue_exit(&ring_);
-    if (wake_fd_ >= 0) close(wake_fd_);
     open_ = false;
     return first;
   }

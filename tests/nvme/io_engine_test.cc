@@ -4,6 +4,8 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 #include <random>
 #include <thread>
@@ -305,6 +307,19 @@ TEST_P(IoEngineTest, CloseReturnsAFailureThatNobodySaw) {
 }
 
 TEST_P(IoEngineTest, MayBeDestroyedIdleAndUnused) { engine_.reset(); }
+
+// Views of a runtime's memory may die, and wake, while the runtime ends.
+TEST_P(IoEngineTest, AWakeAfterCloseReachesNobodyElse) {
+  ASSERT_TRUE(engine_->Close().ok());
+  std::array<int, 8> bystanders;  // one of them has the number of whatever the engine gave back
+  for (int& fd : bystanders) fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  engine_->Wake();
+  for (const int fd : bystanders) {
+    uint64_t count = 0;
+    EXPECT_EQ(read(fd, &count, sizeof(count)), -1) << "woken " << count << " times";
+    close(fd);
+  }
+}
 
 TEST_P(IoEngineTest, SaysWhatItIs) {
   const char* expected[] = {"io_uring: registered files, ", "libaio: 4 in flight, 2 per ",
