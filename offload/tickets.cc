@@ -46,7 +46,8 @@ std::optional<absl::Status> Tickets::Wait(Ticket ticket, std::chrono::millisecon
     const Entry* entry = Find(ticket);
     return entry == nullptr || entry->done;
   };
-  if (!changed_.wait_for(lock, timeout, ready)) return std::nullopt;
+  const bool is_ready = timeout.count() > 0 ? changed_.wait_for(lock, timeout, ready) : ready();
+  if (!is_ready) return std::nullopt;
   Entry* entry = Find(ticket);
   if (entry == nullptr) {
     return absl::InvalidArgumentError(
