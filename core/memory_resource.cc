@@ -18,15 +18,6 @@ namespace {
 constexpr Bytes kPage = KiB(4);
 constexpr Bytes kHugePage = MiB(2);
 
-absl::Status CheckRequest(Bytes size, Bytes alignment) {
-  if (size > Bytes(0) && alignment > Bytes(0) && std::has_single_bit(alignment.size()))
-    return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      fmt::format("{} bytes at alignment {} were asked for; the size must be positive, the "
-                  "alignment a power of two",
-                  size.value(), alignment.value()));
-}
-
 // There and writable now, rather than at the first touch in a step.
 bool Populate(std::byte* at, size_t size) {
 #ifdef MADV_POPULATE_WRITE
@@ -39,8 +30,17 @@ bool Populate(std::byte* at, size_t size) {
 
 }  // namespace
 
+absl::Status CheckAllocation(Bytes size, Bytes alignment) {
+  if (size > Bytes(0) && alignment > Bytes(0) && std::has_single_bit(alignment.size()))
+    return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      fmt::format("{} bytes at alignment {} were asked for; the size must be positive, the "
+                  "alignment a power of two",
+                  size.value(), alignment.value()));
+}
+
 absl::StatusOr<MemoryView> HugePageResource::Allocate(Bytes size, Bytes alignment) {
-  SLUICE_RETURN_IF_ERROR(CheckRequest(size, alignment));
+  SLUICE_RETURN_IF_ERROR(CheckAllocation(size, alignment));
   const Bytes mapped = RoundUp(size, kPage);
   const Bytes aligned = std::max(alignment, kHugePage);
   const size_t reserved = (mapped + aligned).size();

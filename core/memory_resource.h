@@ -28,6 +28,10 @@ class MemoryResource {
   virtual std::string description() const = 0;     // for `sluice doctor`
 };
 
+// What every resource checks first. Errors: InvalidArgument unless `size` is positive and
+// `alignment` a power of two.
+absl::Status CheckAllocation(Bytes size, Bytes alignment);
+
 // Private anonymous memory straight from the kernel, advised to be backed by huge pages (direct I/O
 // from 4 KiB pages runs at 0.6 of the throughput), touched at once so that it is there before the
 // first step, kept out of children (MADV_DONTFORK) and core dumps (MADV_DONTDUMP).

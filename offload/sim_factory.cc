@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/sim_memory.h"
 #include "core/status.h"
 #include "nvme/sim_io_engine.h"
 
@@ -13,7 +14,7 @@ absl::StatusOr<SimRuntime> MakeSimRuntime(const ModelSpec& spec, const RuntimeCo
   SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, config));
   SimRuntime sim;
   sim.world = std::make_unique<SimWorld>(options.seed);
-  sim.memory = std::make_unique<HugePageResource>();
+  sim.memory = std::make_unique<SimMemory>();
   SimWorld* const world = sim.world.get();
   Seams seams;
   seams.clock = world;
