@@ -36,7 +36,10 @@ class AioEngine final : public IoEngine {
     prepared_.reserve(limits.in_flight_max);
     batch_.reserve(limits.in_flight_max);
   }
-  ~AioEngine() override { (void)Close(); }
+  ~AioEngine() override {
+    (void)Close();
+    if (event_fd_ >= 0) close(event_fd_);  // not before: Wake may be called until now
+  }
 
   absl::Status Init() {
     const int result = io_setup(static_cast<int>(limits_.in_flight_max), &context_);
@@ -118,7 +121,6 @@ class AioEngine final : public IoEngine {
     }
     finished_.clear();
     io_destroy(context_);
-    if (event_fd_ >= 0) close(event_fd_);
     open_ = false;
     return first;
   }
