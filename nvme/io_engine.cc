@@ -1,11 +1,37 @@
 #include "nvme/io_engine.h"
 
+#include <algorithm>
+
 #include "core/status.h"
 #include "fmt/format.h"
+#include "nvme/aio_engine.h"
 #include "nvme/thread_engine.h"
 #include "nvme/uring_engine.h"
 
 namespace sluice {
+
+namespace {
+
+using Made = absl::StatusOr<std::unique_ptr<IoEngine>>;
+
+Made ChooseEngine(std::span<const DirectFile> files, std::span<const MemoryView> arenas,
+                  const IoEngine::Limits& limits, Clock* clock) {
+  Made uring = MakeUringEngine(files, arenas, limits, clock);
+  if (uring.ok()) return uring;
+  std::string why = fmt::format("no io_uring: {}", Message(uring.status()));
+  const auto plain =
+      std::find_if(files.begin(), files.end(), [](const DirectFile& f) { return !f.direct(); });
+  if (plain != files.end()) {
+    why += fmt::format("; no libaio: it would block on plain files ({})", plain->description());
+    return MakeThreadEngine(files, limits, clock, why);
+  }
+  Made aio = MakeAioEngine(files, limits, clock, why);
+  if (aio.ok()) return aio;
+  why += fmt::format("; no libaio: {}", Message(aio.status()));
+  return MakeThreadEngine(files, limits, clock, why);
+}
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<IoEngine>> MakeIoEngine(IoEngineKind kind,
                                                        std::span<const DirectFile> files,
@@ -16,11 +42,17 @@ absl::StatusOr<std::unique_ptr<IoEngine>> MakeIoEngine(IoEngineKind kind,
     return absl::InvalidArgumentError(
         "an I/O engine needs room for at least one operation in flight and per submission");
   }
-  if (kind == IoEngineKind::kThreads) return MakeThreadEngine(files, limits, clock, "asked for");
-  absl::StatusOr<std::unique_ptr<IoEngine>> uring = MakeUringEngine(files, arenas, limits, clock);
-  if (uring.ok() || kind == IoEngineKind::kIoUring) return uring;
-  return MakeThreadEngine(files, limits, clock,
-                          fmt::format("no io_uring: {}", Message(uring.status())));
+  switch (kind) {
+    case IoEngineKind::kIoUring:
+      return MakeUringEngine(files, arenas, limits, clock);
+    case IoEngineKind::kLibaio:
+      return MakeAioEngine(files, limits, clock, "asked for");
+    case IoEngineKind::kThreads:
+      return MakeThreadEngine(files, limits, clock, "asked for");
+    case IoEngineKind::kAuto:
+      break;
+  }
+  return ChooseEngine(files, arenas, limits, clock);
 }
 
 }  // namespace sluice

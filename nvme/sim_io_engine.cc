@@ -1,6 +1,8 @@
 #include "nvme/sim_io_engine.h"
 
 #include <algorithm>
+#include <cerrno>
+#include <cstdint>
 #include <cstring>
 #include <vector>
 
@@ -60,6 +62,13 @@ class SimIoEngine final : public IoEngine {
     return offset + op.memory.size() <= file.size() ? file.data() + offset : nullptr;
   }
 
+  bool Aligned(const IoOp& op) const {
+    const int64_t alignment = options_.alignment.value();
+    return reinterpret_cast<uintptr_t>(op.memory.data()) % static_cast<uint64_t>(alignment) == 0 &&
+           op.offset.value() % alignment == 0 &&
+           static_cast<int64_t>(op.memory.size()) % alignment == 0;
+  }
+
   bool Overlaps(const IoOp& a, const IoOp& b) const {
     const int64_t a_end = a.offset.value() + static_cast<int64_t>(a.memory.size());
     const int64_t b_end = b.offset.value() + static_cast<int64_t>(b.memory.size());
@@ -74,6 +83,7 @@ class SimIoEngine final : public IoEngine {
     if (Place(*op) == nullptr) {
       op->status = absl::InternalError(fmt::format("{}: outside the simulated file", OpName(*op)));
     }
+    if (!Aligned(*op)) op->status = ErrnoStatus(EINVAL, OpName(*op));
     for (const IoOp* other : running_) {
       if (!Overlaps(*op, *other)) continue;
       op->status = absl::InternalError(

@@ -23,6 +23,7 @@ struct SimIoOptions {
   double bytes_per_second = 3e9;  // shared by reads and writes
   Nanos latency_min = Nanos(50'000);
   Nanos latency_max = Nanos(500'000);
+  Bytes alignment{1};  // of memory, offset and length, as of a file with direct I/O
   // Called as each operation ends, if set; what is not ok fails it. A write that fails so may have
   // left its bytes on the drive all the same.
   std::function<absl::Status(const IoOp&)> fault;
@@ -30,7 +31,7 @@ struct SimIoOptions {
 
 // Files of the given sizes, full of a byte pattern. An operation that overlaps one in flight in the
 // same file (unless both are reads) or lies outside its file ends with Internal: only a bug above
-// can cause it.
+// can cause it. An unaligned one ends with InvalidArgument, as in every engine.
 std::unique_ptr<IoEngine> MakeSimIoEngine(const SimIoOptions& options,
                                           std::span<const Bytes> file_sizes,
                                           const IoEngine::Limits& limits, SimWorld* world);

@@ -165,7 +165,7 @@ absl::StatusOr<RuntimeConfig> ToConfig(const sluice_options* options) {
   SLUICE_RETURN_IF_ERROR(
       CheckRange(options->lowest_state_tier, SLUICE_HBM, SLUICE_NVME, "lowest_state_tier"));
   SLUICE_RETURN_IF_ERROR(
-      CheckRange(options->io_engine, SLUICE_IO_AUTO, SLUICE_IO_THREADS, "io_engine"));
+      CheckRange(options->io_engine, SLUICE_IO_AUTO, SLUICE_IO_LIBAIO, "io_engine"));
   SLUICE_RETURN_IF_ERROR(
       CheckRange(options->executor, SLUICE_EXECUTOR_TBB, SLUICE_EXECUTOR_THREADS, "executor"));
   SLUICE_RETURN_IF_ERROR(CheckRange(options->workers, 0, 1024, "workers"));
@@ -186,7 +186,7 @@ absl::StatusOr<RuntimeConfig> ToConfig(const sluice_options* options) {
     config.nvme_paths.emplace_back(options->nvme_paths[i]);
   }
   constexpr IoEngineKind kEngines[] = {IoEngineKind::kAuto, IoEngineKind::kIoUring,
-                                       IoEngineKind::kThreads};
+                                       IoEngineKind::kThreads, IoEngineKind::kLibaio};
   config.engine = kEngines[options->io_engine];
   if (options->io_depth > 0) config.io.in_flight_max = options->io_depth;
   if (options->io_batch > 0) config.io.submit_batch_max = options->io_batch;

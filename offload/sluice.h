@@ -85,7 +85,8 @@ SLUICE_API sluice_status sluice_model_destroy(sluice_model model);
 typedef enum sluice_io_engine_kind {
   SLUICE_IO_AUTO = 0,
   SLUICE_IO_URING = 1,
-  SLUICE_IO_THREADS = 2
+  SLUICE_IO_THREADS = 2,
+  SLUICE_IO_LIBAIO = 3
 } sluice_io_engine_kind;
 
 typedef enum sluice_executor_kind {

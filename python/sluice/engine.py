@@ -15,7 +15,7 @@ from .units import partition
 
 _DTYPES = {"fp32": (_abi.F32, torch.float32), "bf16": (_abi.BF16, torch.bfloat16), "fp16": (_abi.F16, torch.float16)}
 _TIERS = {"none": _abi.HBM, "cpu": _abi.PINNED, "nvme": _abi.NVME}
-_ENGINES = {"auto": 0, "io_uring": 1, "threads": 2}
+_ENGINES = {"auto": 0, "io_uring": 1, "threads": 2, "libaio": 3}
 _EXECUTORS = {"tbb": 0, "threads": 1}
 _KEY_MICRO, _KEY_BOUNDARY, _KEY_EVAL = 0, 1, 2
 _UNIT_ELEMENTS = 64 << 20

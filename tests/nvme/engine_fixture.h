@@ -23,23 +23,22 @@
 
 namespace sluice {
 
-enum class EngineName { kIoUring, kThreads, kSimulated };
+enum class EngineName { kIoUring, kLibaio, kThreads, kSimulated };
 
 inline std::string NameOf(const testing::TestParamInfo<EngineName>& info) {
-  return std::array{"IoUring", "Threads", "Simulated"}[static_cast<size_t>(info.param)];
+  return std::array{"IoUring", "Libaio", "Threads", "Simulated"}[static_cast<size_t>(info.param)];
 }
 
 class EngineFixture : public testing::TestWithParam<EngineName> {
  protected:
   static constexpr IoEngine::Limits kLimits{.in_flight_max = 4, .submit_batch_max = 2};
   static constexpr Bytes kFileSize = MiB(4);
+  static constexpr Bytes kSimulatedAlignment = Bytes(512);
 
   void SetUp() override {
-    if (GetParam() == EngineName::kIoUring) {
-      const auto probe = MakeIoEngine(IoEngineKind::kIoUring, {}, {}, kLimits, &steady_);
-      if (!probe.ok()) GTEST_SKIP() << "no io_uring here: " << probe.status();
-    }
     if (!simulated()) {
+      const auto probe = MakeIoEngine(kind(), {}, {}, kLimits, &steady_);
+      if (!probe.ok()) GTEST_SKIP() << "not here: " << probe.status();
       for (int i = 0; i < 2; ++i) {
         absl::StatusOr<DirectFile> file = DirectFile::CreateUnnamed(dir_.path(), kFileSize);
         ASSERT_TRUE(file.ok()) << file.status();
@@ -50,18 +49,23 @@ class EngineFixture : public testing::TestWithParam<EngineName> {
 
   void Start() {
     if (simulated()) {
-      engine_ = MakeSimIoEngine({}, std::array{kFileSize, kFileSize}, kLimits, &world_);
+      engine_ = MakeSimIoEngine({.alignment = kSimulatedAlignment},
+                                std::array{kFileSize, kFileSize}, kLimits, &world_);
       return;
     }
-    const IoEngineKind kind =
-        GetParam() == EngineName::kIoUring ? IoEngineKind::kIoUring : IoEngineKind::kThreads;
     const MemoryView arenas[] = {arena_.view()};
-    auto engine = MakeIoEngine(kind, files_, arenas, kLimits, &steady_);
+    auto engine = MakeIoEngine(kind(), files_, arenas, kLimits, &steady_);
     SLUICE_CHECK_MSG(engine.ok(), Message(engine.status()));
     engine_ = *std::move(engine);
   }
 
+  IoEngineKind kind() const {  // of a real one
+    constexpr IoEngineKind kKinds[] = {IoEngineKind::kIoUring, IoEngineKind::kLibaio,
+                                       IoEngineKind::kThreads};
+    return kKinds[static_cast<size_t>(GetParam())];
+  }
   bool simulated() const { return GetParam() == EngineName::kSimulated; }
+  Bytes alignment() const { return simulated() ? kSimulatedAlignment : files_[0].alignment(); }
   const Clock& clock() const {
     return simulated() ? static_cast<const Clock&>(world_) : static_cast<const Clock&>(steady_);
   }

@@ -38,8 +38,8 @@ class IoEngineTest : public EngineFixture {
 };
 
 INSTANTIATE_TEST_SUITE_P(All, IoEngineTest,
-                         testing::Values(EngineName::kIoUring, EngineName::kThreads,
-                                         EngineName::kSimulated),
+                         testing::Values(EngineName::kIoUring, EngineName::kLibaio,
+                                         EngineName::kThreads, EngineName::kSimulated),
                          NameOf);
 
 TEST_P(IoEngineTest, TakesNoMoreThanItsLimitUntilSomeAreHandedOut) {
@@ -210,6 +210,45 @@ TEST_P(IoEngineTest, AFailureNamesItsOperationAndHarmsNoOther) {
   }
 }
 
+TEST_P(IoEngineTest, UnalignedTransfersAreRefused) {
+  if (alignment() == Bytes(1)) GTEST_SKIP() << "plain I/O here, which any alignment will do for";
+  const auto a = static_cast<size_t>(alignment().value());
+  const auto at = [a](size_t n) { return static_cast<int64_t>(n * a); };
+  std::vector<IoOp> ops = {
+      Op(IoKind::kWrite, 0, 0, arena_.view().subspan(a / 2, 2 * a)),      // memory
+      Op(IoKind::kRead, 1, at(8) + 1, arena_.view().first(2 * a)),        // offset
+      Op(IoKind::kWrite, 1, 0, arena_.view().subspan(4 * a, 2 * a - 1)),  // length
+      Op(IoKind::kWrite, 1, at(16), arena_.view().subspan(8 * a, a))};
+  RunAll(ops);
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_TRUE(absl::IsInvalidArgument(ops[i].status)) << ops[i].status;
+    EXPECT_THAT(std::string(Message(ops[i].status)), HasSubstr("EINVAL"));
+    EXPECT_EQ(ops[i].transferred, Bytes(0));
+  }
+  EXPECT_TRUE(ops[3].status.ok()) << ops[3].status;
+}
+
+TEST_P(IoEngineTest, HandsOutInOrderOfCompletion) {
+  std::vector<IoOp> ops = SideBySide(IoKind::kWrite, 40);
+  std::vector<IoOp*> todo;
+  for (IoOp& op : ops) todo.push_back(&op);
+  size_t started = 0;
+  size_t ended = 0;
+  TimePoint latest{0};
+  while (ended < ops.size()) {
+    started += engine_->Submit(std::span(todo).subspan(started));
+    for (const IoOp* op : Next()) {
+      EXPECT_LE(op->submitted, op->completed);
+      // Threads take the time before they queue for being handed out.
+      if (GetParam() != EngineName::kThreads) {
+        EXPECT_LE(latest, op->completed);
+      }
+      latest = std::max(latest, op->completed);
+      ++ended;
+    }
+  }
+}
+
 TEST_P(IoEngineTest, TakesTimesFromItsClock) {
   const TimePoint before = clock().Now();
   std::vector<IoOp> ops = SideBySide(IoKind::kWrite, 4);
@@ -283,8 +322,8 @@ TEST_P(IoEngineTest, AWakeAfterCloseReachesNobodyElse) {
 }
 
 TEST_P(IoEngineTest, SaysWhatItIs) {
-  const char* expected[] = {"io_uring: registered files, ", "threads: 4 of pread and pwrite",
-                            "simulated"};
+  const char* expected[] = {"io_uring: registered files, ", "libaio: 4 in flight, 2 per ",
+                            "threads: 4 of pread and pwrite", "simulated"};
   EXPECT_THAT(engine_->description(), HasSubstr(expected[static_cast<size_t>(GetParam())]));
 }
 

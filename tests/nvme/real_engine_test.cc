@@ -53,10 +53,13 @@ class RealEngineTest : public EngineFixture {
 };
 
 INSTANTIATE_TEST_SUITE_P(All, RealEngineTest,
-                         testing::Values(EngineName::kIoUring, EngineName::kThreads), NameOf);
+                         testing::Values(EngineName::kIoUring, EngineName::kLibaio,
+                                         EngineName::kThreads),
+                         NameOf);
 
 TEST_P(RealEngineTest, NoSpaceIsNamed) {
   if (!Replace("/dev/full", O_RDWR)) GTEST_SKIP() << "no /dev/full";
+  if (GetParam() == EngineName::kLibaio) GTEST_SKIP() << "libaio can't write to /dev/full";
   Start();
   IoOp bad = Op(IoKind::kWrite, 1, 8192, Memory(4096));
   RunBesideGood(&bad);
@@ -110,6 +113,7 @@ TEST_P(RealEngineTest, ShortReadsAreResumed) {
     GTEST_SKIP() << "no large file in /proc";
   }
   ASSERT_TRUE(Replace("/proc/kallsyms", O_RDONLY));
+  if (GetParam() == EngineName::kLibaio) GTEST_SKIP() << "libaio can't read files of /proc";
   Start();
   IoOp op = Op(IoKind::kRead, 1, 0, Memory(kSize));
   RunOne(&op);
