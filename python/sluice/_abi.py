@@ -9,6 +9,8 @@ import json
 import os
 import pathlib
 
+from .lent import Lent
+
 F32, BF16, F16 = 0, 1, 2
 HBM, PINNED, NVME = 0, 1, 2
 PARAM, MASTER, EXP_AVG, EXP_AVG_SQ, GRAD = range(5)
@@ -130,6 +132,8 @@ class TensorInfo(ctypes.Structure):
 
 
 class Group(ctypes.Structure):
+    """Hyperparameters: lr, beta1, beta2, eps, weight_decay, l2_decay, bias_correction."""
+
     _fields_ = [
         ("struct_size", ctypes.c_size_t),
         ("lr", ctypes.c_double),
@@ -140,6 +144,9 @@ class Group(ctypes.Structure):
         ("l2_decay", ctypes.c_int32),
         ("bias_correction", ctypes.c_int32),
     ]
+
+    def __init__(self, **values):
+        super().__init__(struct_size=ctypes.sizeof(Group), **values)
 
 
 class StepArgs(ctypes.Structure):
@@ -183,6 +190,7 @@ class FloorTerms(ctypes.Structure):
 
 
 _u32, _u64, _i64, _i32 = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int64, ctypes.c_int32
+Ticket = _u64
 _p = ctypes.POINTER
 _JSON = [ctypes.c_char_p, ctypes.c_size_t, _p(ctypes.c_size_t)]
 _FUNCTIONS = {
@@ -318,10 +326,15 @@ class ModelSpec:
 
 
 class Runtime:
-    """One sluice_runtime. Blocking methods wait in slices and can be interrupted."""
+    """One sluice_runtime. Blocking methods wait in slices and can be interrupted.
+
+    start_... methods take a Ticket to be filled: one that exists before the call can't be lost to an interrupt after it.
+    What they are given addresses of belongs into `lent`.
+    """
 
     def __init__(self, units, options, library=None, seed=None):
         self.library = library or Library.default()
+        self.lent = Lent(self)
         self._handle = _u64()
         self._pid = os.getpid()
         spec = ModelSpec(self.library, units)
@@ -342,20 +355,36 @@ class Runtime:
             spec.close()
 
     def _call(self, name, *arguments):
+        if not self._handle:
+            raise FailedPrecondition("this runtime was closed, and its values are gone")
         self.library.call(name, self._handle, *arguments)
 
     def _ticket(self, name, *arguments):
-        ticket = _u64()
+        ticket = Ticket()
         self._call(name, *arguments, ctypes.byref(ticket))
-        return ticket.value
+        return ticket
 
     def done(self, ticket):
-        """Whether the ticket is done; if so it is used up, and an error it ended with is raised."""
-        return self.library.wait(self._handle, ticket, 0)
+        """Whether the ticket is done; if so it is used up and 0, and an error it ended with is raised."""
+        return self._wait(ticket, 0)
 
     def wait(self, ticket):
-        while not self.library.wait(self._handle, ticket, _WAIT_MS):
+        while not self._wait(ticket, _WAIT_MS):
             pass
+
+    def _wait(self, ticket, timeout_ms):
+        if not ticket:
+            return True
+        try:
+            if not self.library.wait(self._handle, ticket, timeout_ms):
+                return False
+        except InvalidArgument:
+            pass  # used up: an interrupt came between its end and the 0
+        except SluiceError:
+            ticket.value = 0
+            raise
+        ticket.value = 0
+        return True
 
     def iteration_begin(self, key, boundary):
         self._call("sluice_iteration_begin", key, BOUNDARY if boundary else 0)
@@ -363,8 +392,8 @@ class Runtime:
     def iteration_end(self):
         self._call("sluice_iteration_end")
 
-    def acquire(self, unit):
-        self.wait(self._ticket("sluice_acquire", unit, None))
+    def start_acquire(self, unit, ticket):
+        self._call("sluice_acquire", unit, None, ctypes.byref(ticket))
 
     def release(self, unit):
         self._call("sluice_release", unit, None)
@@ -383,15 +412,15 @@ class Runtime:
     def set_step(self, tensor, step):
         self._call("sluice_tensor_set_step", tensor, step)
 
-    def grad(self, tensor, pointer, elements):
-        return self._ticket("sluice_grad", tensor, pointer, elements, None)
+    def start_grad(self, tensor, pointer, elements, ticket):
+        self._call("sluice_grad", tensor, pointer, elements, None, ctypes.byref(ticket))
 
     def zero_grad(self):
         self._call("sluice_zero_grad")
 
     def step(self, groups, clip_norm):
-        """groups: list of dicts with lr, beta1, beta2, eps, weight_decay, l2_decay, bias_correction. Returns StepResult."""
-        array = (Group * len(groups))(*[Group(struct_size=ctypes.sizeof(Group), **g) for g in groups])
+        """groups: list of Group. Returns StepResult."""
+        array = (Group * len(groups))(*groups)
         args = StepArgs(
             struct_size=ctypes.sizeof(StepArgs), groups=array, group_count=len(groups), clip_norm=clip_norm
         )
@@ -408,11 +437,11 @@ class Runtime:
     def drain(self):
         self.wait(self._ticket("sluice_drain"))
 
-    def start_read(self, tensor, field, pointer, dtype, elements):
-        return self._ticket("sluice_read", tensor, field, pointer, dtype, elements)
+    def start_read(self, tensor, field, pointer, dtype, elements, ticket):
+        self._call("sluice_read", tensor, field, pointer, dtype, elements, ctypes.byref(ticket))
 
-    def start_write(self, tensor, field, pointer, dtype, elements):
-        return self._ticket("sluice_write", tensor, field, pointer, dtype, elements)
+    def start_write(self, tensor, field, pointer, dtype, elements, ticket):
+        self._call("sluice_write", tensor, field, pointer, dtype, elements, ctypes.byref(ticket))
 
     def report(self):
         return self.library.json("sluice_report", self._handle)
@@ -442,3 +471,8 @@ class Runtime:
         if self._handle.value and os.getpid() == self._pid:
             handle, self._handle = self._handle, _u64()
             self.library.call("sluice_runtime_destroy", handle)
+            self.lent.drop()
+
+    def __del__(self):
+        if "_pid" in self.__dict__:
+            self.close()

@@ -1,24 +1,29 @@
 """Keeps a module's parameters on the tiers: brings a unit into HBM around its module's forward, and again where
 backward needs it, and hands gradients over as they arrive.
 
-While a unit is acquired, its parameters' `data` are views of its slot. Otherwise `data` is a NaN expanded to the
-parameter's shape: shape and `.grad` work, reads give NaN, in-place writes raise. Autograd saves views of weights;
-they are packed as (unit, offset, size, stride) and unpacked wherever the unit is then. A slot is not reused while any
-tensor over it is alive (the library counts), so packing only shortens the time a slot is held.
+While a unit is entered, its parameters' `data` are views of its slot. Otherwise `data` is a NaN expanded to the
+parameter's shape: shape and `.grad` work, reads give NaN, in-place writes raise. A module may use a parameter of another
+(tied weights, an attention that reads its projection's weight): whatever is looked up during forward is entered until the
+module that runs has ended.
+
+Autograd saves views of weights; they are packed as (unit, generation, offset, size, stride) and unpacked wherever the unit
+is then. Backward holds one unit at a time, the last one that was asked for. What protects memory is none of this: a slot
+is not reused while any tensor over it is alive (the library counts).
 
 Threads: forward and backward of one engine run one after the other; autograd's threads are fine.
 """
 
 import collections
 import ctypes
+import sys
 import threading
+import weakref
 
 import torch
 
-from . import _abi
+from . import _abi, copies
 
 DTYPES = {_abi.F32: torch.float32, _abi.BF16: torch.bfloat16, _abi.F16: torch.float16}
-_PENDING_BYTES_MAX = 64 << 20  # of gradients whose hand-over has not ended
 
 _capsule_new = ctypes.pythonapi.PyCapsule_New
 _capsule_new.restype = ctypes.py_object
@@ -30,88 +35,162 @@ def placeholder(shape, dtype):
     return torch.full((), float("nan"), dtype=dtype).expand(shape)
 
 
-Packed = collections.namedtuple("Packed", "unit offset size stride")
+def is_placeholder(tensor):
+    one = tensor.numel() > 0 and tensor.untyped_storage().nbytes() == tensor.element_size()
+    return one and bool(tensor.as_strided((), ()).isnan())
+
+
+Packed = collections.namedtuple("Packed", "unit generation offset size stride")
+Place = collections.namedtuple("Place", "parameter tensor offset elements shape")
+
+
+# The latest of each model. Its hooks stay when its runtime is closed, and say so to whoever uses the model.
+_attached = weakref.WeakKeyDictionary()
+
+
+def _replace(module, attached):
+    previous = _attached.get(module)
+    if previous is not None:
+        if previous.open:
+            raise _abi.FailedPrecondition("the model is attached already: close that engine first")
+        previous.remove()
+    _attached[module] = attached
+
+
+class _Parameters(dict):
+    """A module's table of parameters, which notices that one is looked up."""
+
+    def __init__(self, parameters, on_use):
+        super().__init__(parameters)
+        self._on_use = on_use
+
+    def __getitem__(self, name):
+        parameter = super().__getitem__(name)
+        if parameter is not None:
+            self._on_use(parameter)
+        return parameter
+
+    def __reduce_ex__(self, protocol):
+        return dict, (dict(self),)
 
 
 class Attached:
-    """units: list of units.Unit; tensor_base[u]: the number of the unit's first tensor in the runtime."""
+    """units: list of units.Unit. dtype: of parameters in compute; grad_dtype: gradients are handed over in.
+    optimized: ids of the Parameters whose gradients are handed over, looked at each time; of others, `.grad` stays as
+    PyTorch left it."""
 
-    def __init__(self, runtime, units, brackets, dtype):
+    def __init__(self, runtime, units, brackets, dtype, grad_dtype, optimized):
         self._runtime = runtime
         self._units = units
         self._dtype = dtype
+        self._grad_dtype = grad_dtype
+        self._optimized = optimized
         self._lock = threading.RLock()
-        self._places = []  # by unit: [(parameter, offset, elements, shape)]
-        self._count = [0] * len(units)  # brackets that hold the unit now
-        self._kept = set()  # units that backward holds
+        self._places = []  # by unit: [Place]
+        self._unit_of = {}  # id of Parameter -> unit
+        self._count = [0] * len(units)  # how often the unit is entered now
+        self._running = []  # by module that runs forward now: the units it has entered
+        self._held = None  # the unit that backward holds
+        self._asked = {}  # unit -> ticket of an acquisition whose end was not seen
         self._flat = {}  # unit -> its slot as a tensor, while acquired
         self._unit_at = {}  # address of a slot -> unit, while acquired
-        self._grads_left = [0] * len(units)
-        self._pending = collections.deque()  # (ticket, gradient)
-        self._pending_bytes = 0
+        self._generation = [0] * len(units)  # how often the unit's values have changed
+        self._touched = set()  # units with a gradient in this step
+        self._hooked = set()  # tensors whose parameter has a gradient hook
         self.tensors = {}  # id of Parameter -> tensor number
         self._handles = []
+        self._traceable = []  # hooks that torch.compile would trace into
+        self._modules = []  # weak references to those whose table of parameters is ours
+        _replace(brackets[0].module, self)
 
         number = 0
         for index, unit in enumerate(units):
             places = []
             for _, parameter in unit.parameters:
                 info = runtime.tensor_info(number)
-                places.append((parameter, info.offset, info.elements, parameter.shape))
+                places.append(Place(parameter, number, info.offset, info.elements, parameter.shape))
                 self.tensors[id(parameter)] = number
-                hook = self._make_grad_hook(index, number)
-                if parameter.requires_grad:
-                    self._handles.append(parameter.register_post_accumulate_grad_hook(hook))
+                self._unit_of[id(parameter)] = index
+                copies.intercept(parameter, runtime, number, dtype)
                 number += 1
             self._places.append(places)
         for bracket in brackets:
-            self._handles.append(
-                bracket.module.register_forward_pre_hook(self._make_enter(bracket.units), prepend=True)
-            )
-            self._handles.append(
-                bracket.module.register_forward_hook(self._make_leave(bracket.units), always_call=True)
-            )
+            self._bracket(bracket)
+
+    def _bracket(self, bracket):
+        enter, leave = copies.Hook(self._make_enter(bracket.units)), copies.Hook(self._leave_module)
+        module = bracket.module
+        self._handles += [
+            module.register_forward_pre_hook(enter, prepend=True),
+            module.register_forward_hook(leave, always_call=True),
+        ]
+        self._traceable += [enter, leave]
+        for child in module.modules():
+            if child._parameters and not isinstance(child._parameters, _Parameters):
+                child._parameters = _Parameters(child._parameters, self._on_use)
+                self._modules.append(weakref.ref(child))
+                hook = copies.fill_state_dict(self._runtime, self.tensors, self._dtype)
+                self._handles.append(child.register_state_dict_post_hook(hook))
+
+    @property
+    def open(self):
+        return self._runtime.open
 
     def remove(self):
         """Takes the hooks off. Parameters stay as they are."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        for module in filter(None, (reference() for reference in self._modules)):
+            module._parameters = dict(module._parameters)
+        self._modules.clear()
 
     # ---- Forward
 
     def _make_enter(self, units):
         def enter(module, args):
-            done = []
-            try:
-                for unit in units:
-                    self._enter(unit)
-                    done.append(unit)
-            except BaseException:
-                for unit in reversed(done):
-                    self._leave(unit)
-                raise
+            entered = []
+            self._running.append(entered)  # _leave_module follows, whatever happens from here on
+            for unit in units:
+                self._enter(unit)
+                entered.append(unit)
 
         return enter
 
-    def _make_leave(self, units):
-        def leave(module, args, output):
-            for unit in reversed(units):
+    def _leave_module(self, module, args, output):
+        if self._running:
+            for unit in reversed(self._running.pop()):
                 self._leave(unit)
 
-        return leave
+    def _on_use(self, parameter):
+        if not self._running:
+            return
+        unit = self._unit_of.get(id(parameter))
+        if unit is not None and self._count[unit] == 0:
+            self._enter(unit)
+            self._running[-1].append(unit)
 
     def _acquire(self, unit):
         if unit in self._flat:
             return
-        self._runtime.acquire(unit)
+        if self._held is not None:
+            self._let_go()
+        ticket = self._asked.setdefault(unit, _abi.Ticket())
+        if not ticket:  # else an earlier wait was interrupted
+            self._runtime.start_acquire(unit, ticket)
+        try:
+            self._runtime.wait(ticket)
+        except _abi.SluiceError:
+            del self._asked[unit]
+            raise
         pointer = self._runtime.unit_view(unit)
         flat = torch.utils.dlpack.from_dlpack(_capsule_new(pointer, b"dltensor", None))
         self._flat[unit] = flat
         self._unit_at[flat.data_ptr()] = unit
+        del self._asked[unit]
 
     def _release_if_unused(self, unit):
-        if self._count[unit] > 0 or unit in self._kept:
+        if self._count[unit] > 0 or unit == self._held:
             return
         flat = self._flat.pop(unit, None)
         if flat is None:
@@ -127,13 +206,16 @@ class Attached:
             if self._count[unit] > 1:
                 return
             flat = self._flat[unit]
-            for parameter, offset, elements, shape in self._places[unit]:
-                parameter.data = flat.narrow(0, offset, elements).view(shape)
+            for place in self._places[unit]:
+                parameter = place.parameter
+                parameter.data = flat.narrow(0, place.offset, place.elements).view(place.shape)
+                if parameter.requires_grad and place.tensor not in self._hooked:
+                    self._hooked.add(place.tensor)
+                    hook = self._make_grad_hook(unit, place.tensor)
+                    self._handles.append(parameter.register_post_accumulate_grad_hook(hook))
 
     def _leave(self, unit):
         with self._lock:
-            if self._count[unit] == 0:  # the pre-hook failed
-                return
             self._count[unit] -= 1
             if self._count[unit] > 0:
                 return
@@ -142,8 +224,8 @@ class Attached:
 
     def hide(self, unit):
         """Gives the unit's parameters their placeholders."""
-        for parameter, _, _, shape in self._places[unit]:
-            parameter.data = placeholder(shape, self._dtype)
+        for place in self._places[unit]:
+            place.parameter.data = placeholder(place.shape, self._dtype)
 
     # ---- Backward
 
@@ -157,65 +239,64 @@ class Attached:
         unit = self._unit_at.get(tensor.untyped_storage().data_ptr())
         if unit is None:
             return tensor
-        return Packed(unit, tensor.storage_offset(), tensor.size(), tensor.stride())
+        return Packed(unit, self._generation[unit], tensor.storage_offset(), tensor.size(), tensor.stride())
 
     def _unpack(self, packed):
         if not isinstance(packed, Packed):
             return packed
         with self._lock:
-            if packed.unit not in self._kept:
-                self._acquire(packed.unit)
-                self._kept.add(packed.unit)
-            return self._flat[packed.unit].as_strided(packed.size, packed.stride, packed.offset)
+            unit = packed.unit
+            if packed.generation != self._generation[unit]:
+                raise RuntimeError(
+                    f"a weight of unit {self._units[unit].name!r} that was saved for backward has been updated since: call "
+                    "backward before step, or run forward again"
+                )
+            self._acquire(unit)
+            if self._held != unit:
+                self._let_go()
+                self._held = unit
+            return self._flat[unit].as_strided(packed.size, packed.stride, packed.offset)
 
-    def begin_backward(self):
-        for index, unit in enumerate(self._units):
-            self._grads_left[index] = sum(1 for _, p in unit.parameters if p.requires_grad)
+    def _let_go(self):
+        held, self._held = self._held, None
+        if held is not None:
+            self._release_if_unused(held)
 
-    def end_backward(self):
-        """Releases what backward still holds, also after an exception."""
+    def settle(self):
+        """While no module runs, also after an exception or Ctrl-C anywhere: releases every unit."""
+        if "torch._dynamo" in sys.modules:  # loading it takes seconds, so not before somebody compiles
+            while self._traceable:
+                self._traceable.pop().hide_from_compiler()
         with self._lock:
-            for unit in list(self._kept):
-                self._kept.discard(unit)
+            self._held = None
+            self._running.clear()
+            for unit in list(self._asked):
+                self._acquire(unit)
+            for unit in list(self._flat):
+                if self._count[unit] > 0:
+                    self._count[unit] = 0
+                    self.hide(unit)
                 self._release_if_unused(unit)
 
     def _make_grad_hook(self, unit, tensor):
         def on_grad(parameter):
-            gradient = parameter.grad
+            if id(parameter) not in self._optimized:
+                return
+            gradient = parameter.grad.detach()
             parameter.grad = None
+            if gradient.is_sparse:
+                gradient = gradient.to_dense()
+            gradient = gradient.to(self._grad_dtype).contiguous()
+            arguments = (tensor, gradient.data_ptr(), gradient.numel())
             with self._lock:
-                self._hand_over(tensor, gradient)
-                del gradient
-                self._grads_left[unit] -= 1
-                if self._grads_left[unit] == 0 and unit in self._kept:
-                    self._kept.discard(unit)
-                    self._release_if_unused(unit)
+                self._touched.add(unit)
+                self._runtime.lent.lend(gradient, lambda ticket: self._runtime.start_grad(*arguments, ticket))
 
         return on_grad
 
-    def _hand_over(self, tensor, gradient):
-        gradient = gradient.detach()
-        if gradient.is_sparse:
-            gradient = gradient.to_dense()
-        gradient = gradient.contiguous()
-        ticket = self._runtime.grad(tensor, gradient.data_ptr(), gradient.numel())
-        self._pending.append((ticket, gradient))
-        self._pending_bytes += gradient.nbytes
-        self._reap(wait_for=0 if self._pending_bytes <= _PENDING_BYTES_MAX else 1)
-
-    def _reap(self, wait_for):
-        """Drops gradients whose hand-over has ended; waits for the first `wait_for` of them."""
-        while self._pending:
-            ticket, gradient = self._pending[0]
-            if wait_for > 0:
-                self._runtime.wait(ticket)
-                wait_for -= 1
-            elif not self._runtime.done(ticket):
-                return
-            self._pending.popleft()
-            self._pending_bytes -= gradient.nbytes
-
-    def finish_gradients(self):
-        """Waits until all gradients were taken over."""
+    def gradients_used(self, updated):
+        """The gradients handed over were used for an update, or (updated is false) dropped."""
         with self._lock:
-            self._reap(wait_for=len(self._pending))
+            for unit in self._touched:
+                self._generation[unit] += int(updated)
+            self._touched.clear()

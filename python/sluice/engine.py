@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import itertools
 import os
 import time
 import weakref
@@ -25,11 +26,16 @@ _engines = weakref.WeakSet()
 
 class Optimizer(torch.optim.Optimizer):
     """The optimizer as loops and LR schedulers see it: param_groups are read at each step. The states live in the runtime;
-    step() is the engine's."""
+    step() is the engine's. Parameters in no group are left alone."""
 
     def __init__(self, groups, defaults):
-        super().__init__(groups, defaults)
+        self.group_of = {}  # id of Parameter -> its group
         self.engine = None
+        super().__init__(groups, defaults)
+
+    def add_param_group(self, group):
+        super().add_param_group(group)
+        self.group_of.update((id(p), self.param_groups[-1]) for p in self.param_groups[-1]["params"])
 
     def step(self, closure=None):
         if closure is not None:
@@ -109,28 +115,34 @@ class Engine(torch.nn.Module):
             groups, defaults = _param_groups(model, config.optimizer or _default_adamw(), model_parameters)
         self.optimizer = Optimizer(groups, defaults)
         self.optimizer.engine = weakref.ref(self)
-        group_of = {id(p): g for g, group in enumerate(self.optimizer.param_groups) for p in group["params"]}
 
         units, brackets = partition(model, self._unit_target(model))
         if not units:
             raise ValueError("the model has no parameters")
         library = _abi.Library(config.own["library"]) if config.own.get("library") else None
+        # Every tensor is a group of its own there, so that parameters may join the optimizer's groups at any time.
+        number = itertools.count()
         self.runtime = _abi.Runtime(
-            [(u.name, [(n, p.numel(), group_of.get(id(p), 0)) for n, p in u.parameters]) for u in units],
+            [(u.name, [(n, p.numel(), next(number)) for n, p in u.parameters]) for u in units],
             self._options(dtype_number),
             library=library,
             seed=config.own.get("simulated_seed"),
         )
         _engines.add(self)
         self._units = units
-        self._attached = attach.Attached(self.runtime, units, brackets, self.dtype)
+        self._attached = attach.Attached(
+            self.runtime,
+            units,
+            brackets,
+            self.dtype,
+            _DTYPES[config.grad_dtype or config.dtype][1],
+            self.optimizer.group_of,
+        )
         self._names = [(n, self._attached.tensors[id(p)], p.shape) for u in units for n, p in u.parameters]
         self._load(units)
         for name, buffer in model.named_buffers():
             if buffer.is_floating_point() and buffer.dtype != self.dtype:
                 buffer.data = buffer.data.to(self.dtype)
-        fill = weakref.WeakMethod(self._fill_state_dict)  # the model must not keep its engine alive
-        self._state_dict_hook = model.register_state_dict_post_hook(lambda *a: (f := fill()) and f(*a))
 
     # ---- Setting up
 
@@ -181,8 +193,14 @@ class Engine(torch.nn.Module):
 
         def items():
             for index, unit in enumerate(units):
-                for _, parameter in unit.parameters:
-                    yield self._attached.tensors[id(parameter)], take_values(parameter)
+                for name, parameter in unit.parameters:
+                    initial = take_values(parameter)
+                    if attach.is_placeholder(initial):
+                        raise _abi.FailedPrecondition(
+                            f"parameter {name} has no values, since an engine that had them was closed: load_state_dict(..., "
+                            "assign=True) gives it new ones"
+                        )
+                    yield self._attached.tensors[id(parameter)], initial
                 self._attached.hide(index)
 
         with torch.no_grad():
@@ -193,6 +211,7 @@ class Engine(torch.nn.Module):
 
     def forward(self, *args, **kwargs):
         self._check_open()
+        self._attached.settle()
         self._end_iteration()
         training = self.module.training and torch.is_grad_enabled()
         boundary = training and self.is_gradient_accumulation_boundary()
@@ -204,7 +223,7 @@ class Engine(torch.nn.Module):
             with self._attached.saved_tensors_hooks():
                 result = self.module(*args, **kwargs)
         except BaseException:
-            self._attached.end_backward()
+            self._attached.settle()
             self._end_iteration()
             raise
         finally:
@@ -219,13 +238,11 @@ class Engine(torch.nn.Module):
         if scale_wrt_gas and self.config.accumulation > 1:
             loss = loss / self.config.accumulation
         scale = self.runtime.loss_scale()
-        self._attached.begin_backward()
         try:
-            (loss * scale if scale != 1.0 else loss).backward(retain_graph=retain_graph)
+            (loss.float() * scale if scale != 1.0 else loss).backward(retain_graph=retain_graph)
         finally:
-            self._attached.end_backward()
+            self._attached.settle()
             self._end_iteration()
-        self._backward_done = True
         return loss.detach()
 
     def step(self, lr_kwargs=None):
@@ -236,10 +253,13 @@ class Engine(torch.nn.Module):
         self._applied = False
         if not boundary:
             return
-        self._attached.finish_gradients()
-        result = self.runtime.step([_group(g) for g in self.optimizer.param_groups], self.config.clip_norm)
+        self._attached.settle()
+        self._end_iteration()
+        self.runtime.lent.finish()
+        result = self.runtime.step(self._hyperparameters(), self.config.clip_norm)
         self._grad_norm = result.grad_norm
         self._applied = bool(result.applied)
+        self._attached.gradients_used(updated=self._applied)
         self.global_steps += 1
         if not self._applied:
             self.skipped_steps += 1
@@ -249,6 +269,13 @@ class Engine(torch.nn.Module):
             self.lr_scheduler.step()
 
     lr_scheduler = None
+
+    def _hyperparameters(self):
+        """By tensor."""
+        groups = {id(group): _group(group) for group in self.optimizer.param_groups}
+        any_group = next(iter(groups.values()))  # of tensors that have none: they have no gradient either
+        of_tensor = self.optimizer.group_of
+        return [groups.get(id(of_tensor.get(id(p))), any_group) for unit in self._units for _, p in unit.parameters]
 
     def _end_iteration(self):
         if self._iteration_open:
@@ -260,8 +287,10 @@ class Engine(torch.nn.Module):
             raise _abi.FailedPrecondition("this engine was closed")
 
     def zero_grad(self, set_to_none=True):
-        self._attached.finish_gradients()
+        self.runtime.lent.finish()
         self.runtime.zero_grad()
+        self._attached.gradients_used(updated=False)
+        self.module.zero_grad(set_to_none)
 
     def is_gradient_accumulation_boundary(self):
         return (self.micro_steps + 1) % self.config.accumulation == 0
@@ -298,26 +327,6 @@ class Engine(torch.nn.Module):
         return self
 
     # ---- Values
-
-    def _fill_state_dict(self, module, state_dict, prefix, local_metadata):
-        wanted = {prefix + name: (number, shape) for name, number, shape in self._names}
-        requests = [(k, *wanted[k]) for k in state_dict if k in wanted]
-        state_dict.update(values.read_all(self.runtime, requests, _abi.PARAM, self.dtype))
-        # Tied parameters appear under further names.
-        numbers = self._attached.tensors
-        by_number = {}
-        for key, value in state_dict.items():
-            if key in wanted:
-                by_number[wanted[key][0]] = value
-        for name, parameter in module.named_parameters(remove_duplicate=False):
-            key = prefix + name
-            if key in state_dict and key not in wanted and id(parameter) in numbers:
-                number = numbers[id(parameter)]
-                if number not in by_number:
-                    by_number.update(
-                        {number: values.read_all(self.runtime, [(0, number, parameter.shape)], _abi.PARAM, self.dtype)[0]}
-                    )
-                state_dict[key] = by_number[number]
 
     def module_state_dict(self):
         """The model's state_dict: exact copies of the compute parameters, after all updates."""
@@ -356,7 +365,7 @@ class Engine(torch.nn.Module):
 
     def synchronize(self):
         """Waits until every update and write under way has ended."""
-        self._attached.finish_gradients()
+        self.runtime.lent.finish()
         self.runtime.drain()
 
     def write_trace(self, path):
@@ -365,14 +374,12 @@ class Engine(torch.nn.Module):
         self.runtime.trace_write(path)
 
     def close(self):
-        """Ends the runtime. The model keeps placeholders; read values before."""
+        """Ends the runtime. The model keeps placeholders, and its hooks raise; read values before."""
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
-        for name in ("_attached", "_state_dict_hook"):  # missing after a failed __init__
-            if name in self.__dict__:
-                self.__dict__[name].remove()
-        self.runtime.close()
+        if "runtime" in self.__dict__:  # not after a failed __init__
+            self.runtime.close()
 
     destroy = close
 
@@ -407,15 +414,15 @@ def _choice(name, value, choices):
 
 
 def _group(group):
-    return {
-        "lr": float(group["lr"]),
-        "beta1": group["betas"][0],
-        "beta2": group["betas"][1],
-        "eps": group["eps"],
-        "weight_decay": group["weight_decay"],
-        "l2_decay": int(group["l2_decay"]),
-        "bias_correction": int(group["bias_correction"]),
-    }
+    return _abi.Group(
+        lr=float(group["lr"]),
+        beta1=float(group["betas"][0]),
+        beta2=float(group["betas"][1]),
+        eps=group["eps"],
+        weight_decay=group["weight_decay"],
+        l2_decay=int(group["l2_decay"]),
+        bias_correction=int(group["bias_correction"]),
+    )
 
 
 @atexit.register

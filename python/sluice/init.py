@@ -9,6 +9,7 @@ memory in construction order, so the same seed gives the same weights as without
 import collections
 import os
 import tempfile
+import weakref
 
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -33,23 +34,31 @@ class Spool:
         self._end = 0
         self._resident = collections.OrderedDict()  # id -> Parameter, least recently used first
         self._resident_bytes = 0
-        self._places = {}  # id -> (Parameter, offset)
+        self._places = {}  # id -> (weak reference to the Parameter, offset)
 
     def track(self, parameter):
-        if id(parameter) in self._resident or id(parameter) in self._places:
+        if id(parameter) in self._resident or parameter in self:
             return
         self._resident[id(parameter)] = parameter
         self._resident_bytes += parameter.nbytes
         self._shrink()
 
+    def seal(self):
+        """The model is built: those still in RAM are left to it."""
+        self._resident.clear()
+
     def __contains__(self, parameter):
-        return id(parameter) in self._places
+        return id(parameter) in self._places and self._places[id(parameter)][0]() is parameter
+
+    @property
+    def empty(self):
+        return all(reference() is None for reference, _ in self._places.values())
 
     def touch(self, parameter):
         """Brings the parameter's values back if they are in the file."""
         if id(parameter) in self._resident:
             self._resident.move_to_end(id(parameter))
-        elif id(parameter) in self._places:
+        elif parameter in self:
             parameter.data = self._read(parameter)
             del self._places[id(parameter)]
             self._resident[id(parameter)] = parameter
@@ -58,13 +67,9 @@ class Spool:
 
     def take(self, parameter):
         """The parameter's values, for good: the caller has them now."""
-        if id(parameter) in self._places:
-            values = self._read(parameter)
-            del self._places[id(parameter)]
-            return values
-        if self._resident.pop(id(parameter), None) is not None:
-            self._resident_bytes -= parameter.nbytes
-        return parameter.data
+        values = self._read(parameter)
+        del self._places[id(parameter)]
+        return values
 
     def _shrink(self, keep=None):
         while self._resident_bytes > self._limit and len(self._resident) > 1:
@@ -84,7 +89,7 @@ class Spool:
             n = os.pwrite(self._fd, data[: 8 << 20], self._end)
             data = data[n:]
             self._end += n
-        self._places[id(parameter)] = (parameter, offset)
+        self._places[id(parameter)] = (weakref.ref(parameter), offset)
         parameter.data = placeholder(parameter.shape, parameter.dtype)
 
     def _read(self, parameter):
@@ -157,6 +162,7 @@ class init:
     def __exit__(self, *exception):
         self._mode.__exit__(*exception)
         self._hook.remove()
+        self._spool.seal()
         _spools.append(self._spool)
         return False
 
@@ -170,4 +176,5 @@ def take_values(parameter):
 
 
 def forget_spools():
-    _spools.clear()
+    """Drops those whose values were all taken, or whose models are gone."""
+    _spools[:] = [spool for spool in _spools if not spool.empty]

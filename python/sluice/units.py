@@ -21,7 +21,7 @@ class Unit:
 
 @dataclasses.dataclass
 class Bracket:
-    """While `module` computes forward, the units with these indices are in HBM."""
+    """While `module` computes forward, the units with these indices are in HBM; and what else it looks up."""
 
     module: torch.nn.Module
     units: list
@@ -40,9 +40,7 @@ def partition(root, target_elements):
             unit_of[id(parameter)] = len(units)
         if fresh:
             units.append(Unit(name or "(root)", fresh))
-        used = sorted({unit_of[id(p)] for _, p in named_parameters})
-        if used:
-            brackets.append(Bracket(module, used))
+        brackets.append(Bracket(module, sorted({unit_of[id(p)] for _, p in named_parameters})))
 
     def visit(name, module):
         prefix = name + "." if name else ""

@@ -1,0 +1,31 @@
+"""What the Python tests share. One thread of PyTorch's: bits are compared from run to run."""
+
+import pathlib
+import sys
+
+import pytest
+import torch
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "python"))
+
+import sluice  # noqa: E402  the path comes first
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def engines(tmp_path):
+    """engines(model, config, **more) -> an engine that is closed when the test ends. "NVMe" is the test's directory."""
+    made = []
+
+    def make(model, config, **more):
+        made.append(sluice.initialize(model=model, config=config, **more)[0])
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.close()
