@@ -34,9 +34,10 @@ absl::StatusOr<ModelLayout> ModelLayout::Make(const ModelSpec& spec, int64_t chu
                                                     tensor.name, tensor.unit.value(),
                                                     layout.units_.size()));
     }
-    if (tensor.elements <= 0 || tensor.elements > (int64_t{1} << 48)) {
+    if (tensor.elements <= 0 || tensor.elements > kElementsMax - layout.parameter_count_) {
       return absl::InvalidArgumentError(
-          fmt::format("tensor '{}' has {} elements; it must have at least one and fewer than 2^48",
+          fmt::format("tensor '{}' has {} elements; it must have at least one, and all tensors "
+                      "together at most 2^40",
                       tensor.name, tensor.elements));
     }
     UnitLayout& unit = layout.units_[tensor.unit.value()];
@@ -56,14 +57,14 @@ absl::StatusOr<ModelLayout> ModelLayout::Make(const ModelSpec& spec, int64_t chu
       return absl::InvalidArgumentError(
           fmt::format("unit '{}' has no tensors", layout.units_[u].name));
     }
-    layout.CutIntoChunks(UnitIndex(u));
+    SLUICE_RETURN_IF_ERROR(layout.CutIntoChunks(UnitIndex(u)));
   }
   return layout;
 }
 
 // Takes cells one by one; a cell that would make the chunk longer than chunk_elements_ begins the
 // next.
-void ModelLayout::CutIntoChunks(UnitIndex unit_index) {
+absl::Status ModelLayout::CutIntoChunks(UnitIndex unit_index) {
   UnitLayout& unit = units_[unit_index.value()];
   unit.first_chunk = static_cast<uint32_t>(chunks_.size());
   for (TensorIndex t : unit.tensors) {
@@ -73,6 +74,10 @@ void ModelLayout::CutIntoChunks(UnitIndex unit_index) {
       const int64_t at = tensor.offset + begin;
       const bool fits = chunks_.size() > unit.first_chunk &&
                         at + length - chunks_.back().offset <= chunk_elements_;
+      if (!fits && chunks_.size() == kChunksMax) {
+        return absl::InvalidArgumentError(fmt::format(
+            "more than {} chunks: raise chunk_elements, which is {}", kChunksMax, chunk_elements_));
+      }
       if (!fits) {
         chunks_.push_back({.unit = unit_index,
                            .offset = at,
@@ -96,6 +101,7 @@ void ModelLayout::CutIntoChunks(UnitIndex unit_index) {
     }
   }
   unit.chunk_count = static_cast<uint32_t>(chunks_.size()) - unit.first_chunk;
+  return absl::OkStatus();
 }
 
 }  // namespace sluice

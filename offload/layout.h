@@ -23,7 +23,9 @@
 
 namespace sluice {
 
-inline constexpr int64_t kTensorAlignment = 64;  // elements
+inline constexpr int64_t kTensorAlignment = 64;            // elements
+inline constexpr int64_t kElementsMax = int64_t{1} << 40;  // of all tensors together
+inline constexpr size_t kChunksMax = size_t{1} << 24;
 
 // What the caller says of the model.
 struct ModelSpec {
@@ -79,7 +81,8 @@ struct UnitLayout {
 class ModelLayout {
  public:
   // `chunk_elements`: a multiple of kCellElements, the most a chunk may span.
-  // Errors: InvalidArgument naming the unit or tensor (no tensors, no elements, unknown unit).
+  // Errors: InvalidArgument naming the unit or tensor (no tensors, no elements, unknown unit), or
+  // for more than kElementsMax elements or kChunksMax chunks.
   static absl::StatusOr<ModelLayout> Make(const ModelSpec& spec, int64_t chunk_elements);
 
   std::span<const UnitLayout> units() const { return units_; }
@@ -97,7 +100,7 @@ class ModelLayout {
   int64_t parameter_count() const { return parameter_count_; }  // without gaps
 
  private:
-  void CutIntoChunks(UnitIndex unit);
+  absl::Status CutIntoChunks(UnitIndex unit);
 
   int64_t chunk_elements_ = 0;
   int64_t cell_count_ = 0;
