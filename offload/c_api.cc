@@ -49,18 +49,19 @@ const char* sluice_last_error(void) { return LastError().c_str(); }
 sluice_status sluice_model_create(sluice_model* model) {
   return Guarded([&]() -> absl::Status {
     SLUICE_RETURN_IF_ERROR(NotNull(model, "model"));
-    *model = Models().Add(std::make_shared<ModelSpec>());
+    *model = Models().Add(std::make_shared<Model>());
     return absl::OkStatus();
   });
 }
 
 sluice_status sluice_model_add_unit(sluice_model model, const char* name, uint32_t* unit) {
   return Guarded([&]() -> absl::Status {
-    SLUICE_ASSIGN_OR_RETURN(const auto spec, Models().Get(model, "model"));
+    SLUICE_ASSIGN_OR_RETURN(const auto found, Models().Get(model, "model"));
     SLUICE_RETURN_IF_ERROR(NotNull(name, "name"));
     SLUICE_RETURN_IF_ERROR(NotNull(unit, "unit"));
-    spec->units.push_back({.name = name});
-    *unit = static_cast<uint32_t>(spec->units.size() - 1);
+    const std::lock_guard lock(found->mutex);
+    found->spec.units.push_back({.name = name});
+    *unit = static_cast<uint32_t>(found->spec.units.size() - 1);
     return absl::OkStatus();
   });
 }
@@ -68,20 +69,22 @@ sluice_status sluice_model_add_unit(sluice_model model, const char* name, uint32
 sluice_status sluice_model_add_tensor(sluice_model model, uint32_t unit, const char* name,
                                       int64_t elements, uint32_t group, uint32_t* tensor) {
   return Guarded([&]() -> absl::Status {
-    SLUICE_ASSIGN_OR_RETURN(const auto spec, Models().Get(model, "model"));
+    SLUICE_ASSIGN_OR_RETURN(const auto found, Models().Get(model, "model"));
     SLUICE_RETURN_IF_ERROR(NotNull(name, "name"));
     SLUICE_RETURN_IF_ERROR(NotNull(tensor, "tensor"));
-    if (unit >= spec->units.size()) {
+    const std::lock_guard lock(found->mutex);
+    ModelSpec& spec = found->spec;
+    if (unit >= spec.units.size()) {
       return absl::InvalidArgumentError(
-          fmt::format("unit {} does not exist; there are {}", unit, spec->units.size()));
+          fmt::format("unit {} does not exist; there are {}", unit, spec.units.size()));
     }
     if (elements <= 0) {
       return absl::InvalidArgumentError(
           fmt::format("tensor '{}' has {} elements; it must have at least one", name, elements));
     }
-    spec->tensors.push_back(
+    spec.tensors.push_back(
         {.name = name, .unit = UnitIndex(unit), .elements = elements, .group = group});
-    *tensor = static_cast<uint32_t>(spec->tensors.size() - 1);
+    *tensor = static_cast<uint32_t>(spec.tensors.size() - 1);
     return absl::OkStatus();
   });
 }
@@ -93,9 +96,9 @@ sluice_status sluice_model_destroy(sluice_model model) {
 sluice_status sluice_plan(sluice_model model, const sluice_options* options, char* json,
                           size_t capacity, size_t* needed) {
   return Guarded([&]() -> absl::Status {
-    SLUICE_ASSIGN_OR_RETURN(const auto spec, Models().Get(model, "model"));
+    SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, SpecOf(model));
     SLUICE_ASSIGN_OR_RETURN(const RuntimeConfig config, ToConfig(options));
-    SLUICE_ASSIGN_OR_RETURN(const Plan plan, MakePlan(*spec, config));
+    SLUICE_ASSIGN_OR_RETURN(const Plan plan, MakePlan(spec, config));
     return WriteText(PlacementJson(plan.layout, plan.placement, plan.budgets, config.placement),
                      json, capacity, needed);
   });
@@ -105,9 +108,9 @@ sluice_status sluice_runtime_create(sluice_model model, const sluice_options* op
                                     sluice_runtime* runtime) {
   return Guarded([&]() -> absl::Status {
     SLUICE_RETURN_IF_ERROR(NotNull(runtime, "runtime"));
-    SLUICE_ASSIGN_OR_RETURN(const auto spec, Models().Get(model, "model"));
+    SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, SpecOf(model));
     SLUICE_ASSIGN_OR_RETURN(const RuntimeConfig config, ToConfig(options));
-    SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Runtime> made, MakeRuntime(*spec, config));
+    SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Runtime> made, MakeRuntime(spec, config));
     *runtime = AddRuntime(std::move(made));
     return absl::OkStatus();
   });
@@ -183,10 +186,12 @@ sluice_status sluice_tensor_query(sluice_runtime runtime, uint32_t tensor,
     SLUICE_RETURN_IF_ERROR(CheckStruct(info, "info"));
     SLUICE_RETURN_IF_ERROR(CheckTensor(*r, tensor));
     const TensorLayout& t = r->layout().tensors()[tensor];
-    info->unit = t.unit.value();
-    info->elements = t.elements;
-    info->offset = t.offset;
-    info->step = r->tensor_step(TensorIndex(tensor));
+    WriteStruct({.struct_size = 0,
+                 .unit = t.unit.value(),
+                 .elements = t.elements,
+                 .offset = t.offset,
+                 .step = r->tensor_step(TensorIndex(tensor))},
+                info);
     return absl::OkStatus();
   });
 }
@@ -239,9 +244,11 @@ sluice_status sluice_last_step(sluice_runtime runtime, sluice_step_result* resul
     SLUICE_ASSIGN_OR_RETURN(const auto r, Runtimes().Get(runtime, "runtime"));
     SLUICE_RETURN_IF_ERROR(CheckStruct(result, "result"));
     const StepResult last = r->last_step();
-    result->grad_norm = last.grad_norm;
-    result->applied = last.applied ? 1 : 0;
-    result->loss_scale = last.loss_scale;
+    WriteStruct({.struct_size = 0,
+                 .grad_norm = last.grad_norm,
+                 .applied = last.applied ? 1 : 0,
+                 .loss_scale = last.loss_scale},
+                result);
     return absl::OkStatus();
   });
 }
@@ -285,21 +292,23 @@ sluice_status sluice_report(sluice_runtime runtime, char* json, size_t capacity,
   });
 }
 
-sluice_status sluice_floor(sluice_runtime runtime, const sluice_rates* rates,
+sluice_status sluice_floor(sluice_runtime runtime, const sluice_rates* given,
                            sluice_floor_terms* terms) {
   return Guarded([&]() -> absl::Status {
     SLUICE_ASSIGN_OR_RETURN(const auto r, Runtimes().Get(runtime, "runtime"));
-    SLUICE_RETURN_IF_ERROR(CheckStruct(rates, "rates"));
+    constexpr sluice_rates kDefaults = {.struct_size = sizeof(sluice_rates), .shared_cores = 1};
+    SLUICE_ASSIGN_OR_RETURN(const sluice_rates rates, ReadStruct(given, kDefaults, "rates"));
     SLUICE_RETURN_IF_ERROR(CheckStruct(terms, "terms"));
-    const FloorTerms t = Floor(r->Traffic(), {.forward_seconds = rates->forward_seconds,
-                                              .backward_seconds = rates->backward_seconds,
-                                              .nvme_bytes = rates->nvme_bytes,
-                                              .update_elements = rates->update_elements,
-                                              .checksum_bytes = rates->checksum_bytes,
-                                              .copy_bytes = rates->copy_bytes,
-                                              .shared_cores = rates->shared_cores != 0});
-    *terms = {terms->struct_size, t.total,    t.forward, t.backward, t.io,
-              t.update,           t.checksum, t.copies,  t.gradients};
+    const FloorTerms t = Floor(r->Traffic(), {.forward_seconds = rates.forward_seconds,
+                                              .backward_seconds = rates.backward_seconds,
+                                              .nvme_bytes = rates.nvme_bytes,
+                                              .update_elements = rates.update_elements,
+                                              .checksum_bytes = rates.checksum_bytes,
+                                              .copy_bytes = rates.copy_bytes,
+                                              .shared_cores = rates.shared_cores != 0});
+    WriteStruct(
+        {0, t.total, t.forward, t.backward, t.io, t.update, t.checksum, t.copies, t.gradients},
+        terms);
     return absl::OkStatus();
   });
 }
@@ -325,6 +334,11 @@ sluice_status sluice_trace_span(sluice_runtime runtime, const char* name, int64_
   return Guarded([&]() -> absl::Status {
     SLUICE_ASSIGN_OR_RETURN(const auto r, Runtimes().Get(runtime, "runtime"));
     SLUICE_RETURN_IF_ERROR(NotNull(name, "name"));
+    if (begin_ns < 0 || end_ns < begin_ns) {
+      return absl::InvalidArgumentError(
+          fmt::format("a span from {} to {} ns: it must begin at 0 or later and not end before",
+                      begin_ns, end_ns));
+    }
     r->RecordCallerSpan(name, Nanos(begin_ns), Nanos(end_ns));
     return absl::OkStatus();
   });

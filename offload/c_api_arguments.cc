@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <mutex>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "core/status.h"
 #include "fmt/format.h"
@@ -17,6 +19,16 @@ namespace sluice::c_api {
 namespace {
 
 thread_local std::string last_error;
+
+// Of fields that an older caller's groups lack.
+constexpr sluice_group kGroupDefaults = {.struct_size = sizeof(sluice_group),
+                                         .lr = 1e-3,
+                                         .beta1 = 0.9,
+                                         .beta2 = 0.999,
+                                         .eps = 1e-8,
+                                         .weight_decay = 0,
+                                         .l2_decay = 0,
+                                         .bias_correction = 1};
 
 sluice_status CodeOf(const absl::Status& status) {
   switch (status.code()) {
@@ -43,18 +55,35 @@ sluice_status CodeOf(const absl::Status& status) {
 
 }  // namespace
 
-Handles<ModelSpec>& Models() {
-  static auto* models = new Handles<ModelSpec>;
+Handles<Model>& Models() {
+  static auto* models = new Handles<Model>('M');
   return *models;
 }
 Handles<Runtime>& Runtimes() {
-  static auto* runtimes = new Handles<Runtime>;
-  // A fork must not catch the table locked.
-  static const int registered =
-      pthread_atfork([] { Runtimes().mutex()->lock(); }, [] { Runtimes().mutex()->unlock(); },
-                     [] { Runtimes().mutex()->unlock(); });
-  (void)registered;
+  static auto* runtimes = new Handles<Runtime>('R');
   return *runtimes;
+}
+
+namespace {
+
+void Lock() {
+  Models().mutex()->lock();
+  Runtimes().mutex()->lock();
+}
+void Unlock() {
+  Runtimes().mutex()->unlock();
+  Models().mutex()->unlock();
+}
+
+// A fork must not catch a table locked. (While the library is loaded: before anybody can have it.)
+[[maybe_unused]] const int kForkRegistered = pthread_atfork(&Lock, &Unlock, &Unlock);
+
+}  // namespace
+
+absl::StatusOr<ModelSpec> SpecOf(sluice_model model) {
+  SLUICE_ASSIGN_OR_RETURN(const auto found, Models().Get(model, "model"));
+  const std::lock_guard lock(found->mutex);
+  return found->spec;
 }
 
 absl::Status NotNull(const void* pointer, const char* name) {
@@ -103,17 +132,26 @@ absl::Status WriteText(const std::string& text, char* out, size_t capacity, size
   return absl::OkStatus();
 }
 
-absl::StatusOr<StepRequest> ToStepRequest(const sluice_step_args* args, const Runtime& runtime) {
-  SLUICE_RETURN_IF_ERROR(CheckStruct(args, "args"));
-  SLUICE_RETURN_IF_ERROR(NotNull(args->groups, "args.groups"));
-  StepRequest request{.groups = {}, .clip_norm = args->clip_norm};
-  if (!(args->clip_norm >= 0) || std::isinf(args->clip_norm)) {
+absl::StatusOr<StepRequest> ToStepRequest(const sluice_step_args* given, const Runtime& runtime) {
+  SLUICE_ASSIGN_OR_RETURN(const sluice_step_args args, ReadStruct(given, {}, "args"));
+  SLUICE_RETURN_IF_ERROR(NotNull(args.groups, "args.groups"));
+  SLUICE_RETURN_IF_ERROR(CheckRange(args.group_count, 1, 1 << 20, "args.group_count"));
+  StepRequest request{.groups = {}, .clip_norm = args.clip_norm};
+  if (!(args.clip_norm >= 0) || std::isinf(args.clip_norm)) {
     return absl::InvalidArgumentError(
-        fmt::format("clip_norm is {}; it must be 0 (off) or positive", args->clip_norm));
+        fmt::format("clip_norm is {}; it must be 0 (off) or positive", args.clip_norm));
   }
-  for (uint32_t g = 0; g < args->group_count; ++g) {
-    const sluice_group& group = args->groups[g];
-    SLUICE_RETURN_IF_ERROR(CheckStruct(&group, "group"));
+  // An older caller's groups are shorter, and so are the steps from one to the next.
+  SLUICE_RETURN_IF_ERROR(CheckStruct(args.groups, "group"));
+  const size_t stride = args.groups->struct_size;
+  for (uint32_t g = 0; g < args.group_count; ++g) {
+    const auto* at = reinterpret_cast<const sluice_group*>(
+        reinterpret_cast<const std::byte*>(args.groups) + g * stride);
+    if (at->struct_size != stride) {
+      return absl::InvalidArgumentError(fmt::format(
+          "group {}: struct_size is {}, but {} in the first", g, at->struct_size, stride));
+    }
+    SLUICE_ASSIGN_OR_RETURN(const sluice_group group, ReadStruct(at, kGroupDefaults, "group"));
     const bool sound = std::isfinite(group.lr) && group.lr >= 0 && group.beta1 >= 0 &&
                        group.beta1 < 1 && group.beta2 >= 0 && group.beta2 < 1 && group.eps >= 0 &&
                        std::isfinite(group.weight_decay);
@@ -134,10 +172,10 @@ absl::StatusOr<StepRequest> ToStepRequest(const sluice_step_args* args, const Ru
          .bias_correction = group.bias_correction != 0});
   }
   for (const TensorLayout& tensor : runtime.layout().tensors()) {
-    if (tensor.group < args->group_count) continue;
+    if (tensor.group < args.group_count) continue;
     return absl::InvalidArgumentError(
         fmt::format("tensor '{}' is in group {}, but the step has {} groups", tensor.name,
-                    tensor.group, args->group_count));
+                    tensor.group, args.group_count));
   }
   return request;
 }
@@ -153,56 +191,91 @@ sluice_runtime AddRuntime(std::unique_ptr<Runtime> runtime) {
   return Runtimes().Add(std::shared_ptr<Runtime>(std::move(runtime)));
 }
 
-absl::StatusOr<RuntimeConfig> ToConfig(const sluice_options* options) {
-  SLUICE_RETURN_IF_ERROR(CheckStruct(options, "options"));
-  RuntimeConfig config;
-  SLUICE_ASSIGN_OR_RETURN(config.placement.param_type,
-                          ToFloatType(options->param_dtype, "param_dtype"));
-  SLUICE_ASSIGN_OR_RETURN(config.placement.grad_type,
-                          ToFloatType(options->grad_dtype, "grad_dtype"));
+namespace {
+
+constexpr int64_t kBytesMax = INT64_MAX / 4;
+
+absl::Status CheckAtLeast(double value, double low, const char* name) {
+  if (value >= low && std::isfinite(value)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      fmt::format("{} is {}; it must be finite and at least {}", name, value, low));
+}
+
+absl::StatusOr<LossScaleOptions> ToLossScale(const sluice_options& o) {
+  SLUICE_RETURN_IF_ERROR(CheckAtLeast(o.static_loss_scale, 0, "static_loss_scale"));
+  SLUICE_RETURN_IF_ERROR(CheckRange(o.initial_scale_power, 0, 126, "initial_scale_power"));
+  SLUICE_RETURN_IF_ERROR(CheckRange(o.hysteresis, 1, INT32_MAX, "hysteresis"));
+  SLUICE_RETURN_IF_ERROR(CheckRange(o.loss_scale_window, 1, INT64_MAX, "loss_scale_window"));
+  SLUICE_RETURN_IF_ERROR(CheckAtLeast(o.min_loss_scale, 0, "min_loss_scale"));
+  return LossScaleOptions{.static_scale = o.static_loss_scale,
+                          .initial_scale_power = o.initial_scale_power,
+                          .window = o.loss_scale_window,
+                          .hysteresis = o.hysteresis,
+                          .consecutive_hysteresis = o.consecutive_hysteresis != 0,
+                          .min_scale = o.min_loss_scale};
+}
+
+absl::StatusOr<PlacementOptions> ToPlacement(const sluice_options& o) {
+  PlacementOptions placement;
+  SLUICE_ASSIGN_OR_RETURN(placement.param_type, ToFloatType(o.param_dtype, "param_dtype"));
+  SLUICE_ASSIGN_OR_RETURN(placement.grad_type, ToFloatType(o.grad_dtype, "grad_dtype"));
   SLUICE_RETURN_IF_ERROR(
-      CheckRange(options->lowest_param_tier, SLUICE_HBM, SLUICE_NVME, "lowest_param_tier"));
+      CheckRange(o.lowest_param_tier, SLUICE_HBM, SLUICE_NVME, "lowest_param_tier"));
   SLUICE_RETURN_IF_ERROR(
-      CheckRange(options->lowest_state_tier, SLUICE_HBM, SLUICE_NVME, "lowest_state_tier"));
-  SLUICE_RETURN_IF_ERROR(
-      CheckRange(options->io_engine, SLUICE_IO_AUTO, SLUICE_IO_LIBAIO, "io_engine"));
-  SLUICE_RETURN_IF_ERROR(
-      CheckRange(options->executor, SLUICE_EXECUTOR_TBB, SLUICE_EXECUTOR_THREADS, "executor"));
-  SLUICE_RETURN_IF_ERROR(CheckRange(options->workers, 0, 1024, "workers"));
-  SLUICE_RETURN_IF_ERROR(CheckRange(options->io_depth, 0, 1024, "io_depth"));
-  SLUICE_RETURN_IF_ERROR(CheckRange(options->io_batch, 0, 1024, "io_batch"));
-  SLUICE_RETURN_IF_ERROR(CheckRange(options->nvme_path_count, 0, 256, "nvme_path_count"));
-  SLUICE_RETURN_IF_ERROR(
-      CheckRange(options->chunk_elements, 0, int64_t{1} << 30, "chunk_elements"));
-  config.placement.lowest_param_tier = static_cast<Tier>(options->lowest_param_tier);
-  config.placement.lowest_state_tier = static_cast<Tier>(options->lowest_state_tier);
-  if (options->resident_elements_max >= 0)
-    config.placement.resident_elements_max = options->resident_elements_max;
-  config.budgets = {Bytes(options->hbm_bytes), Bytes(options->pinned_bytes),
-                    Bytes(options->nvme_bytes)};
-  for (uint32_t i = 0; i < options->nvme_path_count; ++i) {
-    SLUICE_RETURN_IF_ERROR(NotNull(options->nvme_paths, "nvme_paths"));
-    SLUICE_RETURN_IF_ERROR(NotNull(options->nvme_paths[i], "nvme_paths[i]"));
-    config.nvme_paths.emplace_back(options->nvme_paths[i]);
+      CheckRange(o.lowest_state_tier, SLUICE_HBM, SLUICE_NVME, "lowest_state_tier"));
+  placement.lowest_param_tier = static_cast<Tier>(o.lowest_param_tier);
+  placement.lowest_state_tier = static_cast<Tier>(o.lowest_state_tier);
+  if (o.resident_elements_max >= 0) placement.resident_elements_max = o.resident_elements_max;
+  return placement;
+}
+
+absl::StatusOr<std::vector<std::string>> ToPaths(const sluice_options& o) {
+  SLUICE_RETURN_IF_ERROR(CheckRange(o.nvme_path_count, 0, 256, "nvme_path_count"));
+  std::vector<std::string> paths;
+  for (uint32_t i = 0; i < o.nvme_path_count; ++i) {
+    SLUICE_RETURN_IF_ERROR(NotNull(o.nvme_paths, "nvme_paths"));
+    SLUICE_RETURN_IF_ERROR(NotNull(o.nvme_paths[i], "nvme_paths[i]"));
+    paths.emplace_back(o.nvme_paths[i]);
   }
+  return paths;
+}
+
+}  // namespace
+
+absl::StatusOr<RuntimeConfig> ToConfig(const sluice_options* given) {
+  SLUICE_ASSIGN_OR_RETURN(const sluice_options o,
+                          ReadStruct(given, SLUICE_OPTIONS_INIT, "options"));
+  RuntimeConfig config;
+  SLUICE_ASSIGN_OR_RETURN(config.placement, ToPlacement(o));
+  SLUICE_ASSIGN_OR_RETURN(config.loss_scale, ToLossScale(o));
+  SLUICE_ASSIGN_OR_RETURN(config.nvme_paths, ToPaths(o));
+  SLUICE_RETURN_IF_ERROR(CheckRange(o.hbm_bytes, -1, kBytesMax, "hbm_bytes"));
+  SLUICE_RETURN_IF_ERROR(CheckRange(o.pinned_bytes, -1, kBytesMax, "pinned_bytes"));
+  SLUICE_RETURN_IF_ERROR(CheckRange(o.nvme_bytes, -1, kBytesMax, "nvme_bytes"));
+  SLUICE_RETURN_IF_ERROR(CheckRange(o.io_engine, SLUICE_IO_AUTO, SLUICE_IO_LIBAIO, "io_engine"));
+  SLUICE_RETURN_IF_ERROR(
+      CheckRange(o.executor, SLUICE_EXECUTOR_TBB, SLUICE_EXECUTOR_THREADS, "executor"));
+  SLUICE_RETURN_IF_ERROR(CheckRange(o.workers, 0, 1024, "workers"));
+  SLUICE_RETURN_IF_ERROR(CheckRange(o.io_depth, 0, 1024, "io_depth"));
+  SLUICE_RETURN_IF_ERROR(CheckRange(o.io_batch, 0, 1024, "io_batch"));
+  SLUICE_RETURN_IF_ERROR(CheckRange(o.chunk_elements, 0, int64_t{1} << 30, "chunk_elements"));
+  SLUICE_RETURN_IF_ERROR(CheckAtLeast(o.link_bytes_per_second, 0, "link_bytes_per_second"));
+  SLUICE_RETURN_IF_ERROR(
+      CheckRange(static_cast<int64_t>(std::min(o.trace_spans_max, uint64_t{1} << 62)), 0, 1 << 26,
+                 "trace_spans_max"));
+  config.budgets = {Bytes(o.hbm_bytes), Bytes(o.pinned_bytes), Bytes(o.nvme_bytes)};
   constexpr IoEngineKind kEngines[] = {IoEngineKind::kAuto, IoEngineKind::kIoUring,
                                        IoEngineKind::kThreads, IoEngineKind::kLibaio};
-  config.engine = kEngines[options->io_engine];
-  if (options->io_depth > 0) config.io.in_flight_max = options->io_depth;
-  if (options->io_batch > 0) config.io.submit_batch_max = options->io_batch;
+  config.engine = kEngines[o.io_engine];
+  if (o.io_depth > 0) config.io.in_flight_max = o.io_depth;
+  if (o.io_batch > 0) config.io.submit_batch_max = o.io_batch;
   config.executor =
-      options->executor == SLUICE_EXECUTOR_THREADS ? ExecutorKind::kThreads : ExecutorKind::kTbb;
-  config.workers = options->workers;
-  config.chunk_elements = options->chunk_elements;
-  config.loss_scale = {.static_scale = options->static_loss_scale,
-                       .initial_scale_power = options->initial_scale_power,
-                       .window = options->loss_scale_window,
-                       .hysteresis = options->hysteresis,
-                       .consecutive_hysteresis = options->consecutive_hysteresis != 0,
-                       .min_scale = options->min_loss_scale};
-  config.link_bytes_per_second = options->link_bytes_per_second;
-  config.overlap = options->overlap != 0;
-  config.trace_spans_max = options->trace_spans_max;
+      o.executor == SLUICE_EXECUTOR_THREADS ? ExecutorKind::kThreads : ExecutorKind::kTbb;
+  config.workers = o.workers;
+  config.chunk_elements = o.chunk_elements;
+  config.link_bytes_per_second = o.link_bytes_per_second;
+  config.overlap = o.overlap != 0;
+  config.trace_spans_max = o.trace_spans_max;
   return config;
 }
 

@@ -11,7 +11,9 @@
 #include <sys/types.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <exception>
 #include <map>
 #include <memory>
@@ -48,6 +50,9 @@ sluice_status Guarded(Body body) {
 template <typename T>
 class Handles {
  public:
+  // `kind` is the top byte of every handle, so that one of another kind is never taken for ours.
+  explicit Handles(uint8_t kind) : next_((uint64_t{kind} << 56) + 1) {}
+
   uint64_t Add(std::shared_ptr<T> object) {
     const std::lock_guard lock(mutex_);
     const uint64_t handle = next_++;
@@ -56,6 +61,22 @@ class Handles {
   }
   absl::StatusOr<std::shared_ptr<T>> Get(uint64_t handle, const char* kind) {
     const std::lock_guard lock(mutex_);
+    return Find(handle, kind);
+  }
+  absl::StatusOr<std::shared_ptr<T>> Remove(uint64_t handle, const char* kind) {
+    const std::lock_guard lock(mutex_);
+    SLUICE_ASSIGN_OR_RETURN(std::shared_ptr<T> object, Find(handle, kind));
+    objects_.erase(handle);
+    return object;
+  }
+  std::mutex* mutex() { return &mutex_; }
+
+ private:
+  struct Entry {
+    std::shared_ptr<T> object;
+    pid_t pid = 0;
+  };
+  absl::StatusOr<std::shared_ptr<T>> Find(uint64_t handle, const char* kind) const {
     const auto it = objects_.find(handle);
     if (it == objects_.end()) {
       return absl::InvalidArgumentError(
@@ -68,27 +89,22 @@ class Handles {
     }
     return it->second.object;
   }
-  absl::StatusOr<std::shared_ptr<T>> Remove(uint64_t handle, const char* kind) {
-    SLUICE_ASSIGN_OR_RETURN(std::shared_ptr<T> object, Get(handle, kind));
-    const std::lock_guard lock(mutex_);
-    objects_.erase(handle);
-    return object;
-  }
-  std::mutex* mutex() { return &mutex_; }
 
- private:
-  struct Entry {
-    std::shared_ptr<T> object;
-    pid_t pid = 0;
-  };
   std::mutex mutex_;
-  uint64_t next_ = 0x51;  // handles of either kind differ from small numbers, and are never reused
+  uint64_t next_;  // never reused
   std::map<uint64_t, Entry> objects_;
 };
 
+// A model being described, by any number of threads.
+struct Model {
+  std::mutex mutex;
+  ModelSpec spec;  // guarded by mutex
+};
+
 // Never destroyed: a child of fork, or a thread that outlives main, must find them.
-Handles<ModelSpec>& Models();
+Handles<Model>& Models();
 Handles<Runtime>& Runtimes();
+absl::StatusOr<ModelSpec> SpecOf(sluice_model model);  // as described so far
 sluice_runtime AddRuntime(std::unique_ptr<Runtime> runtime);
 
 // Errors of all that follow: InvalidArgument naming the argument, its value and what it may be.
@@ -99,13 +115,35 @@ absl::Status CheckElements(const Runtime& runtime, uint32_t tensor, int64_t elem
 absl::Status CheckRange(int64_t value, int64_t low, int64_t high, const char* name);
 absl::StatusOr<FloatType> ToFloatType(int32_t dtype, const char* name);
 
-// Any struct of a caller: at least as long as this version's, so nothing is read that isn't there.
+// Structs of callers may be of an older version, which ends earlier, or of a newer one. Their sizes
+// are multiples of 8, so that none ends inside a field.
 template <typename T>
 absl::Status CheckStruct(const T* value, const char* name) {
   SLUICE_RETURN_IF_ERROR(NotNull(value, name));
-  if (value->struct_size >= sizeof(T) && value->struct_size < 4096) return absl::OkStatus();
-  return absl::InvalidArgumentError(fmt::format("{}.struct_size is {}; set it to sizeof (here {})",
-                                                name, value->struct_size, sizeof(T)));
+  constexpr size_t kShortest = 16;
+  constexpr size_t kLongest = 4096;
+  const size_t size = value->struct_size;
+  if (size >= kShortest && size < kLongest && size % alignof(T) == 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      fmt::format("{}.struct_size is {}; set it to sizeof (here {})", name, size, sizeof(T)));
+}
+
+// What a caller's struct says, and `defaults` where its version ends before this one's.
+template <typename T>
+absl::StatusOr<T> ReadStruct(const T* value, const T& defaults, const char* name) {
+  SLUICE_RETURN_IF_ERROR(CheckStruct(value, name));
+  T known = defaults;
+  std::memcpy(static_cast<void*>(&known), static_cast<const void*>(value),
+              std::min(value->struct_size, sizeof(T)));
+  return known;
+}
+
+// Fills in a caller's struct, which CheckStruct has passed, as far as its version goes.
+template <typename T>
+void WriteStruct(T result, T* value) {
+  result.struct_size = value->struct_size;
+  std::memcpy(static_cast<void*>(value), static_cast<const void*>(&result),
+              std::min(value->struct_size, sizeof(T)));
 }
 
 absl::StatusOr<RuntimeConfig> ToConfig(const sluice_options* options);

@@ -20,9 +20,9 @@ extern "C" SLUICE_API sluice_status sluice_runtime_create_simulated(sluice_model
       new std::vector<std::pair<std::unique_ptr<SimWorld>, std::unique_ptr<MemoryResource>>>;
   static std::mutex mutex;
   return Return([&]() -> absl::Status {
-    SLUICE_ASSIGN_OR_RETURN(const auto spec, Models().Get(model, "model"));
+    SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, SpecOf(model));
     SLUICE_ASSIGN_OR_RETURN(RuntimeConfig config, ToConfig(options));
-    SLUICE_ASSIGN_OR_RETURN(SimRuntime sim, MakeSimRuntime(*spec, config, {.seed = seed}));
+    SLUICE_ASSIGN_OR_RETURN(SimRuntime sim, MakeSimRuntime(spec, config, {.seed = seed}));
     *runtime = AddRuntime(std::move(sim.runtime));
     const std::lock_guard lock(mutex);
     worlds->emplace_back(std::move(sim.world), std::move(sim.memory));

@@ -18,9 +18,10 @@
  * order they are made. Waiting: only sluice_wait waits, at most 100 ms a call. Everything that
  * takes longer gives a ticket. Errors: every function returns a status; sluice_last_error() has the
  * words. After an error in a deferred update the runtime has failed: every further call that reads
- * or advances it returns that first error. Structs: set struct_size to sizeof the struct; fields
- * are only ever appended. SLUICE_..._INIT sets the defaults. No exception crosses this interface,
- * and no other symbol is exported.
+ * or advances it returns that first error. Structs: set struct_size to sizeof the struct. Fields
+ * are only ever appended, at a multiple of 8: a caller built against an older version passes
+ * shorter structs, and what they lack has its default. SLUICE_..._INIT sets the defaults. No
+ * exception crosses this interface, and no other symbol is exported.
  */
 
 #ifndef SLUICE_OFFLOAD_SLUICE_H_
@@ -190,7 +191,7 @@ typedef struct sluice_tensor_info {
   uint32_t unit;
   int64_t elements;
   int64_t offset; /* of the tensor in its unit's view, in elements */
-  int64_t step;   /* updates it has had */
+  int64_t step;   /* updates it has had, as of the last step whose ticket is done */
 } sluice_tensor_info;
 SLUICE_API sluice_status sluice_tensor_query(sluice_runtime runtime, uint32_t tensor,
                                              sluice_tensor_info* info);
