@@ -63,6 +63,7 @@ class Updater {
   void PumpResident();
   bool MayBegin() const;
   ChunkWork* Take(std::deque<ChunkWork*>* idle);
+  void FailWork(const ChunkWork* work, const absl::Status& status);
   void OnRead(ChunkWork* work, const absl::Status& status);
   void BeginCompute(ChunkWork* work);
   void Submit(ChunkWork* work);
