@@ -331,6 +331,7 @@ void Runtime::Fail(const absl::Status& status) {
   }
   const absl::Status first = failure();
   residency_->Fail(first);
+  updater_->Fail();
   for (std::vector<HeldPush>& pushes : held_pushes_) {
     for (const HeldPush& push : std::exchange(pushes, {})) tickets_.Complete(push.ticket, first);
   }
