@@ -85,6 +85,7 @@ INSTANTIATE_TEST_SUITE_P(
                       Walk{SimSeam::kWrite, SimFault::kCorrupt, "WriteIsCorrupt"},
                       Walk{SimSeam::kWrite, SimFault::kLost, "WriteIsLost"},
                       Walk{SimSeam::kWrite, SimFault::kLate, "WriteIsLate"},
+                      Walk{SimSeam::kCopy, SimFault::kError, "CopyFails"},
                       Walk{SimSeam::kCopy, SimFault::kLate, "CopyIsLate"},
                       Walk{SimSeam::kTask, SimFault::kLate, "TaskIsLate"},
                       Walk{SimSeam::kMemory, SimFault::kRefused, "NoMemory"},
