@@ -1,5 +1,6 @@
 #include "core/sim_memory.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -9,8 +10,17 @@
 
 namespace sluice {
 
+SimMemory::~SimMemory() {
+  SLUICE_CHECK_MSG(in_use_ == Bytes(0), "simulated memory was not given back");
+}
+
 absl::StatusOr<MemoryView> SimMemory::Allocate(Bytes size, Bytes alignment) {
   SLUICE_RETURN_IF_ERROR(CheckAllocation(size, alignment));
+  if (faults_ != nullptr && faults_->Next(SimSeam::kMemory) == SimFault::kRefused) {
+    return absl::ResourceExhaustedError(
+        fmt::format("{} ({} bytes) can't be had: the simulation has run out of memory",
+                    FormatBytes(size), size.value()));
+  }
   void* at = nullptr;
   const size_t least = std::max(alignment.size(), sizeof(void*));  // what posix_memalign takes
   if (posix_memalign(&at, least, size.size()) != 0) {
@@ -18,10 +28,14 @@ absl::StatusOr<MemoryView> SimMemory::Allocate(Bytes size, Bytes alignment) {
         fmt::format("{} ({} bytes) can't be had from the heap", FormatBytes(size), size.value()));
   }
   std::memset(at, 0, size.size());
+  in_use_ += size;
   return MemoryView(static_cast<std::byte*>(at), size.size());
 }
 
-void SimMemory::Deallocate(MemoryView memory) { std::free(memory.data()); }
+void SimMemory::Deallocate(MemoryView memory) {
+  in_use_ -= Bytes(static_cast<int64_t>(memory.size()));
+  std::free(memory.data());
+}
 
 std::string SimMemory::description() const { return "heap memory of a simulation"; }
 

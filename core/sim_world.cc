@@ -29,18 +29,16 @@ bool SimWorld::RunNext(Deadline deadline) {
   return true;
 }
 
-// SplitMix64 (Steele, Lea & Flood 2014).
-uint64_t SimWorld::Random() {
-  uint64_t z = (random_state_ += 0x9E3779B97F4A7C15u);
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-  return z ^ (z >> 31);
-}
+uint64_t SimWorld::Random() { return NextRandom(&random_state_); }
 
 uint64_t SimWorld::Uniform(uint64_t low, uint64_t high) {
   SLUICE_CHECK(low <= high);
   const uint64_t range = high - low + 1;
   return range == 0 ? Random() : low + Random() % range;
+}
+
+Nanos SimWorld::Lateness() {
+  return Nanos(static_cast<int64_t>(Uniform(1'000'000'000, 8'000'000'000)));
 }
 
 void SimWorld::Log(std::string_view line) { log_ += fmt::format("{} {}\n", now_.count(), line); }
@@ -50,6 +48,10 @@ namespace {
 class SimExecutor final : public Executor {
  public:
   SimExecutor(SimWorld* world, int workers) : world_(world), workers_(workers) {}
+  ~SimExecutor() override {
+    while ((busy_ > 0 || !waiting_.empty()) && world_->RunNext(kForever)) {
+    }
+  }
 
   void Submit(Task* task) override {
     waiting_.push_back({task, submitted_++});
@@ -71,7 +73,9 @@ class SimExecutor final : public Executor {
       ++busy_;
       const auto percent = static_cast<int64_t>(world_->Uniform(50, 400));
       world_->Log(fmt::format("task {} starts", next.number));
-      world_->At(world_->Now() + next.task->cost() * percent / 100, [this, next] {
+      Nanos takes = next.task->cost() * percent / 100;
+      if (world_->faults()->Next(SimSeam::kTask) == SimFault::kLate) takes += world_->Lateness();
+      world_->At(world_->Now() + takes, [this, next] {
         --busy_;
         world_->Log(fmt::format("task {} ends", next.number));
         {
@@ -94,6 +98,11 @@ class SimDevice final : public Device {
  public:
   SimDevice(const SimDeviceOptions& options, SimWorld* world, MemoryResource* resource)
       : options_(options), world_(world), resource_(resource) {}
+  ~SimDevice() override {
+    const auto busy = [](const Stream& stream) { return stream.busy; };
+    while (std::any_of(streams_.begin(), streams_.end(), busy) && world_->RunNext(kForever)) {
+    }
+  }
 
   absl::StatusOr<Arena> MakeHbmArena(Bytes size) override {
     if (size > options_.hbm_limit) {
@@ -127,10 +136,16 @@ class SimDevice final : public Device {
                                          options_.link_bytes_per_second * 1e9));
     }
     takes += Nanos(static_cast<int64_t>(world_->Uniform(500, 20'000)));
-    world_->At(world_->Now() + takes, [this, stream, op, number = ++ops_] {
-      if (!op->from.empty()) std::memcpy(op->to, op->from.data(), op->from.size());
+    const SimFault fault = world_->faults()->Next(SimSeam::kCopy);
+    if (fault == SimFault::kSilent) return;
+    if (fault == SimFault::kLate) takes += world_->Lateness();
+    world_->At(world_->Now() + takes, [this, stream, op, fault, number = ++ops_] {
+      const bool fails = fault == SimFault::kError;
+      const size_t size = fails ? op->from.size() / 2 : op->from.size();
+      if (size > 0) std::memcpy(op->to, op->from.data(), size);
       op->finished = world_->Now();
-      op->status = absl::OkStatus();
+      op->status = fails ? absl::InternalError(fmt::format("device op {} failed", number))
+                         : absl::OkStatus();
       world_->Log(
           fmt::format("device op {} on stream {} ends", number, static_cast<int>(op->stream)));
       stream->busy = false;

@@ -21,12 +21,13 @@
 #include "core/device.h"
 #include "core/event.h"
 #include "core/executor.h"
+#include "core/sim_faults.h"
 
 namespace sluice {
 
 class SimWorld final : public Clock, public Waker {
  public:
-  explicit SimWorld(uint64_t seed) : random_state_(seed * 2 + 1) {}
+  explicit SimWorld(uint64_t seed) : random_state_(seed * 2 + 1), faults_(seed) {}
 
   TimePoint Now() const override { return now_; }
 
@@ -36,6 +37,7 @@ class SimWorld final : public Clock, public Waker {
   // Runs the next thing that happens, if it happens by `deadline`; otherwise moves the clock to
   // `deadline` (unless that is kForever or has passed) and returns false.
   bool RunNext(Deadline deadline);
+  bool idle() const { return pending_.empty(); }  // nothing will happen by itself
 
   // Set by Wake (an event was posted); cleared by TakeWake.
   void Wake() override { woken_ = true; }
@@ -45,6 +47,10 @@ class SimWorld final : public Clock, public Waker {
   uint64_t Uniform(uint64_t low, uint64_t high);  // inclusive
   bool OneIn(uint64_t n) { return Uniform(1, n) == 1; }
 
+  // What goes wrong, in every seam of this world.
+  SimFaults* faults() { return &faults_; }
+  Nanos Lateness();  // how much longer something that is late takes
+
   // "<now in ns> <line>\n" onto the log.
   void Log(std::string_view line);
   const std::string& log() const { return log_; }
@@ -52,6 +58,7 @@ class SimWorld final : public Clock, public Waker {
  private:
   TimePoint now_{0};
   uint64_t random_state_;
+  SimFaults faults_;
   std::map<std::pair<TimePoint, uint64_t>, std::function<void()>>
       pending_;  // by time, then a random tie-break
   bool woken_ = false;
@@ -59,10 +66,11 @@ class SimWorld final : public Clock, public Waker {
 };
 
 // Workers in virtual time: a task starts when one of `workers` is free, and Run is called when its
-// (jittered) cost has passed.
+// (jittered) cost has passed. The destructor lets the world go on until all have run.
 std::unique_ptr<Executor> MakeSimExecutor(SimWorld* world, int workers);
 
 // Streams in virtual time. A copy reads its source and writes its destination when it completes.
+// The destructor lets the world go on until all have, or nothing happens any more.
 struct SimDeviceOptions {
   double link_bytes_per_second = 16e9;
   Bytes hbm_limit = Bytes(INT64_MAX);

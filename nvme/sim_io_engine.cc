@@ -79,47 +79,63 @@ class SimIoEngine final : public IoEngine {
   void Start(IoOp* op) {
     op->submitted = world_->Now();
     op->transferred = Bytes(0);
-    op->status = absl::OkStatus();
-    if (Place(*op) == nullptr) {
-      op->status = absl::InternalError(fmt::format("{}: outside the simulated file", OpName(*op)));
-    }
-    if (!Aligned(*op)) op->status = ErrnoStatus(EINVAL, OpName(*op));
-    for (const IoOp* other : running_) {
-      if (!Overlaps(*op, *other)) continue;
-      op->status = absl::InternalError(
-          fmt::format("{}: overlaps one in flight, {}", OpName(*op), OpName(*other)));
-    }
+    op->status = Check(*op);
     running_.push_back(op);
+    const SimFault fault =
+        world_->faults()->Next(op->kind == IoKind::kRead ? SimSeam::kRead : SimSeam::kWrite);
+    if (fault == SimFault::kRefused && op->status.ok()) {
+      op->status = ErrnoStatus(EAGAIN, OpName(*op));
+      return End(op, fault);
+    }
     const auto bytes = static_cast<double>(op->memory.size());
     drive_free_ = std::max(drive_free_, world_->Now()) +
                   Nanos(static_cast<int64_t>(bytes / options_.bytes_per_second * 1e9));
     const auto jitter = world_->Uniform(static_cast<uint64_t>(options_.latency_min.count()),
                                         static_cast<uint64_t>(options_.latency_max.count()));
-    const TimePoint end = drive_free_ + Nanos(static_cast<int64_t>(jitter));
+    TimePoint end = drive_free_ + Nanos(static_cast<int64_t>(jitter));
+    if (fault == SimFault::kLate) end += world_->Lateness();
     const auto takes = static_cast<uint64_t>((end - world_->Now()).count());
     const TimePoint touch = world_->Now() + Nanos(static_cast<int64_t>(world_->Uniform(0, takes)));
     // The end is queued by the move, which it must not overtake when both come at one time.
-    world_->At(touch, [this, op, end] {
-      if (op->status.ok()) MoveBytes(op);
-      world_->At(end, [this, op] { End(op); });
+    world_->At(touch, [this, op, end, fault] {
+      if (op->status.ok()) MoveBytes(op, fault);
+      if (fault != SimFault::kSilent) world_->At(end, [this, op, fault] { End(op, fault); });
     });
   }
 
-  void MoveBytes(IoOp* op) {
-    std::byte* place = Place(*op);
-    if (op->kind == IoKind::kRead) {
-      std::memcpy(op->memory.data(), place, op->memory.size());
-    } else {
-      std::memcpy(place, op->memory.data(), op->memory.size());
+  absl::Status Check(const IoOp& op) {
+    if (Place(op) == nullptr)
+      return absl::InternalError(fmt::format("{}: outside the simulated file", OpName(op)));
+    if (!Aligned(op)) return ErrnoStatus(EINVAL, OpName(op));
+    for (const IoOp* other : running_) {
+      if (!Overlaps(op, *other)) continue;
+      return absl::InternalError(
+          fmt::format("{}: overlaps one in flight, {}", OpName(op), OpName(*other)));
     }
-    op->transferred = Bytes(static_cast<int64_t>(op->memory.size()));
+    return absl::OkStatus();
   }
 
-  void End(IoOp* op) {
+  void MoveBytes(IoOp* op, SimFault fault) {
+    op->transferred = Bytes(static_cast<int64_t>(op->memory.size()));
+    if (fault == SimFault::kLost) return;
+    if (fault == SimFault::kShort) op->transferred = op->transferred / 2;
+    const bool read = op->kind == IoKind::kRead;
+    std::byte* const to = read ? op->memory.data() : Place(*op);
+    std::memcpy(to, read ? Place(*op) : op->memory.data(), op->transferred.size());
+    if (fault == SimFault::kCorrupt) {
+      const uint64_t bit = world_->Uniform(0, 8 * op->memory.size() - 1);
+      to[bit / 8] ^= static_cast<std::byte>(1 << bit % 8);
+    }
+  }
+
+  void End(IoOp* op, SimFault fault) {
     op->completed = world_->Now();
-    if (op->status.ok() && options_.fault) {
-      op->status = options_.fault(*op);
-      if (!op->status.ok()) op->transferred = Bytes(0);
+    if (op->status.ok() && fault == SimFault::kError) {
+      op->status = ErrnoStatus(EIO, OpName(*op));
+      op->transferred = Bytes(0);
+    } else if (op->status.ok() && fault == SimFault::kShort) {
+      op->status = absl::DataLossError(fmt::format("{}: nothing more is moved after {} bytes",
+                                                   OpName(*op), op->transferred.value()));
     }
     world_->Log(fmt::format("{} of {} at {}:{} ends", op->kind == IoKind::kRead ? "read" : "write",
                             op->memory.size(), op->file.value(), op->offset.value()));

@@ -3,13 +3,12 @@
 // An IoEngine in virtual time over files that live in RAM. A write takes its bytes from the
 // caller's buffer at a moment drawn between submission and completion, and a read delivers its
 // bytes likewise, so a buffer that is touched while the engine has it shows as wrong data. Poll
-// advances the SimWorld until an operation ends, the world was woken, or the deadline. For tests;
-// not linked into the library.
+// advances the SimWorld until an operation ends, the world was woken, or the deadline. What goes
+// wrong, SimFaults says. For tests; not linked into the library.
 
 #ifndef SLUICE_NVME_SIM_IO_ENGINE_H_
 #define SLUICE_NVME_SIM_IO_ENGINE_H_
 
-#include <functional>
 #include <memory>
 #include <span>
 
@@ -24,9 +23,6 @@ struct SimIoOptions {
   Nanos latency_min = Nanos(50'000);
   Nanos latency_max = Nanos(500'000);
   Bytes alignment{1};  // of memory, offset and length, as of a file with direct I/O
-  // Called as each operation ends, if set; what is not ok fails it. A write that fails so may have
-  // left its bytes on the drive all the same.
-  std::function<absl::Status(const IoOp&)> fault;
 };
 
 // Files of the given sizes, full of a byte pattern. An operation that overlaps one in flight in the

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "core/status.h"
+#include "fmt/format.h"
 
 namespace sluice {
 
@@ -153,6 +154,10 @@ void Fetcher::End(UnitFetch* fetch) {
   --active_;
   context_.trace->Record(track_, "fetch unit", fetch->unit.value(), fetch->begin,
                          context_.clock->Now());
+  if (!fetch->status.ok()) {
+    fetch->status = Annotate(fetch->status, fmt::format("bringing unit '{}' to HBM",
+                                                        context_.layout->unit(fetch->unit).name));
+  }
   observer_->OnFetched(fetch->unit, fetch->status);
 }
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/status.h"
+#include "fmt/format.h"
 #include "optim/convert.h"
 #include "optim/norm.h"
 
@@ -152,7 +153,11 @@ void Gradients::CopyPiece(PushOp* push) {
 void Gradients::OnCopied(PushOp* push) {
   context_.trace->Record(copy_track_, "gradient", push->tensor.value(), push->copy.started,
                          push->copy.finished);
-  if (!push->copy.status.ok()) return End(push, push->copy.status);
+  if (!push->copy.status.ok()) {
+    return End(
+        push, Annotate(push->copy.status, fmt::format("taking the gradient of tensor '{}'",
+                                                      context_.layout->tensor(push->tensor).name)));
+  }
   if (push->adding) return context_.executor->Submit(push);
   End(push, absl::OkStatus());
 }

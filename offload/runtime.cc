@@ -298,6 +298,24 @@ bool Runtime::Quiet() const {
          store_->idle() && !residency_->fetching();
 }
 
+std::string Runtime::Unsettled() const {
+  std::string text;
+  const auto add = [&text](std::string_view what, size_t count) {
+    if (count > 0) text += fmt::format("{}{} {}", text.empty() ? "" : ", ", count, what);
+  };
+  const BufferPool& states = memory_.state_buffers;
+  const BufferPool& params = memory_.param_buffers;
+  add("transfers", store_->idle() ? 0 : 1);
+  add("state buffers lent", states.count() - states.free_count());
+  add("parameter buffers lent", params.count() - params.free_count());
+  add("units on their way to HBM", residency_->fetching() ? 1 : 0);
+  add("gradients or sums", gradients_->idle() ? 0 : 1);
+  add("updates", updater_->busy() ? 1 : 0);
+  add("values read or written", values_->busy() ? 1 : 0);
+  add("steps or value requests", turns_.size());
+  return text;
+}
+
 void Runtime::CheckDrained() {
   if (drains_.empty()) return;
   const absl::Status status = failure();
@@ -313,6 +331,7 @@ void Runtime::Fail(const absl::Status& status) {
   }
   const absl::Status first = failure();
   residency_->Fail(first);
+  updater_->Fail();
   for (std::vector<HeldPush>& pushes : held_pushes_) {
     for (const HeldPush& push : std::exchange(pushes, {})) tickets_.Complete(push.ticket, first);
   }

@@ -1,10 +1,12 @@
 #include "offload/sim_factory.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <utility>
 
-#include "core/sim_memory.h"
+#include "core/config.h"
 #include "core/status.h"
+#include "fmt/format.h"
 #include "nvme/sim_io_engine.h"
 
 namespace sluice {
@@ -14,8 +16,9 @@ absl::StatusOr<SimRuntime> MakeSimRuntime(const ModelSpec& spec, const RuntimeCo
   SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, config));
   SimRuntime sim;
   sim.world = std::make_unique<SimWorld>(options.seed);
-  sim.memory = std::make_unique<SimMemory>();
+  sim.memory = std::make_unique<SimMemory>(sim.world->faults());
   SimWorld* const world = sim.world.get();
+  if (options.faults) options.faults(world->faults());
   Seams seams;
   seams.clock = world;
   seams.host_memory = sim.memory.get();
@@ -31,10 +34,15 @@ absl::StatusOr<SimRuntime> MakeSimRuntime(const ModelSpec& spec, const RuntimeCo
       [world, sizes = seams.segments.file_sizes, limits = config.io](
           std::span<const MemoryView>,
           std::span<const DirectFile>) -> absl::StatusOr<std::unique_ptr<IoEngine>> {
+    for (Bytes size : sizes) {
+      if (world->faults()->Next(SimSeam::kFile) != SimFault::kRefused) continue;
+      return ErrnoStatus(ENOSPC, fmt::format("reserving {} of simulated drive", FormatBytes(size)));
+    }
     const SimIoOptions io{
         .bytes_per_second = 1e8 * static_cast<double>(world->Uniform(1, 50)),
         .latency_min = Nanos(10'000),
-        .latency_max = Nanos(static_cast<int64_t>(world->Uniform(20'000, 2'000'000)))};
+        .latency_max = Nanos(static_cast<int64_t>(world->Uniform(20'000, 2'000'000))),
+        .alignment = kExtentAlignment};
     return MakeSimIoEngine(io, sizes, limits, world);
   };
   RuntimeOptions runtime_options = OptionsOf(config, plan.budgets);

@@ -6,8 +6,10 @@
 #ifndef SLUICE_OFFLOAD_SIM_FACTORY_H_
 #define SLUICE_OFFLOAD_SIM_FACTORY_H_
 
+#include <functional>
 #include <memory>
 
+#include "core/sim_memory.h"
 #include "core/sim_world.h"
 #include "offload/factory.h"
 
@@ -16,12 +18,13 @@ namespace sluice {
 struct SimOptions {
   uint64_t seed = 1;
   PlantedBug planted_bug = PlantedBug::kNone;
+  std::function<void(SimFaults*)> faults;  // says what goes wrong, before anything is made
 };
 
 // The world outlives the runtime, which is why they come together.
 struct SimRuntime {
   std::unique_ptr<SimWorld> world;
-  std::unique_ptr<MemoryResource> memory;
+  std::unique_ptr<SimMemory> memory;
   std::unique_ptr<Runtime> runtime;
 };
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/status.h"
+#include "fmt/format.h"
 #include "optim/convert.h"
 
 namespace sluice {
@@ -175,6 +176,11 @@ void Updater::StopReadAhead() {
   next_streaming_ = 0;
 }
 
+void Updater::Fail() {
+  failed_ = true;
+  for (ChunkWork* work : std::exchange(staged_, {})) Retire(work);
+}
+
 bool Updater::Active(ChunkIndex chunk) const {
   for (const ChunkRun& run : context_.layout->runs(context_.layout->chunk(chunk))) {
     if (coefficients_[run.tensor.value()]) return true;
@@ -245,18 +251,23 @@ void Updater::PumpReads() {
   }
 }
 
+void Updater::FailWork(const ChunkWork* work, const absl::Status& status) {
+  const UnitIndex unit = context_.layout->chunk(work->chunk).unit;
+  context_.fail(
+      Annotate(status, fmt::format("updating unit '{}'", context_.layout->unit(unit).name)));
+}
+
 void Updater::OnRead(ChunkWork* work, const absl::Status& status) {
   work->status = status;
   if (!status.ok()) {
-    failed_ = true;
-    context_.fail(status);
+    FailWork(work, status);
     return Retire(work);
   }
   if (started_) {
     if (Active(work->chunk)) return BeginCompute(work);
     return Retire(work);
   }
-  if (read_ahead_) return staged_.push_back(work);
+  if (read_ahead_ && !failed_) return staged_.push_back(work);
   Retire(work);
 }
 
@@ -290,8 +301,7 @@ void Updater::OnComputed(ChunkWork* work) {
   if (!work->status.ok()) {
     if (work->streaming) context_.store->Cancel(&work->write);
     if (work->param_on_nvme) context_.store->Cancel(&work->param_write);
-    failed_ = true;
-    context_.fail(work->status);
+    FailWork(work, work->status);
     return Retire(work);
   }
   chunks_updated_->Add();
@@ -327,8 +337,7 @@ void Updater::StoreParams(ChunkWork* work) {
 
 void Updater::OnParamsStored(ChunkWork* work, const absl::Status& status) {
   if (!status.ok()) {
-    failed_ = true;
-    context_.fail(status);
+    FailWork(work, status);
   }
   if (!work->param_buffer.empty())
     context_.memory->param_buffers.Give(std::exchange(work->param_buffer, {}));
@@ -339,8 +348,7 @@ void Updater::OnParamsStored(ChunkWork* work, const absl::Status& status) {
 
 void Updater::OnStatesStored(ChunkWork* work, const absl::Status& status) {
   if (!status.ok()) {
-    failed_ = true;
-    context_.fail(status);
+    FailWork(work, status);
   }
   if (--work->stores_left == 0) Finish(work);
 }

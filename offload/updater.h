@@ -46,12 +46,16 @@ class Updater {
   // something was on its way.
   void StopReadAhead();
 
+  // The runtime has failed: begins nothing more, and gives back what was read ahead.
+  void Fail();
+
   // Starts one step: coefficients by tensor, none for a tensor that is left alone. Precondition:
   // !updating(). Calls no observer before it returns.
   void Start(std::vector<std::optional<AdamWCoefficients>> coefficients);
 
   bool updating() const { return chunks_left_ > 0; }
   bool idle() const { return busy_ == 0 && chunks_left_ == 0; }
+  bool busy() const { return busy_ > 0; }  // chunks are on their way, or wait for Start
   bool UnitPending(UnitIndex unit) const { return unit_left_[unit.value()] > 0; }
 
  private:
@@ -63,6 +67,7 @@ class Updater {
   void PumpResident();
   bool MayBegin() const;
   ChunkWork* Take(std::deque<ChunkWork*>* idle);
+  void FailWork(const ChunkWork* work, const absl::Status& status);
   void OnRead(ChunkWork* work, const absl::Status& status);
   void BeginCompute(ChunkWork* work);
   void Submit(ChunkWork* work);

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/status.h"
+#include "fmt/format.h"
 #include "optim/convert.h"
 
 namespace sluice {
@@ -218,7 +219,12 @@ void ValueAccess::CopyGrad() {
 
 void ValueAccess::End(const absl::Status& status) {
   busy_ = false;
-  std::exchange(request_.done, nullptr)(status);
+  const absl::Status named =
+      status.ok()
+          ? status
+          : Annotate(status, fmt::format("{} tensor '{}'", request_.write ? "writing" : "reading",
+                                         context_.layout->tensor(request_.tensor).name));
+  std::exchange(request_.done, nullptr)(named);
 }
 
 }  // namespace sluice

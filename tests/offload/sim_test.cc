@@ -4,60 +4,18 @@
 #include <gtest/gtest.h>
 
 #include "fmt/format.h"
-#include "offload/sim_factory.h"
-#include "tests/offload/trainer.h"
+#include "tests/offload/simulation.h"
 
 namespace sluice {
 namespace {
 
+using testing::ConfigOf;
 using testing::OddModel;
-using testing::Trainer;
+using testing::Outcome;
 using testing::TrainerOptions;
 
-struct Outcome {
-  absl::Status status;
-  std::vector<std::vector<float>> masters;
-  std::string log;
-  std::map<std::string, int64_t> counters;
-};
-
-// Budgets drawn from the seed, from the smallest that works to everything.
-RuntimeConfig ConfigOf(uint64_t seed) {
-  SimWorld dice(seed ^ 0x5eed);
-  RuntimeConfig config;
-  config.placement.param_type = FloatType::kBf16;
-  config.placement.grad_type = FloatType::kBf16;
-  config.placement.resident_elements_max = dice.OneIn(2) ? 100 : 6000;
-  config.placement.state_buffers = static_cast<int>(dice.Uniform(2, 12));
-  config.placement.param_buffers = static_cast<int>(dice.Uniform(2, 12));
-  config.chunk_elements = kCellElements * static_cast<int64_t>(dice.Uniform(1, 3));
-  config.budgets.hbm = KiB(static_cast<int64_t>(dice.Uniform(90, 320)));
-  config.budgets.pinned = KiB(static_cast<int64_t>(dice.Uniform(640, 2200)));
-  config.budgets.nvme = GiB(1);
-  config.nvme_paths = {"simulated", "also simulated"};
-  config.io.in_flight_max = static_cast<uint32_t>(dice.Uniform(1, 8));
-  config.overlap = !dice.OneIn(8);
-  return config;
-}
-
 Outcome Simulate(uint64_t seed, PlantedBug bug, const TrainerOptions& options) {
-  Outcome outcome;
-  absl::StatusOr<SimRuntime> sim =
-      MakeSimRuntime(OddModel(), ConfigOf(seed), {.seed = seed, .planted_bug = bug});
-  if (!sim.ok()) {
-    outcome.status = sim.status();
-    return outcome;
-  }
-  Trainer trainer(sim->runtime.get(), OddModel(), options);
-  outcome.status = trainer.Run();
-  for (uint32_t t = 0; outcome.status.ok() && t < OddModel().tensors.size(); ++t) {
-    absl::StatusOr<std::vector<float>> master = trainer.Read(t, Field::kMaster);
-    outcome.status = master.status();
-    if (master.ok()) outcome.masters.push_back(*std::move(master));
-  }
-  const auto report = sim->runtime->ReportJson();
-  outcome.log = sim->world->log() + report;
-  return outcome;
+  return testing::Simulate(OddModel(), ConfigOf(seed), {.seed = seed, .planted_bug = bug}, options);
 }
 
 TEST(SimTest, EverySeedIsExact) {

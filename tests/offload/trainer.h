@@ -81,13 +81,35 @@ struct TrainerOptions {
   double clip_norm = 1.0;
   FloatType param_type = FloatType::kBf16;
   FloatType grad_type = FloatType::kBf16;
-  // The micro-step's forward order; backward is its reverse. Empty: unit order.
+  // The micro-step's forward order; backward is its reverse. A unit may come several times (its
+  // gradients then add up) or not at all (it is then left as it is). Empty: unit order.
   std::function<std::vector<uint32_t>(int step, size_t units)> order;
+
+  std::vector<uint32_t> Order(int step, size_t units) const {
+    if (order) return order(step, units);
+    std::vector<uint32_t> all;
+    for (uint32_t u = 0; u < units; ++u) all.push_back(u);
+    return all;
+  }
 };
 
 inline std::vector<AdamWHyper> Groups() {
   return {{.lr = 1e-2, .weight_decay = 0.1},
           {.lr = 2e-2, .weight_decay = 0, .decay_mode = WeightDecayMode::kL2}};
+}
+
+// Adds to `sum`, or sets it if it is empty, what backward gives tensor `t` whose master is given.
+inline void AddGradient(const TrainerOptions& o, int seed, uint32_t t,
+                        const std::vector<float>& master, std::vector<std::byte>* sum) {
+  std::vector<std::byte> params(master.size() * static_cast<size_t>(SizeOf(o.param_type)));
+  Convert(master.data(), FloatType::kF32, params.data(), o.param_type, master.size());
+  std::vector<std::byte> grad = MakeGradient(seed, t, params.data(), o.param_type, o.grad_type,
+                                             static_cast<int64_t>(master.size()));
+  if (sum->empty()) {
+    *sum = std::move(grad);
+  } else {
+    Accumulate(sum->data(), grad.data(), o.grad_type, master.size());
+  }
 }
 
 // The final masters of the same training on plain arrays.
@@ -101,19 +123,15 @@ inline std::vector<std::vector<float>> TrainReference(const ModelSpec& spec,
     m.emplace_back(master[t].size(), 0.0f);
     v.emplace_back(master[t].size(), 0.0f);
   }
+  std::vector<int64_t> updates(tensors, 0);
   for (int step = 0; step < o.steps; ++step) {
-    std::vector<std::vector<std::byte>> grads(tensors);
+    std::vector<std::vector<std::byte>> grads(tensors);  // empty: none
     for (int micro = 0; micro < o.micro_steps; ++micro) {
-      for (uint32_t t = 0; t < tensors; ++t) {
-        std::vector<std::byte> params(master[t].size() * static_cast<size_t>(SizeOf(o.param_type)));
-        Convert(master[t].data(), FloatType::kF32, params.data(), o.param_type, master[t].size());
-        std::vector<std::byte> grad =
-            MakeGradient(step * 16 + micro, t, params.data(), o.param_type, o.grad_type,
-                         spec.tensors[t].elements);
-        if (micro == 0) {
-          grads[t] = std::move(grad);
-        } else {
-          Accumulate(grads[t].data(), grad.data(), o.grad_type, master[t].size());
+      const std::vector<uint32_t> order = o.Order(step, spec.units.size());
+      for (size_t i = order.size(); i > 0; --i) {
+        for (uint32_t t = 0; t < tensors; ++t) {
+          if (spec.tensors[t].unit != UnitIndex(order[i - 1])) continue;
+          AddGradient(o, step * 16 + micro, t, master[t], &grads[t]);
         }
       }
     }
@@ -121,18 +139,21 @@ inline std::vector<std::vector<float>> TrainReference(const ModelSpec& spec,
     for (uint32_t t = 0; t < tensors; ++t) {
       for (int64_t at = 0; at < spec.tensors[t].elements; at += kCellElements) {
         const int64_t n = std::min(kCellElements, spec.tensors[t].elements - at);
-        cells.push_back(CellSquareSum(grads[t].data() + at * SizeOf(o.grad_type), o.grad_type,
-                                      static_cast<size_t>(n)));
+        cells.push_back(grads[t].empty() ? 0.0
+                                         : CellSquareSum(grads[t].data() + at * SizeOf(o.grad_type),
+                                                         o.grad_type, static_cast<size_t>(n)));
       }
     }
     const ClipDecision decision = DecideClip(NormOfCells(cells), 1.0, o.clip_norm);
     for (uint32_t t = 0; t < tensors; ++t) {
-      AdamWUpdate(MakeCoefficients(Groups()[spec.tensors[t].group], step + 1, decision.grad_scale),
-                  {.master = master[t],
-                   .exp_avg = m[t],
-                   .exp_avg_sq = v[t],
-                   .grad = grads[t].data(),
-                   .grad_type = o.grad_type});
+      if (grads[t].empty()) continue;
+      AdamWUpdate(
+          MakeCoefficients(Groups()[spec.tensors[t].group], ++updates[t], decision.grad_scale),
+          {.master = master[t],
+           .exp_avg = m[t],
+           .exp_avg_sq = v[t],
+           .grad = grads[t].data(),
+           .grad_type = o.grad_type});
     }
   }
   return master;
@@ -183,12 +204,7 @@ class Trainer {
 
   absl::Status MicroStep(int step, int micro) {
     const bool boundary = micro + 1 == options_.micro_steps;
-    std::vector<uint32_t> order;
-    if (options_.order) {
-      order = options_.order(step, spec_.units.size());
-    } else {
-      for (uint32_t u = 0; u < spec_.units.size(); ++u) order.push_back(u);
-    }
+    const std::vector<uint32_t> order = options_.Order(step, spec_.units.size());
     runtime_->BeginIteration(boundary ? 1 : 0, boundary);
     for (uint32_t u : order) {
       SLUICE_RETURN_IF_ERROR(Wait(runtime_->Acquire(UnitIndex(u))));

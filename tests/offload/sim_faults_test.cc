@@ -1,0 +1,127 @@
+// What goes wrong in any seam of a simulated runtime ends in the right bytes or a clear error, in
+// bounded time, and everything comes back.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "fmt/format.h"
+#include "tests/offload/simulation.h"
+
+namespace sluice {
+namespace {
+
+using ::testing::AnyOf;
+using testing::ConfigOf;
+using ::testing::HasSubstr;
+using testing::Masters;
+using testing::Outcome;
+using testing::SameBits;
+using testing::Simulate;
+using testing::SmallestBudgets;
+using testing::TrainerOptions;
+
+// Three units, the largest of three chunks, in the smallest budgets: everything streams.
+ModelSpec SmallModel() {
+  ModelSpec spec;
+  const std::vector<std::vector<int64_t>> sizes = {{5003}, {9001, 7}, {4096, 65}};
+  for (uint32_t u = 0; u < sizes.size(); ++u) {
+    spec.units.push_back({.name = fmt::format("unit{}", u)});
+    for (size_t t = 0; t < sizes[u].size(); ++t) {
+      spec.tensors.push_back({.name = fmt::format("unit{}.{}", u, t),
+                              .unit = UnitIndex(u),
+                              .elements = sizes[u][t],
+                              .group = static_cast<uint32_t>(t % 2)});
+    }
+  }
+  return spec;
+}
+
+RuntimeConfig SmallConfig() {
+  RuntimeConfig config;
+  config.placement.param_type = FloatType::kBf16;
+  config.placement.grad_type = FloatType::kBf16;
+  config.placement.resident_elements_max = 100;
+  config.chunk_elements = kCellElements;
+  config.nvme_paths = {"simulated", "also simulated"};
+  config.workers = 2;
+  config.budgets = SmallestBudgets(SmallModel(), config);
+  return config;
+}
+
+const TrainerOptions kTraining{.steps = 2, .micro_steps = 2};
+
+// Right bytes, or an error that says what and where; nothing left behind.
+void ExpectRightOrClear(const Outcome& outcome, const Masters& expected) {
+  EXPECT_EQ(outcome.unsettled, "");
+  if (outcome.status.ok()) {
+    EXPECT_TRUE(SameBits(outcome.masters, expected)) << "wrong values, and no error";
+    return;
+  }
+  EXPECT_FALSE(absl::IsDeadlineExceeded(outcome.status)) << outcome.status;
+  EXPECT_FALSE(absl::IsInvalidArgument(outcome.status)) << outcome.status;
+  EXPECT_THAT(std::string(Message(outcome.status)),
+              AnyOf(HasSubstr("unit '"), HasSubstr("tensor '"), HasSubstr("simulat")));
+}
+
+struct Walk {
+  SimSeam seam;
+  SimFault fault;
+  const char* name;
+};
+
+class SimWalkTest : public ::testing::TestWithParam<Walk> {};
+
+INSTANTIATE_TEST_SUITE_P(
+    All, SimWalkTest,
+    ::testing::Values(Walk{SimSeam::kRead, SimFault::kError, "ReadFails"},
+                      Walk{SimSeam::kRead, SimFault::kRefused, "ReadIsRefused"},
+                      Walk{SimSeam::kRead, SimFault::kShort, "ReadIsShort"},
+                      Walk{SimSeam::kRead, SimFault::kCorrupt, "ReadIsCorrupt"},
+                      Walk{SimSeam::kRead, SimFault::kLost, "ReadIsLost"},
+                      Walk{SimSeam::kRead, SimFault::kLate, "ReadIsLate"},
+                      Walk{SimSeam::kWrite, SimFault::kError, "WriteFails"},
+                      Walk{SimSeam::kWrite, SimFault::kRefused, "WriteIsRefused"},
+                      Walk{SimSeam::kWrite, SimFault::kShort, "WriteIsShort"},
+                      Walk{SimSeam::kWrite, SimFault::kCorrupt, "WriteIsCorrupt"},
+                      Walk{SimSeam::kWrite, SimFault::kLost, "WriteIsLost"},
+                      Walk{SimSeam::kWrite, SimFault::kLate, "WriteIsLate"},
+                      Walk{SimSeam::kCopy, SimFault::kError, "CopyFails"},
+                      Walk{SimSeam::kCopy, SimFault::kLate, "CopyIsLate"},
+                      Walk{SimSeam::kTask, SimFault::kLate, "TaskIsLate"},
+                      Walk{SimSeam::kMemory, SimFault::kRefused, "NoMemory"},
+                      Walk{SimSeam::kFile, SimFault::kRefused, "NoFile"}),
+    [](const ::testing::TestParamInfo<Walk>& info) { return std::string(info.param.name); });
+
+// The n-th call of a seam fails, for every n until nothing fails any more.
+TEST_P(SimWalkTest, EveryCallMayFailOnceOrFromThenOn) {
+  const Walk walk = GetParam();
+  const Masters expected = TrainReference(SmallModel(), kTraining);
+  const RuntimeConfig config = SmallConfig();
+  for (const SimFaults::Repeat repeat : {SimFaults::Repeat::kOnce, SimFaults::Repeat::kAlways}) {
+    uint64_t n = 0;
+    for (bool failed = true; failed;) {
+      ++n;
+      SCOPED_TRACE(fmt::format(
+          "call {}, {}", n, repeat == SimFaults::Repeat::kOnce ? "once" : "and all that follow"));
+      const Outcome outcome = Simulate(
+          SmallModel(), config,
+          {.seed = n, .faults = [&](SimFaults* f) { f->Script(walk.seam, walk.fault, n, repeat); }},
+          kTraining);
+      failed = outcome.faults > 0;
+      ExpectRightOrClear(outcome, expected);
+      if (!failed) {
+        EXPECT_TRUE(outcome.status.ok()) << outcome.status;
+      }
+      if (walk.fault == SimFault::kLate) {
+        EXPECT_TRUE(outcome.status.ok()) << outcome.status;
+      }
+      if (HasFailure()) return;
+    }
+    EXPECT_GT(n, 1u) << "nothing ever failed";
+    RecordProperty(repeat == SimFaults::Repeat::kOnce ? "calls_once" : "calls_always",
+                   static_cast<int>(n));
+  }
+}
+
+}  // namespace
+}  // namespace sluice

@@ -1,0 +1,109 @@
+// tests/offload/simulation.h
+//
+// One training in simulation, from a seed, and what came of it: its status, its masters, its log,
+// and whether everything came back in bounded virtual time.
+
+#ifndef SLUICE_TESTS_OFFLOAD_SIMULATION_H_
+#define SLUICE_TESTS_OFFLOAD_SIMULATION_H_
+
+#include <cstring>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "offload/sim_factory.h"
+#include "tests/offload/trainer.h"
+
+namespace sluice::testing {
+
+using Masters = std::vector<std::vector<float>>;
+
+struct Outcome {
+  absl::Status status;
+  Masters masters;        // if status is ok
+  std::string unsettled;  // what did not come back; empty if all did
+  uint64_t faults = 0;    // that happened, at least
+  std::string log;        // the world's, and the report
+};
+
+// Budgets and buffers drawn from the seed, from tight ones to everything.
+inline RuntimeConfig ConfigOf(uint64_t seed) {
+  SimWorld dice(seed ^ 0x5eed);
+  RuntimeConfig config;
+  config.placement.param_type = FloatType::kBf16;
+  config.placement.grad_type = FloatType::kBf16;
+  config.placement.resident_elements_max = dice.OneIn(2) ? 100 : 6000;
+  config.placement.state_buffers = static_cast<int>(dice.Uniform(2, 12));
+  config.placement.param_buffers = static_cast<int>(dice.Uniform(2, 12));
+  config.chunk_elements = kCellElements * static_cast<int64_t>(dice.Uniform(1, 3));
+  config.budgets.hbm = KiB(static_cast<int64_t>(dice.Uniform(90, 320)));
+  config.budgets.pinned = KiB(static_cast<int64_t>(dice.Uniform(640, 2200)));
+  config.budgets.nvme = GiB(1);
+  config.nvme_paths = {"simulated", "also simulated"};
+  config.io.in_flight_max = static_cast<uint32_t>(dice.Uniform(1, 8));
+  config.overlap = !dice.OneIn(8);
+  return config;
+}
+
+// The smallest budgets that `spec` can be trained in, HBM first: room for one unit beside those
+// that live there, and two buffers of each kind.
+inline Budgets SmallestBudgets(const ModelSpec& spec, RuntimeConfig config) {
+  config.budgets = {GiB(1), GiB(1), GiB(1)};
+  for (Bytes Budgets::*tier : {&Budgets::hbm, &Budgets::pinned}) {
+    Bytes works = GiB(1);
+    for (Bytes step = GiB(1) / 2; step >= kSlotAlignment; step = step / 2) {
+      config.budgets.*tier = works - step;
+      if (MakePlan(spec, config).ok()) works = works - step;
+    }
+    config.budgets.*tier = works;
+  }
+  return config.budgets;
+}
+
+// Turns the runtime's loop until everything has come back, for at most a minute of virtual time.
+inline std::string Settle(SimRuntime* sim) {
+  const TimePoint end = sim->world->Now() + std::chrono::minutes(1);
+  while (!sim->runtime->Unsettled().empty() && sim->world->Now() < end) {
+    sim->runtime->RunOnce(sim->world->Now() + std::chrono::milliseconds(20));
+  }
+  return sim->runtime->Unsettled();
+}
+
+// Trains, reads the masters, waits until everything has come back, and takes it all down.
+inline Outcome Simulate(const ModelSpec& spec, const RuntimeConfig& config,
+                        const SimOptions& sim_options, const TrainerOptions& options) {
+  Outcome outcome;
+  absl::StatusOr<SimRuntime> sim = MakeSimRuntime(spec, config, sim_options);
+  if (!sim.ok()) {
+    outcome.status = sim.status();
+    outcome.faults = 1;  // nothing else refuses it
+    return outcome;
+  }
+  Trainer trainer(sim->runtime.get(), spec, options);
+  outcome.status = trainer.Run();
+  for (uint32_t t = 0; outcome.status.ok() && t < spec.tensors.size(); ++t) {
+    absl::StatusOr<std::vector<float>> master = trainer.Read(t, Field::kMaster);
+    outcome.status = master.status();
+    if (master.ok()) outcome.masters.push_back(*std::move(master));
+  }
+  outcome.unsettled = Settle(&*sim);
+  outcome.faults = sim->world->faults()->happened();
+  outcome.log = sim->world->log() + sim->runtime->ReportJson();
+  return outcome;
+}
+
+// Bit for bit (NaNs included).
+inline bool SameBits(const Masters& a, const Masters& b) {
+  if (a.size() != b.size()) return false;
+  for (size_t t = 0; t < a.size(); ++t) {
+    if (a[t].size() != b[t].size() ||
+        std::memcmp(a[t].data(), b[t].data(), a[t].size() * sizeof(float)) != 0)
+      return false;
+  }
+  return true;
+}
+
+}  // namespace sluice::testing
+
+#endif  // SLUICE_TESTS_OFFLOAD_SIMULATION_H_
