@@ -40,7 +40,8 @@ struct Drive {
   Bytes needed;
 };
 
-// Whether every drive has room for the files that will lie on it, whatever paths lead there.
+}  // namespace
+
 absl::Status CheckSpace(const SegmentTable& table, std::span<const std::string> paths) {
   std::vector<Bytes> by_path(paths.size());
   for (size_t f = 0; f < table.file_sizes.size(); ++f) {
@@ -66,8 +67,6 @@ absl::Status CheckSpace(const SegmentTable& table, std::span<const std::string> 
   }
   return absl::OkStatus();
 }
-
-}  // namespace
 
 absl::StatusOr<std::vector<DirectFile>> CreateSegments(const SegmentTable& table,
                                                        std::span<const std::string> paths) {

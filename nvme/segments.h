@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "core/types.h"
 #include "nvme/direct_file.h"
@@ -38,8 +39,12 @@ struct SegmentTable {
 // largest block.
 SegmentTable PlanSegments(std::span<const Bytes> block_sizes, uint32_t paths, Bytes segment_bytes);
 
-// Creates the files of `table`. Checks the free space of each drive first, also where several paths
-// lie on one, so that nothing is half made on a full disk. Errors: as DirectFile::CreateUnnamed.
+// Whether every drive has room for the files of `table`, also where several paths lie on one.
+// Errors: ResourceExhausted naming the paths, what they need and what is free; those of FreeSpace.
+absl::Status CheckSpace(const SegmentTable& table, std::span<const std::string> paths);
+
+// Creates the files of `table`. CheckSpace comes first, so that nothing is half made on a full
+// disk. Errors: as CheckSpace and DirectFile::CreateUnnamed.
 absl::StatusOr<std::vector<DirectFile>> CreateSegments(const SegmentTable& table,
                                                        std::span<const std::string> paths);
 

@@ -31,25 +31,31 @@ absl::StatusOr<int> WorkersOf(const RuntimeConfig& config) {
 
 }  // namespace
 
-absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config) {
-  Plan plan;
+absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConfig& config) {
+  PlanInput input;
   SLUICE_ASSIGN_OR_RETURN(
-      plan.layout, ModelLayout::Make(spec, config.chunk_elements > 0 ? config.chunk_elements
-                                                                     : kChunkElementsDefault));
+      input.layout, ModelLayout::Make(spec, config.chunk_elements > 0 ? config.chunk_elements
+                                                                      : kChunkElementsDefault));
   Bytes available = GiB(1);
   if (config.budgets.hbm < Bytes(0) || config.budgets.pinned < Bytes(0)) {
     SLUICE_ASSIGN_OR_RETURN(const MemoryLimits limits, ReadMemoryLimits());
     available = limits.available();
   }
-  plan.budgets =
-      DefaultBudgets(config.budgets, plan.layout, config.placement.param_type, available);
-  PlacementOptions options = config.placement;
+  input.budgets =
+      DefaultBudgets(config.budgets, input.layout, config.placement.param_type, available);
+  input.options = config.placement;
   if (config.nvme_paths.empty()) {
-    options.lowest_param_tier = std::min(options.lowest_param_tier, Tier::kPinned);
-    options.lowest_state_tier = std::min(options.lowest_state_tier, Tier::kPinned);
+    input.options.lowest_param_tier = std::min(input.options.lowest_param_tier, Tier::kPinned);
+    input.options.lowest_state_tier = std::min(input.options.lowest_state_tier, Tier::kPinned);
   }
-  SLUICE_ASSIGN_OR_RETURN(plan.placement, MakePlacement(plan.layout, plan.budgets, options));
-  return plan;
+  return input;
+}
+
+absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config) {
+  SLUICE_ASSIGN_OR_RETURN(PlanInput input, MakePlanInput(spec, config));
+  SLUICE_ASSIGN_OR_RETURN(Placement placement,
+                          MakePlacement(input.layout, input.budgets, input.options));
+  return Plan{std::move(input.layout), input.budgets, std::move(placement)};
 }
 
 SegmentTable SegmentsOf(const Plan& plan, const RuntimeConfig& config, uint32_t paths) {

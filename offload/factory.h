@@ -32,6 +32,15 @@ struct RuntimeConfig {
 
 inline constexpr int64_t kChunkElementsDefault = 12 * kCellElements;  // 576 KiB of states
 
+// What a placement is made from: the layout of `spec`, and of `config` what places it, with what
+// was not given chosen. Errors: InvalidArgument.
+struct PlanInput {
+  ModelLayout layout;
+  Budgets budgets;
+  PlacementOptions options;
+};
+absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConfig& config);
+
 // Layout, budgets and placement for `spec`. Errors: InvalidArgument, ResourceExhausted (see
 // MakePlacement).
 struct Plan {

@@ -4,6 +4,7 @@
 
 #include <thread>
 
+#include "core/arena.h"
 #include "core/budget.h"
 #include "core/config.h"
 #include "core/executor.h"
@@ -75,6 +76,7 @@ Json PathReport(const std::string& path, Json* advice) {
   }
   report["description"] = file->description();
   report["direct_io"] = file->direct();
+  if (const auto free = FreeSpace(path); free.ok()) report["free_bytes"] = free->value();
   if (!file->direct()) {
     advice->push_back(fmt::format(
         "{}: no direct I/O here, so data passes through the page cache; use ext4 or xfs on a "
@@ -82,6 +84,27 @@ Json PathReport(const std::string& path, Json* advice) {
         path));
   }
   return report;
+}
+
+// The engine that would be chosen, made for a moment over a file in `path` and a small arena, so
+// that what it says of registering either is true here.
+std::string EngineReport(const std::string& path, MemoryResource* memory, Json* advice) {
+  SteadyClock clock;
+  std::vector<DirectFile> files;
+  if (auto file = DirectFile::CreateUnnamed(path, KiB(64)); !path.empty() && file.ok())
+    files.push_back(*std::move(file));
+  absl::StatusOr<Arena> arena = Arena::Create(memory, MiB(2));
+  if (!arena.ok()) return std::string(Message(arena.status()));
+  const MemoryView view = arena->memory();
+  const auto engine = MakeIoEngine(IoEngineKind::kAuto, files, {&view, 1}, {}, &clock);
+  if (!engine.ok()) return std::string(Message(engine.status()));
+  std::string description = (*engine)->description();
+  if (const absl::Status closed = (*engine)->Close(); !closed.ok())
+    advice->push_back(std::string(Message(closed)));
+  const auto uring = MakeIoEngine(IoEngineKind::kIoUring, {}, {}, {}, &clock);
+  const absl::Status status = uring.ok() ? (*uring)->Close() : uring.status();
+  if (!status.ok()) advice->push_back(std::string(Message(status)));
+  return description;
 }
 
 }  // namespace
@@ -166,15 +189,11 @@ std::string DoctorJson(const std::string& path) {
   }
   HugePageResource huge;
   report["huge_pages"] = huge.description();
-  SteadyClock clock;
-  const auto engine = MakeIoEngine(IoEngineKind::kAuto, {}, {}, {}, &clock);
-  report["engine"] = engine.ok() ? (*engine)->description() : std::string(Message(engine.status()));
-  if (engine.ok()) (void)(*engine)->Close();
-  if (const auto uring = MakeIoEngine(IoEngineKind::kIoUring, {}, {}, {}, &clock); !uring.ok()) {
-    advice.push_back(std::string(Message(uring.status())));
-  } else {
-    (void)(*uring)->Close();
+  if (report["huge_pages"].get<std::string>().starts_with("4 KiB")) {
+    advice.push_back(
+        fmt::format("transfers run at about 0.6 of what huge pages give: {}", huge.description()));
   }
+  report["engine"] = EngineReport(path, &huge, &advice);
   rlimit lock{};
   getrlimit(RLIMIT_MEMLOCK, &lock);
   report["memlock_limit_bytes"] =

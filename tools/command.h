@@ -1,0 +1,31 @@
+// tools/command.h
+//
+// The commands of `sluice`. Each adds itself to the command line and gives back what to run if it
+// was the one asked for; options are checked while the line is parsed.
+
+#ifndef SLUICE_TOOLS_COMMAND_H_
+#define SLUICE_TOOLS_COMMAND_H_
+
+#include <functional>
+
+#include "CLI/App.hpp"
+#include "CLI/Config.hpp"
+#include "CLI/Formatter.hpp"
+#include "tools/output.h"
+
+namespace sluice::tools {
+
+struct Command {
+  CLI::App* app = nullptr;  // owned by the application
+  std::function<ExitCode()> run;
+};
+
+// What was found on this machine, what is chosen, and what to do about what is missing.
+Command AddDoctor(CLI::App* application);
+
+// What would be placed where, and what a step would move.
+Command AddPlan(CLI::App* application);
+
+}  // namespace sluice::tools
+
+#endif  // SLUICE_TOOLS_COMMAND_H_

@@ -1,0 +1,122 @@
+#include "tools/model_shape.h"
+
+#include <charconv>
+#include <cmath>
+#include <string>
+#include <system_error>
+
+#include "fmt/format.h"
+
+namespace sluice::tools {
+
+namespace {
+
+class Builder {
+ public:
+  void Unit(std::string name) { spec_.units.push_back({.name = std::move(name)}); }
+  void Tensor(const char* name, int64_t elements) {
+    const auto unit = static_cast<uint32_t>(spec_.units.size() - 1);
+    spec_.tensors.push_back({.name = fmt::format("{}.{}", spec_.units.back().name, name),
+                             .unit = UnitIndex(unit),
+                             .elements = elements,
+                             .group = 0});
+    total_ += elements;
+  }
+  void Block(int64_t index, int64_t h) {
+    Unit(fmt::format("block{}", index));
+    Tensor("norm1", 2 * h);
+    Tensor("attention.weight", 3 * h * h);
+    Tensor("attention.bias", 3 * h);
+    Tensor("projection.weight", h * h);
+    Tensor("projection.bias", h);
+    Tensor("norm2", 2 * h);
+    Tensor("mlp.up.weight", 4 * h * h);
+    Tensor("mlp.up.bias", 4 * h);
+    Tensor("mlp.down.weight", 4 * h * h);
+    Tensor("mlp.down.bias", h);
+  }
+  int64_t total() const { return total_; }
+  ModelSpec Take() { return std::move(spec_); }
+
+ private:
+  ModelSpec spec_;
+  int64_t total_ = 0;
+};
+
+absl::Status Wrong(const std::string& message) { return absl::InvalidArgumentError(message); }
+
+ModelSpec EqualUnits(int64_t params, int64_t layers) {
+  Builder builder;
+  for (int64_t i = 0; i < layers; ++i) {
+    builder.Unit(fmt::format("unit{}", i));
+    builder.Tensor("weight", params / layers + (i < params % layers ? 1 : 0));
+  }
+  return builder.Take();
+}
+
+}  // namespace
+
+absl::StatusOr<ModelSpec> MakeModelSpec(const ModelShape& shape) {
+  const int64_t layers = shape.layers > 0 ? shape.layers : kLayersDefault;
+  const int64_t h = shape.hidden;
+  if (layers > 100'000 || h > 1'000'000 || shape.vocab > 1'000'000'000) {
+    return Wrong("at most 100000 layers, hidden 1000000, and 1e9 words can be planned");
+  }
+  if (h == 0 && shape.params == 0) {
+    return Wrong("give --params, or --layers and --hidden, or all three");
+  }
+  if (shape.params > 0 && shape.vocab > 0) {
+    return Wrong("--params and --vocab both say how large the embedding is: give one of them");
+  }
+  if (h == 0 && shape.vocab > 0) return Wrong("--vocab needs --hidden");
+  const double blocks = static_cast<double>(layers) * 12.0 * static_cast<double>(h * h);
+  if (shape.params > kParamsMax || blocks > static_cast<double>(kParamsMax)) {
+    return Wrong("at most 1T parameters can be planned");
+  }
+  if (h == 0) {
+    if (shape.params < layers) {
+      return Wrong(fmt::format("{} parameters can't make {} units", shape.params, layers));
+    }
+    return EqualUnits(shape.params, layers);
+  }
+  const int64_t rest = layers * (12 * h * h + 13 * h) + 2 * h;
+  if (shape.params > 0 && shape.params <= rest) {
+    return Wrong(fmt::format(
+        "{} layers of hidden size {} have {} parameters already, which leaves nothing of {} for "
+        "the embedding",
+        layers, h, rest, shape.params));
+  }
+  const int64_t vocab = shape.vocab > 0 ? shape.vocab : kVocabDefault;
+  Builder builder;
+  builder.Unit("embedding");
+  builder.Tensor("weight", shape.params > 0 ? shape.params - rest : vocab * h);
+  for (int64_t i = 0; i < layers; ++i) builder.Block(i, h);
+  builder.Unit("norm");
+  builder.Tensor("weight", 2 * h);
+  if (builder.total() > kParamsMax) return Wrong("at most 1T parameters can be planned");
+  return builder.Take();
+}
+
+absl::StatusOr<int64_t> ParseCount(std::string_view text) {
+  const auto wrong = [text] {
+    return Wrong(fmt::format("'{}' is not a count; write it like 7B, 350M or 124439808", text));
+  };
+  double number = 0;
+  const auto [end, error] =
+      std::from_chars(text.data(), text.data() + text.size(), number, std::chars_format::fixed);
+  if (error != std::errc()) return wrong();
+  const std::string_view suffix(end, static_cast<size_t>(text.data() + text.size() - end));
+  double factor = 1;
+  if (suffix.size() > 1) return wrong();
+  if (suffix.size() == 1) {
+    constexpr std::string_view kLetters = "kmbtKMBT";
+    const size_t at = kLetters.find(suffix[0]);
+    if (at == std::string_view::npos) return wrong();
+    factor = std::pow(1000.0, static_cast<double>(at % 4 + 1));
+  }
+  const double count = std::round(number * factor);
+  if (!(count >= 1) || count > 1e15) return wrong();
+  return static_cast<int64_t>(count);
+}
+
+}  // namespace sluice::tools
