@@ -18,15 +18,23 @@ absl::StatusOr<Arena> Arena::Create(MemoryResource* resource, Bytes size) {
   return arena;
 }
 
+Arena Arena::Over(MemoryView memory, std::shared_ptr<void> owner) {
+  Arena arena;
+  arena.memory_ = memory;
+  arena.owner_ = std::move(owner);
+  return arena;
+}
+
 Arena& Arena::operator=(Arena&& other) noexcept {
   std::swap(resource_, other.resource_);
+  std::swap(owner_, other.owner_);
   std::swap(memory_, other.memory_);
   std::swap(carved_, other.carved_);
   return *this;
 }
 
 Arena::~Arena() {
-  if (!memory_.empty()) resource_->Deallocate(memory_);
+  if (resource_ != nullptr) resource_->Deallocate(memory_);
 }
 
 absl::StatusOr<MemoryView> Arena::Carve(Bytes size, Bytes alignment) {

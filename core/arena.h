@@ -9,6 +9,7 @@
 #ifndef SLUICE_CORE_ARENA_H_
 #define SLUICE_CORE_ARENA_H_
 
+#include <memory>
 #include <utility>
 
 #include "absl/status/statusor.h"
@@ -22,6 +23,9 @@ class Arena {
   // Takes `size` bytes from `resource` (not owned, outlives the arena). Size 0 gives an empty
   // arena.
   static absl::StatusOr<Arena> Create(MemoryResource* resource, Bytes size);
+
+  // An arena over `memory`, which `owner` keeps until it is destroyed.
+  static Arena Over(MemoryView memory, std::shared_ptr<void> owner);
 
   Arena() = default;
   Arena(Arena&& other) noexcept { *this = std::move(other); }
@@ -41,7 +45,8 @@ class Arena {
   }
 
  private:
-  MemoryResource* resource_ = nullptr;
+  MemoryResource* resource_ = nullptr;  // gives memory_ back, unless owner_ does
+  std::shared_ptr<void> owner_;
   MemoryView memory_;
   Bytes carved_;
 };

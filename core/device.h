@@ -4,14 +4,20 @@
 // streams, which are queues whose operations run in order while different streams run side by side.
 // It knows nothing of units or tiers.
 //
-// Implementations: the host device (below), a first-class device for machines without a GPU, and a
-// simulated one. The host device's HBM is a capped allocation in RAM; its streams are threads; its
-// link and compute rates can be set, so that overlap can be measured without a GPU: an operation
-// then takes at least bytes / rate, and compute sleeps instead of burning a core, as a GPU would.
+// Implementations: CUDA (core/cuda_device.h), the host device (below), a first-class device for
+// machines without a GPU, and a simulated one. The host device's HBM is a capped allocation in RAM;
+// its streams are threads; its link and compute rates can be set, so that overlap can be measured
+// without a GPU: an operation then takes at least bytes / rate, and compute sleeps instead of
+// burning a core, as a GPU would.
 //
-// Threads: Enqueue may be called from any thread. Memory: the caller owns an operation until its
-// event was posted. Operations on one stream run in the order of Enqueue; nothing is ordered across
-// streams: to order them, enqueue the second when the first has completed.
+// The caller of the runtime has streams of its own, on which the model computes. What must come
+// after the caller's work waits for a fence (core/fence.h). On the host device the caller computes
+// before it calls, so its fences are complete at once.
+//
+// Threads: all calls may come from any thread. Memory: the caller owns an operation, and the fence
+// it waits for, until its event was posted. Operations on one stream run in the order of Enqueue;
+// nothing is ordered across streams: to order them, enqueue the second when the first has
+// completed.
 
 #ifndef SLUICE_CORE_DEVICE_H_
 #define SLUICE_CORE_DEVICE_H_
@@ -23,7 +29,10 @@
 #include "absl/status/statusor.h"
 #include "core/arena.h"
 #include "core/clock.h"
+#include "core/dlpack.h"
 #include "core/event.h"
+#include "core/fence.h"
+#include "core/supplied_memory.h"
 #include "core/types.h"
 
 namespace sluice {
@@ -34,16 +43,18 @@ inline constexpr int kStreamCount = 3;
 struct DeviceOp {
   StreamKind stream = StreamKind::kHostToDevice;
   // A copy of from.size() bytes if `from` is not empty, else a stand-in for a kernel that takes
-  // `duration`.
+  // `duration` on the host and simulated devices, and no time on CUDA.
   ConstMemoryView from;
   std::byte* to = nullptr;
   Nanos duration{0};
+  const Fence* after = nullptr;  // if set, the operation starts when this is complete
   // Written by the device, then `event` is posted to `inbox` (both not owned, both required).
   absl::Status status;
   TimePoint started{0};
   TimePoint finished{0};
   Inbox* inbox = nullptr;
   Event* event = nullptr;
+  uint32_t device_slot = 0;  // the device's own, while it has the operation
 
  private:
   friend class DeviceQueue;
@@ -54,16 +65,31 @@ class Device {
  public:
   virtual ~Device() = default;  // waits for what is enqueued
 
-  // Device memory, once, exactly `size` bytes. Errors: ResourceExhausted naming what there is.
+  // Device memory, once, exactly `size` bytes. It may outlive the device. Errors: ResourceExhausted
+  // naming what there is.
   virtual absl::StatusOr<Arena> MakeHbmArena(Bytes size) = 0;
   virtual void Enqueue(DeviceOp* op) = 0;
+
+  // Tells the device of host memory that it will copy from and to, until the device is destroyed.
+  // Errors: it could not be pinned, and why; copies then work, but slower.
+  virtual absl::Status RegisterHost(MemoryView memory) = 0;
+
+  // Whether work may be ordered after `stream` now. Errors: FailedPrecondition if the stream is
+  // being captured into a graph.
+  virtual absl::Status CheckStream(CallerStream stream) = 0;
+  // The point that `stream` has reached. Errors: as CheckStream; Internal if the device refuses.
+  virtual absl::StatusOr<Fence> RecordFence(CallerStream stream) = 0;
+
+  // Where views of HBM say they are, in DLPack's terms.
+  virtual DlDevice dl_device() const = 0;
   virtual std::string description() const = 0;  // for `sluice doctor`
 };
 
 struct HostDeviceOptions {
-  Bytes hbm_limit = Bytes(INT64_MAX);  // MakeHbmArena refuses more
-  double link_bytes_per_second = 0;    // per direction; 0: as fast as memcpy goes
-  double compute_scale = 1.0;          // a compute operation takes duration * compute_scale
+  Bytes hbm_limit = Bytes(INT64_MAX);   // MakeHbmArena refuses more
+  double link_bytes_per_second = 0;     // per direction; 0: as fast as memcpy goes
+  double compute_scale = 1.0;           // a compute operation takes duration * compute_scale
+  std::shared_ptr<SuppliedMemory> hbm;  // if set, MakeHbmArena takes it
 };
 
 // `clock` and `resource` are not owned and outlive the device.

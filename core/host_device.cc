@@ -39,6 +39,7 @@ class HostDevice final : public Device {
           fmt::format("{} of HBM were asked for, but the host device is limited to {}",
                       FormatBytes(size), FormatBytes(options_.hbm_limit)));
     }
+    if (options_.hbm != nullptr) return SuppliedMemory::MakeArena(options_.hbm, size, dl_device());
     return Arena::Create(resource_, size);
   }
 
@@ -50,6 +51,11 @@ class HostDevice final : public Device {
     }
     stream.changed.notify_one();
   }
+
+  absl::Status RegisterHost(MemoryView) override { return absl::OkStatus(); }
+  absl::Status CheckStream(CallerStream) override { return absl::OkStatus(); }
+  absl::StatusOr<Fence> RecordFence(CallerStream) override { return Fence(); }
+  DlDevice dl_device() const override { return {.device_type = kDlCpu, .device_id = 0}; }
 
   std::string description() const override {
     return options_.link_bytes_per_second > 0
@@ -82,6 +88,7 @@ class HostDevice final : public Device {
   }
 
   void Execute(DeviceOp* op) {
+    SLUICE_CHECK(op->after == nullptr || op->after->Complete());  // all of this device's are
     op->started = clock_->Now();
     Nanos modelled{0};
     if (!op->from.empty()) {

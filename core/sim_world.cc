@@ -94,10 +94,41 @@ class SimExecutor final : public Executor {
   std::deque<Waiting> waiting_;
 };
 
+// Fences in virtual time. Each may have one operation waiting for it.
+class SimFencePool final : public FencePool {
+ public:
+  bool Complete(uint32_t point) override { return points_[point].complete; }
+  void Return(uint32_t point) override { points_[point].returned = true; }
+
+  uint32_t Make() {
+    points_.emplace_back();
+    return static_cast<uint32_t>(points_.size() - 1);
+  }
+  void OnComplete(uint32_t point, std::function<void()> then) {
+    SLUICE_CHECK(!points_[point].returned);
+    points_[point].then.push_back(std::move(then));
+  }
+  void Finish(uint32_t point) {
+    points_[point].complete = true;
+    for (const auto& then : std::exchange(points_[point].then, {})) then();
+  }
+
+ private:
+  struct Point {
+    bool complete = false;
+    bool returned = false;
+    std::vector<std::function<void()>> then;
+  };
+  std::deque<Point> points_;
+};
+
 class SimDevice final : public Device {
  public:
   SimDevice(const SimDeviceOptions& options, SimWorld* world, MemoryResource* resource)
-      : options_(options), world_(world), resource_(resource) {}
+      : options_(options),
+        world_(world),
+        resource_(resource),
+        fences_(std::make_shared<SimFencePool>()) {}
   ~SimDevice() override {
     const auto busy = [](const Stream& stream) { return stream.busy; };
     while (std::any_of(streams_.begin(), streams_.end(), busy) && world_->RunNext(kForever)) {
@@ -118,6 +149,25 @@ class SimDevice final : public Device {
     stream.queue.Push(op);
     if (!stream.busy) StartNext(&stream);
   }
+  absl::Status RegisterHost(MemoryView) override { return absl::OkStatus(); }
+  absl::Status CheckStream(CallerStream) override { return absl::OkStatus(); }
+
+  // Without a stream the caller computes before it calls, as on the host device.
+  absl::StatusOr<Fence> RecordFence(CallerStream caller) override {
+    auto* stream = static_cast<SimCallerStream*>(caller.handle);
+    if (stream == nullptr) return Fence();
+    const uint32_t point = fences_->Make();
+    const Nanos takes(static_cast<int64_t>(world_->Uniform(100, 400'000)));
+    stream->reached = std::max(stream->reached, world_->Now()) + takes;
+    world_->At(stream->reached, [fences = fences_, point, work = stream->Take(), world = world_] {
+      for (const auto& piece : work) piece();
+      world->Log(fmt::format("fence {} is complete", point));
+      fences->Finish(point);
+    });
+    return Fence(fences_, point);
+  }
+
+  DlDevice dl_device() const override { return {.device_type = kDlCpu, .device_id = 0}; }
   std::string description() const override { return "simulated"; }
 
  private:
@@ -129,6 +179,13 @@ class SimDevice final : public Device {
   void StartNext(Stream* stream) {
     DeviceOp* op = stream->queue.Pop();
     stream->busy = true;
+    if (op->after != nullptr && !op->after->Complete()) {
+      return fences_->OnComplete(op->after->point(), [this, stream, op] { Run(stream, op); });
+    }
+    Run(stream, op);
+  }
+
+  void Run(Stream* stream, DeviceOp* op) {
     op->started = world_->Now();
     Nanos takes = op->duration;
     if (!op->from.empty()) {
@@ -157,6 +214,7 @@ class SimDevice final : public Device {
   const SimDeviceOptions options_;
   SimWorld* const world_;
   MemoryResource* const resource_;
+  const std::shared_ptr<SimFencePool> fences_;
   std::array<Stream, kStreamCount> streams_;
   uint64_t ops_ = 0;
 };

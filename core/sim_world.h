@@ -16,6 +16,8 @@
 #include <map>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "core/clock.h"
 #include "core/device.h"
@@ -68,6 +70,21 @@ class SimWorld final : public Clock, public Waker {
 // Workers in virtual time: a task starts when one of `workers` is free, and Run is called when its
 // (jittered) cost has passed. The destructor lets the world go on until all have run.
 std::unique_ptr<Executor> MakeSimExecutor(SimWorld* world, int workers);
+
+// A stream of the simulated caller: what it would compute, in order. RecordFence takes what was
+// added since the fence before, and runs it at some later virtual time, when the fence becomes
+// complete. Whoever releases memory before the stream has read it, or pushes a gradient before the
+// stream has written it, depends on the fences. Pass its address as CallerStream::handle; it
+// outlives its fences.
+class SimCallerStream {
+ public:
+  void Add(std::function<void()> work) { work_.push_back(std::move(work)); }
+  std::vector<std::function<void()>> Take() { return std::exchange(work_, {}); }
+  TimePoint reached{0};  // the device's: when the latest fence is complete
+
+ private:
+  std::vector<std::function<void()>> work_;
+};
 
 // Streams in virtual time. A copy reads its source and writes its destination when it completes.
 // The destructor lets the world go on until all have, or nothing happens any more.

@@ -99,8 +99,9 @@ sluice_status sluice_plan(sluice_model model, const sluice_options* options, cha
     SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, SpecOf(model));
     SLUICE_ASSIGN_OR_RETURN(const RuntimeConfig config, ToConfig(options));
     SLUICE_ASSIGN_OR_RETURN(const Plan plan, MakePlan(spec, config));
-    return WriteText(PlacementJson(plan.layout, plan.placement, plan.budgets, config.placement),
-                     json, capacity, needed);
+    return WriteText(
+        PlacementJson(plan.layout, plan.device, plan.placement, plan.budgets, config.placement),
+        json, capacity, needed);
   });
 }
 
@@ -111,6 +112,7 @@ sluice_status sluice_runtime_create(sluice_model model, const sluice_options* op
     SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, SpecOf(model));
     SLUICE_ASSIGN_OR_RETURN(const RuntimeConfig config, ToConfig(options));
     SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Runtime> made, MakeRuntime(spec, config));
+    if (config.hbm != nullptr) config.hbm->Own();
     *runtime = AddRuntime(std::move(made));
     return absl::OkStatus();
   });
@@ -151,21 +153,22 @@ sluice_status sluice_iteration_end(sluice_runtime runtime) {
   });
 }
 
-sluice_status sluice_acquire(sluice_runtime runtime, uint32_t unit, void*, sluice_ticket* ticket) {
+sluice_status sluice_acquire(sluice_runtime runtime, uint32_t unit, void* stream,
+                             sluice_ticket* ticket) {
   return Guarded([&]() -> absl::Status {
     SLUICE_ASSIGN_OR_RETURN(const auto r, Runtimes().Get(runtime, "runtime"));
     SLUICE_RETURN_IF_ERROR(NotNull(ticket, "ticket"));
     SLUICE_RETURN_IF_ERROR(CheckUnit(*r, unit));
-    *ticket = r->Acquire(UnitIndex(unit));
+    *ticket = r->Acquire(UnitIndex(unit), {stream});
     return absl::OkStatus();
   });
 }
 
-sluice_status sluice_release(sluice_runtime runtime, uint32_t unit, void*) {
+sluice_status sluice_release(sluice_runtime runtime, uint32_t unit, void* stream) {
   return Guarded([&]() -> absl::Status {
     SLUICE_ASSIGN_OR_RETURN(const auto r, Runtimes().Get(runtime, "runtime"));
     SLUICE_RETURN_IF_ERROR(CheckUnit(*r, unit));
-    return r->Release(UnitIndex(unit));
+    return r->Release(UnitIndex(unit), {stream});
   });
 }
 
@@ -207,7 +210,7 @@ sluice_status sluice_tensor_set_step(sluice_runtime runtime, uint32_t tensor, in
 }
 
 sluice_status sluice_grad(sluice_runtime runtime, uint32_t tensor, const void* data,
-                          int64_t elements, void*, sluice_ticket* ticket) {
+                          int64_t elements, void* stream, sluice_ticket* ticket) {
   return Guarded([&]() -> absl::Status {
     SLUICE_ASSIGN_OR_RETURN(const auto r, Runtimes().Get(runtime, "runtime"));
     SLUICE_RETURN_IF_ERROR(NotNull(data, "data"));
@@ -215,7 +218,8 @@ sluice_status sluice_grad(sluice_runtime runtime, uint32_t tensor, const void* d
     SLUICE_RETURN_IF_ERROR(CheckTensor(*r, tensor));
     SLUICE_RETURN_IF_ERROR(CheckElements(*r, tensor, elements));
     const auto bytes = static_cast<size_t>(elements * SizeOf(r->grad_type()));
-    *ticket = r->PushGrad(TensorIndex(tensor), {static_cast<const std::byte*>(data), bytes});
+    *ticket =
+        r->PushGrad(TensorIndex(tensor), {static_cast<const std::byte*>(data), bytes}, {stream});
     return absl::OkStatus();
   });
 }

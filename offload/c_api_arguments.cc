@@ -255,6 +255,8 @@ absl::StatusOr<RuntimeConfig> ToConfig(const sluice_options* given) {
   SLUICE_RETURN_IF_ERROR(CheckRange(o.io_engine, SLUICE_IO_AUTO, SLUICE_IO_LIBAIO, "io_engine"));
   SLUICE_RETURN_IF_ERROR(
       CheckRange(o.executor, SLUICE_EXECUTOR_TBB, SLUICE_EXECUTOR_THREADS, "executor"));
+  SLUICE_RETURN_IF_ERROR(CheckRange(o.device, SLUICE_DEVICE_AUTO, SLUICE_DEVICE_CUDA, "device"));
+  SLUICE_RETURN_IF_ERROR(CheckRange(o.device_index, 0, 1023, "device_index"));
   SLUICE_RETURN_IF_ERROR(CheckRange(o.workers, 0, 1024, "workers"));
   SLUICE_RETURN_IF_ERROR(CheckRange(o.io_depth, 0, 1024, "io_depth"));
   SLUICE_RETURN_IF_ERROR(CheckRange(o.io_batch, 0, 1024, "io_batch"));
@@ -273,6 +275,10 @@ absl::StatusOr<RuntimeConfig> ToConfig(const sluice_options* given) {
       o.executor == SLUICE_EXECUTOR_THREADS ? ExecutorKind::kThreads : ExecutorKind::kTbb;
   config.workers = o.workers;
   config.chunk_elements = o.chunk_elements;
+  config.device = static_cast<DeviceKind>(o.device);
+  config.device_index = o.device_index;
+  if (o.hbm_memory != nullptr)
+    config.hbm = std::make_shared<SuppliedMemory>(static_cast<DlManagedTensor*>(o.hbm_memory));
   config.link_bytes_per_second = o.link_bytes_per_second;
   config.overlap = o.overlap != 0;
   config.trace_spans_max = o.trace_spans_max;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/budget.h"
+#include "core/cuda_device.h"
 #include "core/status.h"
 #include "core/topology.h"
 
@@ -29,6 +30,15 @@ absl::StatusOr<int> WorkersOf(const RuntimeConfig& config) {
   return std::max(1, topology.cores_allowed);
 }
 
+absl::StatusOr<std::unique_ptr<Device>> DeviceOf(const Plan& plan, const RuntimeConfig& config) {
+  if (plan.device.kind == DeviceKind::kCuda)
+    return MakeCudaDevice({.index = plan.device.index, .hbm = config.hbm}, RealClock());
+  return MakeHostDevice({.hbm_limit = plan.budgets.hbm,
+                         .link_bytes_per_second = config.link_bytes_per_second,
+                         .hbm = config.hbm},
+                        RealClock(), RealMemory());
+}
+
 }  // namespace
 
 absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConfig& config) {
@@ -36,13 +46,17 @@ absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConf
   SLUICE_ASSIGN_OR_RETURN(
       input.layout, ModelLayout::Make(spec, config.chunk_elements > 0 ? config.chunk_elements
                                                                       : kChunkElementsDefault));
+  SLUICE_ASSIGN_OR_RETURN(input.device, ChooseDevice(config.device, config.device_index));
+  Budgets given = config.budgets;
+  if (given.hbm < Bytes(0) && config.hbm != nullptr)
+    given.hbm = Bytes(static_cast<int64_t>(config.hbm->memory().size()));
   Bytes available = GiB(1);
-  if (config.budgets.hbm < Bytes(0) || config.budgets.pinned < Bytes(0)) {
+  if (given.hbm < Bytes(0) || given.pinned < Bytes(0)) {
     SLUICE_ASSIGN_OR_RETURN(const MemoryLimits limits, ReadMemoryLimits());
     available = limits.available();
   }
-  input.budgets =
-      DefaultBudgets(config.budgets, input.layout, config.placement.param_type, available);
+  input.budgets = DefaultBudgets(given, input.layout, config.placement.param_type, available,
+                                 input.device.memory_free);
   input.options = config.placement;
   if (config.nvme_paths.empty()) {
     input.options.lowest_param_tier = std::min(input.options.lowest_param_tier, Tier::kPinned);
@@ -55,7 +69,8 @@ absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config
   SLUICE_ASSIGN_OR_RETURN(PlanInput input, MakePlanInput(spec, config));
   SLUICE_ASSIGN_OR_RETURN(Placement placement,
                           MakePlacement(input.layout, input.budgets, input.options));
-  return Plan{std::move(input.layout), input.budgets, std::move(placement)};
+  return Plan{std::move(input.layout), std::move(input.device), input.budgets,
+              std::move(placement)};
 }
 
 SegmentTable SegmentsOf(const Plan& plan, const RuntimeConfig& config, uint32_t paths) {
@@ -82,9 +97,8 @@ absl::StatusOr<std::unique_ptr<Runtime>> MakeRuntime(const ModelSpec& spec,
   seams.clock = RealClock();
   seams.host_memory = RealMemory();
   SLUICE_ASSIGN_OR_RETURN(seams.executor, MakeExecutor(config.executor, workers));
-  seams.device = MakeHostDevice(
-      {.hbm_limit = plan.budgets.hbm, .link_bytes_per_second = config.link_bytes_per_second},
-      RealClock(), RealMemory());
+  SLUICE_ASSIGN_OR_RETURN(seams.device, DeviceOf(plan, config));
+  seams.device_reason = plan.device.reason;
   if (plan.placement.nvme() > Bytes(0)) {
     seams.segments = SegmentsOf(plan, config, static_cast<uint32_t>(config.nvme_paths.size()));
     SLUICE_ASSIGN_OR_RETURN(seams.files, CreateSegments(seams.segments, config.nvme_paths));

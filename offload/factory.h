@@ -1,7 +1,7 @@
 // offload/factory.h
 //
-// From options to a runtime over real seams: the machine's clock and memory, an executor, the host
-// device, files and an I/O engine. Also the one place where what was not given is chosen.
+// From options to a runtime over real seams: the machine's clock and memory, an executor, a device,
+// files and an I/O engine. Also the one place where what was not given is chosen.
 
 #ifndef SLUICE_OFFLOAD_FACTORY_H_
 #define SLUICE_OFFLOAD_FACTORY_H_
@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "core/device_choice.h"
+#include "core/supplied_memory.h"
 #include "offload/runtime.h"
 
 namespace sluice {
@@ -25,7 +27,10 @@ struct RuntimeConfig {
   int workers = 0;
   int64_t chunk_elements = 0;
   LossScaleOptions loss_scale = {.static_scale = 1};
-  double link_bytes_per_second = 0;
+  DeviceKind device = DeviceKind::kHost;
+  int device_index = 0;                 // of the GPU
+  std::shared_ptr<SuppliedMemory> hbm;  // if set, the HBM tier; else the device makes it
+  double link_bytes_per_second = 0;     // of the host device
   bool overlap = true;
   size_t trace_spans_max = 0;
 };
@@ -33,18 +38,20 @@ struct RuntimeConfig {
 inline constexpr int64_t kChunkElementsDefault = 12 * kCellElements;  // 576 KiB of states
 
 // What a placement is made from: the layout of `spec`, and of `config` what places it, with what
-// was not given chosen. Errors: InvalidArgument.
+// was not given chosen. Errors: InvalidArgument, Unavailable (see ChooseDevice).
 struct PlanInput {
   ModelLayout layout;
+  DeviceChoice device;
   Budgets budgets;
   PlacementOptions options;
 };
 absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConfig& config);
 
-// Layout, budgets and placement for `spec`. Errors: InvalidArgument, ResourceExhausted (see
-// MakePlacement).
+// Layout, device, budgets and placement for `spec`. Errors: as MakePlanInput, ResourceExhausted
+// (see MakePlacement).
 struct Plan {
   ModelLayout layout;
+  DeviceChoice device;
   Budgets budgets;
   Placement placement;
 };

@@ -41,6 +41,7 @@ class Gradients::PushOp final : public Event, public Task, public BufferPool::Wa
 
   TensorIndex tensor;
   ConstMemoryView data;
+  Fence fence;
   Done done;
   bool adding = false;
   size_t offset = 0;  // of the piece, in bytes
@@ -113,7 +114,7 @@ std::byte* Gradients::Home(TensorIndex tensor) const {
   return context_.memory->grads[t.unit.value()] + t.offset * SizeOf(context_.types.grad_type);
 }
 
-void Gradients::Push(TensorIndex tensor, ConstMemoryView data, Done done) {
+void Gradients::Push(TensorIndex tensor, ConstMemoryView data, Fence fence, Done done) {
   if (free_pushes_.empty()) {
     pushes_.push_back(std::make_unique<PushOp>(this));
     free_pushes_.push_back(pushes_.back().get());
@@ -122,6 +123,7 @@ void Gradients::Push(TensorIndex tensor, ConstMemoryView data, Done done) {
   free_pushes_.pop_back();
   push->tensor = tensor;
   push->data = data;
+  push->fence = std::move(fence);
   push->done = std::move(done);
   push->offset = 0;
   ++active_;
@@ -143,6 +145,7 @@ void Gradients::CopyPiece(PushOp* push) {
   const size_t left = push->data.size() - push->offset;
   push->piece = push->adding ? std::min(left, push->buffer.size()) : left;
   push->copy.stream = StreamKind::kDeviceToHost;
+  push->copy.after = &push->fence;
   push->copy.from = push->data.subspan(push->offset, push->piece);
   push->copy.to = push->adding ? push->buffer.data() : Home(push->tensor);
   push->copy.inbox = context_.inbox;
@@ -180,6 +183,7 @@ void Gradients::End(PushOp* push, const absl::Status& status) {
     context_.fail(status);
   }
   Done done = std::exchange(push->done, nullptr);
+  push->fence = Fence();
   free_pushes_.push_back(push);
   --active_;
   if (!t.queue.empty()) {

@@ -32,8 +32,9 @@ class Gradients {
   // Gradients that arrive from now on are final, so that their sums may be computed at once.
   void SetBoundary(bool boundary) { boundary_ = boundary; }
 
-  // Sets or adds `data` (the tensor's elements in grad_type).
-  void Push(TensorIndex tensor, ConstMemoryView data, Done done);
+  // Sets or adds `data` (the tensor's elements in grad_type), which is there when `fence` is
+  // complete.
+  void Push(TensorIndex tensor, ConstMemoryView data, Fence fence, Done done);
 
   // Calls `done` once everything pushed has arrived and all sums are computed. One at a time.
   void Finish(std::function<void()> done);

@@ -178,7 +178,7 @@ absl::StatusOr<Placement> MakePlacement(const ModelLayout& layout, const Budgets
 }
 
 Budgets DefaultBudgets(const Budgets& given, const ModelLayout& layout, FloatType param_type,
-                       Bytes available) {
+                       Bytes available, std::optional<Bytes> gpu_available) {
   Bytes params, grads_and_states;
   for (const UnitLayout& unit : layout.units()) {
     params += RoundUp(Bytes(unit.elements * SizeOf(param_type)), kSlotAlignment);
@@ -188,11 +188,13 @@ Budgets DefaultBudgets(const Budgets& given, const ModelLayout& layout, FloatTyp
     grads_and_states += RoundUp(chunk.state_bytes(), kSlotAlignment);
 
   Budgets budgets = given;
-  if (budgets.hbm < Bytes(0)) budgets.hbm = params <= available / 4 ? params : available / 4;
+  if (budgets.hbm < Bytes(0))
+    budgets.hbm = std::min(params, gpu_available ? *gpu_available / 2 : available / 4);
   if (budgets.pinned < Bytes(0)) {
     const Bytes reserve =
         std::max(MiB(256), available / 8);  // for the process: activations, PyTorch, code
-    const Bytes most = std::max(Bytes(0), available - std::min(budgets.hbm, params) - reserve);
+    const Bytes hbm_here = gpu_available ? Bytes(0) : std::min(budgets.hbm, params);
+    const Bytes most = std::max(Bytes(0), available - hbm_here - reserve);
     // Never more than all of it could use: gradients and states, parameters, and movement buffers.
     budgets.pinned = std::min(most, grads_and_states + params + MiB(256));
   }

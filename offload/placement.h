@@ -14,6 +14,7 @@
 #ifndef SLUICE_OFFLOAD_PLACEMENT_H_
 #define SLUICE_OFFLOAD_PLACEMENT_H_
 
+#include <optional>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -74,11 +75,12 @@ absl::StatusOr<Placement> MakePlacement(const ModelLayout& layout, const Budgets
                                         const PlacementOptions& options);
 
 // Budgets for tiers that were not given one (negative): from what the machine and its cgroup have
-// left, `available`. HBM is memory of the host here: all parameters if they fit in a quarter of it,
-// else that quarter; pinned what remains after a reserve for the process; NVMe without limit (the
+// left, `available`, and what a GPU has, `gpu_available` (none: HBM is memory of the host). HBM:
+// all parameters if they fit in half of the GPU's memory, or a quarter of the host's, else that
+// share; pinned what remains of the host's after a reserve for the process; NVMe without limit (the
 // free space is checked when files are made).
 Budgets DefaultBudgets(const Budgets& given, const ModelLayout& layout, FloatType param_type,
-                       Bytes available);
+                       Bytes available, std::optional<Bytes> gpu_available);
 
 }  // namespace sluice
 

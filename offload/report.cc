@@ -65,6 +65,10 @@ Json PlacementObject(const ModelLayout& layout, const Placement& p, const Budget
         {"gradient_bytes", traffic.grads.value()}}}};
 }
 
+Json DeviceObject(const DeviceChoice& device) {
+  return {{"kind", Name(device.kind)}, {"index", device.index}, {"reason", device.reason}};
+}
+
 Json PathReport(const std::string& path, Json* advice) {
   Json report = {{"path", path}};
   const absl::StatusOr<DirectFile> file = DirectFile::CreateUnnamed(path, KiB(64));
@@ -135,9 +139,12 @@ StepTraffic TrafficOf(const ModelLayout& layout, const Placement& p,
   return t;
 }
 
-std::string PlacementJson(const ModelLayout& layout, const Placement& placement,
-                          const Budgets& budgets, const PlacementOptions& options) {
-  return PlacementObject(layout, placement, budgets, options).dump(2);
+std::string PlacementJson(const ModelLayout& layout, const DeviceChoice& device,
+                          const Placement& placement, const Budgets& budgets,
+                          const PlacementOptions& options) {
+  Json json = PlacementObject(layout, placement, budgets, options);
+  json["device"] = DeviceObject(device);
+  return json.dump(2);
 }
 
 StepTraffic Runtime::Traffic() const { return TrafficOf(layout_, placement_, options_.placement); }
@@ -154,6 +161,8 @@ std::string Runtime::ReportJson() const {
   report["engine"] = engine_->description();
   report["executor"] = seams_.executor->description();
   report["device"] = seams_.device->description();
+  report["device_reason"] = seams_.device_reason;
+  report["pinned_memory"] = pinning_;
   report["memory"] = seams_.host_memory->description();
   report["vector_target"] = VectorTarget();
   report["paths"] = std::move(paths);
@@ -198,8 +207,11 @@ std::string DoctorJson(const std::string& path) {
   getrlimit(RLIMIT_MEMLOCK, &lock);
   report["memlock_limit_bytes"] =
       lock.rlim_cur == RLIM_INFINITY ? int64_t{-1} : static_cast<int64_t>(lock.rlim_cur);
-  report["device"] = "host: this build has no CUDA";
-  advice.push_back("no GPU is used: this build has no CUDA; the host device computes in RAM");
+  if (const auto device = ChooseDevice(DeviceKind::kAuto, 0); device.ok()) {
+    report["device"] = fmt::format("{}: {}", Name(device->kind), device->reason);
+    if (device->kind == DeviceKind::kHost)
+      advice.push_back(device->reason + "; the host device computes in RAM");
+  }
   if (!path.empty()) report["path"] = PathReport(path, &advice);
   report["advice"] = std::move(advice);
   return report.dump(2);

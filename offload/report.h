@@ -8,6 +8,7 @@
 
 #include <string>
 
+#include "core/device_choice.h"
 #include "offload/floor.h"
 #include "offload/placement.h"
 
@@ -17,8 +18,9 @@ namespace sluice {
 StepTraffic TrafficOf(const ModelLayout& layout, const Placement& placement,
                       const PlacementOptions& options);
 
-std::string PlacementJson(const ModelLayout& layout, const Placement& placement,
-                          const Budgets& budgets, const PlacementOptions& options);
+std::string PlacementJson(const ModelLayout& layout, const DeviceChoice& device,
+                          const Placement& placement, const Budgets& budgets,
+                          const PlacementOptions& options);
 
 // The machine as Sluice sees it, with advice; `path` (may be empty) is a directory that could hold
 // swap files.

@@ -17,7 +17,9 @@ constexpr Nanos kPlanAround = std::chrono::milliseconds(50);
 
 Residency::Residency(const Context& context, std::shared_ptr<Arena> hbm, Nanos stuck_after)
     : context_(context),
-      views_(std::move(hbm), context.types.param_type, context.inbox, [this] { OnViewsDied(); }),
+      views_(
+          std::move(hbm), context.types.param_type, context.device, context.inbox,
+          [this] { OnFreed(); }, context.fail),
       fetcher_(context, this),
       units_(context.layout->units().size()),
       stuck_after_(stuck_after),
@@ -76,7 +78,7 @@ void Residency::Replan() {
   Pump();
 }
 
-void Residency::Acquire(UnitIndex unit, Acquired done) {
+void Residency::Acquire(UnitIndex unit, CallerStream stream, Acquired done) {
   acquires_->Add();
   const bool expected = book_.OnAcquire(unit);
   departures_->Set(book_.departures());
@@ -86,20 +88,22 @@ void Residency::Acquire(UnitIndex unit, Acquired done) {
   const TimePoint now = context_.clock->Now();
   if (waiting_ == 0) last_progress_ = now;
   if (!available && u.state == State::kAbsent && !u.pending) demand_misses_->Add();
-  u.waits.push_back({.done = std::move(done), .since = now, .was_pending = u.pending});
+  u.waits.push_back(
+      {.done = std::move(done), .stream = stream, .since = now, .was_pending = u.pending});
   ++waiting_;
   if (available) Serve(unit);
   if (!expected && (book_.known() || !available)) BuildPlan(false);
   Pump();
 }
 
-absl::Status Residency::Release(UnitIndex unit) {
+absl::Status Residency::Release(UnitIndex unit, Fence fence) {
   Unit& u = units_[unit.value()];
   if (u.acquired == 0) {
     return absl::FailedPreconditionError(fmt::format("unit '{}' was released but is not acquired",
                                                      context_.layout->unit(unit).name));
   }
   book_.OnRelease(unit);
+  views_.HoldUntil(u.address, std::move(fence));
   if (--u.acquired == 0) views_.Hide(unit);
   plan_dirty_ = true;
   last_progress_ = context_.clock->Now();
@@ -116,7 +120,8 @@ void Residency::Serve(UnitIndex unit) {
     u.waits.pop_front();
     --waiting_;
     (wait.was_pending ? stall_update_ns_ : stall_fetch_ns_)->Add((now - wait.since).count());
-    if (u.acquired++ == 0) views_.Show(unit, u.address, context_.layout->unit(unit).elements);
+    ++u.acquired;
+    views_.Show(unit, u.address, context_.layout->unit(unit).elements, wait.stream);
     wait.done(absl::OkStatus());
   }
 }
@@ -149,22 +154,22 @@ void Residency::EndUpdate(UnitIndex unit) {
   Pump();
 }
 
-// The unit leaves its slot, which becomes free, or a leftover while views of it are alive.
+// The unit leaves its slot, which becomes free, or a leftover while it is in use.
 void Residency::Vacate(UnitIndex unit) {
   Unit& u = units_[unit.value()];
   u.state = State::kAbsent;
   for (Segment& s : segments_) {
     if (s.unit != unit) continue;
     s.unit.reset();
-    s.held = views_.Alive(u.address) > 0;
+    s.held = views_.InUse(u.address);
   }
   MergeFree(&segments_);
   plan_dirty_ = true;
 }
 
-void Residency::OnViewsDied() {
+void Residency::OnFreed() {
   for (Segment& s : segments_) {
-    if (s.held && !s.unit && views_.Alive(AddressOf(s)) == 0) s.held = false;
+    if (s.held && !s.unit && !views_.InUse(AddressOf(s))) s.held = false;
   }
   MergeFree(&segments_);
   last_progress_ = context_.clock->Now();
@@ -203,7 +208,7 @@ void Residency::BuildPlan(bool viewed_is_held) {
   for (Segment& s : segments) {
     if (!s.unit) continue;
     const Unit& u = units_[s.unit->value()];
-    s.held = u.acquired > 0 || !u.waits.empty() || (viewed_is_held && views_.Alive(u.address) > 0);
+    s.held = u.acquired > 0 || !u.waits.empty() || (viewed_is_held && views_.InUse(u.address));
   }
   schedule_ =
       MakeSchedule({.trace = &trace, .first = 0, .unit_bytes = unit_bytes_, .segments = segments});
@@ -238,8 +243,7 @@ bool Residency::UnplannedWait() const {
 bool Residency::MayEvict(const Segment& segment) const {
   if (!segment.unit) return !segment.held;
   const Unit& u = units_[segment.unit->value()];
-  return u.acquired == 0 && u.waits.empty() && u.state == State::kReady &&
-         views_.Alive(u.address) == 0;
+  return u.acquired == 0 && u.waits.empty() && u.state == State::kReady && !views_.InUse(u.address);
 }
 
 // Begins `move` if it may begin. Returns whether it is done with: begun, or not needed any more.
@@ -299,7 +303,10 @@ void Residency::Fail(const absl::Status& status) {
 }
 
 void Residency::CheckStuck(TimePoint now) {
-  if (waiting_ == 0 || suspended_ || fetching() || now - last_progress_ < kPlanAround) return;
+  views_.Settle();
+  // The caller's streams are busy: room comes when they have passed their fences.
+  if (views_.fenced()) last_progress_ = now;
+  if (waiting_ == 0 || suspended_ || moving() || now - last_progress_ < kPlanAround) return;
   if (now - last_progress_ < stuck_after_) {
     BuildPlan(true);
     plan_dirty_ = false;

@@ -1,13 +1,13 @@
 // offload/residency.h
 //
 // Which units are in HBM. Follows the trace: plans with MakeSchedule, moves units in as early as
-// their room is free, serves acquisitions, and keeps a slot untouched while it is acquired or any
-// view of it is alive, whatever the plan says.
+// their room is free, serves acquisitions, and keeps a slot untouched while it is acquired or in
+// use (views.h), whatever the plan says.
 //
 // A unit that lives in HBM for good is always in place; any other is absent, filling or ready in a
 // slot of the cache. An update makes a unit pending: it leaves the cache, can't be fetched or
-// acquired, and comes back when the update has ended. A slot whose unit has left while views of it
-// are alive is a leftover: nobody's, but not free.
+// acquired, and comes back when the update has ended. A slot whose unit has left while it is in use
+// is a leftover: nobody's, but not free.
 //
 // Threads: the control thread, except what Views says of itself.
 
@@ -40,16 +40,18 @@ class Residency final : public Fetcher::Observer {
   void EndIteration();
 
   // `done` is called when the unit is in HBM and up to date, or with an error: ResourceExhausted if
-  // it can't be had because everything is held. Acquisitions count, each to be released.
-  void Acquire(UnitIndex unit, Acquired done);
-  // Errors: FailedPrecondition if the unit is not acquired.
-  absl::Status Release(UnitIndex unit);
+  // it can't be had because everything is held. Acquisitions count, each to be released. What reads
+  // the unit runs on `stream`.
+  void Acquire(UnitIndex unit, CallerStream stream, Acquired done);
+  // The unit's slot stays as it is until `fence` is complete. Errors: FailedPrecondition if the
+  // unit is not acquired.
+  absl::Status Release(UnitIndex unit, Fence fence);
 
   // A unit's values are going to change. First Suspend, so that nothing is fetched from its home;
-  // when fetching() is false, BeginUpdate for each; then Replan. Errors: FailedPrecondition if it
-  // is acquired.
+  // when nothing is moving(), which also means that the caller's streams have passed every fence,
+  // BeginUpdate for each; then Replan. Errors: FailedPrecondition if it is acquired.
   void Suspend() { suspended_ = true; }
-  bool fetching() const { return fetcher_.active() > 0; }
+  bool moving() const { return fetcher_.active() > 0 || views_.fenced(); }
   absl::Status BeginUpdate(UnitIndex unit);
   void EndUpdate(UnitIndex unit);
   void Replan();
@@ -72,6 +74,7 @@ class Residency final : public Fetcher::Observer {
   enum class State : uint8_t { kAbsent, kFilling, kReady };
   struct Wait {
     Acquired done;
+    CallerStream stream;
     TimePoint since;
     bool was_pending;
   };
@@ -92,7 +95,7 @@ class Residency final : public Fetcher::Observer {
   const Trace* Upcoming() const;
   void Serve(UnitIndex unit);
   void Vacate(UnitIndex unit);
-  void OnViewsDied();
+  void OnFreed();
   std::byte* AddressOf(const Segment& segment) const;
 
   const Context context_;

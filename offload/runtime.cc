@@ -41,6 +41,8 @@ absl::Status Runtime::Init() {
   SLUICE_ASSIGN_OR_RETURN(memory_, TierMemory::Make(layout_, placement_, options_.placement,
                                                     seams_.device.get(), seams_.host_memory));
   hbm_ = std::make_shared<Arena>(std::move(memory_.hbm));
+  const absl::Status pinned = seams_.device->RegisterHost(memory_.pinned.memory());
+  pinning_ = pinned.ok() ? "registered with the device" : std::string(Message(pinned));
   const MemoryView arenas[] = {memory_.pinned.memory()};
   SLUICE_ASSIGN_OR_RETURN(engine_, seams_.make_engine(arenas, seams_.files));
   inbox_.SetWaker(engine_.get());
@@ -95,15 +97,28 @@ void Runtime::Send(Command command) {
   if (first) inbox_.Post(&commands_arrived_);
 }
 
-Ticket Runtime::Acquire(UnitIndex unit) {
+Ticket Runtime::Acquire(UnitIndex unit, CallerStream stream) {
   const Ticket ticket = tickets_.Make();
-  Send({.run = &Runtime::RunAcquire, .unit = unit, .ticket = ticket});
+  if (const absl::Status status = seams_.device->CheckStream(stream); !status.ok()) {
+    tickets_.Complete(ticket, status);
+    return ticket;
+  }
+  Send({.run = &Runtime::RunAcquire, .unit = unit, .ticket = ticket, .stream = stream});
   return ticket;
 }
 
-Ticket Runtime::PushGrad(TensorIndex tensor, ConstMemoryView data) {
+Ticket Runtime::PushGrad(TensorIndex tensor, ConstMemoryView data, CallerStream stream) {
   const Ticket ticket = tickets_.Make();
-  Send({.run = &Runtime::RunPushGrad, .tensor = tensor, .ticket = ticket, .data = data});
+  absl::StatusOr<Fence> fence = seams_.device->RecordFence(stream);
+  if (!fence.ok()) {
+    tickets_.Complete(ticket, fence.status());
+    return ticket;
+  }
+  Send({.run = &Runtime::RunPushGrad,
+        .tensor = tensor,
+        .ticket = ticket,
+        .data = data,
+        .fence = *std::move(fence)});
   return ticket;
 }
 
@@ -131,12 +146,13 @@ void Runtime::BeginIteration(uint32_t key, bool boundary) {
 }
 void Runtime::EndIteration() { Send({.run = &Runtime::RunEnd}); }
 
-absl::Status Runtime::Release(UnitIndex unit) {
+absl::Status Runtime::Release(UnitIndex unit, CallerStream stream) {
   if (!residency_->views()->Shown(unit)) {
     return absl::FailedPreconditionError(fmt::format(
         "unit '{}' is not acquired: there is nothing to release", layout_.unit(unit).name));
   }
-  Send({.run = &Runtime::RunRelease, .unit = unit});
+  SLUICE_ASSIGN_OR_RETURN(Fence fence, seams_.device->RecordFence(stream));
+  Send({.run = &Runtime::RunRelease, .unit = unit, .fence = std::move(fence)});
   return absl::OkStatus();
 }
 
@@ -228,31 +244,38 @@ void Runtime::RunAcquire(Command& command) {
             "unit '{}' can't be acquired: tensor '{}' has no values yet (sluice_write its master)",
             unit.name, layout_.tensor(tensor).name)));
   }
-  residency_->Acquire(command.unit, [this, ticket = command.ticket](const absl::Status& status) {
-    tickets_.Complete(ticket, status);
-  });
+  residency_->Acquire(command.unit, command.stream,
+                      [this, ticket = command.ticket](const absl::Status& status) {
+                        tickets_.Complete(ticket, status);
+                      });
 }
 
 void Runtime::RunRelease(Command& command) {
-  if (!residency_->Release(command.unit).ok()) metrics_.Get("misused_releases")->Add();
+  if (!residency_->Release(command.unit, std::move(command.fence)).ok())
+    metrics_.Get("misused_releases")->Add();
 }
 
 void Runtime::RunPushGrad(Command& command) {
   if (const absl::Status status = failure(); !status.ok())
     return tickets_.Complete(command.ticket, status);
   const UnitIndex unit = layout_.tensor(command.tensor).unit;
+  HeldPush push{command.tensor, command.data, std::move(command.fence), command.ticket};
   if (updater_->UnitPending(unit)) {
-    held_pushes_[unit.value()].push_back({command.tensor, command.data, command.ticket});
+    held_pushes_[unit.value()].push_back(std::move(push));
     return;
   }
-  gradients_->Push(command.tensor, command.data,
-                   [this, ticket = command.ticket](const absl::Status& status) {
-                     tickets_.Complete(ticket, status);
-                   });
+  PushNow(std::move(push));
   if (!backward_begun_) {
     backward_begun_ = true;
     ReadAheadIfUseful();
   }
+}
+
+void Runtime::PushNow(HeldPush push) {
+  gradients_->Push(push.tensor, push.data, std::move(push.fence),
+                   [this, ticket = push.ticket](const absl::Status& status) {
+                     tickets_.Complete(ticket, status);
+                   });
 }
 
 void Runtime::RunBegin(Command& command) {
@@ -280,12 +303,8 @@ void Runtime::RunDrain(Command& command) { drains_.push_back(command.ticket); }
 
 void Runtime::OnUnitUpdated(UnitIndex unit) {
   residency_->EndUpdate(unit);
-  for (const HeldPush& push : std::exchange(held_pushes_[unit.value()], {})) {
-    gradients_->Push(push.tensor, push.data,
-                     [this, ticket = push.ticket](const absl::Status& status) {
-                       tickets_.Complete(ticket, status);
-                     });
-  }
+  std::vector<HeldPush> held = std::exchange(held_pushes_[unit.value()], {});
+  for (HeldPush& push : held) PushNow(std::move(push));
 }
 
 void Runtime::OnUpdaterIdle() {
@@ -295,7 +314,7 @@ void Runtime::OnUpdaterIdle() {
 
 bool Runtime::Quiet() const {
   return turns_.empty() && !updater_->updating() && gradients_->idle() && !values_->busy() &&
-         store_->idle() && !residency_->fetching();
+         store_->idle() && !residency_->moving();
 }
 
 std::string Runtime::Unsettled() const {

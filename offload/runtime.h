@@ -49,6 +49,7 @@ struct Seams {
   MemoryResource* host_memory = nullptr;
   std::unique_ptr<Executor> executor;
   std::unique_ptr<Device> device;
+  std::string device_reason;      // why this one, for the report
   SegmentTable segments;          // where the blocks of MapBlocks lie
   std::vector<DirectFile> files;  // of `segments`; empty in simulation
   std::function<absl::StatusOr<std::unique_ptr<IoEngine>>(std::span<const MemoryView> arenas,
@@ -92,17 +93,17 @@ class Runtime final : public Updater::Observer {
   FloatType grad_type() const { return options_.placement.grad_type; }
 
   // Operations with a ticket; see sluice.h for what each promises. Indices are valid (checked by
-  // the caller).
-  Ticket Acquire(UnitIndex unit);
-  Ticket PushGrad(TensorIndex tensor, ConstMemoryView data);
+  // the caller). A stream's point is taken in the calling thread.
+  Ticket Acquire(UnitIndex unit, CallerStream stream = {});
+  Ticket PushGrad(TensorIndex tensor, ConstMemoryView data, CallerStream stream = {});
   Ticket Step(StepRequest request);
   Ticket Access(ValueRequest request);  // `request.done` is set here
   Ticket Drain();
 
   void BeginIteration(uint32_t key, bool boundary);
   void EndIteration();
-  // Errors: FailedPrecondition if the unit is not acquired.
-  absl::Status Release(UnitIndex unit);
+  // Errors: FailedPrecondition if the unit is not acquired or the stream is being captured.
+  absl::Status Release(UnitIndex unit, CallerStream stream = {});
   void ZeroGrad();
 
   std::optional<absl::Status> Wait(Ticket ticket, std::chrono::milliseconds timeout);
@@ -138,6 +139,8 @@ class Runtime final : public Updater::Observer {
     bool boundary = false;
     Ticket ticket = 0;
     ConstMemoryView data;
+    CallerStream stream;
+    Fence fence;
     StepRequest step;
     ValueRequest value;
   };
@@ -158,6 +161,7 @@ class Runtime final : public Updater::Observer {
   struct HeldPush {
     TensorIndex tensor;
     ConstMemoryView data;
+    Fence fence;
     Ticket ticket;
   };
 
@@ -168,6 +172,7 @@ class Runtime final : public Updater::Observer {
   void RunAcquire(Command& command);
   void RunRelease(Command& command);
   void RunPushGrad(Command& command);
+  void PushNow(HeldPush push);
   void RunBegin(Command& command);
   void RunEnd(Command& command);
   void RunZeroGrad(Command& command);
@@ -197,6 +202,7 @@ class Runtime final : public Updater::Observer {
   Inbox inbox_;
   Seams seams_;
   TierMemory memory_;
+  std::string pinning_;  // what became of registering pinned memory with the device
   std::shared_ptr<Arena> hbm_;
   std::unique_ptr<IoEngine> engine_;
   std::unique_ptr<BlockStore> store_;

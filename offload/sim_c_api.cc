@@ -22,6 +22,7 @@ extern "C" SLUICE_API sluice_status sluice_runtime_create_simulated(sluice_model
   return Return([&]() -> absl::Status {
     SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, SpecOf(model));
     SLUICE_ASSIGN_OR_RETURN(RuntimeConfig config, ToConfig(options));
+    config.device = DeviceKind::kHost;  // the plan must not depend on the machine
     SLUICE_ASSIGN_OR_RETURN(SimRuntime sim, MakeSimRuntime(spec, config, {.seed = seed}));
     *runtime = AddRuntime(std::move(sim.runtime));
     const std::lock_guard lock(mutex);

@@ -90,6 +90,14 @@ typedef enum sluice_io_engine_kind {
   SLUICE_IO_LIBAIO = 3
 } sluice_io_engine_kind;
 
+/* AUTO: CUDA if this build has it and a driver and a GPU are there, else the host, whose "HBM" is
+ * RAM. The plan, the report and the doctor say which, and why. */
+typedef enum sluice_device_kind {
+  SLUICE_DEVICE_AUTO = 0,
+  SLUICE_DEVICE_HOST = 1,
+  SLUICE_DEVICE_CUDA = 2
+} sluice_device_kind;
+
 typedef enum sluice_executor_kind {
   SLUICE_EXECUTOR_TBB = 0,
   SLUICE_EXECUTOR_THREADS = 1
@@ -129,12 +137,20 @@ typedef struct sluice_options {
   int32_t overlap; /* 1; 0: debug aid, every movement waits for the one before and nothing is read
                       ahead */
   uint64_t trace_spans_max; /* room for so many spans of sluice_trace_write; 0 records none */
+  int32_t device;           /* sluice_device_kind */
+  int32_t device_index;     /* of the GPU */
+  void*
+      hbm_memory; /* NULL: Sluice takes the HBM tier from the device. Else a contiguous
+                     DLManagedTensor on the device, of at least the bytes that sluice_plan calls
+                     planned_bytes.hbm, which no stream uses any more: sluice_runtime_create, if it
+                     succeeds, owns it, and its deleter is called when the last view has died */
 } sluice_options;
 
-#define SLUICE_OPTIONS_INIT                                                                      \
-  {                                                                                              \
-    sizeof(sluice_options), SLUICE_F32, SLUICE_F32, -1, -1, -1, 0, 0, SLUICE_NVME, SLUICE_NVME,  \
-        SLUICE_IO_AUTO, 0, 0, SLUICE_EXECUTOR_TBB, 0, 0, -1, 1.0, 16, 2, 0, 1000, 1.0, 0.0, 1, 0 \
+#define SLUICE_OPTIONS_INIT                                                                       \
+  {                                                                                               \
+    sizeof(sluice_options), SLUICE_F32, SLUICE_F32, -1, -1, -1, 0, 0, SLUICE_NVME, SLUICE_NVME,   \
+        SLUICE_IO_AUTO, 0, 0, SLUICE_EXECUTOR_TBB, 0, 0, -1, 1.0, 16, 2, 0, 1000, 1.0, 0.0, 1, 0, \
+        SLUICE_DEVICE_AUTO, 0, 0                                                                  \
   }
 
 /* What would be placed where, as JSON, without creating anything. Errors: SLUICE_RESOURCE_EXHAUSTED
@@ -173,17 +189,24 @@ SLUICE_API sluice_status sluice_iteration_begin(sluice_runtime runtime, uint32_t
                                                 uint32_t flags);
 SLUICE_API sluice_status sluice_iteration_end(sluice_runtime runtime);
 
-/* Asks for `unit` in HBM; when the ticket is done it is there, up to date, and stays until
- * released. Acquisitions count. Errors of the ticket: SLUICE_RESOURCE_EXHAUSTED if everything in
- * HBM is held, so that waiting can't help; SLUICE_FAILED_PRECONDITION if a tensor of the unit was
- * never written. `stream` is the caller's CUDA stream, NULL on the host device. */
+/* Streams: on CUDA, `stream` is the caller's cudaStream_t (NULL: the legacy default stream) on
+ * which what it computes is ordered; elsewhere it is ignored. A stream must live as long as the
+ * views of the units acquired on it. On a stream that is being captured into a graph every call
+ * fails with SLUICE_FAILED_PRECONDITION.
+ *
+ * Asks for `unit` in HBM; when the ticket is done it is there, up to date for work put on any
+ * stream from then on, and stays until released. Acquisitions count. Errors of the ticket:
+ * SLUICE_RESOURCE_EXHAUSTED if everything in HBM is held, so that waiting can't help;
+ * SLUICE_FAILED_PRECONDITION if a tensor of the unit was never written.
+ *
+ * After release the memory stays as it is until what `stream` holds at that time has run. */
 SLUICE_API sluice_status sluice_acquire(sluice_runtime runtime, uint32_t unit, void* stream,
                                         sluice_ticket* ticket);
 SLUICE_API sluice_status sluice_release(sluice_runtime runtime, uint32_t unit, void* stream);
 
 /* An acquired unit's memory as a one-dimensional DLPack tensor (DLManagedTensor*, DLPack 0.6
  * layout) of param_dtype. The memory is not reused before the deleter was called, whoever calls it
- * on whatever thread. */
+ * on whatever thread, and the stream that acquired the unit has run what it then holds. */
 SLUICE_API sluice_status sluice_unit_view(sluice_runtime runtime, uint32_t unit, void** dlpack);
 
 typedef struct sluice_tensor_info {
@@ -204,7 +227,8 @@ SLUICE_API sluice_status sluice_tensor_set_step(sluice_runtime runtime, uint32_t
  * ------------------------------------------------------------------------------------ */
 
 /* Adds `elements` values of grad_dtype at `data` to the tensor's gradient (the first since the last
- * step sets it). `data` must stay as it is until the ticket is done. */
+ * step sets it). `data` may be in device or host memory; it is read when `stream` has run what it
+ * holds now, and must stay as it is until the ticket is done. */
 SLUICE_API sluice_status sluice_grad(sluice_runtime runtime, uint32_t tensor, const void* data,
                                      int64_t elements, void* stream, sluice_ticket* ticket);
 SLUICE_API sluice_status
@@ -253,8 +277,9 @@ typedef enum sluice_field {
   SLUICE_GRAD = 4 /* grad_dtype; read only; NOT_FOUND if there is none */
 } sluice_field;
 
-/* The whole tensor, after all updates started before this call. `data` holds elements values of
- * `dtype` (converted from or to the field's own type) and must stay until the ticket is done. */
+/* The whole tensor, after all updates started before this call. `data` is host memory that holds
+ * elements values of `dtype` (converted from or to the field's own type) and must stay until the
+ * ticket is done. */
 SLUICE_API sluice_status sluice_read(sluice_runtime runtime, uint32_t tensor, int32_t field,
                                      void* data, int32_t dtype, int64_t elements,
                                      sluice_ticket* ticket);

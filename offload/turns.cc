@@ -23,7 +23,8 @@ void Runtime::Advance() {
 }
 
 // A step passes three gates: the last update has ended and all gradients have arrived and are
-// summed; the decision; and nothing is being fetched. Returns whether the turn has ended.
+// summed; the decision; and nothing is being fetched, nor still read by the caller's streams.
+// Returns whether the turn has ended.
 bool Runtime::AdvanceStep(Turn& turn) {
   if (turn.summing || updater_->updating()) return false;
   if (!turn.decided) {
@@ -45,7 +46,7 @@ void Runtime::DecideStep(Turn& turn) {
       DecideClip(NormOfCells(gradients_->cells()), scaler_.scale(), turn.step.clip_norm);
   if (!decision.overflow) {
     residency_->Suspend();
-    if (residency_->fetching()) return;
+    if (residency_->moving()) return;
     for (uint32_t t = 0; t < layout_.tensors().size(); ++t) {
       const UnitIndex unit = layout_.tensors()[t].unit;
       if (!gradients_->present(TensorIndex(t)) || !residency_->acquired(unit)) continue;
@@ -102,7 +103,7 @@ bool Runtime::AdvanceValue(Turn& turn) {
   if (values_->busy()) return false;
   residency_->Suspend();
   updater_->StopReadAhead();
-  if (!updater_->idle() || !gradients_->idle() || residency_->fetching()) return false;
+  if (!updater_->idle() || !gradients_->idle() || residency_->moving()) return false;
   ValueRequest& request = turn.value;
   const UnitIndex unit = layout_.tensor(request.tensor).unit;
   absl::Status refused;

@@ -5,7 +5,6 @@
 #include <map>
 #include <mutex>
 #include <utility>
-#include <vector>
 
 #include "core/status.h"
 #include "fmt/format.h"
@@ -17,25 +16,36 @@ struct Views::Shared final : Event {
   struct Shown {
     std::byte* address = nullptr;
     int64_t elements = 0;
+    CallerStream stream;
+  };
+  struct Death {
+    const std::byte* address;
+    CallerStream stream;
   };
 
-  void Handle() override {
-    {
-      const std::lock_guard lock(mutex);
-      posted = false;
-    }
-    on_death();
-  }
+  void Handle() override { owner->Settle(); }
 
   mutable std::mutex mutex;
-  std::shared_ptr<Arena> arena;               // constant
-  FloatType type;                             // constant
-  pid_t pid;                                  // constant
-  std::function<void()> on_death;             // control thread
-  Inbox* inbox;                               // guarded by mutex; null once the runtime is gone
-  bool posted = false;                        // guarded by mutex
-  std::vector<Shown> shown;                   // guarded by mutex; by unit
-  std::map<const std::byte*, int64_t> alive;  // guarded by mutex; entries stay
+  std::shared_ptr<Arena> arena;              // constant
+  FloatType type;                            // constant
+  DlDevice device;                           // constant
+  pid_t pid;                                 // constant
+  Views* owner;                              // control thread
+  Inbox* inbox;                              // guarded by mutex; null once the runtime is gone
+  bool posted = false;                       // guarded by mutex
+  std::vector<Shown> shown;                  // guarded by mutex; by unit
+  std::vector<Death> deaths;                 // guarded by mutex; not yet seen by the control thread
+  std::map<const std::byte*, int64_t> uses;  // guarded by mutex; entries stay
+};
+
+// Memory that is in use until a fence is complete: an operation that only waits for it.
+struct Views::Hold final : Event {
+  void Handle() override { owner->EndHold(this); }
+
+  Views* owner = nullptr;
+  const std::byte* address = nullptr;
+  Fence fence;
+  DeviceOp wait;
 };
 
 namespace {
@@ -44,18 +54,24 @@ namespace {
 struct View {
   DlManagedTensor tensor{};
   int64_t shape = 0;
+  CallerStream stream;
   std::shared_ptr<void> keep;
 };
 
 }  // namespace
 
-Views::Views(std::shared_ptr<Arena> arena, FloatType type, Inbox* inbox,
-             std::function<void()> on_death)
-    : shared_(std::make_shared<Shared>()) {
+Views::Views(std::shared_ptr<Arena> arena, FloatType type, Device* device, Inbox* inbox,
+             std::function<void()> on_free, std::function<void(const absl::Status&)> on_error)
+    : shared_(std::make_shared<Shared>()),
+      device_(device),
+      inbox_(inbox),
+      on_free_(std::move(on_free)),
+      on_error_(std::move(on_error)) {
   shared_->arena = std::move(arena);
   shared_->type = type;
+  shared_->device = device->dl_device();
   shared_->pid = getpid();
-  shared_->on_death = std::move(on_death);
+  shared_->owner = this;
   shared_->inbox = inbox;
 }
 
@@ -65,11 +81,11 @@ Views::~Views() {
   shared_->shown.clear();
 }
 
-void Views::Show(UnitIndex unit, std::byte* address, int64_t elements) {
+void Views::Show(UnitIndex unit, std::byte* address, int64_t elements, CallerStream stream) {
   const std::lock_guard lock(shared_->mutex);
   if (shared_->shown.size() <= unit.value()) shared_->shown.resize(unit.value() + 1);
-  shared_->shown[unit.value()] = {address, elements};
-  shared_->alive.try_emplace(address, 0);
+  shared_->shown[unit.value()] = {address, elements, stream};
+  shared_->uses.try_emplace(address, 0);
 }
 
 void Views::Hide(UnitIndex unit) {
@@ -92,12 +108,13 @@ absl::StatusOr<DlManagedTensor*> Views::MakeView(UnitIndex unit) {
     }
     const Shared::Shown& shown = shared_->shown[unit.value()];
     view->shape = shown.elements;
+    view->stream = shown.stream;
     view->tensor.dl_tensor.data = shown.address;
-    ++shared_->alive[shown.address];
+    ++shared_->uses[shown.address];
   }
   view->keep = shared_;
   DlTensor& t = view->tensor.dl_tensor;
-  t.device = {.device_type = 1, .device_id = 0};
+  t.device = shared_->device;
   t.ndim = 1;
   t.dtype = {.code = static_cast<uint8_t>(shared_->type == FloatType::kBf16 ? 4 : 2),
              .bits = static_cast<uint8_t>(8 * SizeOf(shared_->type)),
@@ -110,19 +127,83 @@ absl::StatusOr<DlManagedTensor*> Views::MakeView(UnitIndex unit) {
     if (getpid() != shared->pid) return;  // a forked child: the memory isn't ours
     {
       const std::lock_guard lock(shared->mutex);
-      const bool last = --shared->alive[static_cast<std::byte*>(self->dl_tensor.data)] == 0;
-      if (last && shared->inbox != nullptr && !std::exchange(shared->posted, true))
-        shared->inbox->Post(shared);
+      if (shared->inbox != nullptr) {
+        shared->deaths.push_back(
+            {static_cast<const std::byte*>(self->dl_tensor.data), dying->stream});
+        if (!std::exchange(shared->posted, true)) shared->inbox->Post(shared);
+      }
     }
     delete dying;
   };
   return &view.release()->tensor;
 }
 
-int64_t Views::Alive(const std::byte* address) const {
+// A view that died leaves its memory in use until its stream has passed the point where it is now.
+// A stream that can't be asked now, because it is being captured, is asked again later; until then
+// the memory stays in use.
+void Views::Settle() {
+  std::vector<Shared::Death> deaths;
+  {
+    const std::lock_guard lock(shared_->mutex);
+    shared_->posted = false;
+    deaths.swap(shared_->deaths);
+  }
+  bool freed = false;
+  for (const Shared::Death& death : deaths) {
+    absl::StatusOr<Fence> fence = device_->RecordFence(death.stream);
+    if (!fence.ok()) {
+      const std::lock_guard lock(shared_->mutex);
+      shared_->deaths.push_back(death);
+      continue;
+    }
+    HoldUntil(death.address, *std::move(fence));
+    const std::lock_guard lock(shared_->mutex);
+    freed = --shared_->uses[death.address] == 0 || freed;
+  }
+  if (freed) on_free_();
+}
+
+void Views::HoldUntil(const std::byte* address, Fence fence) {
+  if (fence.Complete()) return;
+  if (free_holds_.empty()) {
+    holds_.push_back(std::make_unique<Hold>());
+    holds_.back()->owner = this;
+    free_holds_.push_back(holds_.back().get());
+  }
+  Hold* hold = free_holds_.back();
+  free_holds_.pop_back();
+  hold->address = address;
+  hold->fence = std::move(fence);
+  hold->wait.stream = StreamKind::kCompute;
+  hold->wait.after = &hold->fence;
+  hold->wait.inbox = inbox_;
+  hold->wait.event = hold;
+  ++fenced_;
+  {
+    const std::lock_guard lock(shared_->mutex);
+    ++shared_->uses[address];
+  }
+  device_->Enqueue(&hold->wait);
+}
+
+void Views::EndHold(Hold* hold) {
+  if (!hold->wait.status.ok())
+    on_error_(Annotate(hold->wait.status, "waiting until the caller's stream has used a unit"));
+  bool freed = false;
+  {
+    const std::lock_guard lock(shared_->mutex);
+    freed = --shared_->uses[hold->address] == 0;
+  }
+  hold->fence = Fence();
+  --fenced_;
+  free_holds_.push_back(hold);
+  if (freed) on_free_();
+}
+
+bool Views::InUse(const std::byte* address) const {
   const std::lock_guard lock(shared_->mutex);
-  const auto it = shared_->alive.find(address);
-  return it == shared_->alive.end() ? 0 : it->second;
+  const auto it = shared_->uses.find(address);
+  return it != shared_->uses.end() && it->second > 0;
 }
 
 }  // namespace sluice

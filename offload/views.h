@@ -1,12 +1,13 @@
 // offload/views.h
 //
-// Views: the memory of an acquired unit as DLPack tensors, and the count of those that are alive. A
-// slot of HBM is not reused before the last view of it has died, on whatever thread the framework
-// deletes it; then an event tells the control thread. A view keeps the HBM arena alive, also beyond
-// the runtime's end.
+// Views: the memory of an acquired unit as DLPack tensors, and what still uses it. A slot of HBM is
+// in use while a view of it is alive, on whatever thread the framework deletes it, and until the
+// streams that used it have passed the fences recorded then: where the unit was released, and, for
+// a view, where the stream that acquired its unit was when the view had died. A view keeps the HBM
+// arena alive, also beyond the runtime's end.
 //
-// Threads: Show, Hide and Alive on the control thread; MakeView and deleters on any. In a forked
-// child deleters do nothing.
+// Threads: the control thread, but MakeView, Shown and deleters on any. In a forked child deleters
+// do nothing. Allocates when more views have died or more fences are waited for than ever before.
 
 #ifndef SLUICE_OFFLOAD_VIEWS_H_
 #define SLUICE_OFFLOAD_VIEWS_H_
@@ -14,61 +15,59 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "core/arena.h"
+#include "core/device.h"
+#include "core/dlpack.h"
 #include "core/event.h"
 #include "core/grid.h"
 #include "core/types.h"
 
 namespace sluice {
 
-// DLPack 0.6, the part that is passed (https://dmlc.github.io/dlpack; a stable C layout).
-struct DlDevice {
-  int32_t device_type;  // 1: CPU, 2: CUDA
-  int32_t device_id;
-};
-struct DlDataType {
-  uint8_t code;  // 2: float, 4: bfloat
-  uint8_t bits;
-  uint16_t lanes;
-};
-struct DlTensor {
-  void* data;
-  DlDevice device;
-  int32_t ndim;
-  DlDataType dtype;
-  int64_t* shape;
-  int64_t* strides;
-  uint64_t byte_offset;
-};
-struct DlManagedTensor {
-  DlTensor dl_tensor;
-  void* manager_ctx;
-  void (*deleter)(DlManagedTensor* self);
-};
-
 class Views {
  public:
-  // Keeps `arena` until the last view is gone. `on_death` is called on the control thread, through
-  // `inbox`, some time after the last view at some address has died.
-  Views(std::shared_ptr<Arena> arena, FloatType type, Inbox* inbox, std::function<void()> on_death);
+  // Keeps `arena` until the last view is gone. `on_free` is called on the control thread, through
+  // `inbox`, some time after an address has come out of use; `on_error` when waiting for a fence
+  // failed.
+  Views(std::shared_ptr<Arena> arena, FloatType type, Device* device, Inbox* inbox,
+        std::function<void()> on_free, std::function<void(const absl::Status&)> on_error);
   ~Views();
 
-  // From Show to Hide, MakeView(unit) gives views of `elements` values at `address`.
-  void Show(UnitIndex unit, std::byte* address, int64_t elements);
+  // From Show to Hide, MakeView(unit) gives views of `elements` values at `address`, used on
+  // `stream`.
+  void Show(UnitIndex unit, std::byte* address, int64_t elements, CallerStream stream);
   void Hide(UnitIndex unit);
   bool Shown(UnitIndex unit) const;  // any thread
 
   // Errors: FailedPrecondition if the unit is not shown.
   absl::StatusOr<DlManagedTensor*> MakeView(UnitIndex unit);
 
-  // How many views of memory at `address` are alive.
-  int64_t Alive(const std::byte* address) const;
+  // The memory at `address` is in use until `fence` is complete.
+  void HoldUntil(const std::byte* address, Fence fence);
+  // Looks after views that have died. Called by itself, but where a stream could not be asked.
+  void Settle();
+
+  // Whether a view of memory at `address` is alive, or a fence of its users not complete.
+  bool InUse(const std::byte* address) const;
+  // Whether some fence is not complete, so that something will come out of use by itself.
+  bool fenced() const { return fenced_ > 0; }
 
  private:
   struct Shared;
+  struct Hold;
+  void EndHold(Hold* hold);
+
   std::shared_ptr<Shared> shared_;
+  Device* const device_;
+  Inbox* const inbox_;
+  const std::function<void()> on_free_;
+  const std::function<void(const absl::Status&)> on_error_;
+  std::vector<std::unique_ptr<Hold>> holds_;
+  std::vector<Hold*> free_holds_;
+  int fenced_ = 0;
 };
 
 }  // namespace sluice

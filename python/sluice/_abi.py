@@ -13,6 +13,7 @@ from .lent import Lent
 
 F32, BF16, F16 = 0, 1, 2
 HBM, PINNED, NVME = 0, 1, 2
+DEVICE_AUTO, DEVICE_HOST, DEVICE_CUDA = 0, 1, 2
 PARAM, MASTER, EXP_AVG, EXP_AVG_SQ, GRAD = range(5)
 BOUNDARY = 1
 ABI_VERSION = 1
@@ -93,6 +94,9 @@ class Options(ctypes.Structure):
         ("link_bytes_per_second", ctypes.c_double),
         ("overlap", ctypes.c_int32),
         ("trace_spans_max", ctypes.c_uint64),
+        ("device", ctypes.c_int32),
+        ("device_index", ctypes.c_int32),
+        ("hbm_memory", ctypes.c_void_p),
     ]
 
     def __init__(self, **values):
@@ -329,11 +333,13 @@ class Runtime:
     """One sluice_runtime. Blocking methods wait in slices and can be interrupted.
 
     start_... methods take a Ticket to be filled: one that exists before the call can't be lost to an interrupt after it.
-    What they are given addresses of belongs into `lent`.
+    What they are given addresses of belongs into `lent`. `stream` returns the CUDA stream, as an int, that the calling
+    thread computes on; None on the host.
     """
 
-    def __init__(self, units, options, library=None, seed=None):
+    def __init__(self, units, options, library=None, seed=None, stream=lambda: None):
         self.library = library or Library.default()
+        self.stream = stream
         self.lent = Lent(self)
         self._handle = _u64()
         self._pid = os.getpid()
@@ -393,10 +399,10 @@ class Runtime:
         self._call("sluice_iteration_end")
 
     def start_acquire(self, unit, ticket):
-        self._call("sluice_acquire", unit, None, ctypes.byref(ticket))
+        self._call("sluice_acquire", unit, self.stream(), ctypes.byref(ticket))
 
     def release(self, unit):
-        self._call("sluice_release", unit, None)
+        self._call("sluice_release", unit, self.stream())
 
     def unit_view(self, unit):
         """The DLManagedTensor* of a new view, as an int."""
@@ -413,7 +419,7 @@ class Runtime:
         self._call("sluice_tensor_set_step", tensor, step)
 
     def start_grad(self, tensor, pointer, elements, ticket):
-        self._call("sluice_grad", tensor, pointer, elements, None, ctypes.byref(ticket))
+        self._call("sluice_grad", tensor, pointer, elements, self.stream(), ctypes.byref(ticket))
 
     def zero_grad(self):
         self._call("sluice_zero_grad")

@@ -1,169 +1,58 @@
 // tests/offload/trainer.h
 //
-// A small training loop over a Runtime, and the same loop over plain arrays: what every seam,
-// budget and seed must agree with, bit for bit. The gradient of a tensor is a fixed function of
-// step, tensor and the parameters seen in backward, so stale, torn or misplaced parameters change
-// everything that follows.
+// Drives a Runtime through the training of tests/offload/training.h, computing in the calling
+// thread or on a stream of the caller's.
 
 #ifndef SLUICE_TESTS_OFFLOAD_TRAINER_H_
 #define SLUICE_TESTS_OFFLOAD_TRAINER_H_
 
+#include <atomic>
 #include <cstring>
+#include <deque>
 #include <functional>
-#include <string>
+#include <memory>
 #include <vector>
 
 #include "absl/status/status.h"
-#include "core/executor.h"
 #include "core/status.h"
 #include "offload/factory.h"
-#include "optim/adamw.h"
-#include "optim/convert.h"
-#include "optim/norm.h"
+#include "tests/offload/training.h"
 
 namespace sluice::testing {
 
-// A model of odd sizes: several chunks in some units, several tensors in some chunks, small units.
-inline ModelSpec OddModel() {
-  ModelSpec spec;
-  const auto add = [&spec](const std::string& name, std::vector<int64_t> sizes) {
-    spec.units.push_back({.name = name});
-    for (size_t i = 0; i < sizes.size(); ++i) {
-      spec.tensors.push_back({.name = name + "." + std::to_string(i),
-                              .unit = UnitIndex(static_cast<uint32_t>(spec.units.size() - 1)),
-                              .elements = sizes[i],
-                              .group = static_cast<uint32_t>(i % 2)});
-    }
-  };
-  add("embedding", {5003});
-  for (int i = 0; i < 4; ++i) add("block" + std::to_string(i), {9001, 7, 4096, 12289, 1});
-  add("norm", {65});
-  add("head", {8191, 3});
-  return spec;
-}
+// Where the trainer's model computes, and the stream it is ordered on. This one: in the calling
+// thread, at once.
+class Caller {
+ public:
+  using Function = std::function<void(const std::byte* params, std::byte* grad)>;
 
-inline uint64_t Mix(uint64_t x) {
-  x = (x ^ (x >> 31)) * 0x9E3779B97F4A7C15u;
-  return x ^ (x >> 29);
-}
-
-inline std::vector<float> InitialValues(uint32_t tensor, int64_t elements) {
-  std::vector<float> values(static_cast<size_t>(elements));
-  for (size_t i = 0; i < values.size(); ++i) {
-    values[i] =
-        static_cast<float>(static_cast<int64_t>(Mix(tensor * 1000003u + i) % 2001) - 1000) * 1e-3f;
+  virtual ~Caller() = default;
+  virtual CallerStream stream() { return {}; }
+  // Puts a layer's backward on the stream: `function` of the `param_bytes` at `params` in the
+  // device's memory. Returns where its `grad_bytes` are once the stream got there; they stay until
+  // Forget.
+  virtual const std::byte* Compute(const std::byte* params, size_t param_bytes, size_t grad_bytes,
+                                   Function function) {
+    (void)param_bytes;
+    grads_.emplace_back(grad_bytes);
+    function(params, grads_.back().data());
+    return grads_.back().data();
   }
-  return values;
-}
+  virtual void Forget() { grads_.clear(); }
 
-// The gradient that step `step` gives tensor `tensor` whose parameters are `params`, in place of
-// backward.
-inline std::vector<std::byte> MakeGradient(int step, uint32_t tensor, const std::byte* params,
-                                           FloatType param_type, FloatType grad_type,
-                                           int64_t elements) {
-  const auto n = static_cast<size_t>(elements);
-  std::vector<float> p(n);
-  Convert(params, param_type, p.data(), FloatType::kF32, n);
-  for (size_t i = 0; i < n; ++i) {
-    const auto noise =
-        static_cast<float>(Mix(static_cast<uint64_t>(step) * 7919 + tensor * 31 + i) % 1000) *
-        1e-4f;
-    p[i] = 0.1f * p[i] + noise - 0.05f;
-  }
-  std::vector<std::byte> grad(n * static_cast<size_t>(SizeOf(grad_type)));
-  Convert(p.data(), FloatType::kF32, grad.data(), grad_type, n);
-  return grad;
-}
-
-struct TrainerOptions {
-  int steps = 4;
-  int micro_steps = 1;
-  double clip_norm = 1.0;
-  FloatType param_type = FloatType::kBf16;
-  FloatType grad_type = FloatType::kBf16;
-  // The micro-step's forward order; backward is its reverse. A unit may come several times (its
-  // gradients then add up) or not at all (it is then left as it is). Empty: unit order.
-  std::function<std::vector<uint32_t>(int step, size_t units)> order;
-
-  std::vector<uint32_t> Order(int step, size_t units) const {
-    if (order) return order(step, units);
-    std::vector<uint32_t> all;
-    for (uint32_t u = 0; u < units; ++u) all.push_back(u);
-    return all;
-  }
+ protected:
+  std::deque<std::vector<std::byte>> grads_;
 };
-
-inline std::vector<AdamWHyper> Groups() {
-  return {{.lr = 1e-2, .weight_decay = 0.1},
-          {.lr = 2e-2, .weight_decay = 0, .decay_mode = WeightDecayMode::kL2}};
-}
-
-// Adds to `sum`, or sets it if it is empty, what backward gives tensor `t` whose master is given.
-inline void AddGradient(const TrainerOptions& o, int seed, uint32_t t,
-                        const std::vector<float>& master, std::vector<std::byte>* sum) {
-  std::vector<std::byte> params(master.size() * static_cast<size_t>(SizeOf(o.param_type)));
-  Convert(master.data(), FloatType::kF32, params.data(), o.param_type, master.size());
-  std::vector<std::byte> grad = MakeGradient(seed, t, params.data(), o.param_type, o.grad_type,
-                                             static_cast<int64_t>(master.size()));
-  if (sum->empty()) {
-    *sum = std::move(grad);
-  } else {
-    Accumulate(sum->data(), grad.data(), o.grad_type, master.size());
-  }
-}
-
-// The final masters of the same training on plain arrays.
-inline std::vector<std::vector<float>> TrainReference(const ModelSpec& spec,
-                                                      const TrainerOptions& o) {
-  const ScopedFlushDenormals flush;
-  const size_t tensors = spec.tensors.size();
-  std::vector<std::vector<float>> master, m, v;
-  for (uint32_t t = 0; t < tensors; ++t) {
-    master.push_back(InitialValues(t, spec.tensors[t].elements));
-    m.emplace_back(master[t].size(), 0.0f);
-    v.emplace_back(master[t].size(), 0.0f);
-  }
-  std::vector<int64_t> updates(tensors, 0);
-  for (int step = 0; step < o.steps; ++step) {
-    std::vector<std::vector<std::byte>> grads(tensors);  // empty: none
-    for (int micro = 0; micro < o.micro_steps; ++micro) {
-      const std::vector<uint32_t> order = o.Order(step, spec.units.size());
-      for (size_t i = order.size(); i > 0; --i) {
-        for (uint32_t t = 0; t < tensors; ++t) {
-          if (spec.tensors[t].unit != UnitIndex(order[i - 1])) continue;
-          AddGradient(o, step * 16 + micro, t, master[t], &grads[t]);
-        }
-      }
-    }
-    std::vector<double> cells;
-    for (uint32_t t = 0; t < tensors; ++t) {
-      for (int64_t at = 0; at < spec.tensors[t].elements; at += kCellElements) {
-        const int64_t n = std::min(kCellElements, spec.tensors[t].elements - at);
-        cells.push_back(grads[t].empty() ? 0.0
-                                         : CellSquareSum(grads[t].data() + at * SizeOf(o.grad_type),
-                                                         o.grad_type, static_cast<size_t>(n)));
-      }
-    }
-    const ClipDecision decision = DecideClip(NormOfCells(cells), 1.0, o.clip_norm);
-    for (uint32_t t = 0; t < tensors; ++t) {
-      if (grads[t].empty()) continue;
-      AdamWUpdate(
-          MakeCoefficients(Groups()[spec.tensors[t].group], ++updates[t], decision.grad_scale),
-          {.master = master[t],
-           .exp_avg = m[t],
-           .exp_avg_sq = v[t],
-           .grad = grads[t].data(),
-           .grad_type = o.grad_type});
-    }
-  }
-  return master;
-}
 
 // Drives a Runtime through the same training.
 class Trainer {
  public:
-  Trainer(Runtime* runtime, const ModelSpec& spec, TrainerOptions options)
-      : runtime_(runtime), spec_(spec), options_(std::move(options)) {}
+  // `caller` (not owned): null computes in the calling thread.
+  Trainer(Runtime* runtime, const ModelSpec& spec, TrainerOptions options, Caller* caller = nullptr)
+      : runtime_(runtime),
+        spec_(spec),
+        options_(std::move(options)),
+        caller_(caller != nullptr ? caller : &own_caller_) {}
 
   absl::Status Run() {
     SLUICE_RETURN_IF_ERROR(Load());
@@ -173,7 +62,10 @@ class Trainer {
       SLUICE_RETURN_IF_ERROR(
           Wait(runtime_->Step({.groups = Groups(), .clip_norm = options_.clip_norm})));
     }
-    return Wait(runtime_->Drain());
+    SLUICE_RETURN_IF_ERROR(Wait(runtime_->Drain()));
+    if (*torn_)
+      return absl::DataLossError("parameters changed while the caller's stream read them");
+    return absl::OkStatus();
   }
 
   absl::Status Load() {
@@ -207,8 +99,8 @@ class Trainer {
     const std::vector<uint32_t> order = options_.Order(step, spec_.units.size());
     runtime_->BeginIteration(boundary ? 1 : 0, boundary);
     for (uint32_t u : order) {
-      SLUICE_RETURN_IF_ERROR(Wait(runtime_->Acquire(UnitIndex(u))));
-      SLUICE_RETURN_IF_ERROR(runtime_->Release(UnitIndex(u)));
+      SLUICE_RETURN_IF_ERROR(Wait(runtime_->Acquire(UnitIndex(u), caller_->stream())));
+      SLUICE_RETURN_IF_ERROR(runtime_->Release(UnitIndex(u), caller_->stream()));
     }
     for (size_t i = order.size(); i > 0; --i)
       SLUICE_RETURN_IF_ERROR(Backward(order[i - 1], step * 16 + micro));
@@ -228,29 +120,48 @@ class Trainer {
  private:
   absl::Status Backward(uint32_t u, int seed) {
     const UnitIndex unit(u);
-    SLUICE_RETURN_IF_ERROR(Wait(runtime_->Acquire(unit)));
+    const CallerStream stream = caller_->stream();
+    SLUICE_RETURN_IF_ERROR(Wait(runtime_->Acquire(unit, stream)));
     SLUICE_ASSIGN_OR_RETURN(DlManagedTensor * view, runtime_->MakeView(unit));
     const auto* params = static_cast<const std::byte*>(view->dl_tensor.data);
-    std::vector<std::vector<std::byte>> grads;
+    std::vector<Ticket> tickets;
+    const auto seen = std::make_shared<std::vector<std::byte>>();  // of the unit's first tensor
     for (TensorIndex t : runtime_->layout().unit(unit).tensors) {
       const TensorLayout& tensor = runtime_->layout().tensor(t);
-      grads.push_back(MakeGradient(seed, t.value(),
-                                   params + tensor.offset * SizeOf(options_.param_type),
-                                   options_.param_type, options_.grad_type, tensor.elements));
+      const auto param_bytes = static_cast<size_t>(tensor.elements * SizeOf(options_.param_type));
+      const auto grad_bytes = static_cast<size_t>(tensor.elements * SizeOf(options_.grad_type));
+      const std::byte* grad = caller_->Compute(
+          params + tensor.offset * SizeOf(options_.param_type), param_bytes, grad_bytes,
+          [seed, t, elements = tensor.elements, param = options_.param_type,
+           grad_type = options_.grad_type, keep = tickets.empty() ? seen : nullptr,
+           param_bytes](const std::byte* in, std::byte* out) {
+            if (keep != nullptr) keep->assign(in, in + param_bytes);
+            const std::vector<std::byte> made =
+                MakeGradient(seed, t.value(), in, param, grad_type, elements);
+            std::memcpy(out, made.data(), made.size());
+          });
+      tickets.push_back(runtime_->PushGrad(t, {grad, grad_bytes}, stream));
     }
-    SLUICE_RETURN_IF_ERROR(runtime_->Release(unit));
+    // Backward still reads parameters when their gradient has gone.
+    const TensorLayout& first = runtime_->layout().tensor(runtime_->layout().unit(unit).tensors[0]);
+    caller_->Compute(params + first.offset * SizeOf(options_.param_type),
+                     static_cast<size_t>(first.elements * SizeOf(options_.param_type)), 0,
+                     [seen, torn = torn_](const std::byte* in, std::byte*) {
+                       if (std::memcmp(in, seen->data(), seen->size()) != 0) *torn = true;
+                     });
+    SLUICE_RETURN_IF_ERROR(runtime_->Release(unit, stream));
     view->deleter(view);
-    std::vector<Ticket> tickets;
-    size_t i = 0;
-    for (TensorIndex t : runtime_->layout().unit(unit).tensors)
-      tickets.push_back(runtime_->PushGrad(t, grads[i++]));
     for (Ticket ticket : tickets) SLUICE_RETURN_IF_ERROR(Wait(ticket));
+    caller_->Forget();
     return absl::OkStatus();
   }
 
   Runtime* const runtime_;
   const ModelSpec spec_;
   const TrainerOptions options_;
+  const std::shared_ptr<std::atomic<bool>> torn_ = std::make_shared<std::atomic<bool>>(false);
+  Caller own_caller_;
+  Caller* const caller_;
 };
 
 }  // namespace sluice::testing
