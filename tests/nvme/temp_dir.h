@@ -22,7 +22,7 @@ namespace sluice {
 
 class TempDir {
  public:
-  TempDir() : path_(testing::TempDir() + "/sluice-nvme-XXXXXX") {
+  TempDir() : path_(::testing::TempDir() + "/sluice-nvme-XXXXXX") {
     SLUICE_CHECK(mkdtemp(path_.data()) != nullptr);
   }
   ~TempDir() { std::filesystem::remove_all(path_); }

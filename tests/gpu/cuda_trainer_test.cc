@@ -1,0 +1,104 @@
+// The whole runtime on a GPU: a caller that computes on a stream of its own, with HBM for some
+// units and for all, with and without a drive, trains the bits of the reference.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "offload/report.h"
+#include "tests/gpu/cuda_caller.h"
+#include "tests/nvme/temp_dir.h"
+
+namespace sluice {
+namespace {
+
+using testing::CudaCaller;
+using ::testing::HasSubstr;
+using testing::OddModel;
+using testing::Trainer;
+using testing::TrainerOptions;
+
+constexpr size_t kCallerBytes = size_t{64} << 20;
+
+struct Variant {
+  const char* name;
+  Bytes hbm;
+  Bytes pinned;
+  FloatType type;
+};
+
+class CudaTrainerTest : public ::testing::TestWithParam<Variant> {};
+
+TEST_P(CudaTrainerTest, TrainsTheBitsOfTheReference) {
+  const Variant& setup = GetParam();
+  TempDir drive;
+  RuntimeConfig config;
+  config.device = DeviceKind::kCuda;
+  config.placement.param_type = setup.type;
+  config.placement.grad_type = setup.type;
+  config.placement.resident_elements_max = 100;
+  config.chunk_elements = kCellElements;
+  config.budgets = {setup.hbm, setup.pinned, GiB(1)};
+  config.nvme_paths = {drive.path()};
+  TrainerOptions options{.steps = 4, .micro_steps = 2};
+  options.param_type = setup.type;
+  options.grad_type = setup.type;
+
+  absl::StatusOr<std::unique_ptr<Runtime>> runtime = MakeRuntime(OddModel(), config);
+  ASSERT_TRUE(runtime.ok()) << runtime.status();
+  EXPECT_THAT((*runtime)->ReportJson(), HasSubstr("CUDA: "));
+  EXPECT_THAT((*runtime)->ReportJson(), HasSubstr("registered with the device"));
+  {
+    CudaCaller caller(kCallerBytes);
+    Trainer trainer(runtime->get(), OddModel(), options, &caller);
+    const absl::Status status = trainer.Run();
+    ASSERT_TRUE(status.ok()) << status;
+    const auto expected = testing::TrainReference(OddModel(), options);
+    for (uint32_t t = 0; t < expected.size(); ++t) {
+      const absl::StatusOr<std::vector<float>> master = trainer.Read(t, Field::kMaster);
+      ASSERT_TRUE(master.ok()) << master.status();
+      ASSERT_EQ(expected[t], *master) << "tensor " << OddModel().tensors[t].name;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Budgets, CudaTrainerTest,
+    ::testing::Values(Variant{"EverythingInHbm", MiB(8), MiB(64), FloatType::kBf16},
+                      Variant{"HbmForTwoUnits", KiB(120), MiB(64), FloatType::kBf16},
+                      Variant{"HbmForTwoUnitsAndADrive", KiB(120), KiB(900), FloatType::kBf16},
+                      Variant{"AllInHbmAndADrive", MiB(8), KiB(900), FloatType::kF16},
+                      Variant{"Fp32HbmForTwoUnits", KiB(240), MiB(64), FloatType::kF32}),
+    [](const auto& info) { return info.param.name; });
+
+TEST(CudaRuntimeTest, ViewsOutliveTheRuntime) {
+  RuntimeConfig config;
+  config.device = DeviceKind::kCuda;
+  config.budgets = {MiB(8), MiB(64), Bytes(0)};
+  absl::StatusOr<std::unique_ptr<Runtime>> runtime = MakeRuntime(OddModel(), config);
+  ASSERT_TRUE(runtime.ok()) << runtime.status();
+  Trainer trainer(runtime->get(), OddModel(), {});
+  ASSERT_TRUE(trainer.Load().ok());
+  ASSERT_TRUE(trainer.Wait((*runtime)->Acquire(UnitIndex(0))).ok());
+  absl::StatusOr<DlManagedTensor*> view = (*runtime)->MakeView(UnitIndex(0));
+  ASSERT_TRUE(view.ok()) << view.status();
+  EXPECT_EQ((*view)->dl_tensor.device.device_type, kDlCuda);
+  runtime->reset();
+  std::vector<float> values(5003);
+  testing::CheckCuda(cudaMemcpy(values.data(), (*view)->dl_tensor.data, values.size() * 4,
+                                cudaMemcpyDeviceToHost));
+  EXPECT_EQ(values, testing::InitialValues(0, 5003));
+  (*view)->deleter(*view);
+}
+
+TEST(CudaRuntimeTest, TheBudgetDefaultsToTheGpusMemory) {
+  RuntimeConfig config;
+  config.device = DeviceKind::kAuto;
+  const absl::StatusOr<Plan> plan = MakePlan(OddModel(), config);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->device.kind, DeviceKind::kCuda);
+  EXPECT_THAT(plan->device.reason, HasSubstr("found "));
+  EXPECT_EQ(plan->placement.hbm(), plan->placement.hbm_fixed);
+}
+
+}  // namespace
+}  // namespace sluice
