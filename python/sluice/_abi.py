@@ -333,22 +333,26 @@ class Runtime:
     """One sluice_runtime. Blocking methods wait in slices and can be interrupted.
 
     start_... methods take a Ticket to be filled: one that exists before the call can't be lost to an interrupt after it.
-    What they are given addresses of belongs into `lent`. `stream` returns the CUDA stream, as an int, that the calling
-    thread computes on; None on the host.
+    What they are given addresses of belongs into `lent`. device: one of devices.py; none: as the options say, and no
+    stream is passed.
     """
 
-    def __init__(self, units, options, library=None, seed=None, stream=lambda: None):
+    def __init__(self, units, options, library=None, seed=None, device=None):
         self.library = library or Library.default()
-        self.stream = stream
+        self.device = device
         self.lent = Lent(self)
         self._handle = _u64()
         self._pid = os.getpid()
         spec = ModelSpec(self.library, units)
         try:
             if seed is None:
+                if device is not None:
+                    device.prepare(spec, options)
                 self.library.call(
                     "sluice_runtime_create", spec.handle, ctypes.byref(options), ctypes.byref(self._handle)
                 )
+                if device is not None:
+                    device.taken()
             else:
                 self.library.call(
                     "sluice_runtime_create_simulated",
@@ -392,6 +396,9 @@ class Runtime:
         ticket.value = 0
         return True
 
+    def _stream(self):
+        return self.device.stream() if self.device is not None else None
+
     def iteration_begin(self, key, boundary):
         self._call("sluice_iteration_begin", key, BOUNDARY if boundary else 0)
 
@@ -399,10 +406,10 @@ class Runtime:
         self._call("sluice_iteration_end")
 
     def start_acquire(self, unit, ticket):
-        self._call("sluice_acquire", unit, self.stream(), ctypes.byref(ticket))
+        self._call("sluice_acquire", unit, self._stream(), ctypes.byref(ticket))
 
     def release(self, unit):
-        self._call("sluice_release", unit, self.stream())
+        self._call("sluice_release", unit, self._stream())
 
     def unit_view(self, unit):
         """The DLManagedTensor* of a new view, as an int."""
@@ -419,7 +426,7 @@ class Runtime:
         self._call("sluice_tensor_set_step", tensor, step)
 
     def start_grad(self, tensor, pointer, elements, ticket):
-        self._call("sluice_grad", tensor, pointer, elements, self.stream(), ctypes.byref(ticket))
+        self._call("sluice_grad", tensor, pointer, elements, self._stream(), ctypes.byref(ticket))
 
     def zero_grad(self):
         self._call("sluice_zero_grad")
@@ -450,7 +457,10 @@ class Runtime:
         self._call("sluice_write", tensor, field, pointer, dtype, elements, ctypes.byref(ticket))
 
     def report(self):
-        return self.library.json("sluice_report", self._handle)
+        report = self.library.json("sluice_report", self._handle)
+        if self.device is not None:
+            report["device_reason"] = self.device.reason
+        return report
 
     def floor(self, **rates):
         """The floor of a step in seconds, term by term (offload/floor.h)."""

@@ -30,9 +30,9 @@ _capsule_new.restype = ctypes.py_object
 _capsule_new.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 
 
-def placeholder(shape, dtype):
+def placeholder(shape, dtype, device=None):
     """What a released parameter's data is."""
-    return torch.full((), float("nan"), dtype=dtype).expand(shape)
+    return torch.full((), float("nan"), dtype=dtype, device=device).expand(shape)
 
 
 def is_placeholder(tensor):
@@ -83,6 +83,7 @@ class Attached:
         self._runtime = runtime
         self._units = units
         self._dtype = dtype
+        self._device = runtime.device.torch if runtime.device is not None else torch.device("cpu")
         self._grad_dtype = grad_dtype
         self._optimized = optimized
         self._lock = threading.RLock()
@@ -225,7 +226,7 @@ class Attached:
     def hide(self, unit):
         """Gives the unit's parameters their placeholders."""
         for place in self._places[unit]:
-            place.parameter.data = placeholder(place.shape, self._dtype)
+            place.parameter.data = placeholder(place.shape, self._dtype, self._device)
 
     # ---- Backward
 
@@ -234,7 +235,7 @@ class Attached:
         return torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
 
     def _pack(self, tensor):
-        if tensor.dtype != self._dtype or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        if tensor.dtype != self._dtype or tensor.layout != torch.strided or tensor.device != self._device:
             return tensor
         unit = self._unit_at.get(tensor.untyped_storage().data_ptr())
         if unit is None:

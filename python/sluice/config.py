@@ -164,6 +164,7 @@ _KEYS = {
         "save_muon_momentum_buffer_in_memory": _refuse("Muon is not offered: leave it out", False),
     },
     "sluice": {
+        "device": _USE,
         "hbm": _USE,
         "pinned": _USE,
         "nvme": _USE,

@@ -9,7 +9,7 @@ import weakref
 
 import torch
 
-from . import _abi, attach, values
+from . import _abi, attach, devices, values
 from .config import load_config
 from .init import forget_spools, take_values
 from .units import partition
@@ -119,14 +119,18 @@ class Engine(torch.nn.Module):
         units, brackets = partition(model, self._unit_target(model))
         if not units:
             raise ValueError("the model has no parameters")
-        library = _abi.Library(config.own["library"]) if config.own.get("library") else None
+        library = _abi.Library(config.own["library"]) if config.own.get("library") else _abi.Library.default()
+        seed = config.own.get("simulated_seed")
+        device = devices.choose("host" if seed is not None else config.own.get("device") or "auto", library)
+        self.device = device.torch  # where inputs belong
         # Every tensor is a group of its own there, so that parameters may join the optimizer's groups at any time.
         number = itertools.count()
         self.runtime = _abi.Runtime(
             [(u.name, [(n, p.numel(), next(number)) for n, p in u.parameters]) for u in units],
             self._options(dtype_number),
             library=library,
-            seed=config.own.get("simulated_seed"),
+            seed=seed,
+            device=device,
         )
         _engines.add(self)
         self._units = units
@@ -140,9 +144,8 @@ class Engine(torch.nn.Module):
         )
         self._names = [(n, self._attached.tensors[id(p)], p.shape) for u in units for n, p in u.parameters]
         self._load(units)
-        for name, buffer in model.named_buffers():
-            if buffer.is_floating_point() and buffer.dtype != self.dtype:
-                buffer.data = buffer.data.to(self.dtype)
+        for buffer in model.buffers():
+            buffer.data = buffer.data.to(self.device, self.dtype if buffer.is_floating_point() else buffer.dtype)
 
     # ---- Setting up
 

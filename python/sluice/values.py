@@ -1,4 +1,4 @@
-"""Whole tensors in and out of a runtime, several at a time."""
+"""Whole tensors in and out of a runtime, several at a time. The library reads and writes host memory here."""
 
 import collections
 
@@ -23,7 +23,7 @@ def read_all(runtime, requests, field, dtype):
 def write_all(runtime, items, field):
     """items: iterable of (tensor number, tensor); taken one by one, so the whole need not exist."""
     for number, tensor in items:
-        tensor = tensor.detach().contiguous()
+        tensor = tensor.detach().cpu().contiguous()
         if tensor.dtype not in _DTYPE_NUMBERS:
             tensor = tensor.float()
         arguments = (number, field, tensor.data_ptr(), _DTYPE_NUMBERS[tensor.dtype], tensor.numel())

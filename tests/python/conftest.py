@@ -12,6 +12,10 @@ sys.path.insert(0, str(ROOT / "python"))
 import sluice  # noqa: E402  the path comes first
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: needs a GPU that PyTorch can use")
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)
