@@ -232,7 +232,8 @@ _FUNCTIONS = {
 
 def _find_library():
     here = pathlib.Path(__file__).resolve().parent
-    candidates = [here / "libsluice.so", here.parent.parent / "build" / "release" / "offload" / "libsluice.so"]
+    build = here.parent.parent / "build"
+    candidates = [here / "libsluice.so", *(build / kind / "offload" / "libsluice.so" for kind in ("release", "offline"))]
     for candidate in candidates:
         if candidate.exists():
             return candidate
