@@ -327,7 +327,7 @@ std::string Runtime::Unsettled() const {
   add("transfers", store_->idle() ? 0 : 1);
   add("state buffers lent", states.count() - states.free_count());
   add("parameter buffers lent", params.count() - params.free_count());
-  add("units on their way to HBM", residency_->fetching() ? 1 : 0);
+  add("units on their way to HBM, or still read by the caller", residency_->moving() ? 1 : 0);
   add("gradients or sums", gradients_->idle() ? 0 : 1);
   add("updates", updater_->busy() ? 1 : 0);
   add("values read or written", values_->busy() ? 1 : 0);

@@ -184,16 +184,17 @@ ExitCode RunPlan(const PlanOptions& options) {
   absl::StatusOr<Placement> placement =
       MakePlacement(input->layout, input->budgets, input->options);
   if (!placement.ok()) return CantWork(*input, config, placement.status(), options.json);
-  const Plan plan{std::move(input->layout), input->budgets, *std::move(placement)};
+  const Plan plan{std::move(input->layout), std::move(input->device), input->budgets,
+                  *std::move(placement)};
   if (plan.placement.nvme() > Bytes(0)) {
     const auto paths = static_cast<uint32_t>(config.nvme_paths.size());
     const absl::Status space = CheckSpace(SegmentsOf(plan, config, paths), config.nvme_paths);
     if (!space.ok()) return refuse(space);
   }
-  return Print(options.json
-                   ? PlacementJson(plan.layout, plan.placement, plan.budgets, config.placement) +
-                         "\n"
-                   : PlanText(plan, config));
+  return Print(options.json ? PlacementJson(plan.layout, plan.device, plan.placement, plan.budgets,
+                                            config.placement) +
+                                  "\n"
+                            : PlanText(plan, config));
 }
 
 // "" or why `text` can't be read: what CLI11 asks of a check.
