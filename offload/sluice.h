@@ -111,39 +111,37 @@ typedef struct sluice_options {
   int32_t grad_dtype;  /* sluice_dtype gradients are handed over and accumulated in */
   int64_t hbm_bytes;   /* budget of each tier; -1 chosen */
   int64_t pinned_bytes;
-  int64_t nvme_bytes; /* -1: as needed */
-  const char* const*
-      nvme_paths; /* directories, one per drive; may be NULL if nothing may go to NVMe */
+  int64_t nvme_bytes;            /* -1: as needed */
+  const char* const* nvme_paths; /* directories, one per drive; NULL if nothing may go to NVMe */
   uint32_t nvme_path_count;
-  int32_t lowest_param_tier; /* sluice_tier: how far down parameters and states may go */
-  int32_t
-      lowest_state_tier;  /* SLUICE_HBM is taken as SLUICE_PINNED for states on the host device */
-  int32_t io_engine;      /* sluice_io_engine_kind */
-  uint32_t io_depth;      /* transfers in the kernel at a time; 0 chosen */
-  uint32_t io_batch;      /* transfers submitted per call at most; 0 chosen */
-  int32_t executor;       /* sluice_executor_kind */
-  int32_t workers;        /* threads that update states; 0 chosen */
-  int64_t chunk_elements; /* multiple of 4096; 0 chosen */
-  int64_t
-      resident_elements_max; /* units of at most so many elements stay in HBM for good; -1 chosen */
-  double static_loss_scale;  /* 0: dynamic, with the next five; default 1 */
+  int32_t lowest_param_tier; /* sluice_tier: how far down parameters may go */
+  int32_t lowest_state_tier; /* and states; on the host device, SLUICE_HBM is SLUICE_PINNED */
+  int32_t io_engine;         /* sluice_io_engine_kind */
+  uint32_t io_depth;         /* transfers in the kernel at a time; 0 chosen */
+  uint32_t io_batch;         /* transfers submitted per call at most; 0 chosen */
+  int32_t executor;          /* sluice_executor_kind */
+  int32_t workers;           /* threads that update states; 0 chosen */
+  int64_t chunk_elements;    /* multiple of 4096; 0 chosen */
+  /* Units of at most so many elements stay in HBM for good; -1 chosen. */
+  int64_t resident_elements_max;
+  double static_loss_scale; /* 0: dynamic, with the next five; default 1 */
   int32_t initial_scale_power;
   int32_t hysteresis;
   int32_t consecutive_hysteresis; /* 0 or 1 */
   int64_t loss_scale_window;
   double min_loss_scale;
-  double link_bytes_per_second; /* host device: modelled link speed per direction; 0: as fast as
-                                   memory */
-  int32_t overlap; /* 1; 0: debug aid, every movement waits for the one before and nothing is read
-                      ahead */
+  /* Host device: modelled speed of the link, per direction; 0: as fast as memory. */
+  double link_bytes_per_second;
+  /* 1; 0: debug aid, every movement waits for the one before and nothing is read ahead. */
+  int32_t overlap;
   uint64_t trace_spans_max; /* room for so many spans of sluice_trace_write; 0 records none */
   int32_t device;           /* sluice_device_kind */
   int32_t device_index;     /* of the GPU */
-  void*
-      hbm_memory; /* NULL: Sluice takes the HBM tier from the device. Else a contiguous
-                     DLManagedTensor on the device, of at least the bytes that sluice_plan calls
-                     planned_bytes.hbm, which no stream uses any more: sluice_runtime_create, if it
-                     succeeds, owns it, and its deleter is called when the last view has died */
+  /* NULL: Sluice takes the HBM tier from the device. Else a contiguous DLManagedTensor on the
+   * device, of at least the bytes that sluice_plan calls planned_bytes.hbm, which no stream uses
+   * any more: sluice_runtime_create, if it succeeds, owns it, and its deleter is called when the
+   * last view has died. */
+  void* hbm_memory;
 } sluice_options;
 
 #define SLUICE_OPTIONS_INIT                                                                       \

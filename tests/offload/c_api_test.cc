@@ -74,7 +74,8 @@ TEST_F(CApiTest, WhatAnOlderCallersOptionsLackHasItsDefault) {
   size_t needed = 0;
   sluice_options options = DefaultOptions();
   options.trace_spans_max = UINT64_MAX;  // refused, if it were read
-  for (size_t size = offsetof(sluice_options, nvme_paths); size < sizeof(options); size += 8) {
+  constexpr size_t kFirst = offsetof(sluice_options, nvme_paths);
+  for (size_t size = kFirst; size <= offsetof(sluice_options, trace_spans_max); size += 8) {
     EXPECT_EQ(SLUICE_OK, sluice_plan(model_, Shorter(options, size).get(), nullptr, 0, &needed))
         << size << ": " << Error();
   }
