@@ -19,7 +19,7 @@ import torch
 import gpt
 import sluice
 from screen import Screen, print_summary
-from sluice import probe
+from sluice import devices, probe
 from sluice.config import ConfigError, load_file, parse_bytes
 
 _PROBE_EVERY = 8  # steps between looks at the drive's rate
@@ -45,6 +45,7 @@ def parse_arguments(arguments=None):
     tiers.add_argument("--pinned", metavar="SIZE", help="default: 5 bytes a parameter in bf16, 7 in fp32")
     tiers.add_argument("--nvme-path", metavar="DIR", help="where to swap to (default: the system's temporary directory)")
     tiers.add_argument("--config", metavar="FILE", help="a DeepSpeed configuration; options given here come first")
+    tiers.add_argument("--device", help="where to compute: auto (the default), host, cuda or cuda:<number>")
     tiers.add_argument("--engine", choices=("auto", "io_uring", "threads"), default="auto")
     tiers.add_argument("--workers", type=int, help="threads that update states (default: one a core)")
     tiers.add_argument("--no-overlap", action="store_true", help="debug aid: every movement waits for the one before")
@@ -74,6 +75,8 @@ def make_config(args, parameters):
     for name in ("hbm", "pinned"):
         if getattr(args, name) is not None:
             own[name] = parse_bytes(getattr(args, name), f"--{name}")
+    if args.device is not None:
+        own["device"] = args.device
     own["io_engine"] = args.engine
     own["overlap"] = not args.no_overlap
     if args.workers is not None:
@@ -86,17 +89,20 @@ def make_config(args, parameters):
 class Floor:
     """The floor of a step: compute of a resident model, memory, and the drive looked at again and again."""
 
-    def __init__(self, args, dtype, path):
+    def __init__(self, args, dtype, path, device):
+        self._shared_cores = int(device.type == "cpu")
         self._drive = probe.DriveProbe(path)
         self._drive_rates = []
         tokens, targets = gpt.Text(None if args.text is None else args.text, 0).batch(args.batch, args.seq)
         with torch.random.fork_rng():
-            blocks = torch.nn.Sequential(*(gpt.Block(args.hidden) for _ in range(3))).to(dtype)
-            hollow = gpt.GPT(0, args.hidden, args.seq).to(dtype)
-            x = torch.randn(args.batch, args.seq, args.hidden, dtype=dtype, requires_grad=True)
+            blocks = torch.nn.Sequential(*(gpt.Block(args.hidden) for _ in range(3))).to(device, dtype)
+            hollow = gpt.GPT(0, args.hidden, args.seq).to(device, dtype)
+            x = torch.randn(args.batch, args.seq, args.hidden, dtype=dtype, device=device, requires_grad=True)
         block = probe.compute(blocks, (x,))
-        rest = probe.compute(hollow, (tokens, targets))
+        rest = probe.compute(hollow, (tokens.to(device), targets.to(device)))
         self._rates = probe.memory()
+        if device.type == "cuda":
+            self._rates["copy_bytes"] = probe.link(device)
         self._rates["forward_seconds"] = block[0] / 3 * args.layers + rest[0]
         self._rates["backward_seconds"] = block[1] / 3 * args.layers + rest[1]
         self.look()
@@ -107,7 +113,7 @@ class Floor:
     def terms(self, engine):
         """Seconds, term by term; "total" is the floor."""
         return engine.runtime.floor(
-            nvme_bytes=statistics.median(self._drive_rates), shared_cores=1, **self._rates
+            nvme_bytes=statistics.median(self._drive_rates), shared_cores=self._shared_cores, **self._rates
         )
 
     def rates(self):
@@ -134,7 +140,8 @@ class Run:
         with torch.device("meta"):
             self.parameters = sum(p.numel() for p in gpt.GPT(args.layers, args.hidden, args.seq).parameters())
         config, self.path = make_config(args, self.parameters)
-        self.floor = None if args.no_probe else Floor(args, self.dtype, self.path)
+        device = devices.choose(config["sluice"].get("device") or "auto").torch
+        self.floor = None if args.no_probe else Floor(args, self.dtype, self.path, device)
         torch.manual_seed(args.seed)
         with sluice.init(directory=self.path):
             model = gpt.GPT(args.layers, args.hidden, args.seq)
@@ -166,7 +173,7 @@ class Run:
         if probed:
             self.engine.synchronize()
             self.floor.look()
-        batch = self.text.batch(self.args.batch, self.args.seq)
+        batch = [tokens.to(self.engine.device) for tokens in self.text.batch(self.args.batch, self.args.seq)]
         began = time.perf_counter()
         with self.engine.span("forward"):
             loss = self.engine(*batch)

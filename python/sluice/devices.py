@@ -68,9 +68,9 @@ class Cuda:
         self._capsule = None
 
 
-def choose(wanted, library):
+def choose(wanted, library=None):
     """A Host or a Cuda for `wanted`: "auto", "host", "cuda" or "cuda:<number>". "auto" takes a GPU if PyTorch and the
-    library can both use one. Errors: ValueError, Unavailable."""
+    library can both use one. library: an _abi.Library; none: the package's own. Errors: ValueError, Unavailable."""
     match = re.fullmatch(r"(auto|host|cuda)|cuda:([0-9]{1,3})", str(wanted))
     if match is None:
         raise ValueError(f"sluice.device: must be auto, host, cuda or cuda:<number>, not {wanted!r}")
@@ -83,6 +83,7 @@ def choose(wanted, library):
             raise _abi.Unavailable(f"device 'cuda' was asked for: {why}")
         return Host(why)
     index = int(number) if number else torch.cuda.current_device()
+    library = library or _abi.Library.default()
     spec = _abi.ModelSpec(library, [("probe", [("probe", 1, 0)])])
     try:
         kind = _abi.DEVICE_CUDA if name == "cuda" else _abi.DEVICE_AUTO

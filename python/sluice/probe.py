@@ -111,19 +111,36 @@ def memory():
     return {"copy_bytes": copy, "checksum_bytes": read, "update_elements": 2 * copy / _BYTES_PER_ELEMENT}
 
 
+def link(device):
+    """Bytes per second between pinned memory and a GPU, each way alone; the slower of both."""
+    here = torch.empty(256 * _MIB, dtype=torch.uint8, pin_memory=True)
+    there = torch.empty_like(here, device=device)
+
+    def copy(to, source):
+        to.copy_(source, non_blocking=True)
+        torch.cuda.synchronize(device)
+
+    copy(there, here)
+    return here.nbytes / max(_best_of(3, lambda: copy(there, here)), _best_of(3, lambda: copy(here, there)))
+
+
 def compute(module, inputs, repeat=3):
     """(forward, backward) seconds of module(*inputs) with everything resident; a tuple of inputs needs no gradient first.
 
-    The least of `repeat` runs. Gradients of parameters are made and dropped.
+    The least of `repeat` runs, on the device that the inputs are on. Gradients of parameters are made and dropped.
     """
+    finish = torch.cuda.synchronize if inputs[0].is_cuda else lambda: None
     forward = backward = float("inf")
     for _ in range(repeat + 1):
         for parameter in module.parameters():
             parameter.grad = None
+        finish()
         began = time.perf_counter()
         result = module(*inputs)
+        finish()
         between = time.perf_counter()
         result.backward(torch.ones_like(result))
+        finish()
         ended = time.perf_counter()
         forward = min(forward, between - began)
         backward = min(backward, ended - between)

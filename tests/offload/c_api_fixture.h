@@ -27,6 +27,7 @@ inline sluice_options DefaultOptions() {
   options.executor = SLUICE_EXECUTOR_THREADS;
   options.workers = 1;
   options.resident_elements_max = 16;
+  options.device = SLUICE_DEVICE_HOST;  // tests look into views
   return options;
 }
 
