@@ -8,12 +8,11 @@
 
 #include <cuda_runtime_api.h>
 
-#include <cstring>
+#include <algorithm>
 #include <deque>
 #include <functional>
 #include <memory>
 #include <utility>
-#include <vector>
 
 #include "core/status.h"
 #include "tests/offload/trainer.h"

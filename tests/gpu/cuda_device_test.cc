@@ -6,7 +6,9 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cstring>
 #include <thread>
+#include <vector>
 
 #include "core/memory_resource.h"
 #include "tests/gpu/cuda_caller.h"
