@@ -22,8 +22,8 @@ absl::StatusOr<std::string> ReadAll(const std::string& path) {
   return text.str();
 }
 
-// The number that follows `key` at the start of a line ("MemTotal:  123 kB"), times 1024 if "kB"
-// follows.
+// The number (not negative, and small enough to be one of bytes) that follows `key` at the start of
+// a line ("MemTotal:  123 kB"), times 1024 if "kB" follows.
 std::optional<int64_t> FindNumber(const std::string& text, std::string_view key) {
   std::istringstream lines(text);
   std::string line;
@@ -32,7 +32,7 @@ std::optional<int64_t> FindNumber(const std::string& text, std::string_view key)
     std::istringstream rest(line.substr(key.size()));
     int64_t value = 0;
     std::string unit;
-    if (!(rest >> value)) return std::nullopt;
+    if (!(rest >> value) || value < 0 || value > INT64_MAX / 1024) return std::nullopt;
     rest >> unit;
     return unit == "kB" ? value * 1024 : value;
   }
@@ -44,7 +44,7 @@ std::optional<int64_t> ReadNumber(const std::string& path) {
   if (!text.ok()) return std::nullopt;
   int64_t value = 0;
   const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), value);
-  if (error != std::errc() || end == text->data()) return std::nullopt;  // "max", or nothing
+  if (error != std::errc() || value < 0) return std::nullopt;  // "max", or nothing
   return value;
 }
 
@@ -68,7 +68,9 @@ std::vector<CgroupFiles> FindCgroups(const std::string& root) {
     const size_t second = first == std::string::npos ? first : line.find(':', first + 1);
     if (second == std::string::npos) continue;
     const std::string controllers = line.substr(first + 1, second - first - 1);
-    const std::string path = line.substr(second + 1) == "/" ? "" : line.substr(second + 1);
+    std::string path = line.substr(second + 1);
+    if (path == "/") path.clear();
+    if (!path.empty() && path.front() != '/') continue;
     if (controllers.empty()) {
       for (const char* mount : {"/sys/fs/cgroup", "/sys/fs/cgroup/unified"}) {
         found.push_back({root + mount, path, "memory.max", "memory.current", "inactive_file"});

@@ -76,7 +76,7 @@ std::string FormatBytes(Bytes bytes) {
   constexpr std::array<const char*, 7> kUnits = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
   double value = static_cast<double>(bytes.value());
   size_t unit = 0;
-  while (std::abs(value) >= 1024 && unit + 1 < kUnits.size()) {
+  while (std::abs(value) >= 1023.95 && unit + 1 < kUnits.size()) {
     value /= 1024;
     ++unit;
   }
@@ -94,7 +94,8 @@ std::optional<std::string> GetEnv(const char* name) {
 std::optional<std::string> NearestName(std::string_view word,
                                        const std::vector<std::string>& candidates) {
   const std::string* best = nullptr;
-  size_t best_distance = std::max<size_t>(2, word.size() / 3) + 1;
+  const size_t distance_max = word.size() < 4 ? 1 : std::max<size_t>(2, word.size() / 3);
+  size_t best_distance = distance_max + 1;
   for (const std::string& candidate : candidates) {
     const size_t distance = EditDistance(word, candidate);
     if (distance < best_distance) {

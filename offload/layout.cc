@@ -67,6 +67,11 @@ absl::StatusOr<ModelLayout> ModelLayout::Make(const ModelSpec& spec, int64_t chu
 absl::Status ModelLayout::CutIntoChunks(UnitIndex unit_index) {
   UnitLayout& unit = units_[unit_index.value()];
   unit.first_chunk = static_cast<uint32_t>(chunks_.size());
+  const auto too_many = [this] {
+    return absl::InvalidArgumentError(fmt::format(
+        "more than {} chunks: raise chunk_elements, which is {}", kChunksMax, chunk_elements_));
+  };
+  if (unit.elements / chunk_elements_ > static_cast<int64_t>(kChunksMax)) return too_many();
   for (TensorIndex t : unit.tensors) {
     const TensorLayout& tensor = tensors_[t.value()];
     for (int64_t begin = 0; begin < tensor.elements; begin += kCellElements) {
@@ -74,10 +79,7 @@ absl::Status ModelLayout::CutIntoChunks(UnitIndex unit_index) {
       const int64_t at = tensor.offset + begin;
       const bool fits = chunks_.size() > unit.first_chunk &&
                         at + length - chunks_.back().offset <= chunk_elements_;
-      if (!fits && chunks_.size() == kChunksMax) {
-        return absl::InvalidArgumentError(fmt::format(
-            "more than {} chunks: raise chunk_elements, which is {}", kChunksMax, chunk_elements_));
-      }
+      if (!fits && chunks_.size() == kChunksMax) return too_many();
       if (!fits) {
         chunks_.push_back({.unit = unit_index,
                            .offset = at,

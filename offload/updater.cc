@@ -305,7 +305,9 @@ void Updater::OnComputed(ChunkWork* work) {
     return Retire(work);
   }
   chunks_updated_->Add();
-  elements_updated_->Add(context_.layout->chunk(work->chunk).elements);
+  for (const ChunkRun& run : context_.layout->runs(context_.layout->chunk(work->chunk))) {
+    if (coefficients_[run.tensor.value()]) elements_updated_->Add(run.elements);
+  }
   update_ns_->Add((work->end - work->begin).count());
   context_.trace->Record(track_, "update", work->chunk.value(), work->begin, work->end);
   work->stores_left = work->streaming ? 2 : 1;

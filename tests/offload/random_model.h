@@ -1,0 +1,57 @@
+// tests/offload/random_model.h
+//
+// RapidCheck's source of models: a few units with a few tensors of sizes that are multiples of
+// nothing, the tensors of different units in any order.
+
+#ifndef SLUICE_TESTS_OFFLOAD_RANDOM_MODEL_H_
+#define SLUICE_TESTS_OFFLOAD_RANDOM_MODEL_H_
+
+#include <rapidcheck.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/grid.h"
+#include "offload/layout.h"
+
+namespace sluice {
+
+inline ModelSpec AnyModel() {
+  ModelSpec spec;
+  const auto units = *rc::gen::inRange<uint32_t>(1, 6);
+  std::vector<uint32_t> owners;
+  for (uint32_t u = 0; u < units; ++u) {
+    spec.units.push_back({.name = "unit" + std::to_string(u)});
+    owners.insert(owners.end(), *rc::gen::inRange<size_t>(1, 5), u);
+  }
+  // Many tensors are tiny, some are several cells long.
+  const auto size =
+      rc::gen::oneOf(rc::gen::inRange<int64_t>(1, 130), rc::gen::inRange<int64_t>(1, 30'000),
+                     rc::gen::element<int64_t>(4095, 4096, 4097, 8192));
+  for (size_t i = owners.size(); i > 1; --i)
+    std::swap(owners[i - 1], owners[*rc::gen::inRange<size_t>(0, i)]);
+  for (const uint32_t owner : owners) {
+    spec.tensors.push_back({.name = "tensor" + std::to_string(spec.tensors.size()),
+                            .unit = UnitIndex(owner),
+                            .elements = *size,
+                            .group = 0});
+  }
+  return spec;
+}
+
+inline int64_t AnyChunkElements() { return kCellElements * *rc::gen::inRange<int64_t>(1, 5); }
+
+}  // namespace sluice
+
+namespace rc {
+
+// What a failure prints.
+inline void showValue(const sluice::ModelSpec& spec, std::ostream& out) {
+  for (const auto& tensor : spec.tensors)
+    out << "{unit " << tensor.unit.value() << ": " << tensor.elements << "} ";
+}
+
+}  // namespace rc
+
+#endif  // SLUICE_TESTS_OFFLOAD_RANDOM_MODEL_H_

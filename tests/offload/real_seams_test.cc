@@ -1,0 +1,212 @@
+// One training over real memory, files, engines and workers: the same bits wherever everything
+// lives, and counters that prove which way it went. Built once over oneTBB and once over plain
+// threads, which the thread sanitizer can see.
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <tuple>
+
+#include "nlohmann/json.hpp"
+#include "offload/factory.h"
+#include "tests/nvme/temp_dir.h"
+#include "tests/offload/smallest_budget.h"
+#include "tests/offload/trainer.h"
+
+namespace sluice {
+namespace {
+
+using testing::OddModel;
+using testing::Trainer;
+using testing::TrainerOptions;
+
+constexpr ExecutorKind kExecutor = SLUICE_TEST_EXECUTOR;
+constexpr int64_t kChunkElements = 2 * kCellElements;  // a block is four chunks, or more
+
+enum class Where {
+  kAllInHbm,        // parameters in HBM, states in RAM
+  kParamsStreamed,  // parameters move between RAM and a part of HBM
+  kStatesOnNvme,    // so do they, and all states are on the drive
+  kMostOnNvme,      // some of both fits in RAM
+  kAllOnNvme,       // the smallest budgets that work
+};
+constexpr std::array kWhereNames = {"AllInHbm", "ParamsStreamed", "StatesOnNvme", "MostOnNvme",
+                                    "AllOnNvme"};
+
+// The smallest budgets that work: what the errors say.
+Budgets SmallestBudgets(const RuntimeConfig& like) {
+  RuntimeConfig config = like;
+  config.budgets = {Bytes(0), Bytes(0), GiB(1)};
+  for (;;) {
+    const absl::StatusOr<Plan> plan = MakePlan(OddModel(), config);
+    if (plan.ok()) return config.budgets;
+    const std::optional<Bytes> smallest = SmallestNamed(plan.status());
+    SLUICE_CHECK_MSG(smallest, Message(plan.status()));
+    (TierNamed(plan.status()) == "hbm" ? config.budgets.hbm : config.budgets.pinned) = *smallest;
+  }
+}
+
+RuntimeConfig ConfigFor(Where where, const std::string& path) {
+  RuntimeConfig config;
+  config.executor = kExecutor;
+  config.chunk_elements = kChunkElements;
+  config.placement.param_type = FloatType::kBf16;
+  config.placement.grad_type = FloatType::kBf16;
+  config.placement.resident_elements_max = 100;
+  config.placement.state_buffers = 4;
+  config.placement.param_buffers = 4;
+  config.nvme_paths = {path};
+  config.io.in_flight_max = 4;
+  const Budgets smallest = SmallestBudgets(config);
+  switch (where) {
+    case Where::kAllInHbm:
+      config.budgets = {MiB(1), MiB(8), Bytes(0)};
+      config.placement.lowest_param_tier = Tier::kHbm;
+      break;
+    case Where::kParamsStreamed:
+      config.budgets = {smallest.hbm * 2, MiB(8), Bytes(0)};
+      break;
+    case Where::kStatesOnNvme:
+      config.placement.lowest_param_tier = Tier::kPinned;
+      config.budgets = {smallest.hbm * 2, smallest.pinned + KiB(400), GiB(1)};
+      break;
+    case Where::kMostOnNvme:
+      config.budgets = {smallest.hbm * 2, smallest.pinned + KiB(300), GiB(1)};
+      break;
+    case Where::kAllOnNvme:
+      config.budgets = smallest;
+      break;
+  }
+  return config;
+}
+
+// That the run went where it should have gone: what the report says of places and movements.
+void CheckPath(Where where, const nlohmann::json& report, int steps) {
+  const auto& counters = report["counters"];
+  const auto& homes = report["params_home_bytes"];
+  const auto count = [&counters](const char* name) { return counters.value(name, int64_t{0}); };
+  EXPECT_EQ(steps, count("steps"));
+  EXPECT_EQ(steps * report["parameters"].get<int64_t>(), count("elements_updated"));
+  EXPECT_GT(report["chunks"], 2 * report["units"].get<int>());
+  EXPECT_EQ(0, count("trace_departures"));
+  for (const char* tier : {"hbm", "pinned", "nvme"})
+    EXPECT_LE(report["planned_bytes"][tier], report["budgets_bytes"][tier]) << tier;
+
+  const bool on_nvme = where >= Where::kStatesOnNvme;
+  const bool streamed = where != Where::kAllInHbm;
+  EXPECT_EQ(streamed, count("fetches") > 0);
+  EXPECT_EQ(streamed, count("evictions") > 0);
+  EXPECT_EQ(on_nvme, count("nvme_reads") > 0);
+  EXPECT_EQ(on_nvme, count("nvme_write_bytes") > 0);
+  EXPECT_EQ(on_nvme, report["nvme"]["states_bytes"] > 0);
+  EXPECT_EQ(where >= Where::kMostOnNvme, report["nvme"]["params_bytes"] > 0);
+  EXPECT_EQ(where >= Where::kMostOnNvme, homes["nvme"] > 0);
+  if (where == Where::kAllOnNvme) {
+    EXPECT_EQ(0, homes["pinned"]);
+    EXPECT_EQ(0, report["pinned"]["states_bytes"]);
+  } else {
+    EXPECT_GT(report["pinned"]["states_bytes"].get<int64_t>() + homes["pinned"].get<int64_t>(), 0);
+  }
+}
+
+void TrainAndCheck(Where where, const RuntimeConfig& config, const char* engine_words) {
+  const TrainerOptions options{.steps = 4, .micro_steps = 2};
+  absl::StatusOr<std::unique_ptr<Runtime>> runtime = MakeRuntime(OddModel(), config);
+  ASSERT_TRUE(runtime.ok()) << runtime.status();
+  Trainer trainer(runtime->get(), OddModel(), options);
+  const absl::Status trained = trainer.Run();
+  ASSERT_TRUE(trained.ok()) << trained;
+
+  const nlohmann::json report = nlohmann::json::parse((*runtime)->ReportJson());
+  CheckPath(where, report, options.steps);
+  EXPECT_TRUE(report["engine"].get<std::string>().starts_with(engine_words)) << report["engine"];
+  const std::string workers = std::to_string(config.workers);
+  EXPECT_EQ(kExecutor == ExecutorKind::kTbb ? "oneTBB arena of " + workers
+                                            : workers + " std::thread workers",
+            report["executor"]);
+
+  const auto expected = testing::TrainReference(OddModel(), options);
+  for (uint32_t t = 0; t < expected.size(); ++t) {
+    const absl::StatusOr<std::vector<float>> master = trainer.Read(t, Field::kMaster);
+    ASSERT_TRUE(master.ok()) << master.status();
+    EXPECT_EQ(0, std::memcmp(expected[t].data(), master->data(), master->size() * sizeof(float)))
+        << "tensor " << OddModel().tensors[t].name;
+  }
+}
+
+// With which its description begins.
+const char* WordsOf(IoEngineKind engine) {
+  return engine == IoEngineKind::kIoUring  ? "io_uring"
+         : engine == IoEngineKind::kLibaio ? "libaio"
+                                           : "threads";
+}
+
+class RealSeamsTest : public ::testing::TestWithParam<std::tuple<Where, IoEngineKind, int>> {
+ public:
+  static std::string NameOf(const ::testing::TestParamInfo<ParamType>& info) {
+    const auto& [where, engine, workers] = info.param;
+    return std::string(kWhereNames[static_cast<size_t>(where)]) + "_" + WordsOf(engine) + "_" +
+           std::to_string(workers);
+  }
+};
+
+TEST_P(RealSeamsTest, TrainsToTheSameBits) {
+  const auto [where, engine, workers] = GetParam();
+  SteadyClock clock;
+  if (const auto probe = MakeIoEngine(engine, {}, {}, {}, &clock); !probe.ok())
+    GTEST_SKIP() << probe.status();
+  const TempDir dir;
+  RuntimeConfig config = ConfigFor(where, dir.path());
+  config.engine = engine;
+  config.workers = workers;
+  TrainAndCheck(where, config, WordsOf(engine));
+  EXPECT_TRUE(dir.empty()) << "swap files have no names";
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, RealSeamsTest,
+    ::testing::Combine(
+        ::testing::Values(Where::kAllInHbm, Where::kParamsStreamed, Where::kStatesOnNvme,
+                          Where::kMostOnNvme, Where::kAllOnNvme),
+        ::testing::Values(IoEngineKind::kIoUring, IoEngineKind::kLibaio, IoEngineKind::kThreads),
+        ::testing::Values(1, 4)),
+    &RealSeamsTest::NameOf);
+
+TEST(RealSeamsTest, WithoutOverlapTheBitsAreTheSame) {
+  const TempDir dir;
+  RuntimeConfig config = ConfigFor(Where::kAllOnNvme, dir.path());
+  config.engine = IoEngineKind::kThreads;
+  config.workers = 2;
+  config.overlap = false;
+  TrainAndCheck(Where::kAllOnNvme, config, "threads");
+}
+
+TEST(RealSeamsTest, OverTwoDrivesTheBitsAreTheSame) {
+  const TempDir first;
+  const TempDir second;
+  RuntimeConfig config = ConfigFor(Where::kAllOnNvme, first.path());
+  config.nvme_paths.push_back(second.path());
+  config.engine = IoEngineKind::kThreads;
+  config.workers = 2;
+  TrainAndCheck(Where::kAllOnNvme, config, "threads");
+}
+
+TEST(RealSeamsTest, ARuntimeMayEndInTheMiddleOfAStep) {
+  const TempDir dir;
+  RuntimeConfig config = ConfigFor(Where::kAllOnNvme, dir.path());
+  config.workers = 2;
+  for (int moment = 0; moment < 4; ++moment) {
+    absl::StatusOr<std::unique_ptr<Runtime>> runtime = MakeRuntime(OddModel(), config);
+    ASSERT_TRUE(runtime.ok()) << runtime.status();
+    Trainer trainer(runtime->get(), OddModel(), {.steps = 1});
+    ASSERT_TRUE(trainer.Load().ok());
+    ASSERT_TRUE(moment == 0 || trainer.MicroStep(0, 0).ok());
+    if (moment > 1) (*runtime)->Step({.groups = testing::Groups(), .clip_norm = 1.0});
+    if (moment > 2) (*runtime)->Acquire(UnitIndex(2));
+    runtime->reset();
+    EXPECT_TRUE(dir.empty());
+  }
+}
+
+}  // namespace
+}  // namespace sluice

@@ -1,0 +1,105 @@
+#include "offload/tickets.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/status.h"
+
+namespace sluice {
+namespace {
+
+using std::chrono::milliseconds;
+
+TEST(TicketsTest, HaveTheResultOfTheirOperationOnce) {
+  Tickets tickets;
+  const Ticket ticket = tickets.Make();
+  EXPECT_NE(0u, ticket);
+  EXPECT_EQ(std::nullopt, tickets.Wait(ticket, milliseconds(0)));
+  EXPECT_EQ(std::nullopt, tickets.Wait(ticket, milliseconds(1)));
+  tickets.Complete(ticket, absl::DataLossError("lost"));
+  const auto result = tickets.Wait(ticket, milliseconds(0));
+  ASSERT_TRUE(result);
+  EXPECT_TRUE(absl::IsDataLoss(*result));
+  const auto again = tickets.Wait(ticket, milliseconds(0));
+  ASSERT_TRUE(again);
+  EXPECT_TRUE(absl::IsInvalidArgument(*again)) << *again;
+}
+
+TEST(TicketsTest, AUsedUpTicketIsNeverAnothersToo) {
+  Tickets tickets;
+  std::set<Ticket> seen;
+  for (int i = 0; i < 1000; ++i) {
+    const Ticket ticket = tickets.Make();
+    EXPECT_TRUE(seen.insert(ticket).second);
+    tickets.Complete(ticket, absl::OkStatus());
+    EXPECT_TRUE(tickets.Wait(ticket, milliseconds(0))->ok());
+  }
+}
+
+TEST(TicketsTest, InventedOnesAreErrors) {
+  Tickets tickets;
+  const Ticket ticket = tickets.Make();
+  for (const Ticket invented : {Ticket{0}, ticket + 1, ticket + (Ticket{1} << 32), ~Ticket{0}})
+    EXPECT_TRUE(absl::IsInvalidArgument(*tickets.Wait(invented, milliseconds(100)))) << invented;
+}
+
+TEST(TicketsTest, ManyThreadsWaitForWhatAnotherCompletes) {
+  constexpr size_t kThreads = 4;
+  constexpr size_t kTickets = 300;
+  Tickets tickets;
+  std::vector<std::vector<Ticket>> made(kThreads);
+  for (auto& list : made) {
+    for (size_t i = 0; i < kTickets; ++i) list.push_back(tickets.Make());
+  }
+  std::vector<int> results(kThreads * kTickets, 0);  // written before Complete, read after Wait
+  std::vector<std::thread> waiters;
+  for (size_t t = 0; t < kThreads; ++t) {
+    waiters.emplace_back([&, t] {
+      for (size_t i = 0; i < kTickets; ++i) {
+        std::optional<absl::Status> result;
+        while (!result) result = tickets.Wait(made[t][i], milliseconds(100));
+        EXPECT_TRUE(result->ok());
+        EXPECT_EQ(1, results[t * kTickets + i]);
+      }
+    });
+  }
+  for (size_t i = kTickets; i > 0; --i) {
+    for (size_t t = 0; t < kThreads; ++t) {
+      results[t * kTickets + i - 1] = 1;
+      tickets.Complete(made[t][i - 1], absl::OkStatus());
+    }
+  }
+  for (std::thread& waiter : waiters) waiter.join();
+}
+
+TEST(TicketsTest, OneOfManyWhoWaitForATicketGetsItsResult) {
+  Tickets tickets;
+  const Ticket ticket = tickets.Make();
+  std::atomic<int> got{0};
+  std::vector<std::thread> waiters;
+  for (int t = 0; t < 4; ++t) {
+    waiters.emplace_back([&] {
+      std::optional<absl::Status> result;
+      while (!result) result = tickets.Wait(ticket, milliseconds(100));
+      if (result->ok()) ++got;
+    });
+  }
+  tickets.Complete(ticket, absl::OkStatus());
+  for (std::thread& waiter : waiters) waiter.join();
+  EXPECT_EQ(1, got);
+}
+
+TEST(TicketsDeathTest, AreCompletedOnce) {
+  Tickets tickets;
+  const Ticket ticket = tickets.Make();
+  tickets.Complete(ticket, absl::OkStatus());
+  EXPECT_DEATH(tickets.Complete(ticket, absl::OkStatus()), "check failed");
+}
+
+}  // namespace
+}  // namespace sluice

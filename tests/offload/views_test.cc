@@ -1,0 +1,155 @@
+#include "offload/views.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <thread>
+#include <vector>
+
+#include "core/memory_resource.h"
+#include "core/sim_memory.h"
+#include "core/status.h"
+#include "tests/core/waiting_inbox.h"
+
+namespace sluice {
+namespace {
+
+class ViewsTest : public testing::Test {
+ protected:
+  ViewsTest() {
+    auto arena = std::make_shared<Arena>(*Arena::Create(&counted_, KiB(64)));
+    base_ = arena->memory().data();
+    device_ = MakeHostDevice({}, &clock_, &memory_);
+    views_ = std::make_unique<Views>(
+        std::move(arena), FloatType::kBf16, device_.get(), waiting_.inbox(), [this] { ++freed_; },
+        [](const absl::Status& status) { ADD_FAILURE() << status; });
+  }
+
+  DlManagedTensor* View(uint32_t unit) {
+    const absl::StatusOr<DlManagedTensor*> view = views_->MakeView(UnitIndex(unit));
+    SLUICE_CHECK_MSG(view.ok(), Message(view.status()));
+    return *view;
+  }
+  // Until `n` times something has come out of use.
+  void WaitForFreed(int n) {
+    waiting_.HandleUntil([&] { return freed_ >= n; });
+  }
+
+  SimMemory memory_;
+  LimitingResource counted_{&memory_, GiB(1)};
+  SteadyClock clock_;
+  WaitingInbox waiting_;
+  std::unique_ptr<Device> device_;
+  std::byte* base_ = nullptr;
+  int freed_ = 0;
+  std::unique_ptr<Views> views_;
+};
+
+TEST_F(ViewsTest, AViewSaysWhereWhatAndHowMuch) {
+  views_->Show(UnitIndex(3), base_ + 4096, 1000, {});
+  DlManagedTensor* view = View(3);
+  const DlTensor& t = view->dl_tensor;
+  EXPECT_EQ(base_ + 4096, static_cast<std::byte*>(t.data) + t.byte_offset);
+  EXPECT_EQ(1, t.device.device_type) << "a CPU's memory";
+  EXPECT_EQ(4, t.dtype.code) << "bfloat";
+  EXPECT_EQ(16, t.dtype.bits);
+  EXPECT_EQ(1, t.dtype.lanes);
+  ASSERT_EQ(1, t.ndim);
+  EXPECT_EQ(1000, t.shape[0]);
+  EXPECT_EQ(nullptr, t.strides) << "compact";
+  view->deleter(view);
+}
+
+TEST_F(ViewsTest, OnlyWhatIsShownCanBeViewed) {
+  EXPECT_TRUE(absl::IsFailedPrecondition(views_->MakeView(UnitIndex(0)).status()));
+  views_->Show(UnitIndex(0), base_, 10, {});
+  EXPECT_TRUE(views_->Shown(UnitIndex(0)));
+  EXPECT_FALSE(views_->Shown(UnitIndex(1)));
+  views_->Hide(UnitIndex(0));
+  EXPECT_FALSE(views_->Shown(UnitIndex(0)));
+  EXPECT_TRUE(absl::IsFailedPrecondition(views_->MakeView(UnitIndex(0)).status()));
+}
+
+TEST_F(ViewsTest, MemoryIsInUseWhileAnyViewOfItLives) {
+  views_->Show(UnitIndex(0), base_, 10, {});
+  EXPECT_FALSE(views_->InUse(base_));
+  DlManagedTensor* first = View(0);
+  DlManagedTensor* second = View(0);
+  views_->Hide(UnitIndex(0));
+  EXPECT_TRUE(views_->InUse(base_)) << "released, but viewed";
+  EXPECT_FALSE(views_->InUse(base_ + 4096));
+  first->deleter(first);
+  EXPECT_TRUE(views_->InUse(base_));
+  EXPECT_EQ(0, freed_);
+  second->deleter(second);
+  WaitForFreed(1);
+  EXPECT_FALSE(views_->InUse(base_));
+}
+
+TEST_F(ViewsTest, ADeleterMayRunOnAnyThread) {
+  views_->Show(UnitIndex(0), base_, 10, {});
+  views_->Show(UnitIndex(1), base_ + 4096, 10, {});
+  for (int round = 0; round < 50; ++round) {
+    const int before = freed_;
+    std::vector<std::thread> threads;
+    for (uint32_t i = 0; i < 4; ++i) {
+      threads.emplace_back([view = View(i % 2)] { view->deleter(view); });
+    }
+    waiting_.HandleUntil(
+        [&] { return freed_ > before && !views_->InUse(base_) && !views_->InUse(base_ + 4096); });
+    for (std::thread& thread : threads) thread.join();
+  }
+}
+
+TEST_F(ViewsTest, ManyThreadsMakeAndDeleteViews) {
+  views_->Show(UnitIndex(0), base_, 10, {});
+  DlManagedTensor* last = View(0);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([this] {
+      for (int i = 0; i < 500; ++i) {
+        DlManagedTensor* view = View(0);
+        view->deleter(view);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_TRUE(views_->InUse(base_));
+  last->deleter(last);
+  waiting_.HandleUntil([&] { return !views_->InUse(base_); });
+}
+
+TEST_F(ViewsTest, AViewKeepsItsMemoryBeyondTheRuntimesEnd) {
+  views_->Show(UnitIndex(0), base_, 10, {});
+  DlManagedTensor* view = View(0);
+  views_.reset();
+  EXPECT_EQ(KiB(64), counted_.used());
+  std::fill_n(static_cast<std::byte*>(view->dl_tensor.data), 20, std::byte{1});
+  std::thread([view] { view->deleter(view); }).join();
+  EXPECT_EQ(Bytes(0), counted_.used()) << "the last view gives it back";
+}
+
+TEST_F(ViewsTest, WithoutViewsTheMemoryGoesWithTheRuntime) {
+  views_.reset();
+  EXPECT_EQ(Bytes(0), counted_.used());
+}
+
+TEST_F(ViewsTest, InAForkedChildADeleterDoesNothing) {
+  views_->Show(UnitIndex(0), base_, 10, {});
+  DlManagedTensor* view = View(0);
+  const pid_t child = fork();
+  if (child == 0) {
+    view->deleter(view);
+    _exit(views_->InUse(base_) ? 0 : 1);
+  }
+  int status = 0;
+  ASSERT_EQ(child, waitpid(child, &status, 0));
+  EXPECT_EQ(0, status);
+  EXPECT_TRUE(views_->InUse(base_));
+  view->deleter(view);
+}
+
+}  // namespace
+}  // namespace sluice
