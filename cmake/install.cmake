@@ -1,0 +1,48 @@
+# What `cmake --install` puts where: for those who embed Sluice, the library, its headers, a CMake
+# package and a pkg-config file, and the command; for a wheel (SKBUILD), into the Python package.
+include(CMakePackageConfigHelpers)
+include(GNUInstallDirs)
+
+if(SKBUILD)
+  # One plain file, since a wheel holds no links; beside it what it needs of what a bare machine lacks.
+  set_target_properties(sluice sluice_cli PROPERTIES INSTALL_RPATH "$ORIGIN")
+  # RPATH, not RUNPATH: what is bundled finds its own needs by it too.
+  target_link_options(sluice PRIVATE -Wl,--disable-new-dtags)
+  target_link_options(sluice_cli PRIVATE -Wl,--disable-new-dtags)
+  install(TARGETS sluice LIBRARY DESTINATION sluice RUNTIME_DEPENDENCY_SET sluice_needs)
+  install(TARGETS sluice_cli RUNTIME DESTINATION sluice RUNTIME_DEPENDENCY_SET sluice_needs)
+  install(RUNTIME_DEPENDENCY_SET sluice_needs
+          PRE_EXCLUDE_REGEXES "^ld-linux" "^lib(c|m|dl|rt|pthread|stdc\\+\\+|gcc_s)\\.so"
+          LIBRARY DESTINATION sluice)
+  return()
+endif()
+
+file(STRINGS ${PROJECT_SOURCE_DIR}/offload/sluice.h abi REGEX "^#define SLUICE_ABI_VERSION ")
+string(REGEX MATCH "[0-9]+$" abi "${abi}")
+set_target_properties(sluice PROPERTIES SOVERSION ${abi})
+set_target_properties(sluice_cli PROPERTIES INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR}")
+
+install(TARGETS sluice EXPORT sluice-targets
+        LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
+        INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(TARGETS sluice_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+install(FILES offload/sluice.h offload/sluice.hpp
+        DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/sluice)
+
+set(package ${CMAKE_INSTALL_LIBDIR}/cmake/sluice)
+install(EXPORT sluice-targets NAMESPACE sluice:: DESTINATION ${package})
+configure_package_config_file(cmake/sluice-config.cmake.in
+                              ${PROJECT_BINARY_DIR}/package/sluice-config.cmake
+                              INSTALL_DESTINATION ${package} NO_SET_AND_CHECK_MACRO)
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/package/sluice-config-version.cmake
+                                 COMPATIBILITY SameMinorVersion)
+install(FILES ${PROJECT_BINARY_DIR}/package/sluice-config.cmake
+              ${PROJECT_BINARY_DIR}/package/sluice-config-version.cmake
+        DESTINATION ${package})
+
+file(RELATIVE_PATH SLUICE_PC_PREFIX
+     ${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
+string(REGEX REPLACE "/$" "" SLUICE_PC_PREFIX "${SLUICE_PC_PREFIX}")
+configure_file(cmake/sluice.pc.in ${PROJECT_BINARY_DIR}/package/sluice.pc @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/package/sluice.pc
+        DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

@@ -1,0 +1,101 @@
+"""Sluice as others see it once it is installed: embed.py BUILD_FOLDER PREFIX TEST.
+
+install    puts what BUILD_FOLDER has built into PREFIX, emptied before
+exports    the library exports the functions of sluice.h and nothing else
+cmake      both examples, built outside the tree through find_package, run
+pkgconfig  the same through pkg-config
+memcheck   the C example, built by `cmake`, is clean under valgrind
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SANE = {"embed_c": r"embed_c: 30 steps, loss \d+\.\d+ -> \d", "embed_cpp": r"embed_cpp: 25 steps, loss .* the same bits"}
+
+
+def run(*command, **options):
+    """The command's output; its words and an end of this test if it fails."""
+    command = [str(c) for c in command]
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    if result.returncode != 0:
+        sys.exit(f"{' '.join(command)}: exit code {result.returncode}\n{result.stdout}")
+    return result.stdout
+
+
+def lib_folder(prefix):
+    return next(prefix.rglob("libsluice.so")).parent
+
+
+def install(build, prefix):
+    shutil.rmtree(prefix, ignore_errors=True)
+    run("cmake", "--install", build, "--prefix", prefix)
+    version = run(prefix / "bin" / "sluice", "--version")
+    assert version.startswith("sluice "), version
+
+
+def exports(build, prefix):
+    header = (prefix / "include" / "sluice" / "sluice.h").read_text()
+    declared = set(re.findall(r"\b(sluice_\w+)\(", re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)))
+    listed = run("nm", "-D", "--defined-only", lib_folder(prefix) / "libsluice.so")
+    exported = {line.split()[-1] for line in listed.splitlines()}
+    assert exported == declared, f"only in the library: {exported - declared}; only declared: {declared - exported}"
+
+
+def run_examples(folder):
+    """Both print one line that makes sense, and leave nothing where they could have swapped to."""
+    for name, pattern in SANE.items():
+        with tempfile.TemporaryDirectory() as temp:
+            output = run(folder / name, cwd=temp, env={**os.environ, "TMPDIR": temp})
+            assert re.match(pattern, output) and output.count("\n") == 1, output
+            assert not os.listdir(temp), f"{name} left {os.listdir(temp)}"
+        print(output, end="")
+
+
+def built_with_cmake(prefix):
+    return prefix.parent / "examples-cmake"
+
+
+def cmake(build, prefix):
+    sources = prefix.parent / "examples-sources"
+    shutil.rmtree(sources, ignore_errors=True)
+    shutil.copytree(ROOT / "examples", sources, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    out = built_with_cmake(prefix)
+    shutil.rmtree(out, ignore_errors=True)
+    run("cmake", "-S", sources, "-B", out, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}", "-DCMAKE_BUILD_TYPE=Release")
+    run("cmake", "--build", out)
+    run_examples(out)
+
+
+def pkgconfig(build, prefix):
+    library = lib_folder(prefix)
+    environment = {**os.environ, "PKG_CONFIG_PATH": str(library / "pkgconfig")}
+    flags = run("pkg-config", "--cflags", "--libs", "sluice", env=environment).split()
+    with tempfile.TemporaryDirectory() as temp:
+        out = pathlib.Path(temp)
+        rest = [*flags, f"-Wl,-rpath,{library}", "-lm", "-pthread"]
+        run("cc", "-std=gnu99", "-O2", "-Wall", "-Werror", ROOT / "examples" / "embed_c.c", "-o", out / "embed_c", *rest)
+        run("c++", "-std=c++20", "-O2", "-Wall", "-Werror", ROOT / "examples" / "embed_cpp.cc", "-o", out / "embed_cpp", *rest)
+        run_examples(out)
+
+
+def memcheck(build, prefix):
+    with tempfile.TemporaryDirectory() as temp:
+        print(
+            run(
+                *("valgrind", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite,indirect"),
+                *("--show-leak-kinds=definite,indirect", "--fair-sched=yes"),
+                # valgrind 3.19 lets no other thread run while one waits for io_uring
+                *(built_with_cmake(prefix) / "embed_c", "threads"),
+                env={**os.environ, "TMPDIR": temp},
+            )
+        )
+
+
+TESTS = {f.__name__: f for f in (install, exports, cmake, pkgconfig, memcheck)}
+TESTS[sys.argv[3]](pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
