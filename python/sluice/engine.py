@@ -11,7 +11,7 @@ import torch
 
 from . import _abi, attach, devices, values
 from .config import load_config
-from .init import forget_spools, take_values
+from .init import Trimmer, forget_spools, take_values
 from .units import partition
 
 _DTYPES = {"fp32": (_abi.F32, torch.float32), "bf16": (_abi.BF16, torch.bfloat16), "fp16": (_abi.F16, torch.float16)}
@@ -193,6 +193,7 @@ class Engine(torch.nn.Module):
 
     def _load(self, units):
         """Writes every master from the model's values, which vanish from RAM as it goes."""
+        trimmer = Trimmer()
 
         def items():
             for index, unit in enumerate(units):
@@ -204,11 +205,13 @@ class Engine(torch.nn.Module):
                             "assign=True) gives it new ones"
                         )
                     yield self._attached.tensors[id(parameter)], initial
+                    trimmer.freed(initial.nbytes)
                 self._attached.hide(index)
 
         with torch.no_grad():
             values.write_all(self.runtime, items(), _abi.MASTER)
         forget_spools()
+        trimmer.trim()
 
     # ---- Training
 

@@ -7,6 +7,7 @@ memory in construction order, so the same seed gives the same weights as without
 """
 
 import collections
+import ctypes
 import os
 import tempfile
 import weakref
@@ -18,6 +19,25 @@ from torch.overrides import TorchFunctionMode
 from .attach import placeholder
 
 DEFAULT_LIMIT_BYTES = 64 << 20
+_TRIM_BYTES = 64 << 20
+
+
+class Trimmer:
+    """Gives memory that was freed back to the system now and then: glibc keeps what large tensors leave between others."""
+
+    def __init__(self):
+        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        self._bytes = 0
+
+    def freed(self, bytes_freed):
+        self._bytes += bytes_freed
+        if self._bytes > _TRIM_BYTES:
+            self.trim()
+
+    def trim(self):
+        self._bytes = 0
+        if self._trim is not None:
+            self._trim(0)
 
 
 class Spool:
@@ -31,6 +51,7 @@ class Spool:
             self._fd, name = tempfile.mkstemp(dir=directory)
             os.unlink(name)
         self._limit = limit_bytes
+        self._trimmer = Trimmer()
         self._end = 0
         self._resident = collections.OrderedDict()  # id -> Parameter, least recently used first
         self._resident_bytes = 0
@@ -46,6 +67,7 @@ class Spool:
     def seal(self):
         """The model is built: those still in RAM are left to it."""
         self._resident.clear()
+        self._trimmer.trim()
 
     def __contains__(self, parameter):
         return id(parameter) in self._places and self._places[id(parameter)][0]() is parameter
@@ -91,6 +113,9 @@ class Spool:
             self._end += n
         self._places[id(parameter)] = (weakref.ref(parameter), offset)
         parameter.data = placeholder(parameter.shape, parameter.dtype)
+        freed = values.nbytes
+        del values, data
+        self._trimmer.freed(freed)
 
     def _read(self, parameter):
         _, offset = self._places[id(parameter)]
