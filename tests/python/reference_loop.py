@@ -82,6 +82,9 @@ class ReferenceLoop:
             loss = loss / self.accumulation
         (loss.float() * self.scale if self.scale != 1.0 else loss).backward()
 
+    def zero_grad(self):
+        self.model.zero_grad()
+
     def step(self):
         parameters = list(self.model.parameters())
         sums = [s for p in parameters if p.grad is not None for s in square_sums(p.grad)]

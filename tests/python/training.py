@@ -1,8 +1,11 @@
 """Models, data, configurations and loops that the tests share."""
 
 import pathlib
+import re
 
+import sluice
 import torch
+from reference_loop import ReferenceLoop
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SIMULATION = str(ROOT / "build" / "release" / "offload" / "libsluice_sim.so")
@@ -54,10 +57,6 @@ def config(path=None, **changes):
 
 def smallest(model, given, tier):
     """The smallest budget of `tier` that works for model and config, as the refusal names it."""
-    import re
-
-    import sluice
-
     given = {**given, "sluice": {**given["sluice"], tier: 1}}
     try:
         sluice.initialize(model=model, config=given)
@@ -92,3 +91,34 @@ def same(a, b):
 def bits(tensor):
     width = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(tensor.element_size())
     return tensor.contiguous().view(width) if tensor.is_floating_point() else tensor
+
+
+def paired(engines, make, given, body, steps=3, hbm=None, pinned=None):
+    """Runs body(trainer, step) with an engine and with plain PyTorch (ReferenceLoop), asserts that results and masters have
+    the same bits, and returns the engine. hbm, pinned: in multiples of the smallest budget that works."""
+    own = dict(given["sluice"])
+    for tier, factor in (("hbm", hbm), ("pinned", pinned)):
+        if factor is not None:
+            own[tier] = int(factor * smallest(make(), given, tier))
+    engine = engines(make(), {**given, "sluice": own})
+    loop = ReferenceLoop(
+        make(), clip=given["gradient_clipping"], accumulation=given.get("gradient_accumulation_steps", 1),
+        **given["optimizer"]["params"],
+    )  # fmt: skip
+    results = []
+    for trainer in (engine, loop):
+        torch.manual_seed(7)
+        results.append([body(trainer, step) for step in range(steps)])
+    assert same(results[0], results[1])
+    names = [name for name, _ in loop.model.named_parameters()]
+    assert same(dict(engine.fp32_state_dict()), {n: m for n, m in zip(names, loop.masters)})
+    assert [engine.optimizer_state_dict()[name]["step"] for name in names] == loop.steps
+    return engine
+
+
+def one_step(trainer, step):
+    x, y = batch(step)
+    loss = loss_of(trainer(x), y)
+    trainer.backward(loss)
+    trainer.step()
+    return loss.detach()
