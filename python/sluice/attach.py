@@ -2,7 +2,8 @@
 backward needs it, and hands gradients over as they arrive.
 
 While a unit is entered, its parameters' `data` are views of its slot. Otherwise `data` is a NaN expanded to the
-parameter's shape: shape and `.grad` work, reads give NaN, in-place writes raise. A module may use a parameter of another
+parameter's shape: shape and `.grad` work, reads give NaN, in-place writes raise (fill_ and its like when the unit is entered
+next). A module may use a parameter of another
 (tied weights, an attention that reads its projection's weight): whatever is looked up during forward is entered until the
 module that runs has ended.
 
@@ -95,6 +96,7 @@ class Attached:
         self._asked = {}  # unit -> ticket of an acquisition whose end was not seen
         self._flat = {}  # unit -> its slot as a tensor, while acquired
         self._unit_at = {}  # address of a slot -> unit, while acquired
+        self._nans = [placeholder((), dtype, self._device) for _ in units]  # what placeholders are expanded from
         self._generation = [0] * len(units)  # how often the unit's values have changed
         self._touched = set()  # units with a gradient in this step
         self._hooked = set()  # tensors whose parameter has a gradient hook
@@ -200,8 +202,19 @@ class Attached:
         del flat
         self._runtime.release(unit)
 
+    def _check_placeholder(self, unit):
+        # On a GPU a look at the value would wait for everything before it.
+        if self._device.type == "cpu" and not self._nans[unit].isnan():
+            self._nans[unit].fill_(float("nan"))
+            raise RuntimeError(
+                f"a parameter of unit {self._units[unit].name!r} was written to while its values were elsewhere: nothing came "
+                "of it"
+            )
+
     def _enter(self, unit):
         with self._lock:
+            if self._count[unit] == 0:
+                self._check_placeholder(unit)
             self._acquire(unit)
             self._count[unit] += 1
             if self._count[unit] > 1:
@@ -226,7 +239,7 @@ class Attached:
     def hide(self, unit):
         """Gives the unit's parameters their placeholders."""
         for place in self._places[unit]:
-            place.parameter.data = placeholder(place.shape, self._dtype, self._device)
+            place.parameter.data = self._nans[unit].expand(place.shape)
 
     # ---- Backward
 

@@ -134,20 +134,27 @@ class Engine(torch.nn.Module):
         )
         _engines.add(self)
         self._units = units
-        self._attached = attach.Attached(
-            self.runtime,
-            units,
-            brackets,
-            self.dtype,
-            _DTYPES[config.grad_dtype or config.dtype][1],
-            self.optimizer.group_of,
-        )
-        self._names = [(n, self._attached.tensors[id(p)], p.shape) for u in units for n, p in u.parameters]
-        self._load(units)
-        for buffer in model.buffers():
-            buffer.data = buffer.data.to(self.device, self.dtype if buffer.is_floating_point() else buffer.dtype)
+        try:
+            self._attach(brackets)
+        except BaseException:
+            self.close()
+            raise
 
     # ---- Setting up
+
+    def _attach(self, brackets):
+        self._attached = attach.Attached(
+            self.runtime,
+            self._units,
+            brackets,
+            self.dtype,
+            _DTYPES[self.config.grad_dtype or self.config.dtype][1],
+            self.optimizer.group_of,
+        )
+        self._names = [(n, self._attached.tensors[id(p)], p.shape) for u in self._units for n, p in u.parameters]
+        self._load(self._units)
+        for buffer in self.module.buffers():
+            buffer.data = buffer.data.to(self.device, self.dtype if buffer.is_floating_point() else buffer.dtype)
 
     def _unit_target(self, model):
         own = self.config.own
