@@ -75,6 +75,24 @@ class _Parameters(dict):
         return dict, (dict(self),)
 
 
+class _Asked:
+    """An acquisition whose end was not seen. An interrupt may come between any two lines: 0 is the ticket of one that is
+    not begun and of one that is over."""
+
+    def __init__(self):
+        self.ticket = _abi.Ticket()
+        self._begun = False
+
+    def begin(self, runtime, unit):
+        if not self._begun and not self.ticket:
+            runtime.start_acquire(unit, self.ticket)
+        self._begun = True
+
+    @property
+    def begun(self):
+        return self._begun or bool(self.ticket)
+
+
 class Attached:
     """units: list of units.Unit. dtype: of parameters in compute; grad_dtype: gradients are handed over in.
     optimized: ids of the Parameters whose gradients are handed over, looked at each time; of others, `.grad` stays as
@@ -93,7 +111,7 @@ class Attached:
         self._count = [0] * len(units)  # how often the unit is entered now
         self._running = []  # by module that runs forward now: the units it has entered
         self._held = None  # the unit that backward holds
-        self._asked = {}  # unit -> ticket of an acquisition whose end was not seen
+        self._asked = {}  # unit -> _Asked
         self._flat = {}  # unit -> its slot as a tensor, while acquired
         self._unit_at = {}  # address of a slot -> unit, while acquired
         self._nans = [placeholder((), dtype, self._device) for _ in units]  # what placeholders are expanded from
@@ -178,11 +196,10 @@ class Attached:
             return
         if self._held is not None:
             self._let_go()
-        ticket = self._asked.setdefault(unit, _abi.Ticket())
-        if not ticket:  # else an earlier wait was interrupted
-            self._runtime.start_acquire(unit, ticket)
+        asked = self._asked.setdefault(unit, _Asked())
+        asked.begin(self._runtime, unit)
         try:
-            self._runtime.wait(ticket)
+            self._runtime.wait(asked.ticket)
         except _abi.SluiceError:
             del self._asked[unit]
             raise
@@ -277,20 +294,37 @@ class Attached:
             self._release_if_unused(held)
 
     def settle(self):
-        """While no module runs, also after an exception or Ctrl-C anywhere: releases every unit."""
+        """While no module runs, also after an exception or Ctrl-C anywhere: releases every unit. Does not wait."""
         if "torch._dynamo" in sys.modules:  # loading it takes seconds, so not before somebody compiles
             while self._traceable:
                 self._traceable.pop().hide_from_compiler()
         with self._lock:
             self._held = None
             self._running.clear()
-            for unit in list(self._asked):
-                self._acquire(unit)
             for unit in list(self._flat):
+                self._asked.pop(unit, None)
                 if self._count[unit] > 0:
                     self._count[unit] = 0
                     self.hide(unit)
                 self._release_if_unused(unit)
+            self._end_asked(self._runtime.done)
+
+    def settle_all(self):
+        """settle(), and waits for what was asked for when an interrupt came."""
+        self.settle()
+        with self._lock:
+            self._end_asked(lambda ticket: self._runtime.wait(ticket) is None)
+
+    def _end_asked(self, is_over):
+        for unit, asked in list(self._asked.items()):
+            try:
+                if asked.begun:
+                    if not is_over(asked.ticket):
+                        continue
+                    self._runtime.release(unit)
+            except _abi.SluiceError:
+                pass  # it was not acquired
+            del self._asked[unit]
 
     def _make_grad_hook(self, unit, tensor):
         def on_grad(parameter):

@@ -224,7 +224,7 @@ class Engine(torch.nn.Module):
 
     def forward(self, *args, **kwargs):
         self._check_open()
-        self._attached.settle()
+        self._attached.settle_all()
         self._end_iteration()
         training = self.module.training and torch.is_grad_enabled()
         boundary = training and self.is_gradient_accumulation_boundary()
@@ -266,7 +266,7 @@ class Engine(torch.nn.Module):
         self._applied = False
         if not boundary:
             return
-        self._attached.settle()
+        self._attached.settle_all()
         self._end_iteration()
         self.runtime.lent.finish()
         result = self.runtime.step(self._hyperparameters(), self.config.clip_norm)
