@@ -64,6 +64,7 @@ class Updater {
 
   void Pump();
   void PumpReads();
+  BlockIndex BlockToRead(ChunkIndex chunk) const;  // that holds the states of `chunk`
   void PumpResident();
   bool MayBegin() const;
   ChunkWork* Take(std::deque<ChunkWork*>* idle);
