@@ -115,6 +115,7 @@ Updater::Updater(const Context& context, Observer* observer)
     : context_(context),
       observer_(observer),
       unit_left_(context.layout->units().size(), 0),
+      on_its_way_(context.layout->chunks().size(), false),
       coefficients_(context.layout->tensors().size()),
       chunks_updated_(context.metrics->Get("chunks_updated")),
       elements_updated_(context.metrics->Get("elements_updated")),
@@ -249,13 +250,15 @@ void Updater::PumpReads() {
   while ((started_ || read_ahead_) && next_streaming_ < streaming_.size() &&
          !idle_streaming_.empty() && MayBegin()) {
     const ChunkIndex chunk = streaming_[next_streaming_];
-    if (started_ && !Active(chunk)) {
+    // One that was read ahead of a step that left it alone may still be on its way.
+    if (on_its_way_[chunk.value()] || (started_ && !Active(chunk))) {
       ++next_streaming_;
       continue;
     }
     const MemoryView buffer = context_.memory->state_buffers.TryTake();
     if (buffer.empty()) return;
     ++next_streaming_;
+    on_its_way_[chunk.value()] = true;
     ChunkWork* work = Take(&idle_streaming_);
     work->chunk = chunk;
     work->state_buffer = buffer;
@@ -388,6 +391,7 @@ void Updater::Retire(ChunkWork* work) {
     context_.memory->state_buffers.Give(std::exchange(work->state_buffer, {}));
   if (!work->param_buffer.empty())
     context_.memory->param_buffers.Give(std::exchange(work->param_buffer, {}));
+  if (work->streaming) on_its_way_[work->chunk.value()] = false;
   (work->streaming ? idle_streaming_ : idle_resident_).push_back(work);
   --busy_;
   Pump();
