@@ -117,13 +117,13 @@ class Trainer {
   absl::Status ExpectAllRefused() {
     std::vector<float> values(static_cast<size_t>(spec_.tensors[0].elements));
     std::vector<std::byte> grad(values.size() * static_cast<size_t>(SizeOf(options_.grad_type)));
-    const Ticket tickets[] = {
-        runtime_->Acquire(UnitIndex(0)), runtime_->PushGrad(TensorIndex(0), grad),
-        runtime_->Step({.groups = Groups(), .clip_norm = options_.clip_norm}),
-        runtime_->Access({.tensor = TensorIndex(0),
-                          .data = reinterpret_cast<std::byte*>(values.data()),
-                          .done = nullptr}),
-        runtime_->Drain()};
+    const Ticket tickets[] = {runtime_->Acquire(UnitIndex(0)),
+                              runtime_->PushGrad(TensorIndex(0), grad),
+                              runtime_->Step({.groups = Groups(), .clip_norm = options_.clip_norm}),
+                              runtime_->Access({.tensor = TensorIndex(0),
+                                                .data = reinterpret_cast<std::byte*>(values.data()),
+                                                .done = nullptr}),
+                              runtime_->Drain()};
     absl::Status first;
     for (Ticket ticket : tickets) {
       absl::Status status = Wait(ticket);
