@@ -201,7 +201,7 @@ class SimDevice final : public Device {
       const size_t size = fails ? op->from.size() / 2 : op->from.size();
       if (size > 0) std::memcpy(op->to, op->from.data(), size);
       op->finished = world_->Now();
-      op->status = fails ? absl::InternalError(fmt::format("device op {} failed", number))
+      op->status = fails ? absl::UnavailableError(fmt::format("device op {} failed", number))
                          : absl::OkStatus();
       world_->Log(
           fmt::format("device op {} on stream {} ends", number, static_cast<int>(op->stream)));

@@ -38,6 +38,7 @@ class Gradients {
 
   // Calls `done` once everything pushed has arrived and all sums are computed. One at a time.
   void Finish(std::function<void()> done);
+  void CancelFinish() { finish_ = nullptr; }  // `done` is not called any more
 
   bool present(TensorIndex tensor) const { return tensors_[tensor.value()].present; }
   std::span<const double> cells() const { return cells_; }

@@ -143,7 +143,8 @@ absl::Status Residency::BeginUpdate(UnitIndex unit) {
                     context_.layout->unit(unit).name));
   }
   u.pending = true;
-  if (!u.fixed && u.state == State::kReady) Vacate(unit);
+  const bool stale = context_.planted_bug == PlantedBug::kStaleGeneration;
+  if (!u.fixed && u.state == State::kReady && !stale) Vacate(unit);
   return absl::OkStatus();
 }
 
@@ -243,7 +244,8 @@ bool Residency::UnplannedWait() const {
 bool Residency::MayEvict(const Segment& segment) const {
   if (!segment.unit) return !segment.held;
   const Unit& u = units_[segment.unit->value()];
-  return u.acquired == 0 && u.waits.empty() && u.state == State::kReady && !views_.InUse(u.address);
+  return u.acquired == 0 && u.waits.empty() && u.state == State::kReady &&
+         (!views_.InUse(u.address) || context_.planted_bug == PlantedBug::kEvictViewed);
 }
 
 // Begins `move` if it may begin. Returns whether it is done with: begun, or not needed any more.

@@ -124,14 +124,19 @@ Ticket Runtime::PushGrad(TensorIndex tensor, ConstMemoryView data, CallerStream 
 
 Ticket Runtime::Step(StepRequest request) {
   const Ticket ticket = tickets_.Make();
-  Send({.run = &Runtime::RunTurn, .boundary = true, .ticket = ticket, .step = std::move(request)});
+  Send({.run = &Runtime::RunTurn,
+        .turn = TurnKind::kStep,
+        .ticket = ticket,
+        .step = std::move(request)});
   return ticket;
 }
 
 Ticket Runtime::Access(ValueRequest request) {
   const Ticket ticket = tickets_.Make();
-  Send(
-      {.run = &Runtime::RunTurn, .boundary = false, .ticket = ticket, .value = std::move(request)});
+  Send({.run = &Runtime::RunTurn,
+        .turn = TurnKind::kValue,
+        .ticket = ticket,
+        .value = std::move(request)});
   return ticket;
 }
 
@@ -156,7 +161,7 @@ absl::Status Runtime::Release(UnitIndex unit, CallerStream stream) {
   return absl::OkStatus();
 }
 
-void Runtime::ZeroGrad() { Send({.run = &Runtime::RunZeroGrad}); }
+void Runtime::ZeroGrad() { Send({.run = &Runtime::RunTurn, .turn = TurnKind::kZeroGrad}); }
 
 std::optional<absl::Status> Runtime::Wait(Ticket ticket, std::chrono::milliseconds timeout) {
   if (seams_.threaded) return tickets_.Wait(ticket, timeout);
@@ -222,6 +227,7 @@ void Runtime::RunOnce(Deadline deadline) {
   store_->Poll(any || !inbox_.empty() ? kNoWait : deadline);
   if (residency_->waiting()) residency_->CheckStuck(seams_.clock->Now());
   Advance();
+  RunQueue();
   CheckDrained();
 }
 
@@ -231,7 +237,17 @@ void Runtime::RunCommands() {
     const std::lock_guard lock(mutex_);
     commands.swap(commands_);
   }
-  for (Command& command : commands) (this->*command.run)(command);
+  for (Command& command : commands) queue_.push_back(std::move(command));
+  RunQueue();
+}
+
+// Calls take effect in their order: none overtakes a turn.
+void Runtime::RunQueue() {
+  while (!queue_.empty() && (turns_.empty() || queue_.front().turn != TurnKind::kNone)) {
+    Command command = std::move(queue_.front());
+    queue_.pop_front();
+    (this->*command.run)(command);
+  }
 }
 
 void Runtime::RunAcquire(Command& command) {
@@ -286,12 +302,8 @@ void Runtime::RunBegin(Command& command) {
 
 void Runtime::RunEnd(Command&) { residency_->EndIteration(); }
 
-void Runtime::RunZeroGrad(Command&) {
-  if (gradients_->idle()) gradients_->ClearAll();
-}
-
 void Runtime::RunTurn(Command& command) {
-  Turn turn{.is_step = command.boundary,
+  Turn turn{.kind = command.turn,
             .step = std::move(command.step),
             .value = std::move(command.value),
             .ticket = command.ticket};
@@ -313,8 +325,8 @@ void Runtime::OnUpdaterIdle() {
 }
 
 bool Runtime::Quiet() const {
-  return turns_.empty() && !updater_->updating() && gradients_->idle() && !values_->busy() &&
-         store_->idle() && !residency_->moving();
+  return turns_.empty() && queue_.empty() && !updater_->updating() && gradients_->idle() &&
+         !values_->busy() && store_->idle() && !residency_->moving();
 }
 
 std::string Runtime::Unsettled() const {
@@ -331,7 +343,7 @@ std::string Runtime::Unsettled() const {
   add("gradients or sums", gradients_->idle() ? 0 : 1);
   add("updates", updater_->busy() ? 1 : 0);
   add("values read or written", values_->busy() ? 1 : 0);
-  add("steps or value requests", turns_.size());
+  add("calls", turns_.size() + queue_.size());
   return text;
 }
 

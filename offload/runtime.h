@@ -131,8 +131,10 @@ class Runtime final : public Updater::Observer {
   std::string Unsettled() const;
 
  private:
+  enum class TurnKind : uint8_t { kNone, kStep, kValue, kZeroGrad };
   struct Command {
     void (Runtime::*run)(Command&) = nullptr;
+    TurnKind turn = TurnKind::kNone;  // if `run` is RunTurn
     UnitIndex unit;
     TensorIndex tensor;
     uint32_t key = 0;
@@ -149,9 +151,10 @@ class Runtime final : public Updater::Observer {
     void Handle() override { runtime->RunCommands(); }
     Runtime* const runtime;
   };
-  // Steps and value requests wait here, and are begun one at a time, in order.
+  // Steps, value requests and the forgetting of gradients wait here, and are begun one at a time,
+  // in order. Every other call made after one waits in `queue_` until it is over.
   struct Turn {
-    bool is_step = false;
+    TurnKind kind = TurnKind::kNone;
     StepRequest step;
     ValueRequest value;
     Ticket ticket = 0;
@@ -169,19 +172,20 @@ class Runtime final : public Updater::Observer {
   absl::Status Init();
   void Send(Command command);
   void RunCommands();
+  void RunQueue();
   void RunAcquire(Command& command);
   void RunRelease(Command& command);
   void RunPushGrad(Command& command);
   void PushNow(HeldPush push);
   void RunBegin(Command& command);
   void RunEnd(Command& command);
-  void RunZeroGrad(Command& command);
   void RunTurn(Command& command);
   void RunDrain(Command& command);
 
   void Advance();  // begins whatever turn can begin
   bool AdvanceStep(Turn& turn);
   bool AdvanceValue(Turn& turn);
+  bool AdvanceZeroGrad();
   void DecideStep(Turn& turn);
   void StartUpdate(Turn& turn, float grad_scale);
   void EndTurn(const absl::Status& status);
@@ -213,6 +217,7 @@ class Runtime final : public Updater::Observer {
   Tickets tickets_;
 
   // The control thread's.
+  std::deque<Command> queue_;  // calls that have come, in order
   std::deque<Turn> turns_;
   std::vector<std::vector<HeldPush>>
       held_pushes_;  // by unit: until its update has read the last gradients

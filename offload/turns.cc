@@ -13,11 +13,14 @@ void Runtime::Advance() {
   while (!turns_.empty()) {
     if (const absl::Status status = failure(); !status.ok()) {
       if (values_->busy()) return;
+      gradients_->CancelFinish();
       EndTurn(status);
       continue;
     }
     Turn& turn = turns_.front();
-    const bool went_on = turn.is_step ? AdvanceStep(turn) : AdvanceValue(turn);
+    const bool went_on = turn.kind == TurnKind::kStep    ? AdvanceStep(turn)
+                         : turn.kind == TurnKind::kValue ? AdvanceValue(turn)
+                                                         : AdvanceZeroGrad();
     if (!went_on) return;
   }
 }
@@ -134,19 +137,32 @@ bool Runtime::AdvanceValue(Turn& turn) {
   return turns_.size() < turns;
 }
 
+// Gradients that an update holds back are forgotten before they were taken; those on their way are
+// waited for.
+bool Runtime::AdvanceZeroGrad() {
+  for (std::vector<HeldPush>& pushes : held_pushes_) {
+    for (const HeldPush& push : std::exchange(pushes, {}))
+      tickets_.Complete(push.ticket, absl::OkStatus());
+  }
+  if (!gradients_->idle()) return false;
+  gradients_->ClearAll();
+  EndTurn(absl::OkStatus());
+  return true;
+}
+
 // The first turn is over. What was held back for it goes on, unless another value request follows.
 void Runtime::EndTurn(const absl::Status& status) {
-  const bool was_step = turns_.front().is_step;
+  const bool was_value = turns_.front().kind == TurnKind::kValue;
   if (turns_.front().ticket != 0) tickets_.Complete(turns_.front().ticket, status);
   turns_.pop_front();
-  if (!was_step && (turns_.empty() || turns_.front().is_step)) {
+  if (was_value && (turns_.empty() || turns_.front().kind != TurnKind::kValue)) {
     residency_->Replan();
     ReadAheadIfUseful();
   }
 }
 
 void Runtime::ReadAheadIfUseful() {
-  const bool values_wait = !turns_.empty() && !turns_.front().is_step;
+  const bool values_wait = !turns_.empty() && turns_.front().kind == TurnKind::kValue;
   if (backward_begun_ && !values_wait && updater_->idle() && residency_->boundary())
     updater_->AllowReadAhead();
 }

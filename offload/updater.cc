@@ -23,7 +23,9 @@ class Updater::ChunkWork final : public Task, public Event, public BufferPool::W
   void Run() override {
     const Context& c = owner_->context_;
     begin = c.clock->Now();
-    if (streaming) status = BlockStore::Verify(read);
+    if (streaming && c.planted_bug != PlantedBug::kUnverifiedRead) {
+      status = BlockStore::Verify(read);
+    }
     if (status.ok()) {
       Update();
       if (streaming) BlockStore::Seal(&write);
@@ -113,6 +115,7 @@ Updater::Updater(const Context& context, Observer* observer)
     : context_(context),
       observer_(observer),
       unit_left_(context.layout->units().size(), 0),
+      on_its_way_(context.layout->chunks().size(), false),
       coefficients_(context.layout->tensors().size()),
       chunks_updated_(context.metrics->Get("chunks_updated")),
       elements_updated_(context.metrics->Get("elements_updated")),
@@ -201,6 +204,7 @@ void Updater::Start(std::vector<std::optional<AdamWCoefficients>> coefficients) 
   next_resident_ = 0;
   // The works that read ahead go on; those that are still reading join when they are done.
   std::deque<ChunkWork*> staged = std::exchange(staged_, {});
+  if (context_.planted_bug == PlantedBug::kDroppedEvent && !staged.empty()) staged.pop_back();
   for (ChunkWork* work : staged) OnRead(work, absl::OkStatus());
   Pump();
 }
@@ -231,23 +235,35 @@ void Updater::PumpResident() {
   }
 }
 
+BlockIndex Updater::BlockToRead(ChunkIndex chunk) const {
+  const auto& blocks = context_.memory->blocks.states;
+  const size_t neighbour = chunk.value() ^ 1;
+  if (context_.planted_bug == PlantedBug::kSwappedBlocks && neighbour < blocks.size() &&
+      blocks[neighbour] &&
+      context_.layout->chunks()[neighbour].capacity == context_.layout->chunk(chunk).capacity) {
+    return *blocks[neighbour];
+  }
+  return *blocks[chunk.value()];
+}
+
 void Updater::PumpReads() {
   while ((started_ || read_ahead_) && next_streaming_ < streaming_.size() &&
          !idle_streaming_.empty() && MayBegin()) {
     const ChunkIndex chunk = streaming_[next_streaming_];
-    if (started_ && !Active(chunk)) {
+    // One that was read ahead of a step that left it alone may still be on its way.
+    if (on_its_way_[chunk.value()] || (started_ && !Active(chunk))) {
       ++next_streaming_;
       continue;
     }
     const MemoryView buffer = context_.memory->state_buffers.TryTake();
     if (buffer.empty()) return;
     ++next_streaming_;
+    on_its_way_[chunk.value()] = true;
     ChunkWork* work = Take(&idle_streaming_);
     work->chunk = chunk;
     work->state_buffer = buffer;
     work->states = buffer.data();
-    context_.store->StartRead(&work->read, *context_.memory->blocks.states[chunk.value()], buffer,
-                              IoPriority::kNormal);
+    context_.store->StartRead(&work->read, BlockToRead(chunk), buffer, IoPriority::kNormal);
   }
 }
 
@@ -310,8 +326,10 @@ void Updater::OnComputed(ChunkWork* work) {
   }
   update_ns_->Add((work->end - work->begin).count());
   context_.trace->Record(track_, "update", work->chunk.value(), work->begin, work->end);
-  work->stores_left = work->streaming ? 2 : 1;
-  if (work->streaming) {
+  const bool lost = context_.planted_bug == PlantedBug::kLostWrite;
+  if (work->streaming && lost) context_.store->Cancel(&work->write);
+  work->stores_left = work->streaming && !lost ? 2 : 1;
+  if (work->streaming && !lost) {
     context_.store->StartWrite(&work->write, IoPriority::kNormal);
     if (context_.planted_bug == PlantedBug::kReuseBeforeWritten) {
       context_.memory->state_buffers.Give(std::exchange(work->state_buffer, {}));
@@ -341,8 +359,11 @@ void Updater::OnParamsStored(ChunkWork* work, const absl::Status& status) {
   if (!status.ok()) {
     FailWork(work, status);
   }
-  if (!work->param_buffer.empty())
-    context_.memory->param_buffers.Give(std::exchange(work->param_buffer, {}));
+  if (!work->param_buffer.empty()) {
+    const MemoryView buffer = std::exchange(work->param_buffer, {});
+    context_.memory->param_buffers.Give(buffer);
+    if (context_.planted_bug == PlantedBug::kDoubleRelease) work->param_buffer = buffer;
+  }
   const UnitIndex unit = context_.layout->chunk(work->chunk).unit;
   if (status.ok() && --unit_left_[unit.value()] == 0) observer_->OnUnitUpdated(unit);
   if (--work->stores_left == 0) Finish(work);
@@ -370,6 +391,7 @@ void Updater::Retire(ChunkWork* work) {
     context_.memory->state_buffers.Give(std::exchange(work->state_buffer, {}));
   if (!work->param_buffer.empty())
     context_.memory->param_buffers.Give(std::exchange(work->param_buffer, {}));
+  if (work->streaming) on_its_way_[work->chunk.value()] = false;
   (work->streaming ? idle_streaming_ : idle_resident_).push_back(work);
   --busy_;
   Pump();

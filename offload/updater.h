@@ -64,6 +64,7 @@ class Updater {
 
   void Pump();
   void PumpReads();
+  BlockIndex BlockToRead(ChunkIndex chunk) const;  // that holds the states of `chunk`
   void PumpResident();
   bool MayBegin() const;
   ChunkWork* Take(std::deque<ChunkWork*>* idle);
@@ -97,6 +98,7 @@ class Updater {
   size_t busy_ = 0;                  // works that are not idle
   size_t chunks_left_ = 0;           // of this step, including their writes
   std::vector<uint32_t> unit_left_;  // by unit: chunks whose parameters are not stored yet
+  std::vector<bool> on_its_way_;     // by chunk: some work that streams has it
   std::vector<std::optional<AdamWCoefficients>> coefficients_;
   Counter* const chunks_updated_;
   Counter* const elements_updated_;

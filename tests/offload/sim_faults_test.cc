@@ -14,6 +14,7 @@ using ::testing::AnyOf;
 using testing::ConfigOf;
 using ::testing::HasSubstr;
 using testing::Masters;
+using testing::OddModel;
 using testing::Outcome;
 using testing::SameBits;
 using testing::Simulate;
@@ -120,6 +121,73 @@ TEST_P(SimWalkTest, EveryCallMayFailOnceOrFromThenOn) {
     EXPECT_GT(n, 1u) << "nothing ever failed";
     RecordProperty(repeat == SimFaults::Repeat::kOnce ? "calls_once" : "calls_always",
                    static_cast<int>(n));
+  }
+}
+
+// Faults of every kind, drawn from the seed; from rare to so many that loading fails.
+TEST(SimFaultsTest, WhateverGoesWrongEndsWellOrClearly) {
+  const Masters expected = TrainReference(OddModel(), kTraining);
+  int exact = 0;
+  int failed = 0;
+  int exact_in_spite = 0;
+  for (uint64_t seed = 1; seed <= 300 && !HasFailure(); ++seed) {
+    SCOPED_TRACE(seed);
+    const auto faults = [seed](SimFaults* f) {
+      SimWorld dice(seed);
+      const uint64_t rare = 1 + dice.Uniform(1, 12) * dice.Uniform(1, 100);
+      for (int i = 0; i < 3; ++i) {
+        const auto seam = static_cast<SimSeam>(dice.Uniform(0, 3));
+        const auto fault = static_cast<SimFault>(dice.Uniform(1, 6));  // all but those that hang
+        f->Draw(seam, fault, rare);
+      }
+    };
+    const Outcome outcome =
+        Simulate(OddModel(), ConfigOf(seed), {.seed = seed, .faults = faults}, kTraining);
+    ExpectRightOrClear(outcome, expected);
+    if (outcome.faults == 0) {
+      EXPECT_TRUE(outcome.status.ok()) << outcome.status;
+    }
+    (outcome.status.ok() ? exact : failed) += 1;
+    exact_in_spite += outcome.status.ok() && outcome.faults > 0 ? 1 : 0;
+  }
+  EXPECT_GT(exact, 30);
+  EXPECT_GT(failed, 30);
+  EXPECT_GT(exact_in_spite, 10);
+}
+
+TEST(SimFaultsTest, TheSameSeedGivesTheSameLogWithFaultsToo) {
+  for (uint64_t seed = 1; seed <= 10; ++seed) {
+    const auto faults = [](SimFaults* f) {
+      f->Draw(SimSeam::kRead, SimFault::kLate, 20);
+      f->Draw(SimSeam::kWrite, SimFault::kCorrupt, 100);
+      f->Draw(SimSeam::kCopy, SimFault::kLate, 30);
+    };
+    const SimOptions options{.seed = seed, .faults = faults};
+    const Outcome first = Simulate(OddModel(), ConfigOf(seed), options, kTraining);
+    const Outcome second = Simulate(OddModel(), ConfigOf(seed), options, kTraining);
+    ASSERT_EQ(first.log, second.log) << "seed " << seed;
+    ASSERT_EQ(first.status, second.status) << "seed " << seed;
+  }
+}
+
+// A drive or a device that never answers: the ticket stays open, which the caller can see, nothing
+// wrong is said, and the runtime can still be destroyed.
+TEST(SimFaultsTest, WhatNeverEndsLeavesTheTicketOpenAndNothingElse) {
+  const RuntimeConfig config = SmallConfig();
+  for (const SimSeam seam : {SimSeam::kRead, SimSeam::kWrite, SimSeam::kCopy}) {
+    for (uint64_t n = 1; n <= 40; n += 3) {
+      const Outcome outcome =
+          Simulate(SmallModel(), config,
+                   {.seed = n,
+                    .faults =
+                        [&](SimFaults* f) {
+                          f->Script(seam, SimFault::kSilent, n, SimFaults::Repeat::kOnce);
+                        }},
+                   kTraining);
+      ASSERT_EQ(outcome.faults, 1u);
+      EXPECT_TRUE(absl::IsDeadlineExceeded(outcome.status)) << outcome.status;
+      EXPECT_NE(outcome.unsettled, "");
+    }
   }
 }
 

@@ -87,6 +87,10 @@ inline Outcome Simulate(const ModelSpec& spec, const RuntimeConfig& config,
     outcome.status = master.status();
     if (master.ok()) outcome.masters.push_back(*std::move(master));
   }
+  if (!sim->runtime->failure().ok()) {
+    const absl::Status after = trainer.ExpectAllRefused();
+    if (!after.ok()) outcome.status = after;
+  }
   outcome.unsettled = Settle(&*sim);
   outcome.faults = sim->world->faults()->happened();
   outcome.log = sim->world->log() + sim->runtime->ReportJson();

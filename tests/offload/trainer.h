@@ -53,12 +53,16 @@ class Trainer {
         spec_(spec),
         options_(std::move(options)),
         caller_(caller != nullptr ? caller : &own_caller_) {}
+  ~Trainer() { (void)DropViews(0); }
+  Trainer(const Trainer&) = delete;
+  Trainer& operator=(const Trainer&) = delete;
 
   absl::Status Run() {
     SLUICE_RETURN_IF_ERROR(Load());
     for (int step = 0; step < options_.steps; ++step) {
       for (int micro = 0; micro < options_.micro_steps; ++micro)
         SLUICE_RETURN_IF_ERROR(MicroStep(step, micro));
+      SLUICE_RETURN_IF_ERROR(DropViews(0));
       SLUICE_RETURN_IF_ERROR(
           Wait(runtime_->Step({.groups = Groups(), .clip_norm = options_.clip_norm})));
     }
@@ -108,6 +112,28 @@ class Trainer {
     return absl::OkStatus();
   }
 
+  // Starts one operation of each kind on a runtime that has failed; all of them must end with its
+  // failure. Errors: that of the first which doesn't.
+  absl::Status ExpectAllRefused() {
+    std::vector<float> values(static_cast<size_t>(spec_.tensors[0].elements));
+    std::vector<std::byte> grad(values.size() * static_cast<size_t>(SizeOf(options_.grad_type)));
+    const Ticket tickets[] = {runtime_->Acquire(UnitIndex(0)),
+                              runtime_->PushGrad(TensorIndex(0), grad),
+                              runtime_->Step({.groups = Groups(), .clip_norm = options_.clip_norm}),
+                              runtime_->Access({.tensor = TensorIndex(0),
+                                                .data = reinterpret_cast<std::byte*>(values.data()),
+                                                .done = nullptr}),
+                              runtime_->Drain()};
+    absl::Status first;
+    for (Ticket ticket : tickets) {
+      absl::Status status = Wait(ticket);
+      if (status == runtime_->failure()) continue;
+      if (status.ok()) status = absl::InternalError("a runtime that has failed went on");
+      if (first.ok()) first = status;
+    }
+    return first;
+  }
+
   absl::Status Wait(Ticket ticket) {
     for (int i = 0; i < 6000; ++i) {  // real or virtual: at most ten minutes
       const std::optional<absl::Status> result =
@@ -149,16 +175,45 @@ class Trainer {
                      [seen, torn = torn_](const std::byte* in, std::byte*) {
                        if (std::memcmp(in, seen->data(), seen->size()) != 0) *torn = true;
                      });
+    if (options_.lingering_views > 0) lingering_.push_back({view, Bits(*view)});
     SLUICE_RETURN_IF_ERROR(runtime_->Release(unit, stream));
-    view->deleter(view);
-    for (Ticket ticket : tickets) SLUICE_RETURN_IF_ERROR(Wait(ticket));
+    if (options_.lingering_views == 0) view->deleter(view);
+    absl::Status status = DropViews(options_.lingering_views);
+    for (Ticket ticket : tickets) {  // all of them: they read what the caller keeps
+      const absl::Status pushed = Wait(ticket);
+      if (status.ok()) status = pushed;
+    }
     caller_->Forget();
-    return absl::OkStatus();
+    return status;
+  }
+
+  struct Lingering {
+    DlManagedTensor* view;
+    std::vector<std::byte> bits;  // that it had
+  };
+
+  std::vector<std::byte> Bits(const DlManagedTensor& view) const {
+    const auto* at = static_cast<const std::byte*>(view.dl_tensor.data);
+    return {at, at + view.dl_tensor.shape[0] * SizeOf(options_.param_type)};
+  }
+
+  // Lets the oldest views die until `left` are left. Errors: Internal if one has changed.
+  absl::Status DropViews(size_t left) {
+    absl::Status status;
+    while (lingering_.size() > left) {
+      const Lingering& oldest = lingering_.front();
+      if (std::memcmp(oldest.view->dl_tensor.data, oldest.bits.data(), oldest.bits.size()) != 0)
+        status = absl::InternalError("a view changed while it was alive");
+      oldest.view->deleter(oldest.view);
+      lingering_.pop_front();
+    }
+    return status;
   }
 
   Runtime* const runtime_;
   const ModelSpec spec_;
   const TrainerOptions options_;
+  std::deque<Lingering> lingering_;
   const std::shared_ptr<std::atomic<bool>> torn_ = std::make_shared<std::atomic<bool>>(false);
   Caller own_caller_;
   Caller* const caller_;

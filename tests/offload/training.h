@@ -81,6 +81,9 @@ struct TrainerOptions {
   // gradients then add up) or not at all (it is then left as it is). Empty: unit order.
   std::function<std::vector<uint32_t>(int step, size_t units)> order;
 
+  // How many views of released units are kept alive, and must not change meanwhile.
+  size_t lingering_views = 0;
+
   std::vector<uint32_t> Order(int step, size_t units) const {
     if (order) return order(step, units);
     std::vector<uint32_t> all;
