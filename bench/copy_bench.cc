@@ -56,12 +56,16 @@ std::vector<Lane> LanesOf(Way way, std::byte* host, std::byte* device) {
   return {down, up};
 }
 
+// Where in its buffers the copy with number `n` begins: whole ones only, from the start again when
+// the next would run past the end.
+size_t At(int64_t n, Bytes size) { return (size * (n % (kBuffer / size))).size(); }
+
 double PlainSeconds(const std::vector<Lane>& lanes, Bytes size, cudaStream_t* streams) {
   const SteadyClock clock;
   const TimePoint begin = clock.Now();
-  for (int64_t done = 0; done < kMoved.value(); done += size.value()) {
+  for (int64_t n = 0; n < kMoved / size; ++n) {
+    const size_t at = At(n, size);
     for (size_t i = 0; i < lanes.size(); ++i) {
-      const auto at = static_cast<size_t>(done % kBuffer.value());
       CheckCuda(cudaMemcpyAsync(lanes[i].To(at), lanes[i].From(at, size.size()).data(), size.size(),
                                 lanes[i].to_host ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice,
                                 streams[i]));
@@ -104,8 +108,7 @@ double DeviceSeconds(const std::vector<Lane>& lanes, Bytes size, Device* device)
   const TimePoint begin = clock.Now();
   for (size_t i = 0; i < count; ++i) {
     const Lane& lane = lanes[i % lanes.size()];
-    const auto at = static_cast<size_t>(static_cast<int64_t>(i / lanes.size()) * size.value() %
-                                        kBuffer.value());
+    const size_t at = At(static_cast<int64_t>(i / lanes.size()), size);
     copies[i].left = &left;
     copies[i].op.stream = lane.to_host ? StreamKind::kDeviceToHost : StreamKind::kHostToDevice;
     copies[i].op.from = lane.From(at, size.size());

@@ -12,11 +12,13 @@
 
 #include "core/memory_resource.h"
 #include "tests/gpu/cuda_caller.h"
+#include "tests/gpu/gate.h"
 
 namespace sluice {
 namespace {
 
 using testing::CudaStream;
+using testing::Gate;
 using ::testing::HasSubstr;
 
 // An operation whose completion is counted.
@@ -121,13 +123,13 @@ TEST_F(CudaDeviceTest, AStreamKeepsTheOrderOfEnqueue) {
 TEST_F(CudaDeviceTest, AnOperationWaitsForItsFenceAndOtherStreamsDoNot) {
   const MemoryView host = Host(MiB(1)), in = Host(MiB(1));
   std::byte* hbm = Hbm(MiB(2));
+  // Registered: enqueuing a copy of pageable memory may wait for the stream.
+  ASSERT_TRUE(device_->RegisterHost(host).ok());
+  ASSERT_TRUE(device_->RegisterHost(in).ok());
   Fill(host, 3);
-  std::atomic<bool> go = false, reached = false;
+  Gate gate;
   CudaStream caller;
-  caller.Add([&] {
-    reached = true;
-    go.wait(false);
-  });
+  gate.HoldUp(caller.get());
   absl::StatusOr<Fence> fence = device_->RecordFence(caller.caller());
   ASSERT_TRUE(fence.ok()) << fence.status();
   Op late;
@@ -136,27 +138,25 @@ TEST_F(CudaDeviceTest, AnOperationWaitsForItsFenceAndOtherStreamsDoNot) {
   inbox_.HandleAll();
   EXPECT_FALSE(late.done);
   EXPECT_FALSE(fence->Complete());
-  go = true;
-  go.notify_all();
+  gate.Open();
   Wait(&late);
-  EXPECT_TRUE(reached);
   EXPECT_TRUE(late.op.status.ok());
   EXPECT_TRUE(fence->Complete());
   EXPECT_EQ(0, std::memcmp(in.data(), host.data(), host.size()));
 }
 
 TEST_F(CudaDeviceTest, AnOperationWithoutACopyOnlyWaitsForItsFence) {
-  std::atomic<bool> go = false;
+  Gate gate;
   CudaStream caller;
-  caller.Add([&] { go.wait(false); });
+  gate.HoldUp(caller.get());
   absl::StatusOr<Fence> fence = device_->RecordFence(caller.caller());
   ASSERT_TRUE(fence.ok()) << fence.status();
   Op op;
   Start(&op, StreamKind::kCompute, {}, nullptr, &*fence);
   inbox_.HandleAll();
   EXPECT_FALSE(op.done);
-  go = true;
-  go.notify_all();
+  EXPECT_FALSE(fence->Complete());
+  gate.Open();
   Wait(&op);
   EXPECT_TRUE(op.op.status.ok());
 }
