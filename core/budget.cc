@@ -39,8 +39,8 @@ std::optional<int64_t> FindNumber(const std::string& text, std::string_view key)
   return std::nullopt;
 }
 
-std::optional<int64_t> ReadNumber(const std::string& path) {
-  const absl::StatusOr<std::string> text = ReadAll(path);
+std::optional<int64_t> ReadNumber(const FileReader& read, const std::string& path) {
+  const absl::StatusOr<std::string> text = read(path);
   if (!text.ok()) return std::nullopt;
   int64_t value = 0;
   const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), value);
@@ -57,9 +57,9 @@ struct CgroupFiles {
   const char* reclaimable;  // key in memory.stat
 };
 
-std::vector<CgroupFiles> FindCgroups(const std::string& root) {
+std::vector<CgroupFiles> FindCgroups(const FileReader& read) {
   std::vector<CgroupFiles> found;
-  const absl::StatusOr<std::string> text = ReadAll(root + "/proc/self/cgroup");
+  const absl::StatusOr<std::string> text = read("/proc/self/cgroup");
   if (!text.ok()) return found;
   std::istringstream lines(*text);
   std::string line;
@@ -73,26 +73,26 @@ std::vector<CgroupFiles> FindCgroups(const std::string& root) {
     if (!path.empty() && path.front() != '/') continue;
     if (controllers.empty()) {
       for (const char* mount : {"/sys/fs/cgroup", "/sys/fs/cgroup/unified"}) {
-        found.push_back({root + mount, path, "memory.max", "memory.current", "inactive_file"});
+        found.push_back({mount, path, "memory.max", "memory.current", "inactive_file"});
       }
     } else if (("," + controllers + ",").find(",memory,") != std::string::npos) {
-      found.push_back({root + "/sys/fs/cgroup/memory", path, "memory.limit_in_bytes",
+      found.push_back({"/sys/fs/cgroup/memory", path, "memory.limit_in_bytes",
                        "memory.usage_in_bytes", "total_inactive_file"});
     }
   }
   return found;
 }
 
-void ApplyCgroup(const CgroupFiles& files, MemoryLimits* limits) {
+void ApplyCgroup(const FileReader& read, const CgroupFiles& files, MemoryLimits* limits) {
   std::string path = files.path;
   for (;;) {
     const std::string directory = files.mount + path;
-    const std::optional<int64_t> limit = ReadNumber(directory + "/" + files.limit);
+    const std::optional<int64_t> limit = ReadNumber(read, directory + "/" + files.limit);
     if (limit && Bytes(*limit) < limits->machine_total &&
         (!limits->cgroup_limit || Bytes(*limit) < *limits->cgroup_limit)) {
-      const int64_t used = ReadNumber(directory + "/" + files.used).value_or(0);
+      const int64_t used = ReadNumber(read, directory + "/" + files.used).value_or(0);
       int64_t reclaimable = 0;
-      if (const auto stat = ReadAll(directory + "/memory.stat"); stat.ok()) {
+      if (const auto stat = read(directory + "/memory.stat"); stat.ok()) {
         reclaimable = FindNumber(*stat, std::string(files.reclaimable) + " ").value_or(0);
       }
       limits->cgroup_limit = Bytes(*limit);
@@ -112,16 +112,18 @@ Bytes MemoryLimits::available() const {
 }
 
 absl::StatusOr<MemoryLimits> ReadMemoryLimits(const std::string& root) {
-  const std::string meminfo_path = root + "/proc/meminfo";
-  SLUICE_ASSIGN_OR_RETURN(const std::string meminfo, ReadAll(meminfo_path));
+  return MemoryLimitsOf([&root](const std::string& path) { return ReadAll(root + path); });
+}
+
+absl::StatusOr<MemoryLimits> MemoryLimitsOf(const FileReader& read) {
+  SLUICE_ASSIGN_OR_RETURN(const std::string meminfo, read("/proc/meminfo"));
   const std::optional<int64_t> total = FindNumber(meminfo, "MemTotal:");
   const std::optional<int64_t> available = FindNumber(meminfo, "MemAvailable:");
   if (!total || !available) {
-    return absl::InvalidArgumentError(
-        fmt::format("{} has no MemTotal or MemAvailable", meminfo_path));
+    return absl::InvalidArgumentError("/proc/meminfo has no MemTotal or MemAvailable");
   }
   MemoryLimits limits{.machine_total = Bytes(*total), .machine_available = Bytes(*available)};
-  for (const CgroupFiles& files : FindCgroups(root)) ApplyCgroup(files, &limits);
+  for (const CgroupFiles& files : FindCgroups(read)) ApplyCgroup(read, files, &limits);
   return limits;
 }
 

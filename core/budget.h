@@ -6,6 +6,7 @@
 #ifndef SLUICE_CORE_BUDGET_H_
 #define SLUICE_CORE_BUDGET_H_
 
+#include <functional>
 #include <optional>
 #include <string>
 
@@ -28,6 +29,10 @@ struct MemoryLimits {
 // `root` is "" but in tests, where it is a directory holding proc/ and sys/.
 // Errors: NotFound or InvalidArgument naming the file that can't be read.
 absl::StatusOr<MemoryLimits> ReadMemoryLimits(const std::string& root = "");
+
+// The same from files that `read` finds, given the path ("/proc/meminfo") of each.
+using FileReader = std::function<absl::StatusOr<std::string>(const std::string& path)>;
+absl::StatusOr<MemoryLimits> MemoryLimitsOf(const FileReader& read);
 
 // Memory of this process as the kernel counts it.
 struct ProcessMemory {

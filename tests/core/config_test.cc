@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "core/status.h"
+#include "fmt/format.h"
 
 namespace sluice {
 namespace {
@@ -51,7 +52,7 @@ TEST(ParseBytesTest, RefusesTheRestAndShowsHow) {
     ASSERT_FALSE(bytes.ok()) << text << " is " << bytes->value();
     EXPECT_TRUE(absl::IsInvalidArgument(bytes.status())) << text;
     EXPECT_THAT(std::string(Message(bytes.status())),
-                HasSubstr("'" + std::string(text) + "' is not a size; write it like 512MiB"));
+                HasSubstr(fmt::format("'{}' is not a size; write it like 512MiB", text)));
   }
 }
 

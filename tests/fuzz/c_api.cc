@@ -1,0 +1,150 @@
+// The C ABI with any model and any structs: an error with words or a plan that keeps its budgets;
+// never a crash, nor a byte read beyond a struct. Pointers are sound: what they point to is the
+// caller's word.
+
+#include <fuzzer/FuzzedDataProvider.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/status.h"
+#include "nlohmann/json.hpp"
+#include "offload/sluice.h"
+
+namespace {
+
+using Input = FuzzedDataProvider;
+
+// A struct of the size it says it has, in memory that ends there, some of its words any bits.
+template <typename T>
+class AnyStruct {
+ public:
+  AnyStruct(Input* input, T value) {
+    const size_t mutations = input->ConsumeIntegralInRange<size_t>(0, 8);
+    for (size_t i = 0; i < mutations; ++i) {
+      const size_t at = 4 * input->ConsumeIntegralInRange<size_t>(0, sizeof(T) / 4 - 1);
+      const auto bits =
+          input->ConsumeBool()
+              ? input->ConsumeIntegral<uint32_t>()
+              : static_cast<uint32_t>(input->ConsumeIntegralInRange<int32_t>(-2, 300));
+      std::memcpy(reinterpret_cast<char*>(&value) + at, &bits, 4);
+    }
+    value.struct_size =
+        input->ConsumeBool() ? sizeof(T) : input->ConsumeIntegralInRange<size_t>(0, 600);
+    memory_ = std::make_unique<char[]>(std::max<size_t>(value.struct_size, sizeof(size_t)));
+    std::memcpy(memory_.get(), &value, std::min(value.struct_size, sizeof(T)));
+    std::memcpy(memory_.get(), &value.struct_size, sizeof(size_t));
+  }
+  T* get() { return reinterpret_cast<T*>(memory_.get()); }
+
+  // Puts a pointer back, if the struct reaches that far.
+  template <typename P>
+  void Set(size_t offset, P pointer) {
+    if (get()->struct_size >= offset + sizeof(P))
+      std::memcpy(memory_.get() + offset, &pointer, sizeof(P));
+  }
+
+ private:
+  std::unique_ptr<char[]> memory_;
+};
+
+sluice_model AnyModel(Input* input) {
+  sluice_model model = 0;
+  SLUICE_CHECK(sluice_model_create(&model) == SLUICE_OK);
+  uint32_t number = 0;
+  const auto units = input->ConsumeIntegralInRange<uint32_t>(0, 5);
+  for (uint32_t u = 0; u < units; ++u)
+    SLUICE_CHECK(sluice_model_add_unit(model, "u", &number) == 0);
+  const auto tensors = input->ConsumeIntegralInRange<uint32_t>(0, 8);
+  for (uint32_t t = 0; t < tensors; ++t) {
+    // Beyond 2^28 a plan takes its time, up to the limit where it is refused.
+    int64_t elements = input->ConsumeIntegral<int64_t>();
+    if (elements > 0 && elements <= int64_t{1} << 40) elements %= int64_t{1} << 28;
+    (void)sluice_model_add_tensor(model, input->ConsumeIntegralInRange<uint32_t>(0, units),
+                                  input->ConsumeRandomLengthString(8).c_str(), elements,
+                                  input->ConsumeIntegralInRange<uint32_t>(0, 3), &number);
+  }
+  return model;
+}
+
+void CheckPlan(const std::string& json) {
+  const nlohmann::json plan = nlohmann::json::parse(json.c_str());
+  for (const char* tier : {"hbm", "pinned", "nvme"})
+    SLUICE_CHECK(plan["planned_bytes"][tier] <= plan["budgets_bytes"][tier]);
+}
+
+void Plan(Input* input) {
+  static const std::vector<const char*> kPaths(256, "/nowhere");
+  const sluice_model model = AnyModel(input);
+  sluice_options defaults = SLUICE_OPTIONS_INIT;
+  defaults.device = SLUICE_DEVICE_HOST;
+  defaults.hbm_bytes = input->ConsumeIntegralInRange<int64_t>(-1, int64_t{1} << 34);
+  defaults.pinned_bytes = input->ConsumeIntegralInRange<int64_t>(-1, int64_t{1} << 36);
+  AnyStruct<sluice_options> options(input, defaults);
+  options.Set(offsetof(sluice_options, nvme_paths), kPaths.data());
+  options.Set(offsetof(sluice_options, hbm_memory), static_cast<void*>(nullptr));
+  std::string json(1 << 14, '\0');
+  size_t needed = 0;
+  if (sluice_plan(model, options.get(), json.data(), json.size(), &needed) == SLUICE_OK) {
+    SLUICE_CHECK(needed <= json.size());
+    CheckPlan(json);
+  } else {
+    SLUICE_CHECK(*sluice_last_error() != '\0');
+  }
+  SLUICE_CHECK(sluice_model_destroy(model) == SLUICE_OK);
+}
+
+// A small runtime, made once, that every step and question goes to.
+sluice_runtime SmallRuntime() {
+  sluice_model model = 0;
+  uint32_t number = 0;
+  SLUICE_CHECK(sluice_model_create(&model) == SLUICE_OK);
+  SLUICE_CHECK(sluice_model_add_unit(model, "u", &number) == SLUICE_OK);
+  SLUICE_CHECK(sluice_model_add_tensor(model, 0, "t", 10, 0, &number) == SLUICE_OK);
+  sluice_options options = SLUICE_OPTIONS_INIT;
+  options.device = SLUICE_DEVICE_HOST;
+  options.hbm_bytes = options.pinned_bytes = 1 << 20;
+  options.executor = SLUICE_EXECUTOR_THREADS;
+  options.workers = 1;
+  options.io_engine = SLUICE_IO_THREADS;
+  sluice_runtime runtime = 0;
+  SLUICE_CHECK(sluice_runtime_create(model, &options, &runtime) == SLUICE_OK);
+  return runtime;
+}
+
+void Ask(Input* input) {
+  static const sluice_runtime runtime = SmallRuntime();
+  AnyStruct<sluice_rates> rates(input, {});
+  AnyStruct<sluice_floor_terms> terms(input, {});
+  (void)sluice_floor(runtime, rates.get(), terms.get());
+  AnyStruct<sluice_tensor_info> info(input, {});
+  (void)sluice_tensor_query(runtime, input->ConsumeIntegralInRange<uint32_t>(0, 2), info.get());
+  AnyStruct<sluice_step_result> result(input, {});
+  (void)sluice_last_step(runtime, result.get());
+
+  AnyStruct<sluice_group> group(input, {.lr = 1e-3, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8});
+  AnyStruct<sluice_step_args> args(input, {});
+  args.Set(offsetof(sluice_step_args, groups), static_cast<const sluice_group*>(group.get()));
+  args.Set(offsetof(sluice_step_args, group_count), uint32_t{1});
+  sluice_ticket ticket = 0;
+  if (sluice_step(runtime, args.get(), &ticket) != SLUICE_OK) return;
+  sluice_status status = SLUICE_PENDING;
+  while (status == SLUICE_PENDING) status = sluice_wait(runtime, ticket, 100);
+  SLUICE_CHECK(status == SLUICE_OK);
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  Input input(data, size);
+  if (input.ConsumeBool()) {
+    Plan(&input);
+  } else {
+    Ask(&input);
+  }
+  return 0;
+}
