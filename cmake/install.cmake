@@ -1,19 +1,29 @@
 # What `cmake --install` puts where: for those who embed Sluice, the library, its headers, a CMake
-# package and a pkg-config file, and the command; for a wheel (SKBUILD), into the Python package.
+# package and a pkg-config file, and the command; for a wheel (scikit-build-core sets SKBUILD), the
+# library and the command inside the Python package.
 include(CMakePackageConfigHelpers)
 include(GNUInstallDirs)
 
 if(SKBUILD)
-  # One plain file, since a wheel holds no links; beside it what it needs of what a bare machine lacks.
-  set_target_properties(sluice sluice_cli PROPERTIES INSTALL_RPATH "$ORIGIN")
-  # RPATH, not RUNPATH: what is bundled finds its own needs by it too.
+  # The library as one plain file, since a wheel holds no links, and what it needs that a bare machine
+  # lacks. RPATH rather than RUNPATH, because by it also what lies in libs/ finds its own needs.
   target_link_options(sluice PRIVATE -Wl,--disable-new-dtags)
   target_link_options(sluice_cli PRIVATE -Wl,--disable-new-dtags)
-  install(TARGETS sluice LIBRARY DESTINATION sluice RUNTIME_DEPENDENCY_SET sluice_needs)
-  install(TARGETS sluice_cli RUNTIME DESTINATION sluice RUNTIME_DEPENDENCY_SET sluice_needs)
-  install(RUNTIME_DEPENDENCY_SET sluice_needs
-          PRE_EXCLUDE_REGEXES "^ld-linux" "^lib(c|m|dl|rt|pthread|stdc\\+\\+|gcc_s)\\.so"
-          LIBRARY DESTINATION sluice)
+  set_target_properties(sluice PROPERTIES INSTALL_RPATH "$ORIGIN/libs")
+  set_target_properties(sluice_cli PROPERTIES INSTALL_RPATH "$ORIGIN/../libs")
+  install(TARGETS sluice LIBRARY DESTINATION sluice)
+  install(TARGETS sluice_cli RUNTIME DESTINATION sluice/bin)
+  install(CODE [[
+    file(GET_RUNTIME_DEPENDENCIES RESOLVED_DEPENDENCIES_VAR found
+         LIBRARIES "$<TARGET_FILE:sluice>" EXECUTABLES "$<TARGET_FILE:sluice_cli>"
+         PRE_EXCLUDE_REGEXES "^ld-linux" "^lib(c|m|dl|rt|pthread|stdc\\+\\+|gcc_s)\\.so")
+    foreach(library IN LISTS found)  # under the name that is asked for: links would become copies
+      get_filename_component(name "${library}" NAME)
+      file(REAL_PATH "${library}" library)
+      file(MAKE_DIRECTORY "${CMAKE_INSTALL_PREFIX}/sluice/libs")
+      file(COPY_FILE "${library}" "${CMAKE_INSTALL_PREFIX}/sluice/libs/${name}" ONLY_IF_DIFFERENT)
+    endforeach()]])
+  install(PROGRAMS tools/launcher.py DESTINATION ${SKBUILD_SCRIPTS_DIR} RENAME sluice)
   return()
 endif()
 

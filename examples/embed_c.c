@@ -232,8 +232,9 @@ int main(int argc, char** argv) {
 
   const char* const paths[] = {directory};
   sluice_options options = SLUICE_OPTIONS_INIT;
-  options.hbm_bytes = 24 << 10;     /* the larger layer, and nothing else */
-  options.pinned_bytes = 180 << 10; /* gradients, buffers, and next to nothing of the states */
+  options.device = SLUICE_DEVICE_HOST; /* this program computes where the host can read */
+  options.hbm_bytes = 24 << 10;        /* the larger layer, and nothing else */
+  options.pinned_bytes = 180 << 10;    /* gradients, buffers, and next to nothing of the states */
   options.nvme_paths = paths;
   options.nvme_path_count = 1;
   options.workers = 2;

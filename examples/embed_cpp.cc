@@ -263,9 +263,11 @@ int main() {
   const char* const paths[] = {directory.c_str()};
 
   sluice::Options roomy;
+  roomy.device = SLUICE_DEVICE_HOST;  // the loops above read parameters where they are
   roomy.hbm_bytes = 1 << 20;
   roomy.pinned_bytes = 4 << 20;
   sluice::Options tight;
+  tight.device = SLUICE_DEVICE_HOST;
   tight.hbm_bytes = 2 * kWidth * kWidth * 4;  // two of four layers
   tight.pinned_bytes = 330 << 10;             // gradients and buffers; states go to the drive
   tight.nvme_paths = paths;

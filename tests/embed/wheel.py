@@ -1,0 +1,83 @@
+"""A wheel of this checkout, built and then used where there is no compiler and none of what it links: wheel.py FOLDER.
+
+The build needs only what scripts/requirements.txt pins. The environment that it is installed into is fresh, but borrows
+torch from .venv.
+"""
+
+import glob
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PYTHON = ROOT / ".venv" / "bin" / "python"
+# What every Linux with a Python and torch has.
+SYSTEM = {"linux-vdso.so.1", "libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "ld-linux-x86-64.so.2"}
+USE = """
+import pathlib, sys, torch, sluice
+assert pathlib.Path(sluice.__file__).is_relative_to(sys.prefix), sluice.__file__
+config = {"train_batch_size": 4, "optimizer": {"type": "AdamW", "params": {"lr": 0.01}}, "sluice": {"hbm": "1MiB"}}
+torch.manual_seed(0)
+engine, *_ = sluice.initialize(model=torch.nn.Linear(16, 4), config=config)
+inputs, targets = torch.randn(4, 16), torch.randn(4, 4)
+losses = []
+for _ in range(5):
+    loss = torch.nn.functional.mse_loss(engine(inputs.to(engine.device)), targets.to(engine.device))
+    engine.backward(loss)
+    engine.step()
+    losses.append(loss.item())
+engine.close()
+assert losses[-1] < losses[0], losses
+print(f"sluice {sluice.version()} from a wheel: loss {losses[0]:.4f} -> {losses[-1]:.4f}")
+"""
+
+
+def run(*command, **options):
+    command = [str(c) for c in command]
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    if result.returncode != 0:
+        sys.exit(f"{' '.join(command)}: exit code {result.returncode}\n{result.stdout}")
+    return result.stdout
+
+
+def build(folder):
+    has_backend = subprocess.run([PYTHON, "-c", "import scikit_build_core"], capture_output=True).returncode == 0
+    if not has_backend:
+        sys.exit("scikit-build-core is not in .venv: run scripts/setup, which installs scripts/requirements.txt")
+    pip = [PYTHON, "-m", "pip", "--disable-pip-version-check"]
+    run(*pip, "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-w", folder, ROOT)
+    (wheel,) = folder.glob("sluice-*.whl")
+    return pip, wheel
+
+
+def check_needs(program, environment):
+    """Everything that `program` loads comes from the wheel, but for what every system has."""
+    for line in run("ldd", program).splitlines():
+        name, _, path = line.strip().partition(" => ")
+        own = path.startswith(str(environment))
+        assert own or pathlib.Path(name.split()[0]).name in SYSTEM, f"{program.name} needs {line.strip()}"
+
+
+def main():
+    folder = pathlib.Path(sys.argv[1]).resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    pip, wheel = build(folder)
+    environment = folder / "environment"
+    run(PYTHON, "-m", "venv", "--without-pip", environment)
+    run(*pip, "--python", environment / "bin" / "python", "install", "--no-deps", "--no-index", wheel)
+    (packages,) = glob.glob(str(environment / "lib" / "python*" / "site-packages"))
+    purelib = run(PYTHON, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
+    pathlib.Path(packages, "borrowed.pth").write_text(purelib)
+
+    package = pathlib.Path(packages, "sluice")
+    check_needs(package / "libsluice.so", environment)
+    check_needs(package / "bin" / "sluice", environment)
+    bare = {"PATH": str(environment / "bin"), "HOME": str(folder), "LC_ALL": "C.UTF-8"}  # no compiler
+    print(run(environment / "bin" / "sluice", "--version", env=bare, cwd=folder), end="")
+    print(run(environment / "bin" / "python", "-c", USE, env=bare, cwd=folder), end="")
+
+
+main()
