@@ -46,7 +46,7 @@ def parse_arguments(arguments=None):
     tiers.add_argument("--nvme-path", metavar="DIR", help="where to swap to (default: the system's temporary directory)")
     tiers.add_argument("--config", metavar="FILE", help="a DeepSpeed configuration; options given here come first")
     tiers.add_argument("--device", help="where to compute: auto (the default), host, cuda or cuda:<number>")
-    tiers.add_argument("--engine", choices=("auto", "io_uring", "threads"), default="auto")
+    tiers.add_argument("--engine", choices=("auto", "io_uring", "libaio", "threads"), default="auto")
     tiers.add_argument("--workers", type=int, help="threads that update states (default: one a core)")
     tiers.add_argument("--no-overlap", action="store_true", help="debug aid: every movement waits for the one before")
     output = parser.add_argument_group("output")

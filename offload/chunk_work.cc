@@ -1,0 +1,53 @@
+#include "offload/chunk_work.h"
+
+#include "optim/convert.h"
+
+namespace sluice {
+
+void Updater::ChunkWork::Run() {
+  const Context& c = owner_->context_;
+  begin = c.clock->Now();
+  if (streaming && c.planted_bug != PlantedBug::kUnverifiedRead) {
+    status = BlockStore::Verify(read);
+  }
+  if (status.ok()) {
+    Update();
+    if (streaming) BlockStore::Seal(&write);
+    if (param_on_nvme) BlockStore::Seal(&param_write);
+  }
+  end = c.clock->Now();
+  c.inbox->Post(this);
+}
+
+void Updater::ChunkWork::Update() {
+  const Context& c = owner_->context_;
+  const ChunkLayout& layout = c.layout->chunk(chunk);
+  const StateSpans all = SplitStates(layout, states);
+  const int64_t param_size = SizeOf(c.types.param_type);
+  const int64_t grad_size = SizeOf(c.types.grad_type);
+  std::byte* const params =
+      param_buffer.empty() ? c.memory->param_home[layout.unit.value()] + layout.offset * param_size
+                           : param_buffer.data();
+  const std::byte* const grads = c.memory->grads[layout.unit.value()] + layout.offset * grad_size;
+  for (const ChunkRun& run : c.layout->runs(layout)) {
+    const auto at = static_cast<size_t>(run.chunk_offset);
+    const auto n = static_cast<size_t>(run.elements);
+    const std::optional<AdamWCoefficients>& coefficients =
+        owner_->coefficients_[run.tensor.value()];
+    if (coefficients) {
+      AdamWUpdate(*coefficients, {.master = all.master.subspan(at, n),
+                                  .exp_avg = all.exp_avg.subspan(at, n),
+                                  .exp_avg_sq = all.exp_avg_sq.subspan(at, n),
+                                  .grad = grads + run.chunk_offset * grad_size,
+                                  .grad_type = c.types.grad_type,
+                                  .param_out = params + run.chunk_offset * param_size,
+                                  .param_type = c.types.param_type});
+    } else if (!param_buffer.empty()) {
+      // The buffer replaces the whole chunk, so it also needs what is left alone.
+      Convert(all.master.data() + at, FloatType::kF32, params + run.chunk_offset * param_size,
+              c.types.param_type, n);
+    }
+  }
+}
+
+}  // namespace sluice
