@@ -21,6 +21,10 @@ absl::StatusOr<MemoryView> SimMemory::Allocate(Bytes size, Bytes alignment) {
         fmt::format("{} ({} bytes) can't be had: the simulation has run out of memory",
                     FormatBytes(size), size.value()));
   }
+  if (size > kSizeMax) {
+    return absl::ResourceExhaustedError(fmt::format("{} were asked for; a simulation gives {}",
+                                                    FormatBytes(size), FormatBytes(kSizeMax)));
+  }
   void* at = nullptr;
   const size_t least = std::max(alignment.size(), sizeof(void*));  // what posix_memalign takes
   if (posix_memalign(&at, least, size.size()) != 0) {

@@ -18,6 +18,8 @@ namespace sluice {
 
 class SimMemory final : public MemoryResource {
  public:
+  static constexpr Bytes kSizeMax = GiB(16);  // what one allocation may be of
+
   // `faults` (not owned) may be null: nothing goes wrong then.
   explicit SimMemory(SimFaults* faults = nullptr) : faults_(faults) {}
   ~SimMemory() override;  // checks that all was given back

@@ -130,7 +130,7 @@ TEST_P(DeviceTest, OneStreamsOperationsRunInOrder) {
 
 TEST_P(DeviceTest, StreamsRunSideBySide) {
   Start(MiB(1), 1e12);
-  const Op* slow = Compute(std::chrono::milliseconds(50));
+  const Op* slow = Compute(std::chrono::milliseconds(300));
   std::vector<std::byte> source(100);
   std::vector<std::byte> target(200);
   const Op* up = Copy(StreamKind::kHostToDevice, source, target.data());

@@ -97,8 +97,8 @@ TEST(HugePageResourceTest, KeepsItsMemoryOutOfChildrenAndCoreDumps) {
   const std::string flags = VmFlags(memory->data());
   EXPECT_THAT(flags, HasSubstr(" dc"));  // MADV_DONTFORK
   EXPECT_THAT(flags, HasSubstr(" dd"));  // MADV_DONTDUMP
-  EXPECT_EQ(resource.description().starts_with("huge pages"),
-            flags.find(" hg") != std::string::npos);
+  const bool huge = resource.description().starts_with("huge pages");
+  EXPECT_TRUE(!huge || flags.find(" hg") != std::string::npos) << flags;
   resource.Deallocate(*memory);
 }
 
