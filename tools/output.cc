@@ -16,11 +16,12 @@ namespace {
 constexpr size_t kWidth = 100;
 constexpr int64_t kNoLimit = INT64_MAX / 4;
 
-// `text` cut at spaces into lines of at most `width`; a longer word has a line of its own.
-std::vector<std::string> Wrap(std::string_view text, size_t width) {
+// `text` cut at spaces into lines of at most `width`, the first `hang` more; a longer word has a
+// line of its own.
+std::vector<std::string> Wrap(std::string_view text, size_t width, size_t hang) {
   std::vector<std::string> lines;
-  while (text.size() > width) {
-    size_t cut = text.rfind(' ', width);
+  for (size_t most = width + hang; text.size() > most; most = width) {
+    size_t cut = text.rfind(' ', most);
     if (cut == std::string_view::npos) cut = text.find(' ');
     if (cut == std::string_view::npos) break;
     lines.emplace_back(text.substr(0, cut));
@@ -57,7 +58,7 @@ std::string Page::Text() const {
     for (const Line& line : block.lines) {
       const size_t indent = labels + 4 + line.hang;
       std::string start = fmt::format("  {:<{}}  ", line.label, labels);
-      for (const std::string& piece : Wrap(line.value, kWidth - indent)) {
+      for (const std::string& piece : Wrap(line.value, kWidth - indent, line.hang)) {
         text += start + piece;
         text.erase(text.find_last_not_of(' ') + 1);
         text += '\n';

@@ -30,11 +30,13 @@ struct PlanOptions {
   std::vector<std::string> nvme_paths;
   std::string dtype = "bf16";
   std::string grad_dtype;
+  std::string device = "auto";
   int64_t chunk_elements = 0;
   bool json = false;
 };
 
 const std::vector<std::string> kTypes = {"fp32", "bf16", "fp16"};
+const std::vector<std::string> kDevices = {"auto", "host", "cuda"};
 
 FloatType TypeOf(const std::string& name) {
   return name == "fp32" ? FloatType::kF32 : name == "bf16" ? FloatType::kBf16 : FloatType::kF16;
@@ -55,6 +57,9 @@ RuntimeConfig ConfigOf(const PlanOptions& options) {
   config.budgets = {BudgetOf(options.hbm), BudgetOf(options.pinned), BudgetOf(options.nvme)};
   config.nvme_paths = options.nvme_paths;
   config.chunk_elements = options.chunk_elements;
+  config.device = options.device == "auto"   ? DeviceKind::kAuto
+                  : options.device == "host" ? DeviceKind::kHost
+                                             : DeviceKind::kCuda;
   return config;
 }
 
@@ -68,7 +73,8 @@ std::string Parts(const std::vector<std::pair<const char*, Bytes>>& parts) {
   return text.empty() ? "nothing" : text;
 }
 
-void AddModel(const ModelLayout& layout, const RuntimeConfig& config, Page* page) {
+void AddModel(const ModelLayout& layout, const DeviceChoice& device, const RuntimeConfig& config,
+              Page* page) {
   page->Section("Model");
   page->Row("parameters", fmt::format("{} in {} units, {} tensors, {} chunks of states",
                                       CountText(layout.parameter_count()), layout.units().size(),
@@ -76,6 +82,7 @@ void AddModel(const ModelLayout& layout, const RuntimeConfig& config, Page* page
   page->Row("types",
             fmt::format("parameters {}, gradients {}, states fp32",
                         Name(config.placement.param_type), Name(config.placement.grad_type)));
+  page->Row("device", fmt::format("{}: {}", Name(device.kind), device.reason));
 }
 
 constexpr size_t kTierColumns = 24;  // before the parts
@@ -124,7 +131,7 @@ void AddTraffic(const StepTraffic& traffic, Page* page) {
 
 std::string PlanText(const Plan& plan, const RuntimeConfig& config) {
   Page page;
-  AddModel(plan.layout, config, &page);
+  AddModel(plan.layout, plan.device, config, &page);
   AddPlacement(plan, &page);
   AddTraffic(TrafficOf(plan.layout, plan.placement, config.placement), &page);
   return page.Text();
@@ -144,7 +151,7 @@ ExitCode CantWork(const PlanInput& input, const RuntimeConfig& config, const abs
                         {"pinned", input.budgets.pinned, smallest.pinned},
                         {"nvme", input.budgets.nvme, smallest.nvme}};
   Page page;
-  AddModel(input.layout, config, &page);
+  AddModel(input.layout, input.device, config, &page);
   page.Section("Budgets");
   page.Row("", fmt::format("{:>10} {:>12}", "budget", "smallest"));
   Json report = {{"error", std::string(Message(status))}};
@@ -249,6 +256,9 @@ Command AddPlan(CLI::App* application) {
                   "A directory for swap files, one per drive; without any, nothing goes to NVMe")
       ->type_name("DIR")
       ->group("Budgets, like 512MiB");
+  app->add_option("--device", options->device, "auto (default), host or cuda")
+      ->type_name("DEVICE")
+      ->check(CLI::IsMember(kDevices));
   app->add_option("--chunk-elements", options->chunk_elements,
                   "Parameters whose states move together, a multiple of 4096")
       ->check(CLI::PositiveNumber);

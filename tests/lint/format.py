@@ -12,7 +12,7 @@ def main():
     if tool is None:
         sys.exit("clang-format-14 is not installed: run scripts/setup")
     problems = []
-    files = tracked(".h", ".cc", ".cu")
+    files = tracked(".h", ".hpp", ".c", ".cc", ".cu")
     for name in files:
         text = (ROOT / name).read_bytes()
         # --assume-filename finds the .clang-format that would be found for the file itself.

@@ -46,7 +46,7 @@ def self_test():
 
 def main():
     self_test()
-    files = tracked(".h", ".cc", ".cu")
+    files = tracked(".h", ".hpp", ".c", ".cc", ".cu")
     finish([p for name in files for p in problems_of(name, (ROOT / name).read_text())], len(files))
 
 

@@ -4,9 +4,10 @@ import re
 
 from tracked import ROOT, finish, tracked
 
-LINES_BELOW = {".h": 250, ".cc": 400, ".cu": 400}
+LINES_BELOW = {".h": 250, ".hpp": 250, ".c": 400, ".cc": 400, ".cu": 400}
 LONGER = {  # path: lines that it must stay below instead, and why
     "offload/sluice.h": 400,  # the whole C ABI, for those who embed it, in one header
+    "offload/sluice.hpp": 400,  # the same in C++
 }
 
 
@@ -16,7 +17,7 @@ def problems_of(name, text):
     lines = text.count("\n")
     if lines >= limit:
         yield f"{name}:{lines}: must stay below {limit} lines: cut it by concept"
-    if suffix == ".h":
+    if suffix in (".h", ".hpp"):
         guard = "SLUICE_" + re.sub(r"[^A-Z0-9]", "_", name.upper()) + "_"
         if not re.search(rf"^#ifndef {guard}\n#define {guard}\n", text, re.MULTILINE):
             yield f"{name}:1: the include guard must be {guard}"
@@ -37,7 +38,7 @@ def self_test():
 
 def main():
     self_test()
-    files = tracked(".h", ".cc", ".cu")
+    files = tracked(".h", ".hpp", ".c", ".cc", ".cu")
     problems = [p for name in files for p in problems_of(name, (ROOT / name).read_text())]
     problems += [f"shape.py: {name} is excepted but is gone" for name in LONGER if name not in files]
     finish(problems, len(files))

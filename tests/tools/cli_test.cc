@@ -84,6 +84,7 @@ TEST(SluiceTest, WhatIsNotUnderstoodIsExitCode2AndNamesIt) {
       {"doctor extra", "extra"},
       {"doctor --bogus", "--bogus"},
       {"plan --params 1B --dtype fp8", "fp8"},
+      {"plan --params 1B --device tpu", "tpu"},
       {"plan --params twelve", "'twelve' is not a count"},
       {"plan --params -5", "-5"},
       {"plan --params 0", "'0' is not a count"},
@@ -193,6 +194,13 @@ TEST(PlanTest, TypesAreAsAsked) {
   EXPECT_EQ(plan.at("param_dtype"), "fp16");
   EXPECT_EQ(plan.at("grad_dtype"), "fp32");
   EXPECT_EQ(plan.at("pinned").at("gradients_bytes").get<int64_t>() / 4'000'000, 1);
+}
+
+TEST(PlanTest, SaysWhichDeviceItIsForAndWhy) {
+  const std::string model = "plan --params 1M --hbm 1GiB --pinned 1GiB --device host";
+  const Json plan = Parsed(Sluice(model + " --json"));
+  EXPECT_EQ(plan.at("device").at("kind"), "host");
+  EXPECT_THAT(Sluice(model).out, HasSubstr("  device      host: asked for\n"));
 }
 
 TEST(PlanTest, PlacesWithinTheBudgetsAndCreatesNothing) {
