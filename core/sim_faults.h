@@ -17,13 +17,13 @@
 namespace sluice {
 
 // Where calls are counted. Files are made one by one when an engine is.
-enum class SimSeam : uint8_t { kRead, kWrite, kCopy, kTask, kMemory, kFile };
-inline constexpr int kSimSeamCount = 6;
+enum class SimSeam : uint8_t { kRead, kWrite, kCopy, kTask, kFence, kMemory, kFile };
+inline constexpr int kSimSeamCount = 7;
 
 enum class SimFault : uint8_t {
   kNone,
   kError,    // reads, writes, copies: ends with an error. A write's bytes may be on the drive
-  kRefused,  // reads, writes: an error at once, untouched. Memory, files: can't be had
+  kRefused,  // reads, writes: an error at once, untouched. Fences, memory, files: can't be had
   kShort,    // reads, writes: ends with an error when half is done
   kCorrupt,  // reads, writes: one bit is another, and nobody says so
   kLost,     // reads, writes: nothing is moved, and nobody says so

@@ -156,8 +156,12 @@ class SimDevice final : public Device {
   absl::StatusOr<Fence> RecordFence(CallerStream caller) override {
     auto* stream = static_cast<SimCallerStream*>(caller.handle);
     if (stream == nullptr) return Fence();
+    const SimFault fault = world_->faults()->Next(SimSeam::kFence);
+    if (fault == SimFault::kRefused)
+      return absl::UnavailableError("a fence can't be recorded in the simulated stream");
     const uint32_t point = fences_->Make();
-    const Nanos takes(static_cast<int64_t>(world_->Uniform(100, 400'000)));
+    Nanos takes(static_cast<int64_t>(world_->Uniform(100, 400'000)));
+    if (fault == SimFault::kLate) takes += world_->Lateness();
     stream->reached = std::max(stream->reached, world_->Now()) + takes;
     world_->At(stream->reached, [fences = fences_, point, work = stream->Take(), world = world_] {
       for (const auto& piece : work) piece();

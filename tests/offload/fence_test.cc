@@ -5,35 +5,16 @@
 #include <gtest/gtest.h>
 
 #include "offload/sim_factory.h"
+#include "tests/offload/sim_caller.h"
 #include "tests/offload/trainer.h"
 
 namespace sluice {
 namespace {
 
 using testing::OddModel;
+using testing::SimCaller;
 using testing::Trainer;
 using testing::TrainerOptions;
-
-// Computes when the simulated stream gets there; until then gradients are garbage.
-class SimCaller final : public testing::Caller {
- public:
-  CallerStream stream() override { return {&stream_}; }
-  const std::byte* Compute(const std::byte* params, size_t, size_t grad_bytes,
-                           Function function) override {
-    grads_.emplace_back(grad_bytes, std::byte{0xEE});
-    std::byte* grad = grads_.back().data();
-    stream_.Add([function = std::move(function), params, grad, this] {
-      function(params, grad);
-      ++computed_;
-    });
-    return grad;
-  }
-  int computed() const { return computed_; }
-
- private:
-  SimCallerStream stream_;
-  int computed_ = 0;
-};
 
 RuntimeConfig ConfigOf(uint64_t seed) {
   SimWorld dice(seed ^ 0xfe7ce);

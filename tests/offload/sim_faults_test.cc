@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "fmt/format.h"
+#include "tests/offload/sim_caller.h"
 #include "tests/offload/simulation.h"
 
 namespace sluice {
@@ -61,13 +62,15 @@ void ExpectRightOrClear(const Outcome& outcome, const Masters& expected) {
   EXPECT_FALSE(absl::IsDeadlineExceeded(outcome.status)) << outcome.status;
   EXPECT_FALSE(absl::IsInvalidArgument(outcome.status)) << outcome.status;
   EXPECT_THAT(std::string(Message(outcome.status)),
-              AnyOf(HasSubstr("unit '"), HasSubstr("tensor '"), HasSubstr("simulat")));
+              AnyOf(HasSubstr("unit '"), HasSubstr("has used a unit"), HasSubstr("tensor '"),
+                    HasSubstr("simulat")));
 }
 
 struct Walk {
   SimSeam seam;
   SimFault fault;
   const char* name;
+  bool streams = false;  // the caller computes on a stream of its own
 };
 
 class SimWalkTest : public ::testing::TestWithParam<Walk> {};
@@ -89,6 +92,10 @@ INSTANTIATE_TEST_SUITE_P(
                       Walk{SimSeam::kCopy, SimFault::kError, "CopyFails"},
                       Walk{SimSeam::kCopy, SimFault::kLate, "CopyIsLate"},
                       Walk{SimSeam::kTask, SimFault::kLate, "TaskIsLate"},
+                      Walk{SimSeam::kCopy, SimFault::kError, "CopyBesideAStreamFails", true},
+                      Walk{SimSeam::kRead, SimFault::kError, "ReadBesideAStreamFails", true},
+                      Walk{SimSeam::kFence, SimFault::kRefused, "FenceIsRefused", true},
+                      Walk{SimSeam::kFence, SimFault::kLate, "FenceIsLate", true},
                       Walk{SimSeam::kMemory, SimFault::kRefused, "NoMemory"},
                       Walk{SimSeam::kFile, SimFault::kRefused, "NoFile"}),
     [](const ::testing::TestParamInfo<Walk>& info) { return std::string(info.param.name); });
@@ -104,10 +111,10 @@ TEST_P(SimWalkTest, EveryCallMayFailOnceOrFromThenOn) {
       ++n;
       SCOPED_TRACE(fmt::format(
           "call {}, {}", n, repeat == SimFaults::Repeat::kOnce ? "once" : "and all that follow"));
-      const Outcome outcome = Simulate(
-          SmallModel(), config,
-          {.seed = n, .faults = [&](SimFaults* f) { f->Script(walk.seam, walk.fault, n, repeat); }},
-          kTraining);
+      testing::SimCaller caller;
+      const auto faults = [&](SimFaults* f) { f->Script(walk.seam, walk.fault, n, repeat); };
+      const Outcome outcome = Simulate(SmallModel(), config, {.seed = n, .faults = faults},
+                                       kTraining, walk.streams ? &caller : nullptr);
       failed = outcome.faults > 0;
       ExpectRightOrClear(outcome, expected);
       if (!failed) {

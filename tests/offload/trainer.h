@@ -176,14 +176,15 @@ class Trainer {
                        if (std::memcmp(in, seen->data(), seen->size()) != 0) *torn = true;
                      });
     if (options_.lingering_views > 0) lingering_.push_back({view, Bits(*view)});
-    SLUICE_RETURN_IF_ERROR(runtime_->Release(unit, stream));
+    absl::Status status = runtime_->Release(unit, stream);
     if (options_.lingering_views == 0) view->deleter(view);
-    absl::Status status = DropViews(options_.lingering_views);
+    const absl::Status dropped = DropViews(options_.lingering_views);
+    if (status.ok()) status = dropped;
     for (Ticket ticket : tickets) {  // all of them: they read what the caller keeps
       const absl::Status pushed = Wait(ticket);
       if (status.ok()) status = pushed;
     }
-    caller_->Forget();
+    if (status.ok()) caller_->Forget();  // else what is on the stream may not have run
     return status;
   }
 

@@ -1,0 +1,40 @@
+// tests/offload/sim_caller.h
+//
+// A caller of the trainer that computes on a simulated stream of its own, behind the calls it
+// makes.
+
+#ifndef SLUICE_TESTS_OFFLOAD_SIM_CALLER_H_
+#define SLUICE_TESTS_OFFLOAD_SIM_CALLER_H_
+
+#include <cstddef>
+#include <utility>
+
+#include "core/sim_world.h"
+#include "tests/offload/trainer.h"
+
+namespace sluice::testing {
+
+// Computes when the simulated stream gets there; until then gradients are garbage.
+class SimCaller final : public Caller {
+ public:
+  CallerStream stream() override { return {&stream_}; }
+  const std::byte* Compute(const std::byte* params, size_t, size_t grad_bytes,
+                           Function function) override {
+    grads_.emplace_back(grad_bytes, std::byte{0xEE});
+    std::byte* grad = grads_.back().data();
+    stream_.Add([function = std::move(function), params, grad, this] {
+      function(params, grad);
+      ++computed_;
+    });
+    return grad;
+  }
+  int computed() const { return computed_; }
+
+ private:
+  SimCallerStream stream_;
+  int computed_ = 0;
+};
+
+}  // namespace sluice::testing
+
+#endif  // SLUICE_TESTS_OFFLOAD_SIM_CALLER_H_
