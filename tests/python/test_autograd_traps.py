@@ -293,7 +293,7 @@ class Stumble(Exception):
     pass
 
 
-@pytest.mark.parametrize("where", ["forward", "hook before ours"])
+@pytest.mark.parametrize("where", ["forward", "backward", "hook before ours"])
 def test_exceptions(engines, tmp_path, where):
     """A micro-batch that fails halfway leaves everything as it was, once its gradients are dropped."""
     armed = []
@@ -324,6 +324,16 @@ def test_exceptions(engines, tmp_path, where):
 
     engine = paired(engines, make, given(tmp_path), body, hbm=1)
     assert engine.report()["counters"].get("misused_releases", 0) == 0
+
+
+def test_zero_grad_between_backward_and_step(engines, tmp_path):
+    def body(trainer, step):
+        x, y = batch(20 + step)
+        trainer.backward(loss_of(trainer(x), y))
+        trainer.zero_grad()
+        return one_step(trainer, step)
+
+    paired(engines, lambda: Net(straight), given(tmp_path), body, steps=6, hbm=1)
 
 
 def test_autocast(engines, tmp_path):
