@@ -7,7 +7,7 @@
         engine.step()
 """
 
-from . import checkpointing, schedulers, utils, zero
+from . import checkpointing, ops, schedulers, utils, zero
 from ._abi import (
     DataLoss,
     FailedPrecondition,
@@ -19,6 +19,7 @@ from ._abi import (
     SluiceError,
     Unavailable,
 )
+from .adamw import AdamW
 from .config import ConfigError
 from .distributed import add_config_arguments, init_distributed
 from .engine import Engine, initialize
@@ -27,6 +28,7 @@ from .init import init
 DeepSpeedEngine = Engine
 
 __all__ = [
+    "AdamW",
     "ConfigError",
     "DataLoss",
     "DeepSpeedEngine",
@@ -44,6 +46,7 @@ __all__ = [
     "init",
     "init_distributed",
     "initialize",
+    "ops",
     "schedulers",
     "utils",
     "version",

@@ -1,6 +1,5 @@
 """initialize() and the engine it returns: DeepSpeed's calls over a Sluice runtime."""
 
-import atexit
 import contextlib
 import itertools
 import os
@@ -24,8 +23,6 @@ _ENGINES = {"auto": 0, "io_uring": 1, "threads": 2, "libaio": 3}
 _EXECUTORS = {"tbb": 0, "threads": 1}
 _KEY_MICRO, _KEY_BOUNDARY, _KEY_EVAL = 0, 1, 2
 _UNIT_ELEMENTS = 64 << 20
-
-_engines = weakref.WeakSet()
 
 
 class Engine(EngineCalls, torch.nn.Module):
@@ -69,7 +66,6 @@ class Engine(EngineCalls, torch.nn.Module):
             seed=seed,
             device=device,
         )
-        _engines.add(self)
         self._units = units
         try:
             self._attach(brackets)
@@ -278,6 +274,8 @@ class Engine(EngineCalls, torch.nn.Module):
 
     # ---- Values
 
+    streams = True
+
     def tensor_of(self, parameter):
         return self._attached.tensors.get(id(parameter))
 
@@ -370,12 +368,6 @@ def _group(group):
         l2_decay=int(group["l2_decay"]),
         bias_correction=int(group["bias_correction"]),
     )
-
-
-@atexit.register
-def _close_all():
-    for engine in list(_engines):
-        engine.close()
 
 
 def initialize(

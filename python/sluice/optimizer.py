@@ -3,6 +3,8 @@ configuration, or from a client's torch optimizer."""
 
 import torch
 
+from .adamw import AdamW
+
 DEFAULTS = {
     "lr": 1e-3,
     "betas": (0.9, 0.999),
@@ -56,13 +58,13 @@ def _checked_group(group, l2_decay):
 def _from_client(optimizer):
     """The engine's optimizer over the very groups of a torch Adam or AdamW: whoever holds the client's, such as an
     LR scheduler made for it, goes on setting the rates."""
-    if not isinstance(optimizer, torch.optim.Adam):
+    if not isinstance(optimizer, (torch.optim.Adam, AdamW)):
         raise TypeError(
             f"optimizer: {type(optimizer).__name__} is not offered; use torch.optim.AdamW or Adam, or configure one"
         )
-    if len(optimizer.state) > 0:
+    if len(optimizer.state) > 0 or getattr(optimizer, "report", lambda: None)() is not None:
         raise ValueError("optimizer: it has stepped already; its states can't be taken over: pass a fresh one")
-    l2_decay = not isinstance(optimizer, torch.optim.AdamW)
+    l2_decay = not isinstance(optimizer, (torch.optim.AdamW, AdamW))
     groups = [_checked_group(group, l2_decay) for group in optimizer.param_groups]
     return EngineOptimizer(groups, {**DEFAULTS, **{k: v for k, v in groups[0].items() if k in DEFAULTS}})
 

@@ -1,10 +1,12 @@
 """Finds who keeps a parameter on the tiers.
 
-A holder has `runtime`, `dtype` (of parameters in compute), `tensor_of(parameter)` (its number in the runtime, or None)
-and `finish_gradients()` (waits until what was handed over has arrived). It is found from add() to discard(), or to its
-end.
+A holder has `runtime`, `streams` (whether parameters are placeholders while their module does not compute; if so also
+`dtype`, of parameters in compute), `tensor_of(parameter)` (its number in the runtime, or None), `finish_gradients()`
+(waits until what was handed over has arrived) and `close()`. It is found from add() to discard(), or to its end; those
+that are left when the process ends are closed.
 """
 
+import atexit
 import weakref
 
 from . import values
@@ -12,6 +14,12 @@ from . import values
 _holders = weakref.WeakSet()
 add = _holders.add
 discard = _holders.discard
+
+
+@atexit.register
+def _close_all():
+    for holder in list(_holders):
+        holder.close()
 
 
 class Found:

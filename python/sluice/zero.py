@@ -71,7 +71,7 @@ class GatheredParameters:
 
     def _gather(self, parameter):
         found = registry.find(parameter)
-        if found is None:
+        if found is None or not found.holder.streams:
             return
         if not _hidden(parameter):
             if self._modify:
