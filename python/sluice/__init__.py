@@ -24,11 +24,13 @@ from .config import ConfigError
 from .distributed import add_config_arguments, init_distributed
 from .engine import Engine, initialize
 from .init import init
+from .streaming import Attachment, attach
 
 DeepSpeedEngine = Engine
 
 __all__ = [
     "AdamW",
+    "Attachment",
     "ConfigError",
     "DataLoss",
     "DeepSpeedEngine",
@@ -41,6 +43,7 @@ __all__ = [
     "SluiceError",
     "Unavailable",
     "add_config_arguments",
+    "attach",
     "checkpointing",
     "doctor",
     "init",

@@ -65,6 +65,7 @@ class Engine(EngineCalls, torch.nn.Module):
             library=library,
             seed=seed,
             device=device,
+            keep=self._keep(units),
         )
         self._units = units
         try:
@@ -87,6 +88,20 @@ class Engine(EngineCalls, torch.nn.Module):
         self._names = [(n, self._attached.tensors[id(p)], p.shape) for u in self._units for n, p in u.parameters]
         registry.add(self)
         self._load(self._units)
+        self._place_buffers()
+
+    def _keep(self, units):
+        """Tensor number -> what is kept, where not all is."""
+        return {}
+
+    def _initial_values(self, parameter):
+        return take_values(parameter)
+
+    def is_frozen(self, parameter):
+        """Whether it can't be optimized, as no states are kept for it."""
+        return False
+
+    def _place_buffers(self):
         for buffer in self.module.buffers():
             buffer.data = buffer.data.to(self.device, self.dtype if buffer.is_floating_point() else buffer.dtype)
 
@@ -139,7 +154,7 @@ class Engine(EngineCalls, torch.nn.Module):
         def items():
             for index, unit in enumerate(units):
                 for name, parameter in unit.parameters:
-                    initial = take_values(parameter)
+                    initial = self._initial_values(parameter)
                     if attach.is_placeholder(initial):
                         raise _abi.FailedPrecondition(
                             f"parameter {name} has no values, since an engine that had them was closed: load_state_dict(..., "
@@ -161,6 +176,12 @@ class Engine(EngineCalls, torch.nn.Module):
             return self._forward(args, kwargs)
 
     def _forward(self, args, kwargs):
+        with self._forward_pass():
+            return self.module(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _forward_pass(self):
+        """What surrounds a forward of the whole model."""
         self._check_open()
         self._attached.settle_all()
         self._end_iteration()
@@ -172,7 +193,7 @@ class Engine(EngineCalls, torch.nn.Module):
         torch.set_autocast_cache_enabled(False)  # it would serve stale weights
         try:
             with self._attached.saved_tensors_hooks():
-                result = self.module(*args, **kwargs)
+                yield
         except BaseException:
             self._end_backward()
             raise
@@ -180,7 +201,6 @@ class Engine(EngineCalls, torch.nn.Module):
             torch.set_autocast_cache_enabled(cache)
         if not training:
             self._end_iteration()
-        return result
 
     def backward(self, loss, retain_graph=False, scale_wrt_gas=True):
         """Backward of loss / gradient_accumulation_steps, times the loss scale. Returns the former, unscaled."""
@@ -296,16 +316,22 @@ class Engine(EngineCalls, torch.nn.Module):
 
     def optimizer_state_dict(self):
         """exp_avg and exp_avg_sq (fp32) and the number of updates, by parameter name."""
-        averages = values.read_all(self.runtime, self._names, _abi.EXP_AVG, torch.float32)
-        squares = values.read_all(self.runtime, self._names, _abi.EXP_AVG_SQ, torch.float32)
+        kept = [(n, number, p.shape) for n, number, p in self._named() if not self.is_frozen(p)]
+        averages = values.read_all(self.runtime, kept, _abi.EXP_AVG, torch.float32)
+        squares = values.read_all(self.runtime, kept, _abi.EXP_AVG_SQ, torch.float32)
         return {
             name: {
                 "exp_avg": averages[name],
                 "exp_avg_sq": squares[name],
                 "step": self.runtime.tensor_info(number).step,
             }
-            for name, number, _ in self._names
+            for name, number, _ in kept
         }
+
+    def _named(self):
+        for unit in self._units:
+            for name, parameter in unit.parameters:
+                yield name, self._attached.tensors[id(parameter)], parameter
 
     def report(self):
         """Counters, budgets, placement and what was chosen (docs/api.md lists the keys)."""

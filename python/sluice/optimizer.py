@@ -16,8 +16,8 @@ DEFAULTS = {
 
 
 class EngineOptimizer(torch.optim.Optimizer):
-    """param_groups are read at each step. The states live in the runtime; step() is the engine's. Parameters in no group
-    are left alone."""
+    """param_groups are read at each step. The states live in the runtime; step() is the engine's. Parameters in no
+    group are left alone."""
 
     def __init__(self, groups, defaults):
         self.group_of = {}  # id of Parameter -> its group
@@ -26,6 +26,12 @@ class EngineOptimizer(torch.optim.Optimizer):
 
     def add_param_group(self, group):
         super().add_param_group(group)
+        if self.engine is not None and any(map(self.engine().is_frozen, self.param_groups[-1]["params"])):
+            self.param_groups.pop()
+            raise ValueError(
+                "a parameter that did not require a gradient when the module was attached has no states: it can't be "
+                "optimized; let it require one before sluice.attach()"
+            )
         self.group_of.update((id(p), self.param_groups[-1]) for p in self.param_groups[-1]["params"])
 
     def step(self, closure=None):
@@ -84,5 +90,5 @@ def make_optimizer(model, configured, client, model_parameters):
     if client is not None:
         return _from_client(client), client
     defaults = configured or DEFAULTS
-    groups = parameters if parameters and isinstance(parameters[0], dict) else [{"params": parameters}]
+    groups = parameters if parameters and isinstance(parameters[0], dict) else [{"params": parameters}]  # may be none
     return EngineOptimizer([dict(group) for group in groups], dict(defaults)), None
