@@ -12,7 +12,7 @@ import warnings
 import torch
 
 from . import _abi, registry, units
-from .attach import placeholder
+from .attached import placeholder
 from .config import parse_bytes
 from .state_store import StateStore, check_parameter, units_of
 

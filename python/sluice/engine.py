@@ -8,7 +8,7 @@ import weakref
 
 import torch
 
-from . import _abi, attach, devices, registry, schedulers, values
+from . import _abi, attached, devices, registry, schedulers, values
 from .config import load_config
 from .distributed import check_single_rank
 from .engine_calls import EngineCalls
@@ -77,7 +77,7 @@ class Engine(EngineCalls, torch.nn.Module):
     # ---- Setting up
 
     def _attach(self, brackets):
-        self._attached = attach.Attached(
+        self._attached = attached.Attached(
             self.runtime,
             self._units,
             brackets,
@@ -155,7 +155,7 @@ class Engine(EngineCalls, torch.nn.Module):
             for index, unit in enumerate(units):
                 for name, parameter in unit.parameters:
                     initial = self._initial_values(parameter)
-                    if attach.is_placeholder(initial):
+                    if attached.is_placeholder(initial):
                         raise _abi.FailedPrecondition(
                             f"parameter {name} has no values, since an engine that had them was closed: load_state_dict(..., "
                             "assign=True) gives it new ones"

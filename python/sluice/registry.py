@@ -1,7 +1,7 @@
 """Finds who keeps a parameter on the tiers.
 
 A holder has `runtime`, `streams` (whether parameters are placeholders while their module does not compute; if so also
-`dtype`, of parameters in compute), `tensor_of(parameter)` (its number in the runtime, or None), `finish_gradients()`
+`dtype` and `device`, of parameters in compute), `tensor_of(parameter)` (its number in the runtime, or None), `finish_gradients()`
 (waits until what was handed over has arrived) and `close()`. It is found from add() to discard(), or to its end; those
 that are left when the process ends are closed.
 """

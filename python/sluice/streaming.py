@@ -13,7 +13,7 @@ import warnings
 import torch
 
 from . import _abi
-from .attach import placeholder
+from .attached import placeholder
 from .config import Config, parse_bytes
 from .engine import Engine
 from .init import take_values

@@ -4,7 +4,7 @@ import torch
 
 from . import _abi, registry
 from .config import load_config
-from .attach import placeholder
+from .attached import is_placeholder, placeholder
 from .init import init
 
 
@@ -73,11 +73,11 @@ class GatheredParameters:
         found = registry.find(parameter)
         if found is None or not found.holder.streams:
             return
-        if not _hidden(parameter):
+        if not is_placeholder(parameter.data):  # its module computes now
             if self._modify:
                 raise RuntimeError("a parameter can't be modified while its module computes")
             return
-        before = found.read(_abi.PARAM, found.holder.dtype)
+        before = found.read(_abi.PARAM, found.holder.dtype).to(found.holder.device)
         parameter.data = before.clone() if self._modify else before
         self._open.append((found, before if self._modify else None))
 
@@ -92,18 +92,12 @@ class GatheredParameters:
 
     def _hide(self):
         for found, _ in self._open:
-            found.parameter.data = placeholder(found.parameter.shape, found.holder.dtype)
+            found.parameter.data = placeholder(found.parameter.shape, found.holder.dtype, found.holder.device)
         self._open.clear()
 
 
-def _hidden(parameter):
-    """Whether its data are a placeholder: the module it belongs to does not compute now."""
-    data = parameter.data
-    return data.untyped_storage().nbytes() == data.element_size() and bool(data.as_strided((), ()).isnan())
-
-
 def _write_back(found, before):
-    after = found.parameter.detach()
+    before, after = before.cpu(), found.parameter.detach().cpu()
     bits = {2: torch.int16, 4: torch.int32}[before.element_size()]
     changed = before.view(bits) != after.contiguous().view(bits)
     if changed.any():
