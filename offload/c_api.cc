@@ -89,6 +89,21 @@ sluice_status sluice_model_add_tensor(sluice_model model, uint32_t unit, const c
   });
 }
 
+sluice_status sluice_model_set_keep(sluice_model model, uint32_t tensor, int32_t keep) {
+  return Guarded([&]() -> absl::Status {
+    SLUICE_ASSIGN_OR_RETURN(const auto found, Models().Get(model, "model"));
+    const std::lock_guard lock(found->mutex);
+    std::vector<ModelSpec::Tensor>& tensors = found->spec.tensors;
+    if (tensor >= tensors.size()) {
+      return absl::InvalidArgumentError(
+          fmt::format("tensor {} does not exist; there are {}", tensor, tensors.size()));
+    }
+    SLUICE_RETURN_IF_ERROR(CheckRange(keep, SLUICE_KEEP_ALL, SLUICE_KEEP_STATES, "keep"));
+    tensors[tensor].keep = static_cast<Keep>(keep);
+    return absl::OkStatus();
+  });
+}
+
 sluice_status sluice_model_destroy(sluice_model model) {
   return Guarded([&]() -> absl::Status { return Models().Remove(model, "model").status(); });
 }

@@ -132,11 +132,31 @@ absl::Status WriteText(const std::string& text, char* out, size_t capacity, size
   return absl::OkStatus();
 }
 
+namespace {
+
+absl::StatusOr<std::vector<ParamPlace>> ToPlaces(const sluice_step_args& args,
+                                                 const Runtime& runtime) {
+  std::vector<ParamPlace> places;
+  if (args.places == nullptr) return places;
+  if (args.place_count != runtime.layout().tensors().size()) {
+    return absl::InvalidArgumentError(fmt::format("place_count is {}; there are {} tensors",
+                                                  args.place_count,
+                                                  runtime.layout().tensors().size()));
+  }
+  for (uint64_t i = 0; i < args.place_count; ++i) {
+    SLUICE_ASSIGN_OR_RETURN(const FloatType type, ToFloatType(args.places[i].dtype, "dtype"));
+    places.push_back({static_cast<std::byte*>(args.places[i].data), type});
+  }
+  return places;
+}
+
+}  // namespace
+
 absl::StatusOr<StepRequest> ToStepRequest(const sluice_step_args* given, const Runtime& runtime) {
   SLUICE_ASSIGN_OR_RETURN(const sluice_step_args args, ReadStruct(given, {}, "args"));
   SLUICE_RETURN_IF_ERROR(NotNull(args.groups, "args.groups"));
   SLUICE_RETURN_IF_ERROR(CheckRange(args.group_count, 1, 1 << 20, "args.group_count"));
-  StepRequest request{.groups = {}, .clip_norm = args.clip_norm};
+  StepRequest request{.groups = {}, .lent = {}, .clip_norm = args.clip_norm};
   if (!(args.clip_norm >= 0) || std::isinf(args.clip_norm)) {
     return absl::InvalidArgumentError(
         fmt::format("clip_norm is {}; it must be 0 (off) or positive", args.clip_norm));
@@ -177,6 +197,7 @@ absl::StatusOr<StepRequest> ToStepRequest(const sluice_step_args* given, const R
         fmt::format("tensor '{}' is in group {}, but the step has {} groups", tensor.name,
                     tensor.group, args.group_count));
   }
+  SLUICE_ASSIGN_OR_RETURN(request.lent, ToPlaces(args, runtime));
   return request;
 }
 

@@ -35,6 +35,12 @@ enum class PlantedBug : uint8_t {
   kEvictViewed,         // a slot is reused while views of it are alive
 };
 
+// Where the caller keeps a tensor's parameter: its elements in `type`, in host memory.
+struct ParamPlace {
+  std::byte* data = nullptr;
+  FloatType type = FloatType::kF32;
+};
+
 struct Context {
   const ModelLayout* layout;
   const Placement* placement;

@@ -25,45 +25,75 @@ absl::StatusOr<ModelLayout> ModelLayout::Make(const ModelSpec& spec, int64_t chu
   ModelLayout layout;
   layout.chunk_elements_ = chunk_elements;
   for (const ModelSpec::Unit& unit : spec.units) {
-    layout.units_.push_back(
-        {.name = unit.name, .elements = 0, .first_chunk = 0, .chunk_count = 0, .tensors = {}});
+    layout.units_.push_back({.name = unit.name,
+                             .elements = 0,
+                             .updated_elements = 0,
+                             .lent = false,
+                             .first_chunk = 0,
+                             .chunk_count = 0,
+                             .tensors = {}});
   }
-  for (const ModelSpec::Tensor& tensor : spec.tensors) {
-    if (tensor.unit.value() >= layout.units_.size()) {
-      return absl::InvalidArgumentError(fmt::format("tensor '{}' names unit {}, but there are {}",
-                                                    tensor.name, tensor.unit.value(),
-                                                    layout.units_.size()));
-    }
-    if (tensor.elements <= 0 || tensor.elements > kElementsMax - layout.parameter_count_) {
-      return absl::InvalidArgumentError(
-          fmt::format("tensor '{}' has {} elements; it must have at least one, and all tensors "
-                      "together at most 2^40",
-                      tensor.name, tensor.elements));
-    }
-    UnitLayout& unit = layout.units_[tensor.unit.value()];
-    unit.tensors.push_back(TensorIndex(static_cast<uint32_t>(layout.tensors_.size())));
-    layout.tensors_.push_back({.name = tensor.name,
-                               .unit = tensor.unit,
-                               .elements = tensor.elements,
-                               .offset = unit.elements,
-                               .group = tensor.group,
-                               .first_cell = layout.cell_count_});
-    unit.elements += AlignElements(tensor.elements);
-    layout.cell_count_ += CellCount(tensor.elements);
-    layout.parameter_count_ += tensor.elements;
-  }
+  for (const ModelSpec::Tensor& tensor : spec.tensors)
+    SLUICE_RETURN_IF_ERROR(layout.AddTensor(tensor));
   for (uint32_t u = 0; u < layout.units_.size(); ++u) {
     if (layout.units_[u].tensors.empty()) {
       return absl::InvalidArgumentError(
           fmt::format("unit '{}' has no tensors", layout.units_[u].name));
     }
+    layout.PlaceTensors(UnitIndex(u));
     SLUICE_RETURN_IF_ERROR(layout.CutIntoChunks(UnitIndex(u)));
   }
   return layout;
 }
 
-// Takes cells one by one; a cell that would make the chunk longer than chunk_elements_ begins the
-// next.
+absl::Status ModelLayout::AddTensor(const ModelSpec::Tensor& tensor) {
+  if (tensor.unit.value() >= units_.size()) {
+    return absl::InvalidArgumentError(fmt::format("tensor '{}' names unit {}, but there are {}",
+                                                  tensor.name, tensor.unit.value(), units_.size()));
+  }
+  if (tensor.elements <= 0 || tensor.elements > kElementsMax - parameter_count_) {
+    return absl::InvalidArgumentError(
+        fmt::format("tensor '{}' has {} elements; it must have at least one, and all tensors "
+                    "together at most 2^40",
+                    tensor.name, tensor.elements));
+  }
+  UnitLayout& unit = units_[tensor.unit.value()];
+  const bool lent = tensor.keep == Keep::kStates;
+  if (!unit.tensors.empty() && unit.lent != lent) {
+    return absl::InvalidArgumentError(fmt::format(
+        "unit '{}' has parameters on the tiers and others, such as tensor '{}', that stay with the "
+        "caller: put them into different units",
+        unit.name, tensor.name));
+  }
+  unit.lent = lent;
+  unit.tensors.push_back(TensorIndex(static_cast<uint32_t>(tensors_.size())));
+  tensors_.push_back({.name = tensor.name,
+                      .unit = tensor.unit,
+                      .elements = tensor.elements,
+                      .offset = 0,
+                      .group = tensor.group,
+                      .keep = tensor.keep,
+                      .first_cell = cell_count_});
+  cell_count_ += CellCount(tensor.elements);
+  parameter_count_ += tensor.elements;
+  if (tensor.keep != Keep::kParam) updated_count_ += tensor.elements;
+  return absl::OkStatus();
+}
+
+// Frozen tensors last, so that gradients need room for a beginning of the unit only.
+void ModelLayout::PlaceTensors(UnitIndex unit_index) {
+  UnitLayout& unit = units_[unit_index.value()];
+  const auto updated = [this](TensorIndex t) { return tensors_[t.value()].keep != Keep::kParam; };
+  std::stable_partition(unit.tensors.begin(), unit.tensors.end(), updated);
+  for (TensorIndex t : unit.tensors) {
+    tensors_[t.value()].offset = unit.elements;
+    unit.elements += AlignElements(tensors_[t.value()].elements);
+    if (updated(t)) unit.updated_elements = unit.elements;
+  }
+}
+
+// Takes cells one by one; a cell that would make the chunk longer than chunk_elements_, or of which
+// something else is kept, begins the next.
 absl::Status ModelLayout::CutIntoChunks(UnitIndex unit_index) {
   UnitLayout& unit = units_[unit_index.value()];
   unit.first_chunk = static_cast<uint32_t>(chunks_.size());
@@ -77,7 +107,7 @@ absl::Status ModelLayout::CutIntoChunks(UnitIndex unit_index) {
     for (int64_t begin = 0; begin < tensor.elements; begin += kCellElements) {
       const int64_t length = std::min(kCellElements, tensor.elements - begin);
       const int64_t at = tensor.offset + begin;
-      const bool fits = chunks_.size() > unit.first_chunk &&
+      const bool fits = chunks_.size() > unit.first_chunk && chunks_.back().keep == tensor.keep &&
                         at + length - chunks_.back().offset <= chunk_elements_;
       if (!fits && chunks_.size() == kChunksMax) return too_many();
       if (!fits) {
@@ -86,7 +116,8 @@ absl::Status ModelLayout::CutIntoChunks(UnitIndex unit_index) {
                            .elements = 0,
                            .capacity = 0,
                            .first_run = static_cast<uint32_t>(runs_.size()),
-                           .run_count = 0});
+                           .run_count = 0,
+                           .keep = tensor.keep});
       }
       ChunkLayout& chunk = chunks_.back();
       if (chunk.run_count > 0 && runs_.back().tensor == t) {

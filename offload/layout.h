@@ -3,11 +3,11 @@
 // Where every value of a model lies inside its unit, and how units are cut into chunks. Made once
 // from the model's description; pure data afterwards, read from any thread.
 //
-// A unit is one run of elements: its tensors in order, each starting at a multiple of
-// kTensorAlignment, gaps unused. A chunk is a piece of that run which is moved and updated as a
-// whole: whole cells of the canonical grid (core/grid.h), of one or several neighbouring tensors.
-// On a tier, a chunk's states are three arrays of `capacity` floats side by side: master, exp_avg,
-// exp_avg_sq.
+// A unit is one run of elements: its tensors in order, those that are updated before those that are
+// frozen, each starting at a multiple of kTensorAlignment, gaps unused. A chunk is a piece of that
+// run which is moved and updated as a whole: whole cells of the canonical grid (core/grid.h), of
+// one or several neighbouring tensors of which the same is kept. On a tier, a chunk's states are
+// three arrays of `capacity` floats side by side: master, exp_avg, exp_avg_sq.
 
 #ifndef SLUICE_OFFLOAD_LAYOUT_H_
 #define SLUICE_OFFLOAD_LAYOUT_H_
@@ -27,6 +27,11 @@ inline constexpr int64_t kTensorAlignment = 64;            // elements
 inline constexpr int64_t kElementsMax = int64_t{1} << 40;  // of all tensors together
 inline constexpr size_t kChunksMax = size_t{1} << 24;
 
+// What of a tensor is kept on the tiers. A frozen tensor (kParam) has a compute copy and nothing
+// else: no states, no gradient, never written after it was loaded. A lent one (kStates) has states
+// and a gradient; its parameter stays in the caller's memory.
+enum class Keep : uint8_t { kAll = 0, kParam = 1, kStates = 2 };
+
 // What the caller says of the model.
 struct ModelSpec {
   struct Unit {
@@ -37,6 +42,7 @@ struct ModelSpec {
     UnitIndex unit;
     int64_t elements = 0;
     uint32_t group = 0;
+    Keep keep = Keep::kAll;  // kStates: for all tensors of the unit, or for none
   };
   std::vector<Unit> units;
   std::vector<Tensor> tensors;
@@ -57,8 +63,9 @@ struct ChunkLayout {
   int64_t capacity;  // elements rounded up to kTensorAlignment
   uint32_t first_run;
   uint32_t run_count;
+  Keep keep;
 
-  Bytes state_bytes() const { return Bytes(capacity * 12); }
+  Bytes state_bytes() const { return keep == Keep::kParam ? Bytes(0) : Bytes(capacity * 12); }
 };
 
 struct TensorLayout {
@@ -67,22 +74,27 @@ struct TensorLayout {
   int64_t elements;
   int64_t offset;  // in the unit, elements
   uint32_t group;
+  Keep keep;
   int64_t first_cell;  // of all cells of the model, in canonical order
 };
 
 struct UnitLayout {
   std::string name;
-  int64_t elements;  // of the run, a multiple of kTensorAlignment
+  int64_t elements;          // of the run, a multiple of kTensorAlignment
+  int64_t updated_elements;  // of its beginning, where what is not frozen lies
+  bool lent;                 // its parameters are with the caller
   uint32_t first_chunk;
   uint32_t chunk_count;
-  std::vector<TensorIndex> tensors;
+  std::vector<TensorIndex> tensors;  // in the order in which they lie
+
+  int64_t param_elements() const { return lent ? 0 : elements; }  // on the tiers
 };
 
 class ModelLayout {
  public:
   // `chunk_elements`: a multiple of kCellElements, the most a chunk may span.
-  // Errors: InvalidArgument naming the unit or tensor (no tensors, no elements, unknown unit), or
-  // for more than kElementsMax elements or kChunksMax chunks.
+  // Errors: InvalidArgument naming the unit or tensor (no tensors, no elements, unknown unit, some
+  // of a unit lent and some not), or for more than kElementsMax elements or kChunksMax chunks.
   static absl::StatusOr<ModelLayout> Make(const ModelSpec& spec, int64_t chunk_elements);
 
   std::span<const UnitLayout> units() const { return units_; }
@@ -98,13 +110,17 @@ class ModelLayout {
   int64_t chunk_elements() const { return chunk_elements_; }
   int64_t cell_count() const { return cell_count_; }
   int64_t parameter_count() const { return parameter_count_; }  // without gaps
+  int64_t updated_count() const { return updated_count_; }      // of those that are not frozen
 
  private:
+  absl::Status AddTensor(const ModelSpec::Tensor& tensor);
+  void PlaceTensors(UnitIndex unit);
   absl::Status CutIntoChunks(UnitIndex unit);
 
   int64_t chunk_elements_ = 0;
   int64_t cell_count_ = 0;
   int64_t parameter_count_ = 0;
+  int64_t updated_count_ = 0;
   std::vector<UnitLayout> units_;
   std::vector<TensorLayout> tensors_;
   std::vector<ChunkLayout> chunks_;

@@ -37,7 +37,7 @@ class Placer {
 
  private:
   Bytes ParamBytes(const UnitLayout& unit) const {
-    return Bytes(unit.elements * SizeOf(options_.param_type));
+    return Bytes(unit.param_elements() * SizeOf(options_.param_type));
   }
 
   absl::Status PlaceInHbm() {
@@ -62,7 +62,7 @@ class Placer {
                       "the largest unit must fit beside the small ones", "");
     }
     for (const UnitLayout& unit : layout_.units()) {
-      const bool stays = whole || unit.elements <= options_.resident_elements_max;
+      const bool stays = whole || unit.lent || unit.elements <= options_.resident_elements_max;
       p_.param_home.push_back(stays ? Tier::kHbm : Tier::kPinned);
     }
     p_.hbm_fixed = whole ? all : fixed;
@@ -85,14 +85,15 @@ class Placer {
     }
     for (uint32_t u = 0; u < layout_.units().size(); ++u) {
       const UnitLayout& unit = layout_.units()[u];
-      p_.grads += RoundUp(Bytes(unit.elements * SizeOf(options_.grad_type)), kSlotAlignment);
+      p_.grads +=
+          RoundUp(Bytes(unit.updated_elements * SizeOf(options_.grad_type)), kSlotAlignment);
       if (p_.param_home[u] == Tier::kPinned) all_params += p_.slot_bytes[u];
     }
     p_.state_buffer_bytes = largest_states;
     p_.param_buffer_bytes = largest_params;
 
     // The least: buffers for two of each, and what may not go further down.
-    p_.state_buffers = kBuffersMin;
+    p_.state_buffers = StatesMove() ? kBuffersMin : 0;
     p_.param_buffers = kBuffersMin;
     const bool states_stay = options_.lowest_state_tier != Tier::kNvme;
     const bool params_stay = options_.lowest_param_tier != Tier::kNvme;
@@ -115,14 +116,16 @@ class Placer {
     return absl::OkStatus();
   }
 
+  bool StatesMove() const { return p_.state_buffer_bytes > Bytes(0); }  // there are any
+
   // More buffers of both kinds, as many as wanted and as `room` holds. Returns their bytes.
   Bytes AddBuffers(Bytes room) {
     Bytes used;
     const Bytes pair = p_.state_buffer_bytes + p_.param_buffer_bytes;
-    while (used + pair <= room && (p_.state_buffers < options_.state_buffers ||
-                                   p_.param_buffers < options_.param_buffers)) {
-      if (p_.state_buffers < options_.state_buffers)
-        ++p_.state_buffers, used += p_.state_buffer_bytes;
+    const int states = StatesMove() ? options_.state_buffers : 0;
+    while (used + pair <= room &&
+           (p_.state_buffers < states || p_.param_buffers < options_.param_buffers)) {
+      if (p_.state_buffers < states) ++p_.state_buffers, used += p_.state_buffer_bytes;
       if (p_.param_buffers < options_.param_buffers)
         ++p_.param_buffers, used += p_.param_buffer_bytes;
     }
@@ -153,6 +156,10 @@ class Placer {
     for (const ChunkLayout& chunk : layout_.chunks()) {
       const Bytes bytes = RoundUp(chunk.state_bytes(), kSlotAlignment);
       full = full || bytes > *left;
+      if (bytes == Bytes(0)) {
+        p_.state_home.push_back(Tier::kPinned);  // there are none
+        continue;
+      }
       p_.state_home.push_back(full ? Tier::kNvme : Tier::kPinned);
       if (full) {
         p_.states_nvme += bytes;
@@ -181,8 +188,8 @@ Budgets DefaultBudgets(const Budgets& given, const ModelLayout& layout, FloatTyp
                        Bytes available, std::optional<Bytes> gpu_available) {
   Bytes params, grads_and_states;
   for (const UnitLayout& unit : layout.units()) {
-    params += RoundUp(Bytes(unit.elements * SizeOf(param_type)), kSlotAlignment);
-    grads_and_states += RoundUp(Bytes(unit.elements * 4), kSlotAlignment);
+    params += RoundUp(Bytes(unit.param_elements() * SizeOf(param_type)), kSlotAlignment);
+    grads_and_states += RoundUp(Bytes(unit.updated_elements * 4), kSlotAlignment);
   }
   for (const ChunkLayout& chunk : layout.chunks())
     grads_and_states += RoundUp(chunk.state_bytes(), kSlotAlignment);

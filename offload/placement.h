@@ -9,7 +9,7 @@
 // gradients first (they have no other home), the buffers that movements need, then the parameters
 // that don't live in HBM, then states, both in forward order: what a step needs first stays
 // nearest. A byte of parameters is moved up to three times a step, a byte of states twice. NVMe:
-// the rest.
+// the rest. Frozen tensors need no states and no gradients, lent ones no room for parameters.
 
 #ifndef SLUICE_OFFLOAD_PLACEMENT_H_
 #define SLUICE_OFFLOAD_PLACEMENT_H_

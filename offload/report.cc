@@ -31,11 +31,12 @@ Json PlacementObject(const ModelLayout& layout, const Placement& p, const Budget
   int64_t params[3] = {0, 0, 0};
   for (size_t u = 0; u < layout.units().size(); ++u) {
     params[static_cast<int>(p.param_home[u])] +=
-        layout.units()[u].elements * SizeOf(options.param_type);
+        layout.units()[u].param_elements() * SizeOf(options.param_type);
   }
   const StepTraffic traffic = TrafficOf(layout, p, options);
   return {
       {"parameters", layout.parameter_count()},
+      {"parameters_updated", layout.updated_count()},
       {"units", layout.units().size()},
       {"tensors", layout.tensors().size()},
       {"chunks", layout.chunks().size()},
@@ -116,9 +117,13 @@ std::string EngineReport(const std::string& path, MemoryResource* memory, Json* 
 StepTraffic TrafficOf(const ModelLayout& layout, const Placement& p,
                       const PlacementOptions& options) {
   StepTraffic t;
-  t.elements_updated = layout.parameter_count();
+  t.elements_updated = layout.updated_count();
   t.nvme_read = p.states_nvme;
-  t.nvme_written = p.states_nvme + p.params_nvme;
+  t.nvme_written = p.states_nvme;
+  for (const ChunkLayout& chunk : layout.chunks()) {
+    if (p.param_home[chunk.unit.value()] == Tier::kNvme && chunk.keep != Keep::kParam)
+      t.nvme_written += RoundUp(Bytes(chunk.capacity * SizeOf(options.param_type)), kSlotAlignment);
+  }
   t.read_ahead = std::min(p.states_nvme, p.state_buffer_bytes * p.state_buffers);
   const double evicted = p.hbm() == Bytes(0) ? 0.0 : 1.0;
   Bytes streamed;  // units that don't live in HBM
@@ -135,7 +140,7 @@ StepTraffic TrafficOf(const ModelLayout& layout, const Placement& p,
         Bytes(static_cast<int64_t>(share * static_cast<double>((t.to_hbm - streamed).value())));
   }
   t.checksummed = t.nvme_read + t.nvme_written;
-  t.grads = Bytes(layout.parameter_count() * SizeOf(options.grad_type));
+  t.grads = Bytes(layout.updated_count() * SizeOf(options.grad_type));
   return t;
 }
 

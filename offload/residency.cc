@@ -34,7 +34,9 @@ Residency::Residency(const Context& context, std::shared_ptr<Arena> hbm, Nanos s
     unit_bytes_.push_back(units_[u].fixed ? Bytes(0) : context.placement->slot_bytes[u]);
     if (units_[u].fixed) {
       units_[u].state = State::kReady;
-      units_[u].address = context.memory->param_home[u];
+      // A lent unit is acquired to wait for its update. It has no view: any address will do.
+      units_[u].address = context.layout->units()[u].lent ? context.memory->grads[u]
+                                                          : context.memory->param_home[u];
     }
   }
   if (context.placement->hbm_cache > Bytes(0)) {

@@ -161,6 +161,15 @@ absl::Status Runtime::Release(UnitIndex unit, CallerStream stream) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<DlManagedTensor*> Runtime::MakeView(UnitIndex unit) {
+  if (layout_.unit(unit).lent) {
+    return absl::FailedPreconditionError(fmt::format(
+        "the parameters of unit '{}' are in the caller's memory: there is nothing to view",
+        layout_.unit(unit).name));
+  }
+  return residency_->views()->MakeView(unit);
+}
+
 void Runtime::ZeroGrad() { Send({.run = &Runtime::RunTurn, .turn = TurnKind::kZeroGrad}); }
 
 std::optional<absl::Status> Runtime::Wait(Ticket ticket, std::chrono::milliseconds timeout) {
@@ -274,7 +283,13 @@ void Runtime::RunRelease(Command& command) {
 void Runtime::RunPushGrad(Command& command) {
   if (const absl::Status status = failure(); !status.ok())
     return tickets_.Complete(command.ticket, status);
-  const UnitIndex unit = layout_.tensor(command.tensor).unit;
+  const TensorLayout& tensor = layout_.tensor(command.tensor);
+  const UnitIndex unit = tensor.unit;
+  if (tensor.keep == Keep::kParam) {
+    return tickets_.Complete(command.ticket,
+                             absl::FailedPreconditionError(fmt::format(
+                                 "tensor '{}' is frozen: it takes no gradient", tensor.name)));
+  }
   HeldPush push{command.tensor, command.data, std::move(command.fence), command.ticket};
   if (updater_->UnitPending(unit)) {
     held_pushes_[unit.value()].push_back(std::move(push));

@@ -71,6 +71,7 @@ struct RuntimeOptions {
 
 struct StepRequest {
   std::vector<AdamWHyper> groups;
+  std::vector<ParamPlace> lent;  // by tensor; of tensors that are not lent, not looked at
   double clip_norm = 0;
 };
 
@@ -108,9 +109,7 @@ class Runtime final : public Updater::Observer {
 
   std::optional<absl::Status> Wait(Ticket ticket, std::chrono::milliseconds timeout);
 
-  absl::StatusOr<DlManagedTensor*> MakeView(UnitIndex unit) {
-    return residency_->views()->MakeView(unit);
-  }
+  absl::StatusOr<DlManagedTensor*> MakeView(UnitIndex unit);
   StepResult last_step() const;
   int64_t tensor_step(TensorIndex tensor) const;
   void set_tensor_step(TensorIndex tensor, int64_t step);
@@ -186,6 +185,9 @@ class Runtime final : public Updater::Observer {
   bool AdvanceStep(Turn& turn);
   bool AdvanceValue(Turn& turn);
   bool AdvanceZeroGrad();
+  absl::Status CheckValueRequest(const ValueRequest& request) const;
+  absl::Status CheckStep(const StepRequest& request) const;
+  absl::Status CheckReleased() const;
   void DecideStep(Turn& turn);
   void StartUpdate(Turn& turn, float grad_scale);
   void EndTurn(const absl::Status& status);

@@ -78,6 +78,18 @@ SLUICE_API sluice_status sluice_model_add_unit(sluice_model model, const char* n
 SLUICE_API sluice_status sluice_model_add_tensor(sluice_model model, uint32_t unit,
                                                  const char* name, int64_t elements, uint32_t group,
                                                  uint32_t* tensor);
+
+/* What of a tensor is kept on the tiers. PARAM: it is frozen: a compute copy and nothing else; no
+ * states, no gradient, never written after it was loaded. STATES: its parameter stays in the
+ * caller's memory, where sluice_step reads and writes it; all tensors of a unit or none. The unit
+ * has no view then, and acquiring it waits for its update. Call before the runtime is created. */
+typedef enum sluice_keep {
+  SLUICE_KEEP_ALL = 0, /* the default */
+  SLUICE_KEEP_PARAM = 1,
+  SLUICE_KEEP_STATES = 2
+} sluice_keep;
+SLUICE_API sluice_status sluice_model_set_keep(sluice_model model, uint32_t tensor, int32_t keep);
+
 SLUICE_API sluice_status sluice_model_destroy(sluice_model model);
 
 /* ---- The runtime
@@ -239,11 +251,24 @@ typedef struct sluice_group {
   int32_t bias_correction; /* 0 or 1 */
 } sluice_group;
 
+/* Where the caller keeps a tensor's parameter, in host memory. */
+typedef struct sluice_place {
+  void* data; /* the tensor's elements in `dtype`; NULL: not said */
+  int32_t dtype;
+  int32_t reserved; /* 0 */
+} sluice_place;
+
 typedef struct sluice_step_args {
   size_t struct_size;
   const sluice_group* groups; /* copied */
   uint32_t group_count;       /* every tensor's group must be below it */
   double clip_norm;           /* 0: no clipping */
+  const sluice_place*
+      places; /* copied; by tensor: where those of SLUICE_KEEP_STATES lie that have a gradient. They
+                 are read (a value that the caller has changed since goes into the master) and
+                 written until their unit is updated (sluice_acquire waits for that, sluice_drain
+                 for all), and must stay where they are. NULL if there are none */
+  uint64_t place_count;
 } sluice_step_args;
 
 typedef struct sluice_step_result {
@@ -268,9 +293,9 @@ SLUICE_API sluice_status sluice_drain(sluice_runtime runtime, sluice_ticket* tic
  * -------------------------------------------------------------------------------- */
 
 typedef enum sluice_field {
-  SLUICE_PARAM = 0,  /* the compute copy, param_dtype; read only */
-  SLUICE_MASTER = 1, /* fp32; writing it also sets the compute copy */
-  SLUICE_EXP_AVG = 2,
+  SLUICE_PARAM = 0,   /* the compute copy, param_dtype; read only */
+  SLUICE_MASTER = 1,  /* fp32; writing it also sets the compute copy, which it is if frozen */
+  SLUICE_EXP_AVG = 2, /* this and the next: NOT_FOUND if frozen */
   SLUICE_EXP_AVG_SQ = 3,
   SLUICE_GRAD = 4 /* grad_dtype; read only; NOT_FOUND if there is none */
 } sluice_field;

@@ -40,8 +40,8 @@ absl::StatusOr<TierMemory> TierMemory::Make(const ModelLayout& layout, const Pla
       home = view.data();
     }
     memory.param_home.push_back(home);
-    const Bytes grads =
-        RoundUp(Bytes(layout.units()[u].elements * SizeOf(options.grad_type)), kSlotAlignment);
+    const Bytes grads = RoundUp(
+        Bytes(layout.units()[u].updated_elements * SizeOf(options.grad_type)), kSlotAlignment);
     SLUICE_ASSIGN_OR_RETURN(const MemoryView view, memory.pinned.Carve(grads, kSlotAlignment));
     memory.grads.push_back(view.data());
   }
@@ -55,6 +55,7 @@ absl::StatusOr<TierMemory> TierMemory::Make(const ModelLayout& layout, const Pla
     memory.state_home.push_back(home);
   }
   const auto pool = [&memory](Bytes size, int count) -> absl::StatusOr<BufferPool> {
+    if (count == 0) return BufferPool();
     SLUICE_ASSIGN_OR_RETURN(const MemoryView view,
                             memory.pinned.Carve(size * count, kSlotAlignment));
     return BufferPool(view, size);

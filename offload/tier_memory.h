@@ -32,8 +32,8 @@ struct TierMemory {
   Arena hbm;
   Arena pinned;
   MemoryView hbm_cache;
-  std::vector<std::byte*> param_home;  // by unit: in HBM or pinned memory; null on NVMe
-  std::vector<std::byte*> state_home;  // by chunk: in pinned memory; null on NVMe
+  std::vector<std::byte*> param_home;  // by unit: in HBM or pinned memory; else not to be used
+  std::vector<std::byte*> state_home;  // by chunk: in pinned memory; elsewhere not to be used
   std::vector<std::byte*> grads;       // by unit
   BufferPool state_buffers;
   BufferPool param_buffers;

@@ -44,18 +44,38 @@ bool Runtime::AdvanceStep(Turn& turn) {
   return turns_.size() < turns;
 }
 
+absl::Status Runtime::CheckStep(const StepRequest& request) const {
+  for (uint32_t t = 0; t < layout_.tensors().size(); ++t) {
+    const TensorLayout& tensor = layout_.tensors()[t];
+    if (tensor.keep != Keep::kStates || !gradients_->present(TensorIndex(t))) continue;
+    if (t < request.lent.size() && request.lent[t].data != nullptr) continue;
+    return absl::InvalidArgumentError(fmt::format(
+        "tensor '{}' has a gradient, but the step was not told where its parameter lies",
+        tensor.name));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Runtime::CheckReleased() const {
+  for (uint32_t t = 0; t < layout_.tensors().size(); ++t) {
+    const UnitIndex unit = layout_.tensors()[t].unit;
+    if (!gradients_->present(TensorIndex(t)) || !residency_->acquired(unit)) continue;
+    return absl::FailedPreconditionError(fmt::format(
+        "unit '{}' is acquired: release every unit before the step", layout_.unit(unit).name));
+  }
+  return absl::OkStatus();
+}
+
 void Runtime::DecideStep(Turn& turn) {
+  if (const absl::Status status = CheckStep(turn.step); !status.ok()) return EndTurn(status);
   const ClipDecision decision =
       DecideClip(NormOfCells(gradients_->cells()), scaler_.scale(), turn.step.clip_norm);
   if (!decision.overflow) {
     residency_->Suspend();
     if (residency_->moving()) return;
-    for (uint32_t t = 0; t < layout_.tensors().size(); ++t) {
-      const UnitIndex unit = layout_.tensors()[t].unit;
-      if (!gradients_->present(TensorIndex(t)) || !residency_->acquired(unit)) continue;
+    if (const absl::Status status = CheckReleased(); !status.ok()) {
       residency_->Replan();
-      return EndTurn(absl::FailedPreconditionError(fmt::format(
-          "unit '{}' is acquired: release every unit before the step", layout_.unit(unit).name)));
+      return EndTurn(status);
     }
   }
   const absl::Status scaled = scaler_.Update(decision.overflow);
@@ -76,15 +96,17 @@ void Runtime::DecideStep(Turn& turn) {
 
 void Runtime::StartUpdate(Turn& turn, float grad_scale) {
   updater_->SetOrder(residency_->UnitOrder());
-  std::vector<std::optional<AdamWCoefficients>> coefficients(layout_.tensors().size());
+  std::vector<std::optional<Updater::TensorUpdate>> updates(layout_.tensors().size());
+  turn.step.lent.resize(layout_.tensors().size());
   std::vector<bool> changes(layout_.units().size(), false);
   {
     const std::lock_guard lock(mutex_);
     for (uint32_t t = 0; t < layout_.tensors().size(); ++t) {
       if (!gradients_->present(TensorIndex(t))) continue;
       const TensorLayout& tensor = layout_.tensors()[t];
-      coefficients[t] =
-          MakeCoefficients(turn.step.groups[tensor.group], ++tensor_steps_[t], grad_scale);
+      updates[t] = {
+          MakeCoefficients(turn.step.groups[tensor.group], ++tensor_steps_[t], grad_scale),
+          turn.step.lent[t]};
       changes[tensor.unit.value()] = true;
     }
   }
@@ -92,13 +114,31 @@ void Runtime::StartUpdate(Turn& turn, float grad_scale) {
     if (changes[u]) SLUICE_CHECK(residency_->BeginUpdate(UnitIndex(u)).ok());
   }
   gradients_->ClearAll();
-  updater_->Start(std::move(coefficients));
+  updater_->Start(std::move(updates));
   backward_begun_ = false;
   residency_->Replan();
   if (!options_.overlap && updater_->updating()) {
     step_ticket_ = std::exchange(turn.ticket, 0);
   }
   EndTurn(absl::OkStatus());
+}
+
+absl::Status Runtime::CheckValueRequest(const ValueRequest& request) const {
+  const TensorLayout& tensor = layout_.tensor(request.tensor);
+  const bool state = request.field == Field::kExpAvg || request.field == Field::kExpAvgSq;
+  if (state && tensor.keep == Keep::kParam) {
+    return absl::NotFoundError(
+        fmt::format("tensor '{}' is frozen: it has no optimizer states", tensor.name));
+  }
+  if (request.write) return absl::OkStatus();
+  if (request.field == Field::kGrad) {
+    return gradients_->present(request.tensor)
+               ? absl::OkStatus()
+               : absl::NotFoundError(fmt::format("tensor '{}' has no gradient", tensor.name));
+  }
+  if (loaded_[request.tensor.value()]) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      fmt::format("tensor '{}' has no values yet (sluice_write its master)", tensor.name));
 }
 
 // A value request runs while nothing else moves.
@@ -109,17 +149,8 @@ bool Runtime::AdvanceValue(Turn& turn) {
   if (!updater_->idle() || !gradients_->idle() || residency_->moving()) return false;
   ValueRequest& request = turn.value;
   const UnitIndex unit = layout_.tensor(request.tensor).unit;
-  absl::Status refused;
-  if (request.write) {
-    refused = residency_->BeginUpdate(unit);
-  } else if (request.field == Field::kGrad && !gradients_->present(request.tensor)) {
-    refused = absl::NotFoundError(
-        fmt::format("tensor '{}' has no gradient", layout_.tensor(request.tensor).name));
-  } else if (!loaded_[request.tensor.value()] && request.field != Field::kGrad) {
-    refused = absl::FailedPreconditionError(
-        fmt::format("tensor '{}' has no values yet (sluice_write its master)",
-                    layout_.tensor(request.tensor).name));
-  }
+  absl::Status refused = CheckValueRequest(request);
+  if (refused.ok() && request.write) refused = residency_->BeginUpdate(unit);
   if (!refused.ok()) {
     EndTurn(refused);
     return true;

@@ -14,7 +14,7 @@ Updater::Updater(const Context& context, Observer* observer)
       observer_(observer),
       unit_left_(context.layout->units().size(), 0),
       on_its_way_(context.layout->chunks().size(), false),
-      coefficients_(context.layout->tensors().size()),
+      updates_(context.layout->tensors().size()),
       chunks_updated_(context.metrics->Get("chunks_updated")),
       elements_updated_(context.metrics->Get("elements_updated")),
       update_ns_(context.metrics->Get("update_compute_ns")) {
@@ -84,14 +84,14 @@ void Updater::Fail() {
 
 bool Updater::Active(ChunkIndex chunk) const {
   for (const ChunkRun& run : context_.layout->runs(context_.layout->chunk(chunk))) {
-    if (coefficients_[run.tensor.value()]) return true;
+    if (updates_[run.tensor.value()]) return true;
   }
   return false;
 }
 
-void Updater::Start(std::vector<std::optional<AdamWCoefficients>> coefficients) {
+void Updater::Start(std::vector<std::optional<TensorUpdate>> updates) {
   SLUICE_CHECK(!started_ && chunks_left_ == 0);
-  coefficients_ = std::move(coefficients);
+  updates_ = std::move(updates);
   for (uint32_t c = 0; c < context_.layout->chunks().size(); ++c) {
     if (!Active(ChunkIndex(c))) continue;
     ++chunks_left_;
@@ -195,7 +195,8 @@ void Updater::BeginCompute(ChunkWork* work) {
     context_.store->PrepareWrite(&work->write, *blocks.states[work->chunk.value()],
                                  work->state_buffer);
   }
-  if (context_.placement->param_home[unit.value()] == Tier::kPinned) {
+  if (context_.placement->param_home[unit.value()] == Tier::kPinned ||
+      context_.layout->unit(unit).lent) {
     Submit(work);
   } else {
     context_.memory->param_buffers.Take(work);
@@ -220,7 +221,7 @@ void Updater::OnComputed(ChunkWork* work) {
   }
   chunks_updated_->Add();
   for (const ChunkRun& run : context_.layout->runs(context_.layout->chunk(work->chunk))) {
-    if (coefficients_[run.tensor.value()]) elements_updated_->Add(run.elements);
+    if (updates_[run.tensor.value()]) elements_updated_->Add(run.elements);
   }
   update_ns_->Add((work->end - work->begin).count());
   context_.trace->Record(track_, "update", work->chunk.value(), work->begin, work->end);

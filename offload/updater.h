@@ -10,6 +10,9 @@
 // parameters are up to date when its last chunk has stored its parameters; the states may still be
 // on their way to the drive.
 //
+// A lent parameter is read before it is updated: the caller may have changed it, and then the
+// master follows. The new one is written in its place.
+//
 // Threads: the control thread; tasks run on workers. Allocates at construction only.
 
 #ifndef SLUICE_OFFLOAD_UPDATER_H_
@@ -49,9 +52,13 @@ class Updater {
   // The runtime has failed: begins nothing more, and gives back what was read ahead.
   void Fail();
 
-  // Starts one step: coefficients by tensor, none for a tensor that is left alone. Precondition:
-  // !updating(). Calls no observer before it returns.
-  void Start(std::vector<std::optional<AdamWCoefficients>> coefficients);
+  struct TensorUpdate {
+    AdamWCoefficients coefficients;
+    ParamPlace lent;  // where a lent tensor's parameter lies until its unit is updated
+  };
+  // Starts one step: by tensor, none for a tensor that is left alone. Precondition: !updating().
+  // Calls no observer before it returns.
+  void Start(std::vector<std::optional<TensorUpdate>> updates);
 
   bool updating() const { return chunks_left_ > 0; }
   bool idle() const { return busy_ == 0 && chunks_left_ == 0; }
@@ -99,7 +106,7 @@ class Updater {
   size_t chunks_left_ = 0;           // of this step, including their writes
   std::vector<uint32_t> unit_left_;  // by unit: chunks whose parameters are not stored yet
   std::vector<bool> on_its_way_;     // by chunk: some work that streams has it
-  std::vector<std::optional<AdamWCoefficients>> coefficients_;
+  std::vector<std::optional<TensorUpdate>> updates_;
   Counter* const chunks_updated_;
   Counter* const elements_updated_;
   Counter* const update_ns_;

@@ -1,5 +1,6 @@
 #include "offload/value_access.h"
 
+#include <cstdlib>
 #include <cstring>
 #include <utility>
 
@@ -16,7 +17,7 @@ class ValueAccess::ChunkStep final : public Task, public Event {
       : read_(this, &ChunkStep::OnRead),
         write_(this, &ChunkStep::OnStored),
         param_write_(this, &ChunkStep::OnStored),
-        uploaded_(this),
+        copied_(this),
         owner_(owner),
         context_(owner->context_) {}
 
@@ -24,6 +25,7 @@ class ValueAccess::ChunkStep final : public Task, public Event {
     chunk_ = chunk;
     status_ = absl::OkStatus();
     was_read_ = false;
+    if (layout().keep == Keep::kParam) return StartFrozen();
     const std::optional<BlockIndex>& block = context_.memory->blocks.states[chunk.value()];
     if (!block) {
       states_ = context_.memory->state_home[chunk.value()];
@@ -43,9 +45,7 @@ class ValueAccess::ChunkStep final : public Task, public Event {
   void Run() override {
     if (was_read_) status_ = BlockStore::Verify(read_);
     if (status_.ok()) {
-      for (const ChunkRun& run : context_.layout->runs(context_.layout->chunk(chunk_))) {
-        if (run.tensor == owner_->request_.tensor) Apply(run);
-      }
+      layout().keep == Keep::kParam ? ApplyFrozen(ThisRun()) : Apply(ThisRun());
       if (owner_->request_.write) RenewParams();
     }
     context_.inbox->Post(this);
@@ -68,13 +68,14 @@ class ValueAccess::ChunkStep final : public Task, public Event {
       context_.store->StartWrite(&param_write_, IoPriority::kUrgent);
     } else if (!param_buffer_.empty()) {
       ++stores_left_;
-      const ChunkLayout& layout = context_.layout->chunk(chunk_);
-      upload_.stream = StreamKind::kHostToDevice;
-      upload_.from = param_buffer_.first(static_cast<size_t>(layout.elements * param_size()));
-      upload_.to = context_.memory->param_home[layout.unit.value()] + layout.offset * param_size();
-      upload_.inbox = context_.inbox;
-      upload_.event = &uploaded_;
-      context_.device->Enqueue(&upload_);
+      const auto begin = static_cast<size_t>(ThisRun().chunk_offset * param_size());
+      const auto size = static_cast<size_t>(ThisRun().elements * param_size());
+      copy_.stream = StreamKind::kHostToDevice;
+      copy_.from = param_buffer_.subspan(begin, size);
+      copy_.to = ParamHome() + begin;
+      copy_.inbox = context_.inbox;
+      copy_.event = &copied_;
+      context_.device->Enqueue(&copy_);
     }
     OnStored(absl::OkStatus());
   }
@@ -87,12 +88,29 @@ class ValueAccess::ChunkStep final : public Task, public Event {
     ChunkStep* const step;
     const Next next;
   };
-  struct Uploaded final : Event {
-    explicit Uploaded(ChunkStep* step) : step(step) {}
-    void Handle() override { step->OnStored(step->upload_.status); }
+  struct Copied final : Event {
+    explicit Copied(ChunkStep* step) : step(step) {}
+    void Handle() override {
+      step->owner_->request_.write ? step->OnStored(step->copy_.status)
+                                   : step->OnRead(step->copy_.status);
+    }
     ChunkStep* const step;
   };
 
+  const ChunkLayout& layout() const { return context_.layout->chunk(chunk_); }
+  Tier param_tier() const { return context_.placement->param_home[layout().unit.value()]; }
+  // The chunk's parameters, unless they live on NVMe.
+  std::byte* ParamHome() const {
+    return context_.memory->param_home[layout().unit.value()] + layout().offset * param_size();
+  }
+  // The part of the chunk that the request is about.
+  const ChunkRun& ThisRun() const {
+    for (const ChunkRun& run : context_.layout->runs(layout())) {
+      if (run.tensor == owner_->request_.tensor) return run;
+    }
+    SLUICE_CHECK_MSG(false, "a chunk without the tensor asked for");
+    std::abort();
+  }
   int64_t param_size() const { return SizeOf(context_.types.param_type); }
   const std::optional<BlockIndex>& param_block() const {
     return context_.memory->blocks.params[chunk_.value()];
@@ -103,22 +121,56 @@ class ValueAccess::ChunkStep final : public Task, public Event {
     status.ok() ? Prepare() : End();
   }
 
+  // A frozen chunk is its parameters: where they lie, or in a buffer.
+  void StartFrozen() {
+    if (param_tier() == Tier::kPinned) return Prepare();
+    TakeParamBuffer();
+    if (param_tier() == Tier::kHbm) {
+      if (owner_->request_.write) return Prepare();
+      copy_.stream = StreamKind::kDeviceToHost;
+      copy_.from = {ParamHome(), static_cast<size_t>(layout().elements * param_size())};
+      copy_.to = param_buffer_.data();
+      copy_.inbox = context_.inbox;
+      copy_.event = &copied_;
+      return context_.device->Enqueue(&copy_);
+    }
+    if (!owner_->written_[chunk_.value()]) {
+      std::memset(param_buffer_.data(), 0, param_buffer_.size());
+      return Prepare();
+    }
+    was_read_ = true;
+    context_.store->StartRead(&read_, *param_block(), param_buffer_, IoPriority::kUrgent);
+  }
+
+  void TakeParamBuffer() {
+    param_buffer_ = context_.memory->param_buffers.TryTake();
+    SLUICE_CHECK_MSG(!param_buffer_.empty(),
+                     "values are accessed while parameters are on their way");
+  }
+
   void Prepare() {
     if (owner_->request_.write) {
       if (!buffer_.empty()) {
         context_.store->PrepareWrite(&write_, *context_.memory->blocks.states[chunk_.value()],
                                      buffer_);
       }
-      const UnitIndex unit = context_.layout->chunk(chunk_).unit;
-      if (context_.placement->param_home[unit.value()] != Tier::kPinned) {
-        param_buffer_ = context_.memory->param_buffers.TryTake();
-        SLUICE_CHECK_MSG(!param_buffer_.empty(),
-                         "values are accessed while parameters are on their way");
-        if (param_block())
-          context_.store->PrepareWrite(&param_write_, *param_block(), param_buffer_);
-      }
+      if (layout().keep == Keep::kAll && param_tier() != Tier::kPinned) TakeParamBuffer();
+      if (param_block()) context_.store->PrepareWrite(&param_write_, *param_block(), param_buffer_);
     }
     context_.executor->Submit(this);
+  }
+
+  void ApplyFrozen(const ChunkRun& run) {
+    const ValueRequest& request = owner_->request_;
+    std::byte* const params = param_tier() == Tier::kPinned ? ParamHome() : param_buffer_.data();
+    std::byte* const ours = params + run.chunk_offset * param_size();
+    std::byte* const theirs = request.data + run.tensor_offset * SizeOf(request.type);
+    const auto n = static_cast<size_t>(run.elements);
+    if (request.write) {
+      Convert(theirs, request.type, ours, context_.types.param_type, n);
+    } else {
+      Convert(ours, context_.types.param_type, theirs, request.type, n);
+    }
   }
 
   void Apply(const ChunkRun& run) {
@@ -139,13 +191,11 @@ class ValueAccess::ChunkStep final : public Task, public Event {
 
   // Writes the parameter copies of the whole chunk and seals what goes to NVMe.
   void RenewParams() {
-    const ChunkLayout& layout = context_.layout->chunk(chunk_);
-    std::byte* params = param_buffer_.data();
-    if (param_buffer_.empty()) {
-      params = context_.memory->param_home[layout.unit.value()] + layout.offset * param_size();
+    if (layout().keep == Keep::kAll) {
+      Convert(SplitStates(layout(), states_).master.data(), FloatType::kF32,
+              param_buffer_.empty() ? ParamHome() : param_buffer_.data(), context_.types.param_type,
+              static_cast<size_t>(layout().elements));
     }
-    Convert(SplitStates(layout, states_).master.data(), FloatType::kF32, params,
-            context_.types.param_type, static_cast<size_t>(layout.elements));
     if (!buffer_.empty()) BlockStore::Seal(&write_);
     if (param_block()) BlockStore::Seal(&param_write_);
   }
@@ -168,8 +218,8 @@ class ValueAccess::ChunkStep final : public Task, public Event {
   Transfer read_;
   Transfer write_;
   Transfer param_write_;
-  DeviceOp upload_;
-  Uploaded uploaded_;
+  DeviceOp copy_;
+  Copied copied_;
   ValueAccess* const owner_;
   const Context& context_;
   ChunkIndex chunk_;

@@ -3,7 +3,8 @@
 // Reads and writes whole tensors where they lie, chunk by chunk, one tensor after another: for
 // initial values, state_dict, checks. Runs only while nothing else moves (the Runtime sees to
 // that): a write of part of a chunk is a read, a change and a write. Writing the master also renews
-// the parameter copy.
+// the parameter copy. A frozen tensor has nothing but that copy: it stands for the master. A lent
+// tensor's parameter is with the caller, so nothing is renewed.
 //
 // Threads: the control thread; conversions run on workers. Allocates per request.
 

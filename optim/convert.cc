@@ -1,5 +1,6 @@
 #include "optim/convert.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 
@@ -156,6 +157,21 @@ void Convert(const void* from, FloatType from_type, void* to, FloatType to_type,
 
 void Accumulate(void* into, const void* from, FloatType type, size_t n) {
   HWY_DYNAMIC_DISPATCH(AccumulateAll)(into, from, type, n);
+}
+
+void AdoptChanged(const void* param, FloatType type, float* master, size_t n) {
+  if (type == FloatType::kF32) return Convert(param, type, master, type, n);
+  constexpr size_t kPiece = 1024;
+  uint16_t expected[kPiece];
+  const auto* values = static_cast<const uint16_t*>(param);
+  for (size_t at = 0; at < n; at += kPiece) {
+    const size_t length = std::min(kPiece, n - at);
+    Convert(master + at, FloatType::kF32, expected, type, length);
+    if (std::memcmp(expected, values + at, length * sizeof(uint16_t)) == 0) continue;
+    for (size_t i = 0; i < length; ++i) {
+      if (expected[i] != values[at + i]) master[at + i] = ToFloat(values[at + i], type);
+    }
+  }
 }
 
 float ToFloat(uint16_t bits, FloatType type) {

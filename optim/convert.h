@@ -25,6 +25,10 @@ void Convert(const void* from, FloatType from_type, void* to, FloatType to_type,
 // No overlap.
 void Accumulate(void* into, const void* from, FloatType type, size_t n);
 
+// Wherever param[i] is not what master[i] rounds to in `type`, bit for bit, somebody has changed
+// it: master[i] becomes its value. No overlap.
+void AdoptChanged(const void* param, FloatType type, float* master, size_t n);
+
 // One value, in plain integer code; the vector code is tested against it.
 float ToFloat(uint16_t bits, FloatType type);  // kBf16 or kF16
 uint16_t FromFloat(float value, FloatType type);

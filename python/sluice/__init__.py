@@ -7,6 +7,7 @@
         engine.step()
 """
 
+from . import checkpointing, ops, schedulers, utils, zero
 from ._abi import (
     DataLoss,
     FailedPrecondition,
@@ -18,13 +19,21 @@ from ._abi import (
     SluiceError,
     Unavailable,
 )
+from .adamw import AdamW
 from .config import ConfigError
+from .distributed import add_config_arguments, init_distributed
 from .engine import Engine, initialize
 from .init import init
+from .streaming import Attachment, attach
+
+DeepSpeedEngine = Engine
 
 __all__ = [
+    "AdamW",
+    "Attachment",
     "ConfigError",
     "DataLoss",
+    "DeepSpeedEngine",
     "Engine",
     "FailedPrecondition",
     "InvalidArgument",
@@ -33,10 +42,18 @@ __all__ = [
     "ResourceExhausted",
     "SluiceError",
     "Unavailable",
+    "add_config_arguments",
+    "attach",
+    "checkpointing",
     "doctor",
     "init",
+    "init_distributed",
     "initialize",
+    "ops",
+    "schedulers",
+    "utils",
     "version",
+    "zero",
 ]
 
 
@@ -48,3 +65,24 @@ def version():
 def doctor(path=None):
     """What this machine has, what Sluice would choose, and advice, as a dict. path: a directory for swap files."""
     return Library.default().doctor(path)
+
+
+# What DeepSpeed has under these names, and Sluice does not offer.
+_NOT_OFFERED = {
+    "OnDevice": "build the model under sluice.init()",
+    "PipelineEngine": "pipeline parallelism is not offered",
+    "PipelineModule": "pipeline parallelism is not offered",
+    "pipe": "pipeline parallelism is not offered",
+    "tp_model_init": "tensor parallelism is not offered",
+    "module_inject": "tensor parallelism and kernel injection are not offered",
+    "init_inference": "inference is model.eval() under torch.no_grad() with sluice.initialize()",
+    "InferenceEngine": "inference is model.eval() under torch.no_grad() with sluice.initialize()",
+    "moe": "DeepSpeed's expert layers are not offered; torch's own modules work",
+    "comm": "one rank: there is nothing to exchange",
+}
+
+
+def __getattr__(name):
+    if name in _NOT_OFFERED:
+        raise AttributeError(f"sluice.{name} is not offered: {_NOT_OFFERED[name]}")
+    raise AttributeError(f"module 'sluice' has no attribute {name!r}")

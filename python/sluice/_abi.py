@@ -15,6 +15,7 @@ F32, BF16, F16 = 0, 1, 2
 HBM, PINNED, NVME = 0, 1, 2
 DEVICE_AUTO, DEVICE_HOST, DEVICE_CUDA = 0, 1, 2
 PARAM, MASTER, EXP_AVG, EXP_AVG_SQ, GRAD = range(5)
+KEEP_ALL, KEEP_PARAM, KEEP_STATES = range(3)
 BOUNDARY = 1
 ABI_VERSION = 1
 _WAIT_MS = 100
@@ -153,12 +154,20 @@ class Group(ctypes.Structure):
         super().__init__(struct_size=ctypes.sizeof(Group), **values)
 
 
+class Place(ctypes.Structure):
+    """Where the caller keeps a tensor's parameter: address and dtype; address 0: not said."""
+
+    _fields_ = [("data", ctypes.c_void_p), ("dtype", ctypes.c_int32), ("reserved", ctypes.c_int32)]
+
+
 class StepArgs(ctypes.Structure):
     _fields_ = [
         ("struct_size", ctypes.c_size_t),
         ("groups", ctypes.POINTER(Group)),
         ("group_count", ctypes.c_uint32),
         ("clip_norm", ctypes.c_double),
+        ("places", ctypes.POINTER(Place)),
+        ("place_count", ctypes.c_uint64),
     ]
 
 
@@ -201,6 +210,7 @@ _FUNCTIONS = {
     "sluice_model_create": [_p(_u64)],
     "sluice_model_add_unit": [_u64, ctypes.c_char_p, _p(_u32)],
     "sluice_model_add_tensor": [_u64, _u32, ctypes.c_char_p, _i64, _u32, _p(_u32)],
+    "sluice_model_set_keep": [_u64, _u32, _i32],
     "sluice_model_destroy": [_u64],
     "sluice_plan": [_u64, _p(Options), *_JSON],
     "sluice_runtime_create": [_u64, _p(Options), _p(_u64)],
@@ -306,9 +316,9 @@ class Library:
 
 
 class ModelSpec:
-    """units: list of (name, [(tensor name, elements, group)])."""
+    """units: list of (name, [(tensor name, elements, group)]). keep: tensor number -> KEEP_..., where not KEEP_ALL."""
 
-    def __init__(self, library, units):
+    def __init__(self, library, units, keep=None):
         self._library = library
         self.handle = _u64()
         library.call("sluice_model_create", ctypes.byref(self.handle))
@@ -320,6 +330,9 @@ class ModelSpec:
                 library.call(
                     "sluice_model_add_tensor", self.handle, unit, name.encode(), elements, group, ctypes.byref(number)
                 )
+
+        for tensor, kept in (keep or {}).items():
+            library.call("sluice_model_set_keep", self.handle, tensor, kept)
 
     def plan(self, options):
         return self._library.json("sluice_plan", self.handle, ctypes.byref(options))
@@ -338,13 +351,13 @@ class Runtime:
     stream is passed.
     """
 
-    def __init__(self, units, options, library=None, seed=None, device=None):
+    def __init__(self, units, options, library=None, seed=None, device=None, keep=None):
         self.library = library or Library.default()
         self.device = device
         self.lent = Lent(self)
         self._handle = _u64()
         self._pid = os.getpid()
-        spec = ModelSpec(self.library, units)
+        spec = ModelSpec(self.library, units, keep)
         try:
             if seed is None:
                 if device is not None:
@@ -432,12 +445,15 @@ class Runtime:
     def zero_grad(self):
         self._call("sluice_zero_grad")
 
-    def step(self, groups, clip_norm):
+    def step(self, groups, clip_norm, places=()):
         """groups: list of Group. Returns StepResult."""
         array = (Group * len(groups))(*groups)
         args = StepArgs(
             struct_size=ctypes.sizeof(StepArgs), groups=array, group_count=len(groups), clip_norm=clip_norm
         )
+        if places:  # one Place per tensor
+            args.places = (Place * len(places))(*places)
+            args.place_count = len(places)
         self.wait(self._ticket("sluice_step", ctypes.byref(args)))
         result = StepResult(struct_size=ctypes.sizeof(StepResult))
         self._call("sluice_last_step", ctypes.byref(result))

@@ -1,6 +1,5 @@
 """initialize() and the engine it returns: DeepSpeed's calls over a Sluice runtime."""
 
-import atexit
 import contextlib
 import itertools
 import os
@@ -9,9 +8,13 @@ import weakref
 
 import torch
 
-from . import _abi, attach, devices, values
+from . import _abi, attached, devices, registry, schedulers, values
 from .config import load_config
+from .distributed import check_single_rank
+from .engine_calls import EngineCalls
 from .init import Trimmer, forget_spools, take_values
+from .optimizer import make_optimizer
+from .progress import StepPrinter
 from .units import partition
 
 _DTYPES = {"fp32": (_abi.F32, torch.float32), "bf16": (_abi.BF16, torch.bfloat16), "fp16": (_abi.F16, torch.float16)}
@@ -21,74 +24,8 @@ _EXECUTORS = {"tbb": 0, "threads": 1}
 _KEY_MICRO, _KEY_BOUNDARY, _KEY_EVAL = 0, 1, 2
 _UNIT_ELEMENTS = 64 << 20
 
-_engines = weakref.WeakSet()
 
-
-class Optimizer(torch.optim.Optimizer):
-    """The optimizer as loops and LR schedulers see it: param_groups are read at each step. The states live in the runtime;
-    step() is the engine's. Parameters in no group are left alone."""
-
-    def __init__(self, groups, defaults):
-        self.group_of = {}  # id of Parameter -> its group
-        self.engine = None
-        super().__init__(groups, defaults)
-
-    def add_param_group(self, group):
-        super().add_param_group(group)
-        self.group_of.update((id(p), self.param_groups[-1]) for p in self.param_groups[-1]["params"])
-
-    def step(self, closure=None):
-        if closure is not None:
-            raise ValueError("closures are not supported: call engine.backward() and engine.step()")
-        # LR schedulers check that the optimizer stepped before them, by this method.
-        return self.engine().step() if self.engine is not None else None
-
-    def zero_grad(self, set_to_none=True):
-        self.engine().zero_grad()
-
-
-def _param_groups(model, optimizer_config, model_parameters):
-    """The parameter groups of torch's convention, with every trainable parameter of the model in exactly one."""
-    parameters = list(model_parameters) if model_parameters is not None else [p for p in model.parameters()]
-    groups = parameters if parameters and isinstance(parameters[0], dict) else [{"params": parameters}]
-    defaults = {
-        "lr": optimizer_config["lr"],
-        "betas": optimizer_config["betas"],
-        "eps": optimizer_config["eps"],
-        "weight_decay": optimizer_config["weight_decay"],
-        "l2_decay": optimizer_config["l2_decay"],
-        "bias_correction": optimizer_config["bias_correction"],
-    }
-    return groups, defaults
-
-
-def _from_client(optimizer):
-    """Groups and defaults of a torch Adam or AdamW given instead of a configured one."""
-    if callable(optimizer) and not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError("optimizer: pass a torch.optim.AdamW or Adam, or configure one")
-    if not isinstance(optimizer, (torch.optim.AdamW, torch.optim.Adam)):
-        raise TypeError(f"optimizer: {type(optimizer).__name__} is not offered; use torch.optim.AdamW or Adam")
-    l2 = not isinstance(optimizer, torch.optim.AdamW)
-    groups = []
-    for group in optimizer.param_groups:
-        if group.get("amsgrad") or group.get("maximize"):
-            raise ValueError("optimizer: amsgrad and maximize are not offered")
-        groups.append(
-            {
-                "params": group["params"],
-                "lr": float(group["lr"]),
-                "betas": tuple(map(float, group["betas"])),
-                "eps": group["eps"],
-                "weight_decay": group["weight_decay"],
-                "l2_decay": l2 and not group.get("decoupled_weight_decay", False),
-                "bias_correction": True,
-            }
-        )
-    defaults = {key: value for key, value in groups[0].items() if key != "params"}
-    return groups, defaults
-
-
-class Engine(torch.nn.Module):
+class Engine(EngineCalls, torch.nn.Module):
     """A model whose parameters and states live on the tiers.
 
     loss = engine(batch); engine.backward(loss); engine.step(). step() acts at the accumulation boundary only. Updates run on
@@ -107,13 +44,10 @@ class Engine(torch.nn.Module):
         self._grad_norm = None
         self._applied = False
         self._pid = os.getpid()
+        self._printer = StepPrinter(config.steps_per_print, config.wall_clock_breakdown)
         dtype_number, self.dtype = _DTYPES[config.dtype]
 
-        if optimizer is not None:
-            groups, defaults = _from_client(optimizer)
-        else:
-            groups, defaults = _param_groups(model, config.optimizer or _default_adamw(), model_parameters)
-        self.optimizer = Optimizer(groups, defaults)
+        self.optimizer, self.client_optimizer = make_optimizer(model, config.optimizer, optimizer, model_parameters)
         self.optimizer.engine = weakref.ref(self)
 
         units, brackets = partition(model, self._unit_target(model))
@@ -131,8 +65,8 @@ class Engine(torch.nn.Module):
             library=library,
             seed=seed,
             device=device,
+            keep=self._keep(units),
         )
-        _engines.add(self)
         self._units = units
         try:
             self._attach(brackets)
@@ -143,7 +77,7 @@ class Engine(torch.nn.Module):
     # ---- Setting up
 
     def _attach(self, brackets):
-        self._attached = attach.Attached(
+        self._attached = attached.Attached(
             self.runtime,
             self._units,
             brackets,
@@ -152,7 +86,22 @@ class Engine(torch.nn.Module):
             self.optimizer.group_of,
         )
         self._names = [(n, self._attached.tensors[id(p)], p.shape) for u in self._units for n, p in u.parameters]
+        registry.add(self)
         self._load(self._units)
+        self._place_buffers()
+
+    def _keep(self, units):
+        """Tensor number -> what is kept, where not all is."""
+        return {}
+
+    def _initial_values(self, parameter):
+        return take_values(parameter)
+
+    def is_frozen(self, parameter):
+        """Whether it can't be optimized, as no states are kept for it."""
+        return False
+
+    def _place_buffers(self):
         for buffer in self.module.buffers():
             buffer.data = buffer.data.to(self.device, self.dtype if buffer.is_floating_point() else buffer.dtype)
 
@@ -176,7 +125,7 @@ class Engine(torch.nn.Module):
             "nvme_paths": c.nvme_paths,
             "io_engine": _choice("sluice.io_engine", own.get("io_engine", "auto"), _ENGINES),
             "executor": _choice("sluice.executor", own.get("executor", "tbb"), _EXECUTORS),
-            "io_depth": own.get("io_depth") or 0,
+            "io_depth": own.get("io_depth") or c.queue_depth or 0,
             "workers": own.get("workers") or 0,
             "chunk_elements": own.get("chunk_elements") or 0,
             "link_bytes_per_second": float(own.get("link_bytes_per_second") or 0),
@@ -205,8 +154,8 @@ class Engine(torch.nn.Module):
         def items():
             for index, unit in enumerate(units):
                 for name, parameter in unit.parameters:
-                    initial = take_values(parameter)
-                    if attach.is_placeholder(initial):
+                    initial = self._initial_values(parameter)
+                    if attached.is_placeholder(initial):
                         raise _abi.FailedPrecondition(
                             f"parameter {name} has no values, since an engine that had them was closed: load_state_dict(..., "
                             "assign=True) gives it new ones"
@@ -223,6 +172,16 @@ class Engine(torch.nn.Module):
     # ---- Training
 
     def forward(self, *args, **kwargs):
+        with self._printer.timed("forward"):
+            return self._forward(args, kwargs)
+
+    def _forward(self, args, kwargs):
+        with self._forward_pass():
+            return self.module(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _forward_pass(self):
+        """What surrounds a forward of the whole model."""
         self._check_open()
         self._attached.settle_all()
         self._end_iteration()
@@ -234,54 +193,77 @@ class Engine(torch.nn.Module):
         torch.set_autocast_cache_enabled(False)  # it would serve stale weights
         try:
             with self._attached.saved_tensors_hooks():
-                result = self.module(*args, **kwargs)
+                yield
         except BaseException:
-            self._attached.settle()
-            self._end_iteration()
+            self._end_backward()
             raise
         finally:
             torch.set_autocast_cache_enabled(cache)
         if not training:
             self._end_iteration()
-        return result
 
     def backward(self, loss, retain_graph=False, scale_wrt_gas=True):
         """Backward of loss / gradient_accumulation_steps, times the loss scale. Returns the former, unscaled."""
         self._check_open()
         if scale_wrt_gas and self.config.accumulation > 1:
             loss = loss / self.config.accumulation
-        scale = self.runtime.loss_scale()
-        try:
-            (loss.float() * scale if scale != 1.0 else loss).backward(retain_graph=retain_graph)
-        finally:
-            self._attached.settle()
-            self._end_iteration()
+        with self._printer.timed("backward"):
+            try:
+                self._times_scale(loss).backward(retain_graph=retain_graph)
+            finally:
+                self._end_backward()
         return loss.detach()
 
+    def scale(self, loss):
+        """For a loop that calls backward() itself: engine.scale(loss).backward() is engine.backward(loss)."""
+        self._check_open()
+        # A tensor of its own, as the hook is for this backward only.
+        scaled = self._times_scale(loss / self.config.accumulation)
+        end = weakref.WeakMethod(self._end_backward)  # the graph must not keep the engine alive
+
+        def on_begin(_):
+            torch.autograd.Variable._execution_engine.queue_callback(lambda: (f := end()) and f())
+
+        scaled.register_hook(on_begin)
+        return scaled
+
+    def _times_scale(self, loss):
+        scale = self.runtime.loss_scale()
+        return loss.float() * scale if scale != 1.0 else loss
+
     def step(self, lr_kwargs=None):
-        """At the accumulation boundary: norm, overflow check and clipping, then the updates start. Elsewhere: counts."""
+        """At the accumulation boundary: norm, overflow check and clipping, then the updates start. Elsewhere: counts.
+        lr_kwargs: for the scheduler's step()."""
         self._check_open()
         boundary = self.is_gradient_accumulation_boundary()
         self.micro_steps += 1
         self._applied = False
         if not boundary:
             return
-        self._attached.settle_all()
-        self._end_iteration()
-        self.runtime.lent.finish()
-        result = self.runtime.step(self._hyperparameters(), self.config.clip_norm)
+        with self._printer.timed("step"):
+            self._attached.settle_all()
+            self._end_iteration()
+            self.runtime.lent.finish()
+            result = self.runtime.step(self._hyperparameters(), self.config.clip_norm)
         self._grad_norm = result.grad_norm
         self._applied = bool(result.applied)
         self._attached.gradients_used(updated=self._applied)
         self.global_steps += 1
         if not self._applied:
             self.skipped_steps += 1
-        # What LR schedulers look at to see that the optimizer stepped.
-        self.optimizer._opt_called = True
+        for optimizer in filter(None, (self.optimizer, self.client_optimizer)):
+            optimizer._opt_called = True  # what LR schedulers look at to see that the optimizer stepped
         if self.lr_scheduler is not None and self._applied:
-            self.lr_scheduler.step()
+            self.lr_scheduler.step(**(lr_kwargs or {}))
+        self._printer.stepped(self.global_steps, self.skipped_steps, self.optimizer)
 
     lr_scheduler = None
+    training_dataloader = None
+
+    def _end_backward(self):
+        """Lets go of what forward and backward hold. Does nothing where it was done before."""
+        self._attached.settle()
+        self._end_iteration()
 
     def _hyperparameters(self):
         """By tensor."""
@@ -305,41 +287,21 @@ class Engine(torch.nn.Module):
         self._attached.gradients_used(updated=False)
         self.module.zero_grad(set_to_none)
 
-    def is_gradient_accumulation_boundary(self):
-        return (self.micro_steps + 1) % self.config.accumulation == 0
-
-    def gradient_accumulation_steps(self):
-        return self.config.accumulation
-
-    def train_micro_batch_size_per_gpu(self):
-        return self.config.micro_batch
-
-    def train_batch_size(self):
-        return self.config.micro_batch * self.config.accumulation
-
-    def was_step_applied(self):
-        return self._applied
-
-    def get_global_grad_norm(self):
-        return self._grad_norm
-
-    def get_lr(self):
-        return [group["lr"] for group in self.optimizer.param_groups]
-
-    @property
-    def loss_scale(self):
-        return self.runtime.loss_scale()
-
-    @property
-    def config_notes(self):
-        return self.config.notes
-
     def train(self, mode=True):
         self.training = mode
         self.module.train(mode)
         return self
 
     # ---- Values
+
+    streams = True
+
+    def tensor_of(self, parameter):
+        return self._attached.tensors.get(id(parameter))
+
+    def finish_gradients(self):
+        """Waits until every gradient that was handed over has arrived."""
+        self.runtime.lent.finish()
 
     def module_state_dict(self):
         """The model's state_dict: exact copies of the compute parameters, after all updates."""
@@ -354,16 +316,22 @@ class Engine(torch.nn.Module):
 
     def optimizer_state_dict(self):
         """exp_avg and exp_avg_sq (fp32) and the number of updates, by parameter name."""
-        averages = values.read_all(self.runtime, self._names, _abi.EXP_AVG, torch.float32)
-        squares = values.read_all(self.runtime, self._names, _abi.EXP_AVG_SQ, torch.float32)
+        kept = [(n, number, p.shape) for n, number, p in self._named() if not self.is_frozen(p)]
+        averages = values.read_all(self.runtime, kept, _abi.EXP_AVG, torch.float32)
+        squares = values.read_all(self.runtime, kept, _abi.EXP_AVG_SQ, torch.float32)
         return {
             name: {
                 "exp_avg": averages[name],
                 "exp_avg_sq": squares[name],
                 "step": self.runtime.tensor_info(number).step,
             }
-            for name, number, _ in self._names
+            for name, number, _ in kept
         }
+
+    def _named(self):
+        for unit in self._units:
+            for name, parameter in unit.parameters:
+                yield name, self._attached.tensors[id(parameter)], parameter
 
     def report(self):
         """Counters, budgets, placement and what was chosen (docs/api.md lists the keys)."""
@@ -391,6 +359,7 @@ class Engine(torch.nn.Module):
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
+        registry.discard(self)
         if "runtime" in self.__dict__:  # not after a failed __init__
             self.runtime.close()
 
@@ -407,17 +376,6 @@ class Engine(torch.nn.Module):
 
     def __deepcopy__(self, memo):
         raise TypeError("an engine can't be copied: take module_state_dict() and load it into a new model")
-
-
-def _default_adamw():
-    return {
-        "lr": 1e-3,
-        "betas": (0.9, 0.999),
-        "eps": 1e-8,
-        "weight_decay": 0.01,
-        "l2_decay": False,
-        "bias_correction": True,
-    }
 
 
 def _choice(name, value, choices):
@@ -438,12 +396,6 @@ def _group(group):
     )
 
 
-@atexit.register
-def _close_all():
-    for engine in list(_engines):
-        engine.close()
-
-
 def initialize(
     args=None,
     model=None,
@@ -461,31 +413,45 @@ def initialize(
 ):
     """Moves `model` onto the tiers as `config` (DeepSpeed's JSON as a dict or a path) says.
 
-    Returns (engine, optimizer, training data loader or None, lr_scheduler or None). lr_scheduler: a
-    torch scheduler made for `optimizer`, or a function from the returned optimizer to a scheduler. Errors: ConfigError;
-    ResourceExhausted if a budget can't work, naming the smallest that would.
+    Returns (engine, optimizer, training data loader or None, lr_scheduler or None). optimizer: a torch Adam or AdamW,
+    or a function from the parameters to one. lr_scheduler: a scheduler made for that optimizer, or a function from an
+    optimizer to a scheduler; it goes before the configured one. Errors: ConfigError; ResourceExhausted if a budget
+    can't work, naming the smallest that would; RuntimeError where there is more than one rank.
     """
     if model is None:
         raise ValueError("model: a torch.nn.Module is needed")
     if mpu is not None or mesh_param is not None:
         raise ValueError("mpu, mesh_param: model parallelism is not offered")
+    check_single_rank()
     if config is None:
         config = config_params if config_params is not None else getattr(args, "deepspeed_config", None)
     if config is None:
         raise ValueError("config: a dict or the path of a JSON file is needed")
     engine = Engine(model, load_config(config), optimizer, model_parameters)
-    if lr_scheduler is not None and not hasattr(lr_scheduler, "step"):
-        lr_scheduler = lr_scheduler(engine.optimizer)
-    elif lr_scheduler is not None:
-        lr_scheduler.optimizer = engine.optimizer
-    engine.lr_scheduler = lr_scheduler
-    loader = None
-    if training_data is not None:
-        loader = torch.utils.data.DataLoader(
-            training_data,
-            batch_size=engine.config.micro_batch,
-            collate_fn=collate_fn,
-            drop_last=engine.config.drop_last,
-            shuffle=not isinstance(training_data, torch.utils.data.IterableDataset),
-        )
-    return engine, engine.optimizer, loader, lr_scheduler
+    try:
+        engine.lr_scheduler = _make_scheduler(lr_scheduler, engine)
+        if training_data is not None:
+            engine.training_dataloader = _make_loader(training_data, engine.config, collate_fn)
+    except BaseException:
+        engine.close()
+        raise
+    return engine, engine.optimizer, engine.training_dataloader, engine.lr_scheduler
+
+
+def _make_scheduler(client, engine):
+    if client is not None:
+        return client if hasattr(client, "step") else client(engine.optimizer)
+    if engine.config.scheduler is None:
+        return None
+    name, params = engine.config.scheduler
+    return schedulers.find(name)(engine.optimizer, **params)
+
+
+def _make_loader(data, config, collate_fn):
+    return torch.utils.data.DataLoader(
+        data,
+        batch_size=config.micro_batch,
+        collate_fn=collate_fn,
+        drop_last=config.drop_last,
+        shuffle=not isinstance(data, torch.utils.data.IterableDataset),
+    )

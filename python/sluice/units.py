@@ -10,7 +10,7 @@ import dataclasses
 
 import torch
 
-_CONTAINERS = (torch.nn.ModuleList, torch.nn.Sequential, torch.nn.ModuleDict)
+CONTAINERS = (torch.nn.ModuleList, torch.nn.Sequential, torch.nn.ModuleDict)
 
 
 @dataclasses.dataclass
@@ -45,7 +45,7 @@ def partition(root, target_elements):
     def visit(name, module):
         prefix = name + "." if name else ""
         children = list(module.named_children())
-        descend = not name or isinstance(module, _CONTAINERS)
+        descend = not name or isinstance(module, CONTAINERS)
         if not descend and children:
             descend = sum(p.numel() for p in module.parameters()) > target_elements
         if not descend:

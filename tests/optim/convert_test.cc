@@ -270,5 +270,26 @@ TEST(AccumulateTest, KeepsInfinities) {
   }
 }
 
+TEST(ConvertTest, AdoptsWhatWasChangedAndNothingElse) {
+  for (const FloatType type : {FloatType::kF32, FloatType::kBf16, FloatType::kF16}) {
+    const auto size = static_cast<size_t>(SizeOf(type));
+    for (const size_t n : {0u, 1u, 1023u, 1024u, 1025u, 3000u}) {
+      std::vector<float> master(n);
+      for (size_t i = 0; i < n; ++i) master[i] = 1.0f + static_cast<float>(i) * 0x1p-20f;
+      std::vector<std::byte> param(n * size);
+      Convert(master.data(), FloatType::kF32, param.data(), type, n);
+      std::vector<float> expected = master;
+      AdoptChanged(param.data(), type, master.data(), n);
+      EXPECT_EQ(master, expected) << Name(type) << ", " << n;
+      if (n == 0) continue;
+      const float changed = -2.5f;
+      Convert(&changed, FloatType::kF32, param.data() + (n - 1) * size, type, 1);
+      expected[n - 1] = changed;
+      AdoptChanged(param.data(), type, master.data(), n);
+      EXPECT_EQ(master, expected) << Name(type) << ", " << n;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace sluice

@@ -1,0 +1,145 @@
+"""DeepSpeed's engine calls that only tell or set something, and those that Sluice refuses, by name."""
+
+import contextlib
+import dataclasses
+
+
+def _refused(name, advice):
+    def call(self, *args, **kwargs):
+        raise NotImplementedError(f"engine.{name}() is not offered: {advice}")
+
+    call.__name__ = name
+    call.__doc__ = f"Refused: {advice}."
+    return call
+
+
+_SAVE = "save engine.module_state_dict() or engine.fp32_state_dict(), with optimizer_state_dict(), yourself"
+_LOAD = "load the values into the model before sluice.initialize()"
+_STATES = "states always live on the tiers, and move by themselves"
+
+
+class EngineCalls:
+    """Mixed into Engine. Expects config, optimizer, micro_steps and what Engine.step() leaves."""
+
+    _forced_boundary = None
+
+    # ---- Batches and accumulation
+
+    def gradient_accumulation_steps(self):
+        return self.config.accumulation
+
+    def train_micro_batch_size_per_gpu(self):
+        return self.config.micro_batch
+
+    def train_batch_size(self):
+        return self.config.micro_batch * self.config.accumulation
+
+    def get_batch_info(self):
+        """(train batch, micro batch, accumulation steps)"""
+        return self.train_batch_size(), self.config.micro_batch, self.config.accumulation
+
+    def set_train_batch_size(self, train_batch_size):
+        """Changes the accumulation steps; to be called between steps."""
+        if train_batch_size < 1 or train_batch_size % self.config.micro_batch:
+            raise ValueError(
+                f"train_batch_size {train_batch_size} is not a multiple of the micro batch {self.config.micro_batch}"
+            )
+        self._set_batches(self.config.micro_batch, train_batch_size // self.config.micro_batch)
+
+    def set_train_micro_batch_size(self, micro_batch_size):
+        """Changes the micro batch; the accumulation steps stay."""
+        if micro_batch_size < 1:
+            raise ValueError(f"micro batch: must be at least 1, not {micro_batch_size}")
+        self._set_batches(micro_batch_size, self.config.accumulation)
+
+    def _set_batches(self, micro, steps):
+        if not self._window_empty():
+            raise ValueError("the batch can't change in the midst of an accumulation: call it after a step")
+        self.config = dataclasses.replace(self.config, micro_batch=micro, accumulation=steps)
+        self.micro_steps = 0
+
+    def _window_empty(self):
+        return self.micro_steps % self.config.accumulation == 0
+
+    def is_gradient_accumulation_boundary(self):
+        """Whether the step() that follows updates."""
+        if self._forced_boundary is not None:
+            return self._forced_boundary
+        return not self.config.managed_accumulation or (self.micro_steps + 1) % self.config.accumulation == 0
+
+    def set_gradient_accumulation_boundary(self, is_boundary):
+        """Says from now on whether step() updates, instead of counting. None: count again."""
+        self._forced_boundary = is_boundary
+
+    def no_sync(self):
+        """With one rank nothing is exchanged in backward, so there is nothing to leave out."""
+        return contextlib.nullcontext()
+
+    coalesce_grad_reduction = no_sync
+
+    # ---- The last step, and what is configured
+
+    def was_step_applied(self):
+        """Whether the last step() updated: false off the boundary, and after an overflow."""
+        return self._applied
+
+    def get_global_grad_norm(self):
+        """Of the last step at a boundary, before clipping; None before the first."""
+        return self._grad_norm
+
+    def get_lr(self):
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def get_mom(self):
+        return [group["betas"] for group in self.optimizer.param_groups]
+
+    def get_type(self):
+        return ["adam" if group["l2_decay"] else "adamw" for group in self.optimizer.param_groups]
+
+    @property
+    def loss_scale(self):
+        return self.runtime.loss_scale()
+
+    def dynamic_loss_scale(self):
+        return self.config.dtype == "fp16" and not self.config.loss_scale.get("loss_scale", 0)
+
+    @property
+    def config_notes(self):
+        return self.config.notes
+
+    def zero_optimization(self):
+        return self.config.zero_stage > 0
+
+    def zero_optimization_stage(self):
+        return self.config.zero_stage
+
+    def fp16_enabled(self):
+        return self.config.dtype == "fp16"
+
+    def bfloat16_enabled(self):
+        return self.config.dtype == "bf16"
+
+    def gradient_clipping(self):
+        return self.config.clip_norm
+
+    def steps_per_print(self):
+        return self.config.steps_per_print
+
+    def wall_clock_breakdown(self):
+        return self.config.wall_clock_breakdown
+
+    global_rank = local_rank = 0
+    world_size = dp_world_size = mp_world_size = 1
+
+    def empty_partition_cache(self):
+        """Nothing is kept in the device's memory beyond what the schedule wants: nothing to do."""
+
+    # ---- Refused
+
+    save_checkpoint = _refused("save_checkpoint", _SAVE)
+    load_checkpoint = _refused("load_checkpoint", _LOAD)
+    save_16bit_model = _refused("save_16bit_model", _SAVE)
+    save_fp16_model = _refused("save_fp16_model", _SAVE)
+    offload_states = _refused("offload_states", _STATES)
+    reload_states = _refused("reload_states", _STATES)
+    compile = _refused("compile", "use torch.compile on what the layers call; it can't see across units")

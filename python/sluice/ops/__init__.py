@@ -1,0 +1,5 @@
+"""DeepSpeed's names for optimizers."""
+
+from . import adam
+
+__all__ = ["adam"]

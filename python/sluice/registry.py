@@ -1,0 +1,48 @@
+"""Finds who keeps a parameter on the tiers.
+
+A holder has `runtime`, `streams` (whether parameters are placeholders while their module does not compute; if so also
+`dtype` and `device`, of parameters in compute), `tensor_of(parameter)` (its number in the runtime, or None), `finish_gradients()`
+(waits until what was handed over has arrived) and `close()`. It is found from add() to discard(), or to its end; those
+that are left when the process ends are closed.
+"""
+
+import atexit
+import weakref
+
+from . import values
+
+_holders = weakref.WeakSet()
+add = _holders.add
+discard = _holders.discard
+
+
+@atexit.register
+def _close_all():
+    for holder in list(_holders):
+        holder.close()
+
+
+class Found:
+    """One parameter and who keeps it."""
+
+    def __init__(self, parameter, holder, number):
+        self.parameter = parameter
+        self.holder = holder
+        self.number = number
+
+    def read(self, field, dtype):
+        """A copy of the whole value of `field` (of _abi), after all updates."""
+        request = (0, self.number, self.parameter.shape)
+        return values.read_all(self.holder.runtime, [request], field, dtype)[0]
+
+    def write(self, field, value):
+        values.write_all(self.holder.runtime, [(self.number, value)], field)
+
+
+def find(parameter):
+    """Found, or None for a parameter that is on no tier."""
+    for holder in list(_holders):
+        number = holder.tensor_of(parameter)
+        if number is not None:
+            return Found(parameter, holder, number)
+    return None

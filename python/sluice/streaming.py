@@ -1,0 +1,245 @@
+"""attach(): a module that goes on being called as ever, with its parameters on the tiers.
+
+    attached = sluice.attach(model, hbm="4GiB", pinned="32GiB", nvme_path="/mnt/nvme", weights="checkpoint/")
+    with torch.no_grad():
+        model(inputs)
+
+To train: loss.backward(), then attached.optimizer.step() and attached.optimizer.zero_grad(), or attached.step().
+"""
+
+import os
+import warnings
+
+import torch
+
+from . import _abi
+from .attached import placeholder
+from .config import Config, parse_bytes
+from .engine import Engine
+from .init import take_values
+from .shards import Shards
+
+_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+class Attachment(Engine):
+    """What attach() returns: the engine of a module that is called directly. See attach()."""
+
+    def __init__(self, module, config, optimizer, weights, cast):
+        self.__dict__["_weights"] = weights
+        self.__dict__["_cast"] = cast
+        self.__dict__["_frozen"] = {id(p) for p in module.parameters() if not p.requires_grad}
+        self.__dict__["_running"] = False  # a forward of the module, which may call itself
+        compiled = module._compiled_call_impl
+        if compiled is not None and not isinstance(getattr(compiled, "__self__", None), Attachment):
+            raise ValueError(
+                "a module that was compiled as a whole can't be attached: compile what layers call instead"
+            )
+        super().__init__(module, config, optimizer, [p for p in module.parameters() if p.requires_grad])
+        try:
+            self._check_optimizer()
+        except BaseException:
+            self.close()
+            raise
+        # What module(...) does from now on. Copies of the module don't have it.
+        module._compiled_call_impl = self._call
+
+    def _check_optimizer(self):
+        mine = {id(p) for p in self.module.parameters()}
+        for parameter in (p for group in self.optimizer.param_groups for p in group["params"]):
+            if id(parameter) not in mine:
+                raise ValueError("optimizer: a parameter is not the module's (those on the meta device are replaced)")
+            if self.is_frozen(parameter):
+                raise ValueError("optimizer: a parameter does not require a gradient: it is frozen")
+
+    def _call(self, *args, **kwargs):
+        if self._running:
+            return self.module._call_impl(*args, **kwargs)
+        self._running = True
+        try:
+            with self._forward_pass():
+                return self.module._call_impl(*args, **kwargs)
+        finally:
+            self._running = False
+
+    def _keep(self, units):
+        parameters = [p for unit in units for _, p in unit.parameters]
+        return {number: _abi.KEEP_PARAM for number, p in enumerate(parameters) if id(p) in self._frozen}
+
+    def is_frozen(self, parameter):
+        return id(parameter) in self._frozen
+
+    def _initial_values(self, parameter):
+        return self._weights.read_for(parameter) if parameter in self._weights else take_values(parameter)
+
+    def _place_buffers(self):
+        if self._cast:
+            return super()._place_buffers()
+        for buffer in self.module.buffers():
+            buffer.data = buffer.data.to(self.device)
+
+    def forward(self, *args, **kwargs):
+        return self.module(*args, **kwargs)
+
+    def close(self):
+        """Ends the runtime. The module keeps placeholders, and its hooks raise; read values before."""
+        if not self._closed and "module" in self.__dict__:
+            self.module._compiled_call_impl = None
+        super().close()
+
+
+class _Weights:
+    """Which values of a module come from files. The module's own parameters on the meta device are replaced by real
+    ones, with nothing in them yet."""
+
+    def __init__(self, module, source):
+        self._shards = Shards(source) if source is not None else None
+        self._names = {}  # id of Parameter -> its name in the files
+        if self._shards is not None:
+            _replace_meta(module)
+            self._match(module)
+
+    def __contains__(self, parameter):
+        return id(parameter) in self._names
+
+    def read_for(self, parameter):
+        return self._shards.read(self._names[id(parameter)])
+
+    def _match(self, module):
+        names, parameters = {}, {}
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+            parameters[id(parameter)] = parameter
+        used, missing = set(), []
+        for key, parameter in parameters.items():
+            found = self._shards.find(names[key])
+            used.update(names[key])
+            if found is not None:
+                self._check_shape(found, parameter)
+                self._names[key] = found
+            elif getattr(parameter, "_sluice_was_meta", False):
+                missing.append(names[key][0])
+        for name, buffer in module.named_buffers(remove_duplicate=False):
+            used.add(name)
+            if self._shards.find([name]) is not None:
+                self._check_shape(name, buffer)
+                _set_buffer(module, name, self._shards.read(name).to(buffer.dtype))
+            elif buffer.is_meta:
+                missing.append(name)
+        if missing:
+            raise ValueError(f"weights: the files lack {_some(missing)}, which the module has on the meta device only")
+        unused = sorted(self._shards.names - used)
+        if unused:
+            warnings.warn(f"weights: the module has no use for {_some(unused)}", stacklevel=5)
+
+    def _check_shape(self, name, tensor):
+        shape = self._shards.shape(name)
+        if shape != tuple(tensor.shape):
+            raise ValueError(f"weights: {name} has shape {shape} in the files, {tuple(tensor.shape)} in the module")
+
+
+def _some(names):
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _replace_meta(module):
+    replaced = {}
+    for child in module.modules():
+        for name, parameter in child._parameters.items():
+            if parameter is None or not parameter.is_meta:
+                continue
+            if id(parameter) not in replaced:
+                empty = placeholder(parameter.shape, parameter.dtype)
+                fresh = torch.nn.Parameter(empty, requires_grad=parameter.requires_grad)
+                fresh._sluice_was_meta = True
+                replaced[id(parameter)] = (parameter, fresh)  # the old one, so that its id is not used again
+            child._parameters[name] = replaced[id(parameter)][1]
+
+
+def _set_buffer(module, name, value):
+    path, _, leaf = name.rpartition(".")
+    module.get_submodule(path)._buffers[leaf] = value
+
+
+def _dtype_of(module, dtype):
+    dtypes = {p.dtype for p in module.parameters()} if dtype is None else {dtype}
+    if len(dtypes) == 1 and dtypes <= _NAMES.keys():
+        return _NAMES[dtypes.pop()]
+    raise ValueError(
+        f"dtype: one of fp32, bf16 and fp16 for all parameters is needed, not {', '.join(map(str, dtypes))}"
+    )
+
+
+def attach(
+    module,
+    *,
+    optimizer=None,
+    weights=None,
+    dtype=None,
+    clip_norm=0.0,
+    hbm=None,
+    pinned=None,
+    nvme=None,
+    nvme_path=None,
+    device="auto",
+    workers=None,
+    unit_elements=None,
+    persistence_threshold=None,
+    chunk_elements=None,
+    overlap=True,
+    trace_spans=None,
+    library=None,
+    simulated_seed=None,
+):
+    """Moves the parameters of `module` onto the tiers; module(...) goes on working, in training and in evaluation.
+
+    Parameters that don't require a gradient now are frozen: they have no optimizer states and are never written again.
+    The others are trained by the returned attachment's optimizer: AdamW with PyTorch's settings, or what `optimizer`
+    says (a fresh torch.optim.AdamW or Adam over them, or a function from them to one). Outside the module's forward
+    parameters read NaN; state_dict() and sluice.zero.GatheredParameters have their values.
+
+    weights: safetensors files (a path, several, or a directory) that values are streamed from; the module may be on the
+    meta device then. What is not in them must be in the module. dtype: of parameters and floating-point buffers; None:
+    as they are. hbm, pinned, nvme: budgets in bytes, or like "8GiB"; None: chosen. nvme_path: a directory, or one per
+    drive; None: nothing goes to a drive. persistence_threshold: units of at most so many elements stay in HBM.
+    clip_norm: of all gradients; 0: off.
+
+    Errors: ResourceExhausted if a budget can't work, naming the smallest that would; ValueError.
+    """
+    paths = (nvme_path,) if isinstance(nvme_path, (str, os.PathLike)) else tuple(nvme_path or ())
+    lowest = "nvme" if paths else "cpu"
+    config = Config(
+        managed_accumulation=False,
+        clip_norm=clip_norm,
+        dtype=_dtype_of(module, dtype),
+        loss_scale={"loss_scale": 1.0},
+        offload_param=lowest,
+        offload_optimizer=lowest,
+        nvme_paths=paths,
+        persistence_threshold=persistence_threshold,
+        optimizer=None if optimizer is not None else {**_ADAMW},
+        own={
+            "hbm": parse_bytes(hbm, "hbm"),
+            "pinned": parse_bytes(pinned, "pinned"),
+            "nvme": parse_bytes(nvme, "nvme"),
+            "device": device,
+            "workers": workers,
+            "unit_elements": unit_elements,
+            "chunk_elements": chunk_elements,
+            "overlap": overlap,
+            "trace_spans": trace_spans,
+            "library": library,
+            "simulated_seed": simulated_seed,
+        },
+    )
+    return Attachment(module, config, optimizer, _Weights(module, weights), cast=dtype is not None)
+
+
+_ADAMW = {
+    "lr": 1e-3,
+    "betas": (0.9, 0.999),
+    "eps": 1e-8,
+    "weight_decay": 1e-2,
+    "l2_decay": False,
+    "bias_correction": True,
+}
