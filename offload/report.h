@@ -6,6 +6,7 @@
 //
 // Keys of a plan:
 //   parameters                   values of the model
+//   parameters_updated           of those that are not frozen
 //   units                        how many there are
 //   tensors
 //   chunks                       pieces of states that move together

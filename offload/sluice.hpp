@@ -136,6 +136,10 @@ class Model {
     if (!status.ok()) return status;
     return Tensor{tensor};
   }
+  // What of the tensor is kept: everything, unless this says otherwise.
+  Status SetKeep(Tensor tensor, sluice_keep keep) {
+    return Status::Of(sluice_model_set_keep(handle_, static_cast<uint32_t>(tensor), keep));
+  }
   // What would be placed where.
   Result<std::string> PlanJson(const sluice_options& options) const {
     return internal::Json([&](char* json, size_t capacity, size_t* needed) {
@@ -254,10 +258,13 @@ class Runtime {
   }
   Status ZeroGrad() { return Status::Of(sluice_zero_grad(handle_)); }
 
-  // clip_norm 0: no clipping. LastStep says what was decided when the ticket is done.
-  Result<Ticket> Step(std::span<const sluice_group> groups, double clip_norm) {
-    const sluice_step_args args = {sizeof(args), groups.data(),
-                                   static_cast<uint32_t>(groups.size()), clip_norm};
+  // clip_norm 0: no clipping. places: by tensor, where the parameters of those lie of which only
+  // the states are kept. LastStep says what was decided when the ticket is done.
+  Result<Ticket> Step(std::span<const sluice_group> groups, double clip_norm,
+                      std::span<const sluice_place> places = {}) {
+    const sluice_step_args args = {
+        sizeof(args), groups.data(), static_cast<uint32_t>(groups.size()),
+        clip_norm,    places.data(), places.size()};
     return Started([&](sluice_ticket* ticket) { return sluice_step(handle_, &args, ticket); });
   }
   Result<sluice_step_result> LastStep() {
