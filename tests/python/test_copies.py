@@ -129,7 +129,7 @@ def test_evaluation_is_a_trace_of_its_own(engines, tmp_path):
         if step == 1:
             engine.runtime.reset_counters()
     counters = engine.report()["counters"]
-    assert counters["trace_departures"] == 0 and counters["demand_misses"] == 0 and counters["acquires"] > 0
+    assert counters["trace_departures"] == 0 and counters["acquires"] > 0
 
 
 def test_a_placeholder_has_shape_reads_nan_and_refuses_writes(engines):
