@@ -40,10 +40,23 @@ namespace sluice {
 enum class StreamKind : uint8_t { kHostToDevice, kDeviceToHost, kCompute };
 inline constexpr int kStreamCount = 3;
 
+// Arithmetic on the device's memory, as part of an operation.
+class DeviceWork {
+ public:
+  virtual ~DeviceWork() = default;
+  // On CUDA: puts the work on `stream`, a cudaStream_t of the thread's current GPU; its last error
+  // afterwards is the operation's. Elsewhere `stream` is null and the calling thread, which flushes
+  // subnormals, does the work before it returns. Must not block or throw; not called if the
+  // operation has failed already.
+  virtual void Launch(void* stream) = 0;
+};
+
 struct DeviceOp {
   StreamKind stream = StreamKind::kHostToDevice;
-  // A copy of from.size() bytes if `from` is not empty, else a stand-in for a kernel that takes
-  // `duration` on the host and simulated devices, and no time on CUDA.
+  // First the work, if any; then a copy of from.size() bytes, if `from` is not empty; then a
+  // stand-in for a kernel, which takes `duration` on the host and simulated devices, and no time on
+  // CUDA.
+  DeviceWork* work = nullptr;  // not owned
   ConstMemoryView from;
   std::byte* to = nullptr;
   Nanos duration{0};

@@ -8,6 +8,7 @@
 #include "core/config.h"
 #include "core/device.h"
 #include "core/device_queue.h"
+#include "core/executor.h"
 #include "core/status.h"
 #include "fmt/format.h"
 
@@ -90,16 +91,18 @@ class HostDevice final : public Device {
   void Execute(DeviceOp* op) {
     SLUICE_CHECK(op->after == nullptr || op->after->Complete());  // all of this device's are
     op->started = clock_->Now();
-    Nanos modelled{0};
+    Nanos modelled(
+        static_cast<int64_t>(static_cast<double>(op->duration.count()) * options_.compute_scale));
+    if (op->work != nullptr) {
+      const ScopedFlushDenormals flush;
+      op->work->Launch(nullptr);
+    }
     if (!op->from.empty()) {
       std::memcpy(op->to, op->from.data(), op->from.size());
       if (options_.link_bytes_per_second > 0) {
-        modelled = Nanos(static_cast<int64_t>(static_cast<double>(op->from.size()) /
-                                              options_.link_bytes_per_second * 1e9));
+        modelled += Nanos(static_cast<int64_t>(static_cast<double>(op->from.size()) /
+                                               options_.link_bytes_per_second * 1e9));
       }
-    } else {
-      modelled = Nanos(
-          static_cast<int64_t>(static_cast<double>(op->duration.count()) * options_.compute_scale));
     }
     const Nanos left = op->started + modelled - clock_->Now();
     if (left > Nanos(0)) std::this_thread::sleep_for(left);

@@ -194,8 +194,8 @@ class SimDevice final : public Device {
     op->started = world_->Now();
     Nanos takes = op->duration;
     if (!op->from.empty()) {
-      takes = Nanos(static_cast<int64_t>(static_cast<double>(op->from.size()) /
-                                         options_.link_bytes_per_second * 1e9));
+      takes += Nanos(static_cast<int64_t>(static_cast<double>(op->from.size()) /
+                                          options_.link_bytes_per_second * 1e9));
     }
     takes += Nanos(static_cast<int64_t>(world_->Uniform(500, 20'000)));
     const SimFault fault = world_->faults()->Next(SimSeam::kCopy);
@@ -204,6 +204,10 @@ class SimDevice final : public Device {
     world_->At(world_->Now() + takes, [this, stream, op, fault, number = ++ops_] {
       const bool fails = fault == SimFault::kError;
       const size_t size = fails ? op->from.size() / 2 : op->from.size();
+      if (op->work != nullptr && !fails) {
+        const ScopedFlushDenormals flush;
+        op->work->Launch(nullptr);
+      }
       if (size > 0) std::memcpy(op->to, op->from.data(), size);
       op->finished = world_->Now();
       op->status = fails ? absl::UnavailableError(fmt::format("device op {} failed", number))

@@ -86,8 +86,9 @@ class SimCallerStream {
   std::vector<std::function<void()>> work_;
 };
 
-// Streams in virtual time. A copy reads its source and writes its destination when it completes.
-// The destructor lets the world go on until all have, or nothing happens any more.
+// Streams in virtual time. Work is done, and a copy reads its source and writes its destination,
+// when the operation completes. The destructor lets the world go on until all have, or nothing
+// happens any more.
 struct SimDeviceOptions {
   double link_bytes_per_second = 16e9;
   Bytes hbm_limit = Bytes(INT64_MAX);

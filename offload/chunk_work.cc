@@ -1,6 +1,7 @@
 #include "offload/chunk_work.h"
 
 #include "optim/convert.h"
+#include "optim/on_stream.h"
 
 namespace sluice {
 
@@ -11,7 +12,7 @@ void Updater::ChunkWork::Run() {
     status = BlockStore::Verify(read);
   }
   if (status.ok()) {
-    Update();
+    Launch(nullptr);
     if (streaming) BlockStore::Seal(&write);
     if (param_on_nvme) BlockStore::Seal(&param_write);
   }
@@ -19,7 +20,16 @@ void Updater::ChunkWork::Run() {
   c.inbox->Post(this);
 }
 
-void Updater::ChunkWork::Update() {
+void Updater::ChunkWork::Handle() {
+  if (on_device) {
+    status = device_op.status;
+    begin = device_op.started;
+    end = device_op.finished;
+  }
+  owner_->OnComputed(this);
+}
+
+void Updater::ChunkWork::Launch(void* stream) {
   const Context& c = owner_->context_;
   const ChunkLayout& layout = c.layout->chunk(chunk);
   const StateSpans all = SplitStates(layout, states);
@@ -40,14 +50,15 @@ void Updater::ChunkWork::Update() {
       std::byte* const out = lent ? update->lent.data + run.tensor_offset * SizeOf(type)
                                   : params + run.chunk_offset * param_size;
       if (lent) AdoptChanged(out, type, all.master.data() + at, n);
-      AdamWUpdate(update->coefficients, {.master = all.master.subspan(at, n),
-                                         .exp_avg = all.exp_avg.subspan(at, n),
-                                         .exp_avg_sq = all.exp_avg_sq.subspan(at, n),
-                                         .grad = grads + run.chunk_offset * grad_size,
-                                         .grad_type = c.types.grad_type,
-                                         .param_out = out,
-                                         .param_type = type});
-    } else if (!param_buffer.empty()) {
+      AdamWUpdateOn(stream, update->coefficients,
+                    {.master = all.master.subspan(at, n),
+                     .exp_avg = all.exp_avg.subspan(at, n),
+                     .exp_avg_sq = all.exp_avg_sq.subspan(at, n),
+                     .grad = grads + run.chunk_offset * grad_size,
+                     .grad_type = c.types.grad_type,
+                     .param_out = out,
+                     .param_type = type});
+    } else if (!param_buffer.empty()) {  // never on the device
       // The buffer replaces the whole chunk, so it also needs what is left alone.
       Convert(all.master.data() + at, FloatType::kF32, params + run.chunk_offset * param_size,
               c.types.param_type, n);

@@ -1,10 +1,11 @@
 // offload/chunk_work.h
 //
 // One chunk on its way through an update: its buffers, its transfers, and the arithmetic that a
-// worker does on it. Internal to the updater, which says what happens when.
+// worker does on it, or the device where the states live in HBM. Internal to the updater, which
+// says what happens when.
 //
-// Threads: Run on a worker, the rest on the control thread. Lives as long as the updater; used for
-// one chunk after another.
+// Threads: Run on a worker, Launch there or on the device's, the rest on the control thread. Lives
+// as long as the updater; used for one chunk after another.
 
 #ifndef SLUICE_OFFLOAD_CHUNK_WORK_H_
 #define SLUICE_OFFLOAD_CHUNK_WORK_H_
@@ -13,7 +14,10 @@
 
 namespace sluice {
 
-class Updater::ChunkWork final : public Task, public Event, public BufferPool::Waiter {
+class Updater::ChunkWork final : public Task,
+                                 public DeviceWork,
+                                 public Event,
+                                 public BufferPool::Waiter {
  public:
   explicit ChunkWork(Updater* owner)
       : read(this, &Updater::OnRead),
@@ -24,11 +28,13 @@ class Updater::ChunkWork final : public Task, public Event, public BufferPool::W
 
   // On a worker: checks what was read, updates, seals what will be written.
   void Run() override;
+  // Updates, on the device's stream or, where it is null, here.
+  void Launch(void* stream) override;
   Nanos cost() const override {
     return Nanos(owner_->context_.layout->chunk(chunk).elements / 2 + 500);
   }
 
-  void Handle() override { owner_->OnComputed(this); }
+  void Handle() override;
   void OnBuffer(MemoryView buffer) override {
     param_buffer = buffer;
     owner_->Submit(this);
@@ -50,6 +56,7 @@ class Updater::ChunkWork final : public Task, public Event, public BufferPool::W
 
   ChunkIndex chunk;
   bool streaming = false;  // states come from and go to NVMe
+  bool on_device = false;  // states live in HBM
   bool param_on_nvme = false;
   std::byte* states = nullptr;
   MemoryView state_buffer;  // if streaming
@@ -61,12 +68,11 @@ class Updater::ChunkWork final : public Task, public Event, public BufferPool::W
   Transfer read;
   Transfer write;
   Transfer param_write;
+  DeviceOp device_op;  // the update, if on_device
   DeviceOp upload;
   Uploaded uploaded;
 
  private:
-  void Update();
-
   Updater* const owner_;
 };
 

@@ -43,10 +43,26 @@ absl::StatusOr<std::unique_ptr<Device>> DeviceOf(const Plan& plan, const Runtime
 
 absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConfig& config) {
   PlanInput input;
+  SLUICE_ASSIGN_OR_RETURN(input.device, ChooseDevice(config.device, config.device_index));
+  input.options = config.placement;
+  if (config.nvme_paths.empty()) {
+    input.options.lowest_param_tier = std::min(input.options.lowest_param_tier, Tier::kPinned);
+    input.options.lowest_state_tier = std::min(input.options.lowest_state_tier, Tier::kPinned);
+  }
+  const auto lent = [](const ModelSpec::Tensor& t) { return t.keep == Keep::kStates; };
+  if (std::any_of(spec.tensors.begin(), spec.tensors.end(), lent)) {
+    // The host updates what lies in the caller's memory.
+    input.options.lowest_state_tier = std::max(input.options.lowest_state_tier, Tier::kPinned);
+  }
+  if (input.device.kind == DeviceKind::kHost) {
+    input.options.lowest_state_tier =
+        std::max(input.options.lowest_state_tier, config.highest_state_tier_on_host);
+  }
+  const int64_t chunk_elements_default =
+      input.options.lowest_state_tier == Tier::kHbm ? kChunkElementsInHbm : kChunkElementsDefault;
   SLUICE_ASSIGN_OR_RETURN(
       input.layout, ModelLayout::Make(spec, config.chunk_elements > 0 ? config.chunk_elements
-                                                                      : kChunkElementsDefault));
-  SLUICE_ASSIGN_OR_RETURN(input.device, ChooseDevice(config.device, config.device_index));
+                                                                      : chunk_elements_default));
   Budgets given = config.budgets;
   if (given.hbm < Bytes(0) && config.hbm != nullptr)
     given.hbm = Bytes(static_cast<int64_t>(config.hbm->memory().size()));
@@ -55,13 +71,8 @@ absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConf
     SLUICE_ASSIGN_OR_RETURN(const MemoryLimits limits, ReadMemoryLimits());
     available = limits.available();
   }
-  input.budgets = DefaultBudgets(given, input.layout, config.placement.param_type, available,
-                                 input.device.memory_free);
-  input.options = config.placement;
-  if (config.nvme_paths.empty()) {
-    input.options.lowest_param_tier = std::min(input.options.lowest_param_tier, Tier::kPinned);
-    input.options.lowest_state_tier = std::min(input.options.lowest_state_tier, Tier::kPinned);
-  }
+  input.budgets =
+      DefaultBudgets(given, input.layout, input.options, available, input.device.memory_free);
   return input;
 }
 

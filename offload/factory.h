@@ -31,11 +31,16 @@ struct RuntimeConfig {
   int device_index = 0;                 // of the GPU
   std::shared_ptr<SuppliedMemory> hbm;  // if set, the HBM tier; else the device makes it
   double link_bytes_per_second = 0;     // of the host device
+  // The host device's HBM is RAM, so that states in it would gain nothing: they go to pinned memory
+  // at the highest. Tests say kHbm.
+  Tier highest_state_tier_on_host = Tier::kPinned;
   bool overlap = true;
   size_t trace_spans_max = 0;
 };
 
 inline constexpr int64_t kChunkElementsDefault = 12 * kCellElements;  // 576 KiB of states
+// Where states don't move, a chunk is what one launch updates: enough to fill a GPU.
+inline constexpr int64_t kChunkElementsInHbm = 256 * kCellElements;
 
 // What a placement is made from: the layout of `spec`, and of `config` what places it, with what
 // was not given chosen. Errors: InvalidArgument, Unavailable (see ChooseDevice).

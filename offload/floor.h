@@ -28,7 +28,7 @@ namespace sluice {
 
 // What one step moves; from the placement.
 struct StepTraffic {
-  int64_t elements_updated = 0;
+  int64_t elements_updated = 0;  // by the host: none where states live in HBM
   Bytes nvme_read;
   Bytes nvme_written;
   Bytes read_ahead;   // of nvme_read, what the buffers hold before the step starts

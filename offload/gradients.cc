@@ -5,8 +5,7 @@
 
 #include "core/status.h"
 #include "fmt/format.h"
-#include "optim/convert.h"
-#include "optim/norm.h"
+#include "optim/on_stream.h"
 
 namespace sluice {
 
@@ -15,8 +14,11 @@ constexpr int64_t kCellsPerSum = 256;  // a task's worth: a million elements
 }  // namespace
 
 // One gradient on its way in. The first of a window is copied whole; later ones pass through a
-// buffer, piece by piece, and are added on a worker.
-class Gradients::PushOp final : public Event, public Task, public BufferPool::Waiter {
+// buffer, piece by piece, and are added on a worker or by the device.
+class Gradients::PushOp final : public Event,
+                                public Task,
+                                public DeviceWork,
+                                public BufferPool::Waiter {
  public:
   explicit PushOp(Gradients* owner) : added(this), owner_(owner) {}
 
@@ -26,10 +28,13 @@ class Gradients::PushOp final : public Event, public Task, public BufferPool::Wa
     owner_->CopyPiece(this);
   }
   void Run() override {
-    const FloatType type = owner_->context_.types.grad_type;
-    Accumulate(owner_->Home(tensor) + offset, buffer.data(), type,
-               piece / static_cast<size_t>(SizeOf(type)));
+    Launch(nullptr);
     owner_->context_.inbox->Post(&added);
+  }
+  void Launch(void* stream) override {
+    const FloatType type = owner_->context_.types.grad_type;
+    AccumulateOn(stream, owner_->Home(tensor) + offset, buffer.data(), type,
+                 piece / static_cast<size_t>(SizeOf(type)));
   }
   Nanos cost() const override { return Nanos(static_cast<int64_t>(piece) / 8 + 200); }
 
@@ -48,6 +53,7 @@ class Gradients::PushOp final : public Event, public Task, public BufferPool::Wa
   size_t piece = 0;
   MemoryView buffer;
   DeviceOp copy;
+  DeviceOp addition;  // if the device adds
   Added added;
 
  private:
@@ -55,45 +61,71 @@ class Gradients::PushOp final : public Event, public Task, public BufferPool::Wa
 };
 
 // The sums of squares of up to kCellsPerSum cells of one tensor.
-class Gradients::SumTask final : public Task, public Event {
+class Gradients::SumTask final : public Task, public DeviceWork, public Event {
  public:
   SumTask(Gradients* owner, TensorIndex tensor, int64_t first, int64_t last)
       : owner_(owner), tensor_(tensor), first_(first), last_(last) {}
 
+  void Start() {
+    const Context& c = owner_->context_;
+    if (!owner_->in_hbm()) return c.executor->Submit(this);
+    op_.stream = StreamKind::kCompute;
+    op_.work = this;
+    op_.from = {c.memory->sums_hbm + SumsOffset(), SumsBytes()};
+    op_.to = c.memory->sums + SumsOffset();
+    op_.inbox = c.inbox;
+    op_.event = this;
+    c.device->Enqueue(&op_);
+  }
   void Run() override {
     const Context& c = owner_->context_;
-    begin_ = c.clock->Now();
-    const TensorLayout& layout = c.layout->tensor(tensor_);
-    const FloatType type = c.types.grad_type;
-    const std::byte* home = owner_->Home(tensor_);
-    for (int64_t cell = first_; cell < last_; ++cell) {
-      const int64_t at = cell * kCellElements;
-      const int64_t n = std::min(kCellElements, layout.elements - at);
-      owner_->cells_[static_cast<size_t>(layout.first_cell + cell)] =
-          CellSquareSum(home + at * SizeOf(type), type, static_cast<size_t>(n));
-    }
-    end_ = c.clock->Now();
+    op_.started = c.clock->Now();
+    Sum(nullptr, &owner_->cells_[static_cast<size_t>(FirstCell())]);
+    op_.finished = c.clock->Now();
     c.inbox->Post(this);
+  }
+  void Launch(void* stream) override {
+    Sum(stream, reinterpret_cast<double*>(owner_->context_.memory->sums_hbm + SumsOffset()));
   }
   Nanos cost() const override { return Nanos((last_ - first_) * kCellElements / 4 + 200); }
   void Handle() override {
-    owner_->context_.trace->Record(owner_->sum_track_, "norm", tensor_.value(), begin_, end_);
+    const Context& c = owner_->context_;
+    c.trace->Record(owner_->sum_track_, "norm", tensor_.value(), op_.started, op_.finished);
+    if (!op_.status.ok()) {
+      c.fail(Annotate(op_.status, fmt::format("the norm of the gradient of tensor '{}'",
+                                              c.layout->tensor(tensor_).name)));
+    }
     owner_->OnSummed(tensor_);
   }
 
  private:
+  int64_t FirstCell() const { return owner_->context_.layout->tensor(tensor_).first_cell + first_; }
+  size_t SumsOffset() const { return static_cast<size_t>(FirstCell()) * sizeof(double); }
+  size_t SumsBytes() const { return static_cast<size_t>(last_ - first_) * sizeof(double); }
+
+  void Sum(void* stream, double* sums) {
+    const Context& c = owner_->context_;
+    const FloatType type = c.types.grad_type;
+    const int64_t begin = first_ * kCellElements;
+    const int64_t end = std::min(last_ * kCellElements, c.layout->tensor(tensor_).elements);
+    CellSquareSumsOn(stream, owner_->Home(tensor_) + begin * SizeOf(type), type,
+                     static_cast<size_t>(end - begin), sums);
+  }
+
   Gradients* const owner_;
   const TensorIndex tensor_;
   const int64_t first_;
   const int64_t last_;
-  TimePoint begin_{0};
-  TimePoint end_{0};
+  DeviceOp op_;  // its times also where a worker sums
 };
 
 Gradients::Gradients(const Context& context)
-    : context_(context),
-      tensors_(context.layout->tensors().size()),
-      cells_(static_cast<size_t>(context.layout->cell_count()), 0.0) {
+    : context_(context), tensors_(context.layout->tensors().size()) {
+  const auto cell_count = static_cast<size_t>(context.layout->cell_count());
+  if (!in_hbm()) own_cells_.resize(cell_count);
+  cells_ = in_hbm() ? std::span(reinterpret_cast<double*>(context.memory->sums), cell_count)
+                    : std::span(own_cells_);
+  std::fill(cells_.begin(), cells_.end(), 0.0);
   copy_track_ = context.trace->AddTrack("gradients to host");
   sum_track_ = context.trace->AddTrack("gradient norm");
   for (uint32_t t = 0; t < tensors_.size(); ++t) {
@@ -112,6 +144,10 @@ Gradients::~Gradients() = default;
 std::byte* Gradients::Home(TensorIndex tensor) const {
   const TensorLayout& t = context_.layout->tensor(tensor);
   return context_.memory->grads[t.unit.value()] + t.offset * SizeOf(context_.types.grad_type);
+}
+
+BufferPool* Gradients::buffers() const {
+  return in_hbm() ? &context_.memory->grad_buffers : &context_.memory->param_buffers;
 }
 
 void Gradients::Push(TensorIndex tensor, ConstMemoryView data, Fence fence, Done done) {
@@ -135,7 +171,7 @@ void Gradients::Push(TensorIndex tensor, ConstMemoryView data, Fence fence, Done
 void Gradients::Begin(PushOp* push) {
   push->adding = tensors_[push->tensor.value()].present;
   if (push->adding) {
-    context_.memory->param_buffers.Take(push);
+    buffers()->Take(push);
   } else {
     CopyPiece(push);
   }
@@ -161,18 +197,28 @@ void Gradients::OnCopied(PushOp* push) {
         push, Annotate(push->copy.status, fmt::format("taking the gradient of tensor '{}'",
                                                       context_.layout->tensor(push->tensor).name)));
   }
-  if (push->adding) return context_.executor->Submit(push);
-  End(push, absl::OkStatus());
+  if (!push->adding) return End(push, absl::OkStatus());
+  if (!in_hbm()) return context_.executor->Submit(push);
+  push->addition.stream = StreamKind::kCompute;
+  push->addition.work = push;
+  push->addition.inbox = context_.inbox;
+  push->addition.event = &push->added;
+  context_.device->Enqueue(&push->addition);
 }
 
 void Gradients::OnAdded(PushOp* push) {
+  if (!push->addition.status.ok()) {
+    return End(push, Annotate(push->addition.status,
+                              fmt::format("adding to the gradient of tensor '{}'",
+                                          context_.layout->tensor(push->tensor).name)));
+  }
   push->offset += push->piece;
   if (push->offset < push->data.size()) return CopyPiece(push);
   End(push, absl::OkStatus());
 }
 
 void Gradients::End(PushOp* push, const absl::Status& status) {
-  if (push->adding) context_.memory->param_buffers.Give(std::exchange(push->buffer, {}));
+  if (push->adding) buffers()->Give(std::exchange(push->buffer, {}));
   Tensor& t = tensors_[push->tensor.value()];
   const TensorIndex tensor = push->tensor;
   t.queue.pop_front();
@@ -199,7 +245,7 @@ void Gradients::StartSums(TensorIndex tensor) {
   Tensor& t = tensors_[tensor.value()];
   t.sums_left = static_cast<int>(t.sums.size());
   active_ += t.sums_left;
-  for (const auto& sum : t.sums) context_.executor->Submit(sum.get());
+  for (const auto& sum : t.sums) sum->Start();
 }
 
 void Gradients::OnSummed(TensorIndex tensor) {

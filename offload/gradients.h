@@ -1,10 +1,11 @@
 // offload/gradients.h
 //
-// The gradients of one accumulation window, in pinned memory: takes them as they are handed over,
-// adds what comes again, and keeps the sums of squares that norm and overflow check are made of,
-// cell by cell of the canonical grid.
+// The gradients of one accumulation window, in their home, which is pinned memory or HBM: takes
+// them as they are handed over, adds what comes again, and keeps the sums of squares that norm and
+// overflow check are made of, cell by cell of the canonical grid.
 //
-// Threads: the control thread; copies run on the device's stream, additions and sums on workers.
+// Threads: the control thread; copies run on the device's streams, additions and sums where the
+// gradients are: on workers or on the device.
 // Memory is taken at construction; a push that can't find a free slot of its own takes one more
 // from the heap and keeps it.
 
@@ -67,10 +68,13 @@ class Gradients {
   void OnSummed(TensorIndex tensor);
   void CheckFinished();
   std::byte* Home(TensorIndex tensor) const;
+  bool in_hbm() const { return context_.placement->grad_home == Tier::kHbm; }
+  BufferPool* buffers() const;  // that gradients to be added pass through, where their home is
 
   const Context context_;
   std::vector<Tensor> tensors_;
-  std::vector<double> cells_;
+  std::vector<double> own_cells_;  // unless a device writes the sums
+  std::span<double> cells_;
   std::vector<std::unique_ptr<PushOp>> pushes_;
   std::vector<PushOp*> free_pushes_;
   std::function<void()> finish_;

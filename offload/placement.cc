@@ -25,7 +25,9 @@ class Placer {
       : layout_(layout), budgets_(budgets), options_(options) {}
 
   absl::StatusOr<Placement> Run() {
-    SLUICE_RETURN_IF_ERROR(PlaceInHbm());
+    const bool all_in_hbm = options_.lowest_state_tier == Tier::kHbm;
+    MeasureGradients();
+    SLUICE_RETURN_IF_ERROR(all_in_hbm ? PlaceAllInHbm() : PlaceInHbm());
     SLUICE_RETURN_IF_ERROR(PlaceInPinned());
     if (p_.nvme() > budgets_.nvme) {
       return TooSmall("nvme", budgets_.nvme, p_.nvme(),
@@ -38,6 +40,36 @@ class Placer {
  private:
   Bytes ParamBytes(const UnitLayout& unit) const {
     return Bytes(unit.param_elements() * SizeOf(options_.param_type));
+  }
+
+  void MeasureGradients() {
+    for (const UnitLayout& unit : layout_.units())
+      p_.grads +=
+          RoundUp(Bytes(unit.updated_elements * SizeOf(options_.grad_type)), kSlotAlignment);
+  }
+
+  absl::Status PlaceAllInHbm() {
+    for (const UnitLayout& unit : layout_.units()) {
+      p_.slot_bytes.push_back(RoundUp(ParamBytes(unit), kSlotAlignment));
+      p_.param_home.push_back(Tier::kHbm);
+      p_.hbm_fixed += p_.slot_bytes.back();
+    }
+    for (const ChunkLayout& chunk : layout_.chunks()) {
+      p_.state_home.push_back(Tier::kHbm);
+      if (chunk.keep == Keep::kParam) continue;
+      p_.states_hbm += RoundUp(chunk.state_bytes(), kSlotAlignment);
+      p_.grad_buffer_bytes =
+          std::max(p_.grad_buffer_bytes,
+                   RoundUp(Bytes(chunk.capacity * SizeOf(options_.grad_type)), kSlotAlignment));
+    }
+    p_.grad_home = Tier::kHbm;
+    p_.grad_buffers = kBuffersMin;
+    p_.sums =
+        RoundUp(Bytes(layout_.cell_count() * static_cast<int64_t>(sizeof(double))), kSlotAlignment);
+    if (p_.hbm() <= budgets_.hbm) return absl::OkStatus();
+    return TooSmall("hbm", budgets_.hbm, p_.hbm(),
+                    "states, gradients and parameters must all stay there",
+                    "; or let states go to pinned memory or NVMe (offload_optimizer)");
   }
 
   absl::Status PlaceInHbm() {
@@ -74,19 +106,17 @@ class Placer {
   }
 
   absl::Status PlaceInPinned() {
+    const bool states_elsewhere = !p_.state_home.empty();
     Bytes all_states, all_params;
     Bytes largest_states, largest_params;
     for (const ChunkLayout& chunk : layout_.chunks()) {
-      all_states += RoundUp(chunk.state_bytes(), kSlotAlignment);
+      if (!states_elsewhere) all_states += RoundUp(chunk.state_bytes(), kSlotAlignment);
       largest_states = std::max(largest_states, RoundUp(chunk.state_bytes(), kSlotAlignment));
       largest_params =
           std::max(largest_params,
                    RoundUp(Bytes(chunk.capacity * SizeOf(options_.param_type)), kSlotAlignment));
     }
     for (uint32_t u = 0; u < layout_.units().size(); ++u) {
-      const UnitLayout& unit = layout_.units()[u];
-      p_.grads +=
-          RoundUp(Bytes(unit.updated_elements * SizeOf(options_.grad_type)), kSlotAlignment);
       if (p_.param_home[u] == Tier::kPinned) all_params += p_.slot_bytes[u];
     }
     p_.state_buffer_bytes = largest_states;
@@ -112,7 +142,7 @@ class Placer {
         (states_stay ? Bytes(0) : all_states) + (params_stay ? Bytes(0) : all_params) <= left;
     if (!all_fit) left -= AddBuffers(left / 2);
     HomeParams(params_stay ? &unlimited_ : &left);
-    HomeStates(states_stay ? &unlimited_ : &left);
+    if (!states_elsewhere) HomeStates(states_stay ? &unlimited_ : &left);
     return absl::OkStatus();
   }
 
@@ -184,23 +214,42 @@ absl::StatusOr<Placement> MakePlacement(const ModelLayout& layout, const Budgets
   return Placer(layout, budgets, options).Run();
 }
 
-Budgets DefaultBudgets(const Budgets& given, const ModelLayout& layout, FloatType param_type,
-                       Bytes available, std::optional<Bytes> gpu_available) {
+namespace {
+
+// What HBM must hold if everything lives there.
+Bytes AllInHbm(const ModelLayout& layout, const PlacementOptions& options) {
+  constexpr Bytes kUnlimited = Bytes(INT64_MAX / 2);
+  const absl::StatusOr<Placement> placement =
+      MakePlacement(layout, {kUnlimited, kUnlimited, kUnlimited}, options);
+  SLUICE_CHECK(placement.ok());
+  return placement->hbm();
+}
+
+}  // namespace
+
+Budgets DefaultBudgets(const Budgets& given, const ModelLayout& layout,
+                       const PlacementOptions& options, Bytes available,
+                       std::optional<Bytes> gpu_available) {
   Bytes params, grads_and_states;
   for (const UnitLayout& unit : layout.units()) {
-    params += RoundUp(Bytes(unit.param_elements() * SizeOf(param_type)), kSlotAlignment);
+    params += RoundUp(Bytes(unit.param_elements() * SizeOf(options.param_type)), kSlotAlignment);
     grads_and_states += RoundUp(Bytes(unit.updated_elements * 4), kSlotAlignment);
   }
   for (const ChunkLayout& chunk : layout.chunks())
     grads_and_states += RoundUp(chunk.state_bytes(), kSlotAlignment);
 
   Budgets budgets = given;
-  if (budgets.hbm < Bytes(0))
+  if (budgets.hbm < Bytes(0) && options.lowest_state_tier == Tier::kHbm) {
+    budgets.hbm = std::min(AllInHbm(layout, options), gpu_available.value_or(available / 4));
+  } else if (budgets.hbm < Bytes(0)) {
     budgets.hbm = std::min(params, gpu_available ? *gpu_available / 2 : available / 4);
+  }
   if (budgets.pinned < Bytes(0)) {
     const Bytes reserve =
         std::max(MiB(256), available / 8);  // for the process: activations, PyTorch, code
-    const Bytes hbm_here = gpu_available ? Bytes(0) : std::min(budgets.hbm, params);
+    const bool all_in_hbm = options.lowest_state_tier == Tier::kHbm;
+    const Bytes hbm_used = all_in_hbm ? budgets.hbm : std::min(budgets.hbm, params);
+    const Bytes hbm_here = gpu_available ? Bytes(0) : hbm_used;
     const Bytes most = std::max(Bytes(0), available - hbm_here - reserve);
     // Never more than all of it could use: gradients and states, parameters, and movement buffers.
     budgets.pinned = std::min(most, grads_and_states + params + MiB(256));

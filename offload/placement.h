@@ -10,6 +10,9 @@
 // that don't live in HBM, then states, both in forward order: what a step needs first stays
 // nearest. A byte of parameters is moved up to three times a step, a byte of states twice. NVMe:
 // the rest. Frozen tensors need no states and no gradients, lent ones no room for parameters.
+//
+// Where states may not leave HBM, everything lives there, gradients too, and the update runs there;
+// pinned memory then holds what values pass through on their way in and out.
 
 #ifndef SLUICE_OFFLOAD_PLACEMENT_H_
 #define SLUICE_OFFLOAD_PLACEMENT_H_
@@ -35,7 +38,7 @@ struct PlacementOptions {
   FloatType param_type = FloatType::kF32;
   FloatType grad_type = FloatType::kF32;
   Tier lowest_param_tier = Tier::kNvme;
-  Tier lowest_state_tier = Tier::kNvme;
+  Tier lowest_state_tier = Tier::kNvme;   // kHbm: states and gradients live there, all of them
   int64_t resident_elements_max = 16384;  // units of at most so many elements live in HBM for good
   int state_buffers =
       32;  // wanted for moving states, if any state is on NVMe; at least 2 are needed
@@ -46,12 +49,17 @@ inline constexpr Bytes kSlotAlignment = Bytes(4096);  // of units, buffers and h
 inline constexpr int kBuffersMin = 2;
 
 struct Placement {
-  std::vector<Tier> param_home;   // by unit
-  std::vector<Tier> state_home;   // by chunk: kPinned or kNvme
-  std::vector<Bytes> slot_bytes;  // by unit: room in HBM, aligned
-  Bytes hbm_fixed;                // units that live in HBM
-  Bytes hbm_cache;                // the room that the others are moved through
+  std::vector<Tier> param_home;    // by unit
+  std::vector<Tier> state_home;    // by chunk; kHbm for all or for none
+  Tier grad_home = Tier::kPinned;  // or kHbm, where the states are
+  std::vector<Bytes> slot_bytes;   // by unit: room in HBM, aligned
+  Bytes hbm_fixed;                 // units that live in HBM
+  Bytes hbm_cache;                 // the room that the others are moved through
+  Bytes states_hbm;
   Bytes grads;
+  Bytes sums;  // of squares, if gradients live in HBM: there, and as much in pinned memory
+  Bytes grad_buffer_bytes;  // of one; in HBM, if gradients live there
+  int grad_buffers = 0;
   Bytes params_pinned;
   Bytes states_pinned;
   Bytes state_buffer_bytes;  // of one
@@ -61,10 +69,13 @@ struct Placement {
   Bytes states_nvme;  // extents
   Bytes params_nvme;
 
-  Bytes hbm() const { return hbm_fixed + hbm_cache; }
+  Bytes hbm() const {
+    const Bytes grads_here = grad_home == Tier::kHbm ? grads + sums : Bytes(0);
+    return hbm_fixed + hbm_cache + states_hbm + grads_here + grad_buffer_bytes * grad_buffers;
+  }
   Bytes pinned() const {
-    return grads + params_pinned + states_pinned + state_buffer_bytes * state_buffers +
-           param_buffer_bytes * param_buffers;
+    return (grad_home == Tier::kHbm ? sums : grads) + params_pinned + states_pinned +
+           state_buffer_bytes * state_buffers + param_buffer_bytes * param_buffers;
   }
   Bytes nvme() const { return states_nvme + params_nvme; }
 };
@@ -75,12 +86,13 @@ absl::StatusOr<Placement> MakePlacement(const ModelLayout& layout, const Budgets
                                         const PlacementOptions& options);
 
 // Budgets for tiers that were not given one (negative): from what the machine and its cgroup have
-// left, `available`, and what a GPU has, `gpu_available` (none: HBM is memory of the host). HBM:
-// all parameters if they fit in half of the GPU's memory, or a quarter of the host's, else that
-// share; pinned what remains of the host's after a reserve for the process; NVMe without limit (the
-// free space is checked when files are made).
-Budgets DefaultBudgets(const Budgets& given, const ModelLayout& layout, FloatType param_type,
-                       Bytes available, std::optional<Bytes> gpu_available);
+// left, `available`, and what a GPU has, `gpu_available` (none: HBM is memory of the host). HBM: if
+// all must live there, what that takes; else all parameters if they fit in half of the GPU's
+// memory, or a quarter of the host's, else that share; pinned what remains of the host's after a
+// reserve for the process; NVMe without limit (the free space is checked when files are made).
+Budgets DefaultBudgets(const Budgets& given, const ModelLayout& layout,
+                       const PlacementOptions& options, Bytes available,
+                       std::optional<Bytes> gpu_available);
 
 }  // namespace sluice
 

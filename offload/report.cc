@@ -34,6 +34,7 @@ Json PlacementObject(const ModelLayout& layout, const Placement& p, const Budget
         layout.units()[u].param_elements() * SizeOf(options.param_type);
   }
   const StepTraffic traffic = TrafficOf(layout, p, options);
+  const bool grads_in_hbm = p.grad_home == Tier::kHbm;
   return {
       {"parameters", layout.parameter_count()},
       {"parameters_updated", layout.updated_count()},
@@ -45,9 +46,13 @@ Json PlacementObject(const ModelLayout& layout, const Placement& p, const Budget
       {"grad_dtype", Name(options.grad_type)},
       {"budgets_bytes", Tiers(budgets.hbm, budgets.pinned, budgets.nvme)},
       {"planned_bytes", Tiers(p.hbm(), p.pinned(), p.nvme())},
-      {"hbm", {{"resident_bytes", p.hbm_fixed.value()}, {"cache_bytes", p.hbm_cache.value()}}},
+      {"hbm",
+       {{"resident_bytes", p.hbm_fixed.value()},
+        {"cache_bytes", p.hbm_cache.value()},
+        {"gradients_bytes", grads_in_hbm ? p.grads.value() : 0},
+        {"states_bytes", p.states_hbm.value()}}},
       {"pinned",
-       {{"gradients_bytes", p.grads.value()},
+       {{"gradients_bytes", grads_in_hbm ? 0 : p.grads.value()},
         {"params_bytes", p.params_pinned.value()},
         {"states_bytes", p.states_pinned.value()},
         {"state_buffers", p.state_buffers},
@@ -117,6 +122,7 @@ std::string EngineReport(const std::string& path, MemoryResource* memory, Json* 
 StepTraffic TrafficOf(const ModelLayout& layout, const Placement& p,
                       const PlacementOptions& options) {
   StepTraffic t;
+  if (p.grad_home == Tier::kHbm) return t;  // nothing moves
   t.elements_updated = layout.updated_count();
   t.nvme_read = p.states_nvme;
   t.nvme_written = p.states_nvme;

@@ -17,7 +17,9 @@
 //   planned_bytes.TIER           what will be taken
 //   hbm.resident_bytes           units that live there for good
 //   hbm.cache_bytes              the room that the others are moved through
-//   pinned.gradients_bytes       all gradients
+//   hbm.gradients_bytes          all gradients, where states live there
+//   hbm.states_bytes             states that live there
+//   pinned.gradients_bytes       all gradients, where they do not
 //   pinned.params_bytes          parameters that live there
 //   pinned.states_bytes          states that live there
 //   pinned.state_buffers         buffers that states are moved through
@@ -27,7 +29,7 @@
 //   nvme.states_bytes            states that live there
 //   nvme.params_bytes            parameters that live there
 //   params_home_bytes.TIER       parameters by where they live
-//   step_traffic.elements_updated     of a step in which every tensor has a gradient
+//   step_traffic.elements_updated     by the host, of a step in which every tensor has a gradient
 //   step_traffic.nvme_read_bytes      states and parameters read
 //   step_traffic.nvme_write_bytes     and written
 //   step_traffic.read_ahead_bytes     of what is read, what can be there before the step

@@ -354,6 +354,7 @@ std::string Runtime::Unsettled() const {
   add("transfers", store_->idle() ? 0 : 1);
   add("state buffers lent", states.count() - states.free_count());
   add("parameter buffers lent", params.count() - params.free_count());
+  add("gradient buffers lent", memory_.grad_buffers.count() - memory_.grad_buffers.free_count());
   add("units on their way to HBM, or still read by the caller", residency_->moving() ? 1 : 0);
   add("gradients or sums", gradients_->idle() ? 0 : 1);
   add("updates", updater_->busy() ? 1 : 0);

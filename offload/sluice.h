@@ -127,13 +127,15 @@ typedef struct sluice_options {
   const char* const* nvme_paths; /* directories, one per drive; NULL if nothing may go to NVMe */
   uint32_t nvme_path_count;
   int32_t lowest_param_tier; /* sluice_tier: how far down parameters may go */
-  int32_t lowest_state_tier; /* and states; on the host device, SLUICE_HBM is SLUICE_PINNED */
-  int32_t io_engine;         /* sluice_io_engine_kind */
-  uint32_t io_depth;         /* transfers in the kernel at a time; 0 chosen */
-  uint32_t io_batch;         /* transfers submitted per call at most; 0 chosen */
-  int32_t executor;          /* sluice_executor_kind */
-  int32_t workers;           /* threads that update states; 0 chosen */
-  int64_t chunk_elements;    /* multiple of 4096; 0 chosen */
+  /* And states. SLUICE_HBM on CUDA: states, gradients and parameters all live there. On the host
+   * device, and where tensors are lent, it is SLUICE_PINNED. */
+  int32_t lowest_state_tier;
+  int32_t io_engine;      /* sluice_io_engine_kind */
+  uint32_t io_depth;      /* transfers in the kernel at a time; 0 chosen */
+  uint32_t io_batch;      /* transfers submitted per call at most; 0 chosen */
+  int32_t executor;       /* sluice_executor_kind */
+  int32_t workers;        /* threads that update states; 0 chosen */
+  int64_t chunk_elements; /* multiple of 4096; 0 chosen */
   /* Units of at most so many elements stay in HBM for good; -1 chosen. */
   int64_t resident_elements_max;
   double static_loss_scale; /* 0: dynamic, with the next five; default 1 */

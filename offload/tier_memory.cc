@@ -42,28 +42,39 @@ absl::StatusOr<TierMemory> TierMemory::Make(const ModelLayout& layout, const Pla
     memory.param_home.push_back(home);
     const Bytes grads = RoundUp(
         Bytes(layout.units()[u].updated_elements * SizeOf(options.grad_type)), kSlotAlignment);
-    SLUICE_ASSIGN_OR_RETURN(const MemoryView view, memory.pinned.Carve(grads, kSlotAlignment));
+    Arena& grad_arena = placement.grad_home == Tier::kHbm ? memory.hbm : memory.pinned;
+    SLUICE_ASSIGN_OR_RETURN(const MemoryView view, grad_arena.Carve(grads, kSlotAlignment));
     memory.grads.push_back(view.data());
   }
   for (size_t c = 0; c < layout.chunks().size(); ++c) {
     std::byte* home = nullptr;
-    if (placement.state_home[c] == Tier::kPinned) {
+    if (placement.state_home[c] != Tier::kNvme) {
+      Arena& arena = placement.state_home[c] == Tier::kHbm ? memory.hbm : memory.pinned;
       const Bytes bytes = RoundUp(layout.chunks()[c].state_bytes(), kSlotAlignment);
-      SLUICE_ASSIGN_OR_RETURN(const MemoryView view, memory.pinned.Carve(bytes, kSlotAlignment));
+      SLUICE_ASSIGN_OR_RETURN(const MemoryView view, arena.Carve(bytes, kSlotAlignment));
       home = view.data();
     }
     memory.state_home.push_back(home);
   }
-  const auto pool = [&memory](Bytes size, int count) -> absl::StatusOr<BufferPool> {
+  if (placement.grad_home == Tier::kHbm) {
+    SLUICE_ASSIGN_OR_RETURN(const MemoryView there,
+                            memory.hbm.Carve(placement.sums, kSlotAlignment));
+    SLUICE_ASSIGN_OR_RETURN(const MemoryView here,
+                            memory.pinned.Carve(placement.sums, kSlotAlignment));
+    memory.sums_hbm = there.data();
+    memory.sums = here.data();
+  }
+  const auto pool = [](Arena* arena, Bytes size, int count) -> absl::StatusOr<BufferPool> {
     if (count == 0) return BufferPool();
-    SLUICE_ASSIGN_OR_RETURN(const MemoryView view,
-                            memory.pinned.Carve(size * count, kSlotAlignment));
+    SLUICE_ASSIGN_OR_RETURN(const MemoryView view, arena->Carve(size * count, kSlotAlignment));
     return BufferPool(view, size);
   };
-  SLUICE_ASSIGN_OR_RETURN(memory.state_buffers,
-                          pool(placement.state_buffer_bytes, placement.state_buffers));
-  SLUICE_ASSIGN_OR_RETURN(memory.param_buffers,
-                          pool(placement.param_buffer_bytes, placement.param_buffers));
+  SLUICE_ASSIGN_OR_RETURN(memory.state_buffers, pool(&memory.pinned, placement.state_buffer_bytes,
+                                                     placement.state_buffers));
+  SLUICE_ASSIGN_OR_RETURN(memory.param_buffers, pool(&memory.pinned, placement.param_buffer_bytes,
+                                                     placement.param_buffers));
+  SLUICE_ASSIGN_OR_RETURN(memory.grad_buffers,
+                          pool(&memory.hbm, placement.grad_buffer_bytes, placement.grad_buffers));
   if (placement.hbm_cache > Bytes(0)) {
     SLUICE_ASSIGN_OR_RETURN(memory.hbm_cache,
                             memory.hbm.Carve(placement.hbm_cache, kSlotAlignment));

@@ -33,10 +33,13 @@ struct TierMemory {
   Arena pinned;
   MemoryView hbm_cache;
   std::vector<std::byte*> param_home;  // by unit: in HBM or pinned memory; else not to be used
-  std::vector<std::byte*> state_home;  // by chunk: in pinned memory; elsewhere not to be used
-  std::vector<std::byte*> grads;       // by unit
+  std::vector<std::byte*> state_home;  // by chunk: the same
+  std::vector<std::byte*> grads;       // by unit: in the gradients' home
+  std::byte* sums_hbm = nullptr;       // the cells' sums, if gradients live in HBM, and in pinned
+  std::byte* sums = nullptr;           // memory
   BufferPool state_buffers;
   BufferPool param_buffers;
+  BufferPool grad_buffers;  // in HBM, if gradients live there
   BlockMap blocks;
 
   // Takes both arenas. Errors: ResourceExhausted from the device or the memory resource.

@@ -191,11 +191,12 @@ void Updater::BeginCompute(ChunkWork* work) {
   const BlockMap& blocks = context_.memory->blocks;
   const UnitIndex unit = context_.layout->chunk(work->chunk).unit;
   work->param_on_nvme = blocks.params[work->chunk.value()].has_value();
+  work->on_device = context_.placement->state_home[work->chunk.value()] == Tier::kHbm;
   if (work->streaming) {
     context_.store->PrepareWrite(&work->write, *blocks.states[work->chunk.value()],
                                  work->state_buffer);
   }
-  if (context_.placement->param_home[unit.value()] == Tier::kPinned ||
+  if (work->on_device || context_.placement->param_home[unit.value()] == Tier::kPinned ||
       context_.layout->unit(unit).lent) {
     Submit(work);
   } else {
@@ -209,7 +210,12 @@ void Updater::Submit(ChunkWork* work) {
                                  *context_.memory->blocks.params[work->chunk.value()],
                                  work->param_buffer);
   }
-  context_.executor->Submit(work);
+  if (!work->on_device) return context_.executor->Submit(work);
+  work->device_op.stream = StreamKind::kCompute;
+  work->device_op.work = work;
+  work->device_op.inbox = context_.inbox;
+  work->device_op.event = work;
+  context_.device->Enqueue(&work->device_op);
 }
 
 void Updater::OnComputed(ChunkWork* work) {

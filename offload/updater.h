@@ -1,10 +1,11 @@
 // offload/updater.h
 //
 // The updater turns gradients into new parameters: chunk by chunk, in forward order, it reads a
-// chunk's states (if they live on NVMe), runs AdamW over it on a worker, brings the new parameters
-// to their unit's home, and writes the states back. Reads, arithmetic and writes of neighbouring
-// chunks overlap; how many chunks are on their way at a time is bounded by the buffers. During
-// backward it may read ahead as far as the buffers go; arithmetic starts at Start.
+// chunk's states (if they live on NVMe), runs AdamW over it on a worker (or on the device, if they
+// live in HBM), brings the new parameters to their unit's home, and writes the states back. Reads,
+// arithmetic and writes of neighbouring chunks overlap; how many chunks are on their way at a time
+// is bounded by the buffers. During backward it may read ahead as far as the buffers go; arithmetic
+// starts at Start.
 //
 // A chunk on its way (ChunkWork): reading -> staged -> computing -> storing -> idle. The unit's
 // parameters are up to date when its last chunk has stored its parameters; the states may still be
@@ -13,7 +14,8 @@
 // A lent parameter is read before it is updated: the caller may have changed it, and then the
 // master follows. The new one is written in its place.
 //
-// Threads: the control thread; tasks run on workers. Allocates at construction only.
+// Threads: the control thread; tasks run on workers and on the device's streams. Allocates at
+// construction only.
 
 #ifndef SLUICE_OFFLOAD_UPDATER_H_
 #define SLUICE_OFFLOAD_UPDATER_H_

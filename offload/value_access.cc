@@ -17,7 +17,9 @@ class ValueAccess::ChunkStep final : public Task, public Event {
       : read_(this, &ChunkStep::OnRead),
         write_(this, &ChunkStep::OnStored),
         param_write_(this, &ChunkStep::OnStored),
-        copied_(this),
+        download_(this, &ChunkStep::OnRead),
+        upload_(this, &ChunkStep::OnStored),
+        param_upload_(this, &ChunkStep::OnStored),
         owner_(owner),
         context_(owner->context_) {}
 
@@ -25,21 +27,18 @@ class ValueAccess::ChunkStep final : public Task, public Event {
     chunk_ = chunk;
     status_ = absl::OkStatus();
     was_read_ = false;
+    if (owner_->request_.field == Field::kGrad) return StartGrad();
     if (layout().keep == Keep::kParam) return StartFrozen();
-    const std::optional<BlockIndex>& block = context_.memory->blocks.states[chunk.value()];
-    if (!block) {
-      states_ = context_.memory->state_home[chunk.value()];
-      return Prepare();
-    }
-    buffer_ = context_.memory->state_buffers.TryTake();
-    SLUICE_CHECK_MSG(!buffer_.empty(), "values are accessed while chunks are on their way");
-    states_ = buffer_.data();
+    states_ = context_.memory->state_home[chunk.value()];
+    if (home() == Tier::kPinned) return Prepare();
+    const std::byte* const in_hbm = std::exchange(states_, TakeBuffer());
     if (!owner_->written_[chunk.value()]) {
       std::memset(buffer_.data(), 0, buffer_.size());
       return Prepare();
     }
+    if (home() == Tier::kHbm) return download_.Start({in_hbm, state_size()}, buffer_.data());
     was_read_ = true;
-    context_.store->StartRead(&read_, *block, buffer_, IoPriority::kUrgent);
+    context_.store->StartRead(&read_, *state_block(), buffer_, IoPriority::kUrgent);
   }
 
   void Run() override {
@@ -54,14 +53,17 @@ class ValueAccess::ChunkStep final : public Task, public Event {
   void Handle() override {  // the worker is done
     if (!owner_->request_.write) return End();
     if (!status_.ok()) {
-      if (!buffer_.empty()) context_.store->Cancel(&write_);
+      if (to_drive()) context_.store->Cancel(&write_);
       if (param_block()) context_.store->Cancel(&param_write_);
       return End();
     }
     stores_left_ = 1;
-    if (!buffer_.empty()) {
+    if (to_drive()) {
       ++stores_left_;
       context_.store->StartWrite(&write_, IoPriority::kUrgent);
+    } else if (!buffer_.empty()) {
+      ++stores_left_;
+      upload_.Start(buffer_.first(state_size()), context_.memory->state_home[chunk_.value()]);
     }
     if (param_block()) {
       ++stores_left_;
@@ -70,12 +72,7 @@ class ValueAccess::ChunkStep final : public Task, public Event {
       ++stores_left_;
       const auto begin = static_cast<size_t>(ThisRun().chunk_offset * param_size());
       const auto size = static_cast<size_t>(ThisRun().elements * param_size());
-      copy_.stream = StreamKind::kHostToDevice;
-      copy_.from = param_buffer_.subspan(begin, size);
-      copy_.to = ParamHome() + begin;
-      copy_.inbox = context_.inbox;
-      copy_.event = &copied_;
-      context_.device->Enqueue(&copy_);
+      param_upload_.Start(param_buffer_.subspan(begin, size), ParamHome() + begin);
     }
     OnStored(absl::OkStatus());
   }
@@ -88,16 +85,32 @@ class ValueAccess::ChunkStep final : public Task, public Event {
     ChunkStep* const step;
     const Next next;
   };
-  struct Copied final : Event {
-    explicit Copied(ChunkStep* step) : step(step) {}
-    void Handle() override {
-      step->owner_->request_.write ? step->OnStored(step->copy_.status)
-                                   : step->OnRead(step->copy_.status);
+  // A copy between a buffer and HBM.
+  struct Copy final : Event {
+    using Next = void (ChunkStep::*)(const absl::Status&);
+    Copy(ChunkStep* step, Next next) : step(step), next(next) {}
+    void Start(ConstMemoryView from, std::byte* to) {
+      op.stream =
+          next == &ChunkStep::OnRead ? StreamKind::kDeviceToHost : StreamKind::kHostToDevice;
+      op.from = from;
+      op.to = to;
+      op.inbox = step->context_.inbox;
+      op.event = this;
+      step->context_.device->Enqueue(&op);
     }
+    void Handle() override { (step->*next)(op.status); }
     ChunkStep* const step;
+    const Next next;
+    DeviceOp op;
   };
 
   const ChunkLayout& layout() const { return context_.layout->chunk(chunk_); }
+  Tier home() const { return context_.placement->state_home[chunk_.value()]; }
+  bool to_drive() const { return !buffer_.empty() && home() == Tier::kNvme; }
+  size_t state_size() const { return layout().state_bytes().size(); }
+  const std::optional<BlockIndex>& state_block() const {
+    return context_.memory->blocks.states[chunk_.value()];
+  }
   Tier param_tier() const { return context_.placement->param_home[layout().unit.value()]; }
   // The chunk's parameters, unless they live on NVMe.
   std::byte* ParamHome() const {
@@ -121,18 +134,28 @@ class ValueAccess::ChunkStep final : public Task, public Event {
     status.ok() ? Prepare() : End();
   }
 
+  std::byte* TakeBuffer() {
+    buffer_ = context_.memory->state_buffers.TryTake();
+    SLUICE_CHECK_MSG(!buffer_.empty(), "values are accessed while chunks are on their way");
+    return buffer_.data();
+  }
+
+  void StartGrad() {
+    const int64_t size = SizeOf(context_.types.grad_type);
+    grads_ = context_.memory->grads[layout().unit.value()] + layout().offset * size;
+    if (context_.placement->grad_home == Tier::kPinned) return Prepare();
+    const std::byte* const in_hbm = std::exchange(grads_, TakeBuffer());
+    download_.Start({in_hbm, static_cast<size_t>(layout().elements * size)}, buffer_.data());
+  }
+
   // A frozen chunk is its parameters: where they lie, or in a buffer.
   void StartFrozen() {
     if (param_tier() == Tier::kPinned) return Prepare();
     TakeParamBuffer();
     if (param_tier() == Tier::kHbm) {
       if (owner_->request_.write) return Prepare();
-      copy_.stream = StreamKind::kDeviceToHost;
-      copy_.from = {ParamHome(), static_cast<size_t>(layout().elements * param_size())};
-      copy_.to = param_buffer_.data();
-      copy_.inbox = context_.inbox;
-      copy_.event = &copied_;
-      return context_.device->Enqueue(&copy_);
+      return download_.Start({ParamHome(), static_cast<size_t>(layout().elements * param_size())},
+                             param_buffer_.data());
     }
     if (!owner_->written_[chunk_.value()]) {
       std::memset(param_buffer_.data(), 0, param_buffer_.size());
@@ -150,10 +173,7 @@ class ValueAccess::ChunkStep final : public Task, public Event {
 
   void Prepare() {
     if (owner_->request_.write) {
-      if (!buffer_.empty()) {
-        context_.store->PrepareWrite(&write_, *context_.memory->blocks.states[chunk_.value()],
-                                     buffer_);
-      }
+      if (to_drive()) context_.store->PrepareWrite(&write_, *state_block(), buffer_);
       if (layout().keep == Keep::kAll && param_tier() != Tier::kPinned) TakeParamBuffer();
       if (param_block()) context_.store->PrepareWrite(&param_write_, *param_block(), param_buffer_);
     }
@@ -175,13 +195,17 @@ class ValueAccess::ChunkStep final : public Task, public Event {
 
   void Apply(const ChunkRun& run) {
     const ValueRequest& request = owner_->request_;
-    const StateSpans all = SplitStates(context_.layout->chunk(chunk_), states_);
+    std::byte* const theirs = request.data + run.tensor_offset * SizeOf(request.type);
+    const auto n = static_cast<size_t>(run.elements);
+    if (request.field == Field::kGrad) {
+      const FloatType type = context_.types.grad_type;
+      return Convert(grads_ + run.chunk_offset * SizeOf(type), type, theirs, request.type, n);
+    }
+    const StateSpans all = SplitStates(layout(), states_);
     const std::span<float> field = request.field == Field::kExpAvg     ? all.exp_avg
                                    : request.field == Field::kExpAvgSq ? all.exp_avg_sq
                                                                        : all.master;
     float* const values = field.data() + run.chunk_offset;
-    std::byte* const theirs = request.data + run.tensor_offset * SizeOf(request.type);
-    const auto n = static_cast<size_t>(run.elements);
     if (request.write) {
       Convert(theirs, request.type, values, FloatType::kF32, n);
     } else {
@@ -196,7 +220,7 @@ class ValueAccess::ChunkStep final : public Task, public Event {
               param_buffer_.empty() ? ParamHome() : param_buffer_.data(), context_.types.param_type,
               static_cast<size_t>(layout().elements));
     }
-    if (!buffer_.empty()) BlockStore::Seal(&write_);
+    if (to_drive()) BlockStore::Seal(&write_);
     if (param_block()) BlockStore::Seal(&param_write_);
   }
 
@@ -218,12 +242,14 @@ class ValueAccess::ChunkStep final : public Task, public Event {
   Transfer read_;
   Transfer write_;
   Transfer param_write_;
-  DeviceOp copy_;
-  Copied copied_;
+  Copy download_;
+  Copy upload_;
+  Copy param_upload_;
   ValueAccess* const owner_;
   const Context& context_;
   ChunkIndex chunk_;
   std::byte* states_ = nullptr;
+  std::byte* grads_ = nullptr;  // of the chunk, if they are asked for
   MemoryView buffer_;
   MemoryView param_buffer_;
   bool was_read_ = false;
@@ -242,7 +268,6 @@ void ValueAccess::Start(ValueRequest request) {
   SLUICE_CHECK(!busy_);
   busy_ = true;
   request_ = std::move(request);
-  if (request_.field == Field::kGrad) return CopyGrad();
   const UnitLayout& unit = context_.layout->unit(context_.layout->tensor(request_.tensor).unit);
   next_chunk_ = unit.first_chunk;
   last_chunk_ = unit.first_chunk + unit.chunk_count;
@@ -256,14 +281,6 @@ void ValueAccess::NextChunk() {
       if (run.tensor == request_.tensor) return step_->Start(chunk);
     }
   }
-  End(absl::OkStatus());
-}
-
-void ValueAccess::CopyGrad() {
-  const TensorLayout& t = context_.layout->tensor(request_.tensor);
-  const FloatType type = context_.types.grad_type;
-  Convert(context_.memory->grads[t.unit.value()] + t.offset * SizeOf(type), type, request_.data,
-          request_.type, static_cast<size_t>(t.elements));
   End(absl::OkStatus());
 }
 

@@ -44,7 +44,6 @@ class ValueAccess {
   class ChunkStep;
   void NextChunk();
   void End(const absl::Status& status);
-  void CopyGrad();
 
   const Context context_;
   std::unique_ptr<ChunkStep> step_;

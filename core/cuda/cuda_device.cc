@@ -210,6 +210,11 @@ class CudaDevice final : public Device {
                           "waiting for a fence");
     }
     if (status.ok()) status = CudaStatus(cudaEventRecord(marks.begin, stream), "marking a stream");
+    if (status.ok() && op->work != nullptr) {
+      cudaGetLastError();  // what others left behind was theirs to report
+      op->work->Launch(stream);
+      status = CudaStatus(cudaGetLastError(), "launching kernels");
+    }
     if (status.ok()) status = IssueCopy(stream, *op);
     if (status.ok()) status = CudaStatus(cudaEventRecord(marks.end, stream), "marking a stream");
     if (!status.ok()) GiveMarks(op->device_slot);

@@ -121,7 +121,7 @@ class Engine(EngineCalls, torch.nn.Module):
             "param_dtype": dtype_number,
             "grad_dtype": _DTYPES[c.grad_dtype or c.dtype][0],
             "lowest_param_tier": _TIERS[c.offload_param],
-            "lowest_state_tier": max(_abi.PINNED, _TIERS[c.offload_optimizer]),
+            "lowest_state_tier": _TIERS[c.offload_optimizer],
             "nvme_paths": c.nvme_paths,
             "io_engine": _choice("sluice.io_engine", own.get("io_engine", "auto"), _ENGINES),
             "executor": _choice("sluice.executor", own.get("executor", "tbb"), _EXECUTORS),

@@ -151,6 +151,42 @@ TEST_P(DeviceTest, OperationsTakeAtLeastTheirModelledTime) {
   EXPECT_GE(compute->op.finished - compute->op.started, std::chrono::milliseconds(3));
 }
 
+// Doubles `value`, which is a subnormal at first, unless it is flushed.
+struct Doubling final : DeviceWork {
+  void Launch(void* stream) override {
+    handle = stream;
+    volatile float subnormal = 1e-40f;
+    flushed = subnormal * 2.0f == 0.0f;
+    value *= 2;
+  }
+  int value = 1;
+  bool flushed = false;
+  void* handle = this;
+};
+
+TEST_P(DeviceTest, WorkRunsInOrderBeforeItsCopyAndFlushesSubnormals) {
+  Start(MiB(1), 1e12);
+  Doubling work;
+  constexpr int kTimes = 20;
+  int seen[kTimes] = {};
+  for (int& copy : seen) {
+    Op* op = Add(StreamKind::kCompute);
+    op->op.work = &work;
+    op->op.from = std::as_bytes(std::span(&work.value, 1));
+    op->op.to = reinterpret_cast<std::byte*>(&copy);
+    device_->Enqueue(&op->op);
+  }
+  WaitForAll();
+  for (int i = 0; i < kTimes; ++i) {
+    EXPECT_TRUE(ops_[static_cast<size_t>(i)].op.status.ok());
+    EXPECT_EQ(1 << (i + 1), seen[i]);
+  }
+  EXPECT_TRUE(work.flushed);
+  EXPECT_EQ(nullptr, work.handle);
+  volatile float subnormal = 1e-40f;
+  EXPECT_NE(0.0f, subnormal * 2.0f) << "the caller's thread is left as it was";
+}
+
 TEST_P(DeviceTest, HbmIsLimited) {
   Start(KiB(64), 1e12);
   const absl::Status refused = device_->MakeHbmArena(KiB(64) + Bytes(1)).status();

@@ -24,6 +24,7 @@ struct Variant {
   Bytes hbm;
   Bytes pinned;
   FloatType type;
+  Tier lowest_state_tier = Tier::kNvme;
 };
 
 class CudaTrainerTest : public ::testing::TestWithParam<Variant> {};
@@ -36,6 +37,7 @@ TEST_P(CudaTrainerTest, TrainsTheBitsOfTheReference) {
   config.placement.param_type = setup.type;
   config.placement.grad_type = setup.type;
   config.placement.resident_elements_max = 100;
+  config.placement.lowest_state_tier = setup.lowest_state_tier;
   config.chunk_elements = kCellElements;
   config.budgets = {setup.hbm, setup.pinned, GiB(1)};
   config.nvme_paths = {drive.path()};
@@ -67,8 +69,30 @@ INSTANTIATE_TEST_SUITE_P(
                       Variant{"HbmForTwoUnits", KiB(120), MiB(64), FloatType::kBf16},
                       Variant{"HbmForTwoUnitsAndADrive", KiB(120), KiB(900), FloatType::kBf16},
                       Variant{"AllInHbmAndADrive", MiB(8), KiB(900), FloatType::kF16},
-                      Variant{"Fp32HbmForTwoUnits", KiB(240), MiB(64), FloatType::kF32}),
+                      Variant{"Fp32HbmForTwoUnits", KiB(240), MiB(64), FloatType::kF32},
+                      Variant{"StatesInHbm", MiB(8), MiB(64), FloatType::kBf16, Tier::kHbm},
+                      Variant{"Fp16StatesInHbm", MiB(8), MiB(64), FloatType::kF16, Tier::kHbm},
+                      Variant{"Fp32StatesInHbm", MiB(8), MiB(64), FloatType::kF32, Tier::kHbm}),
     [](const auto& info) { return info.param.name; });
+
+// What is pushed again is added on the GPU, wherever it comes from.
+TEST(CudaRuntimeTest, GradientsMayComeFromTheHostWhereStatesAreInHbm) {
+  RuntimeConfig config;
+  config.device = DeviceKind::kCuda;
+  config.placement.lowest_state_tier = Tier::kHbm;
+  const absl::StatusOr<std::unique_ptr<Runtime>> runtime = MakeRuntime(OddModel(), config);
+  ASSERT_TRUE(runtime.ok()) << runtime.status();
+  Trainer trainer(runtime->get(), OddModel(), {});
+  ASSERT_TRUE(trainer.Load().ok());
+  std::vector<float> values = testing::InitialValues(7, 5003);
+  for (int i = 0; i < 2; ++i) {
+    ASSERT_TRUE(
+        trainer.Wait((*runtime)->PushGrad(TensorIndex(0), std::as_bytes(std::span(values)))).ok());
+  }
+  for (float& value : values) value *= 2;
+  EXPECT_EQ(trainer.Read(0, Field::kGrad).value(), values);
+  EXPECT_EQ(trainer.Read(3, Field::kMaster).value(), testing::InitialValues(3, 4096));
+}
 
 TEST(CudaRuntimeTest, ViewsOutliveTheRuntime) {
   RuntimeConfig config;

@@ -74,19 +74,22 @@ RC_GTEST_PROP(PlacementTest, OptionsAreKept, ()) {
   const Input in = AnyInput();
   const absl::StatusOr<Placement> p = MakePlacement(in.layout, in.budgets, in.options);
   if (!p.ok()) return;
+  const bool all_in_hbm = in.options.lowest_state_tier == Tier::kHbm;
   RC_ASSERT(p->state_buffers >= kBuffersMin && p->param_buffers >= kBuffersMin);
   RC_ASSERT(p->state_buffers <= in.options.state_buffers);
   RC_ASSERT(p->param_buffers <= in.options.param_buffers);
   for (size_t u = 0; u < p->param_home.size(); ++u) {
     RC_ASSERT(p->param_home[u] <= in.options.lowest_param_tier);
+    if (all_in_hbm) RC_ASSERT(p->param_home[u] == Tier::kHbm);
     if (in.layout.units()[u].elements <= in.options.resident_elements_max)
       RC_ASSERT(p->param_home[u] == Tier::kHbm);
     if (p->param_home[u] != Tier::kHbm) RC_ASSERT(p->slot_bytes[u] <= p->hbm_cache);
   }
   for (const Tier tier : p->state_home) {
-    RC_ASSERT(tier != Tier::kHbm);
-    if (in.options.lowest_state_tier != Tier::kNvme) RC_ASSERT(tier == Tier::kPinned);
+    RC_ASSERT((tier == Tier::kHbm) == all_in_hbm);
+    RC_ASSERT(tier <= in.options.lowest_state_tier);
   }
+  RC_ASSERT((p->grad_home == Tier::kHbm) == all_in_hbm);
 }
 
 RC_GTEST_PROP(PlacementTest, WhatFitsStaysAndWhatIsNeededFirst, ()) {
@@ -165,6 +168,13 @@ TEST(PlacementTest, AnErrorSaysWhatElseCouldBeChanged) {
                                                 {.lowest_state_tier = Tier::kPinned})
                                       .status())),
               HasSubstr("or let states and parameters go to NVMe"));
+  // Parameters, gradients and states of 40960 elements, two buffers, and the sums.
+  EXPECT_THAT(std::string(Message(MakePlacement(layout, {KiB(100), MiB(4), Bytes(0)},
+                                                {.lowest_state_tier = Tier::kHbm})
+                                      .status())),
+              testing::AllOf(HasSubstr("states, gradients and parameters must all stay there"),
+                             HasSubstr("the smallest that would is 868 KiB"),
+                             HasSubstr("offload_optimizer")));
   EXPECT_THAT(
       std::string(Message(MakePlacement(layout, {MiB(1), KiB(700), Bytes(0)}, {}).status())),
       HasSubstr("or raise the pinned budget"));
@@ -175,21 +185,19 @@ constexpr Budgets kNotGiven = {Bytes(-1), Bytes(-1), Bytes(-1)};
 RC_GTEST_PROP(DefaultBudgetsTest, LeaveTheHostSomething, ()) {
   const Input in = AnyInput();
   const Bytes available = MiB(*rc::gen::inRange<int64_t>(0, 100'000));
-  const Budgets host =
-      DefaultBudgets(kNotGiven, in.layout, in.options.param_type, available, std::nullopt);
+  const Budgets host = DefaultBudgets(kNotGiven, in.layout, in.options, available, std::nullopt);
   RC_ASSERT(host.hbm >= Bytes(0) && host.hbm <= available / 4);
   RC_ASSERT(host.pinned >= Bytes(0));
   RC_ASSERT(host.hbm + host.pinned <= std::max(host.hbm, available - MiB(256)));
-  const Budgets gpu =
-      DefaultBudgets(kNotGiven, in.layout, in.options.param_type, available, GiB(1));
-  RC_ASSERT(gpu.hbm <= MiB(512));
+  const Budgets gpu = DefaultBudgets(kNotGiven, in.layout, in.options, available, GiB(1));
+  const bool all_in_hbm = in.options.lowest_state_tier == Tier::kHbm;
+  RC_ASSERT(gpu.hbm <= (all_in_hbm ? GiB(1) : MiB(512)));
   RC_ASSERT(gpu.pinned <= std::max(Bytes(0), available - MiB(256)));
 }
 
 RC_GTEST_PROP(DefaultBudgetsTest, KeepWhatWasGiven, ()) {
   const Input in = AnyInput();
-  const Budgets kept =
-      DefaultBudgets(in.budgets, in.layout, in.options.param_type, GiB(1), std::nullopt);
+  const Budgets kept = DefaultBudgets(in.budgets, in.layout, in.options, GiB(1), std::nullopt);
   RC_ASSERT(kept.hbm == in.budgets.hbm && kept.pinned == in.budgets.pinned &&
             kept.nvme == in.budgets.nvme);
 }

@@ -115,6 +115,45 @@ def test_the_plain_loop_on_the_gpu_has_the_same_bits(engines, dtype):
     assert engine.report()["counters"]["evictions"] > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+def test_states_in_hbm_have_the_bits_of_the_plain_loop(engines, dtype):
+    """Norm, overflow check, accumulation and update run on the GPU."""
+    options, section = {}, {}
+    if dtype == torch.bfloat16:
+        section = {"bf16": {"enabled": True}}
+    elif dtype == torch.float16:
+        section = {"fp16": {"enabled": True, "initial_scale_power": 20, "loss_scale_window": 2}}
+        options = {"loss_scale": LossScale(power=20, window=2)}
+    zero = {"offload_optimizer": {"device": "none"}, "offload_param": {"device": "none"}}
+    engine = engines(mlp(), config(zero_optimization=zero, sluice={"device": "cuda"}, **section))
+    losses = train(engine, STEPS, data=gpu_batch, dtype=dtype)
+    reference = GpuReference(mlp(), dtype=dtype, lr=1e-2, weight_decay=0.05, **options)
+    assert losses == train(reference, STEPS, data=gpu_batch, dtype=dtype)
+    assert same(list(engine.fp32_state_dict().values()), reference.masters)
+    report = engine.report()
+    assert report["hbm"]["states_bytes"] > 0 and report["hbm"]["gradients_bytes"] > 0
+    assert report["pinned"]["states_bytes"] == report["pinned"]["gradients_bytes"] == 0
+
+
+def test_gradients_accumulate_in_hbm(engines):
+    def run(device):
+        zero = {"offload_optimizer": {"device": device}}
+        given = config(
+            gradient_accumulation_steps=3, train_batch_size=48, zero_optimization=zero, sluice={"device": "cuda"}
+        )
+        engine = engines(mlp(), given)
+        return train(engine, 9, data=gpu_batch), engine.fp32_state_dict()
+
+    assert same(run("none"), run("cpu"))
+
+
+def test_states_that_do_not_fit_hbm_are_refused_by_name(engines):
+    zero = {"offload_optimizer": {"device": "none"}}
+    given = config(zero_optimization=zero, sluice={"device": "cuda", "hbm": 1 << 20})
+    with pytest.raises(sluice.ResourceExhausted, match="states, gradients and parameters must all stay there"):
+        engines(mlp(), given)
+
+
 def test_any_stream_trains_the_same_bits(engines):
     given = config(sluice={"device": "cuda"})
     given["sluice"]["hbm"] = 2 * smallest(mlp(), given, "hbm")

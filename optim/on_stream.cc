@@ -1,0 +1,31 @@
+#include "optim/on_stream.h"
+
+#include <algorithm>
+
+#include "optim/convert.h"
+#include "optim/cuda/kernels.h"
+#include "optim/norm.h"
+
+namespace sluice {
+
+void AdamWUpdateOn(void* stream, const AdamWCoefficients& coefficients, const AdamWSpans& spans) {
+  if (stream != nullptr) return cuda::AdamWUpdate(coefficients, spans, stream);
+  AdamWUpdate(coefficients, spans);
+}
+
+void AccumulateOn(void* stream, void* into, const void* from, FloatType type, size_t n) {
+  if (stream != nullptr) return cuda::Accumulate(into, from, type, n, stream);
+  Accumulate(into, from, type, n);
+}
+
+void CellSquareSumsOn(void* stream, const void* values, FloatType type, size_t n, double* sums) {
+  if (stream != nullptr) return cuda::CellSquareSums(values, type, n, sums, stream);
+  const auto* bytes = static_cast<const std::byte*>(values);
+  constexpr auto kCell = static_cast<size_t>(kCellElements);
+  for (size_t at = 0; at < n; at += kCell) {
+    *sums++ = CellSquareSum(bytes + at * static_cast<size_t>(SizeOf(type)), type,
+                            std::min(kCell, n - at));
+  }
+}
+
+}  // namespace sluice
