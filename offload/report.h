@@ -6,6 +6,7 @@
 //
 // Keys of a plan:
 //   parameters                   values of the model
+//   parameters_updated           of these, those that are trained
 //   units                        how many there are
 //   tensors
 //   chunks                       pieces of states that move together
