@@ -47,7 +47,7 @@ class Screen:
             return
         elapsed = time.perf_counter() - self._began
         recent = run.step_seconds[-5:]
-        tokens = run.args.batch * run.args.seq * len(recent) / sum(recent)
+        tokens = run.tokens * len(recent) / sum(recent)
         now, budgets = run.report["bytes_now"], run.report["budgets_bytes"]
         efficiency = run.efficiency()
         waits = {name: seconds for name, seconds in run.stalls.items() if seconds > 0.005 * sum(run.step_seconds)}
@@ -77,7 +77,7 @@ class Screen:
         return "[" + "#" * full + "." * (width - full) + "]"
 
 
-def print_summary(figures, args):
+def print_summary(figures):
     """The figures of a run, for a person, on standard output."""
     if not figures["steps"]:
         print("no step was finished")
@@ -86,7 +86,7 @@ def print_summary(figures, args):
     counted = max(1, figures["steps"] - 1)
     rows = [("loss", f"{figures['loss_first']:.3f} at first, {figures['loss_last']:.3f} over the last ten steps")]
     if timed:
-        rows.append(("step", f"{timed:.2f} s, {args.batch * args.seq / timed:,.0f} tokens/s"))
+        rows.append(("step", f"{timed:.2f} s, {figures['tokens_per_step'] / timed:,.0f} tokens/s"))
     if figures["efficiency"] is not None:
         terms = figures["floor_terms"]
         rows.append(("floor", f"{terms['total']:.2f} s a step: backward {terms['backward'] + terms['gradients']:.2f}, then the "

@@ -20,7 +20,7 @@ import gpt
 import sluice
 from screen import Screen, print_summary
 from sluice import devices, probe
-from sluice.config import ConfigError, load_file, parse_bytes
+from sluice.config import ConfigError, load_config, load_file, parse_bytes
 
 _PROBE_EVERY = 8  # steps between looks at the drive's rate
 _WARM_UP = 10  # steps over which the learning rate grows to --lr
@@ -33,20 +33,21 @@ def parse_arguments(arguments=None):
     model.add_argument("--layers", type=int, default=8)
     model.add_argument("--hidden", type=int, default=1024)
     model.add_argument("--seq", type=int, default=128, help="bytes in a sequence (default 128)")
-    model.add_argument("--batch", type=int, default=8, help="sequences in a step (default 8)")
+    model.add_argument("--batch", type=int, help="sequences in a step (default 8)")
     model.add_argument("--steps", type=int, default=30)
-    model.add_argument("--dtype", choices=list(_DTYPES), default="bf16")
-    model.add_argument("--clip", type=float, default=1.0, help="largest global norm of the gradients; 0: off")
-    model.add_argument("--lr", type=float, default=4e-4)
+    model.add_argument("--dtype", choices=list(_DTYPES), help="of the parameters in compute (default bf16)")
+    model.add_argument("--clip", type=float, help="largest global norm of the gradients (default 1.0); 0: off")
+    model.add_argument("--lr", type=float, help="after the warm-up (default 4e-4)")
     model.add_argument("--seed", type=int, default=0)
     model.add_argument("--text", metavar="FILE", help="what to train on (default: the sources of this Python)")
     tiers = parser.add_argument_group("tiers (sizes like 512MiB)")
     tiers.add_argument("--hbm", metavar="SIZE", help="default: half of the parameters in --dtype")
-    tiers.add_argument("--pinned", metavar="SIZE", help="default: 5 bytes a parameter in bf16, 7 in fp32")
+    tiers.add_argument("--pinned", metavar="SIZE", help="default: 5 bytes a parameter, 6 in fp32")
     tiers.add_argument("--nvme-path", metavar="DIR", help="where to swap to (default: the system's temporary directory)")
-    tiers.add_argument("--config", metavar="FILE", help="a DeepSpeed configuration; options given here come first")
+    tiers.add_argument("--config", metavar="FILE", help="a DeepSpeed configuration instead of the defaults; options given "
+                       "here overrule it")
     tiers.add_argument("--device", help="where to compute: auto (the default), host, cuda or cuda:<number>")
-    tiers.add_argument("--engine", choices=("auto", "io_uring", "libaio", "threads"), default="auto")
+    tiers.add_argument("--engine", choices=("auto", "io_uring", "libaio", "threads"), help="default: auto")
     tiers.add_argument("--workers", type=int, help="threads that update states (default: one a core)")
     tiers.add_argument("--no-overlap", action="store_true", help="debug aid: every movement waits for the one before")
     output = parser.add_argument_group("output")
@@ -56,48 +57,64 @@ def parse_arguments(arguments=None):
     return parser.parse_args(arguments)
 
 
+def default_config(args, parameters):
+    """Everything offloaded, HBM for half of the parameters, and RAM for a third of what does not fit there."""
+    dtype = args.dtype or "bf16"
+    size = _DTYPES[dtype].itemsize
+    nvme = {"device": "nvme", "nvme_path": args.nvme_path or tempfile.gettempdir()}
+    config = {
+        "train_batch_size": 8,
+        "gradient_clipping": 1.0,
+        "zero_optimization": {"stage": 3, "offload_optimizer": nvme, "offload_param": dict(nvme)},
+        "optimizer": {"type": "AdamW", "params": {"lr": 4e-4, "betas": [0.9, 0.95], "weight_decay": 0.1}},
+        "sluice": {"hbm": parameters * size // 2, "pinned": parameters * min(size + 3, 6)},
+    }
+    if dtype != "fp32":
+        config[dtype] = {"enabled": True}
+    return config
+
+
 def make_config(args, parameters):
-    """The configuration that --config gives, completed and overruled by the options."""
-    config = load_file(args.config) if args.config else {}
-    zero = config.setdefault("zero_optimization", {"stage": 3})
+    """What sluice.initialize() is given: the file of --config or the defaults, overruled by the options given."""
+    config = load_file(args.config) if args.config else default_config(args, parameters)
     own = config.setdefault("sluice", {})
-    path = args.nvme_path or own.get("nvme_path") or tempfile.gettempdir()
-    if not args.config:
-        size = 4 if args.dtype == "fp32" else 2
-        zero["offload_optimizer"] = zero["offload_param"] = {"device": "nvme", "nvme_path": path}
-        own["hbm"] = parameters * size // 2
-        own["pinned"] = parameters * (size + 3)
-        config[args.dtype] = {"enabled": True}
-        config.pop("fp32", None)
-        config["gradient_clipping"] = args.clip
+    if args.dtype is not None:
+        for name in ("bf16", "fp16"):
+            config.setdefault(name, {})["enabled"] = name == args.dtype
+    if args.batch is not None:
+        for name in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
+            config.pop(name, None)
         config["train_batch_size"] = args.batch
-        config["optimizer"] = {"type": "AdamW", "params": {"lr": args.lr, "betas": [0.9, 0.95], "weight_decay": 0.1}}
-    for name in ("hbm", "pinned"):
-        if getattr(args, name) is not None:
-            own[name] = parse_bytes(getattr(args, name), f"--{name}")
-    if args.device is not None:
-        own["device"] = args.device
-    own["io_engine"] = args.engine
-    own["overlap"] = not args.no_overlap
-    if args.workers is not None:
-        own["workers"] = args.workers
-    if args.trace:
-        own["trace_spans"] = 1 << 20
-    return config, path
+    if args.lr is not None:
+        config.setdefault("optimizer", {"type": "AdamW"}).setdefault("params", {})["lr"] = args.lr
+    if args.clip is not None:
+        config["gradient_clipping"] = args.clip
+    given = {
+        "hbm": parse_bytes(args.hbm, "--hbm"),
+        "pinned": parse_bytes(args.pinned, "--pinned"),
+        "nvme_path": args.nvme_path,
+        "device": args.device,
+        "io_engine": args.engine,
+        "workers": args.workers,
+        "overlap": False if args.no_overlap else None,
+        "trace_spans": 1 << 20 if args.trace else None,
+    }
+    own.update({name: value for name, value in given.items() if value is not None})
+    return config
 
 
 class Floor:
     """The floor of a step: compute of a resident model, memory, and the drive looked at again and again."""
 
-    def __init__(self, args, dtype, path, device):
+    def __init__(self, args, batch, dtype, path, device):
         self._shared_cores = int(device.type == "cpu")
         self._drive = probe.DriveProbe(path)
         self._drive_rates = []
-        tokens, targets = gpt.Text(None if args.text is None else args.text, 0).batch(args.batch, args.seq)
+        tokens, targets = gpt.Text(args.text, 0).batch(batch, args.seq)
         with torch.random.fork_rng():
             blocks = torch.nn.Sequential(*(gpt.Block(args.hidden) for _ in range(3))).to(device, dtype)
             hollow = gpt.GPT(0, args.hidden, args.seq).to(device, dtype)
-            x = torch.randn(args.batch, args.seq, args.hidden, dtype=dtype, device=device, requires_grad=True)
+            x = torch.randn(batch, args.seq, args.hidden, dtype=dtype, device=device, requires_grad=True)
         block = probe.compute(blocks, (x,))
         rest = probe.compute(hollow, (tokens.to(device), targets.to(device)))
         self._rates = probe.memory()
@@ -132,25 +149,39 @@ class Run:
 
     def __init__(self, args):
         self.args = args
-        self.dtype = _DTYPES[args.dtype]
         self.losses = []
         self.step_seconds = []
         self.timed = []  # seconds of the steps that efficiency counts: neither the first two nor one after a probe
         self.interrupted = False
         with torch.device("meta"):
             self.parameters = sum(p.numel() for p in gpt.GPT(args.layers, args.hidden, args.seq).parameters())
-        config, self.path = make_config(args, self.parameters)
+        config = make_config(args, self.parameters)
+        read = load_config(config)
+        self.dtype = _DTYPES[read.dtype]
+        self.batch, self.accumulation = read.micro_batch, read.accumulation
+        self.path = read.nvme_paths[0] if read.nvme_paths else tempfile.gettempdir()
         device = devices.choose(config["sluice"].get("device") or "auto").torch
-        self.floor = None if args.no_probe else Floor(args, self.dtype, self.path, device)
+        # The floor is that of one micro-batch a step.
+        probed = not args.no_probe and self.accumulation == 1
+        self.floor = Floor(args, self.batch, self.dtype, self.path, device) if probed else None
         torch.manual_seed(args.seed)
         with sluice.init(directory=self.path):
             model = gpt.GPT(args.layers, args.hidden, args.seq)
-        warm_up = lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / _WARM_UP))
-        self.engine, *_ = sluice.initialize(model=model, config=config, lr_scheduler=warm_up)
+        scheduler = None if config.get("scheduler") else self._warm_up
+        self.engine, *_ = sluice.initialize(model=model, config=config, lr_scheduler=scheduler)
         self.text = gpt.Text(args.text, args.seed)
         self.stalls = {"update": 0.0, "parameters": 0.0, "gradients": 0.0}
         self.report = self.engine.report()
         self.system = read_process_io()
+
+    @staticmethod
+    def _warm_up(optimizer):
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / _WARM_UP))
+
+    @property
+    def tokens(self):
+        """In one step."""
+        return self.batch * self.accumulation * self.args.seq
 
     def train(self, screen):
         try:
@@ -173,25 +204,31 @@ class Run:
         if probed:
             self.engine.synchronize()
             self.floor.look()
-        batch = [tokens.to(self.engine.device) for tokens in self.text.batch(self.args.batch, self.args.seq)]
+        batches = [self.text.batch(self.batch, self.args.seq) for _ in range(self.accumulation)]
         began = time.perf_counter()
-        with self.engine.span("forward"):
-            loss = self.engine(*batch)
-        with self.engine.span("backward"):
-            self.engine.backward(loss)
-        between = time.perf_counter()
-        with self.engine.span("step"):
-            self.engine.step()
+        loss = sum(self._micro_step(batch) for batch in batches) / self.accumulation
         ended = time.perf_counter()
-        self.losses.append(loss.item())
+        self.losses.append(loss)
         self.step_seconds.append(ended - began)
         if step >= 2 and not probed:
             self.timed.append(ended - began)
-        self.stalls["gradients"] += ended - between
         self.report = self.engine.report()
         counters = self.report["counters"]
         self.stalls["update"] = counters["stall_update_ns"] / 1e9
         self.stalls["parameters"] = counters["stall_fetch_ns"] / 1e9
+
+    def _micro_step(self, batch):
+        """The loss of one micro-batch; the last one of a step starts the update."""
+        tokens, targets = (part.to(self.engine.device) for part in batch)
+        with self.engine.span("forward"):
+            loss = self.engine(tokens, targets)
+        with self.engine.span("backward"):
+            self.engine.backward(loss)
+        began = time.perf_counter()
+        with self.engine.span("step"):
+            self.engine.step()
+        self.stalls["gradients"] += time.perf_counter() - began
+        return loss.item()
 
     def efficiency(self):
         """Floor over measured; None as long as nothing was timed."""
@@ -205,6 +242,7 @@ class Run:
         return {
             "params": self.parameters,
             "steps": len(self.losses),
+            "tokens_per_step": self.tokens,
             "loss_first": self.losses[0] if self.losses else None,
             "loss_last": statistics.fmean(self.losses[-10:]) if self.losses else None,
             "losses": self.losses,
@@ -248,7 +286,7 @@ def main():
     if args.trace:
         run.engine.write_trace(args.trace)
     run.engine.close()
-    print_summary(figures, args)
+    print_summary(figures)
     if args.json:
         with open(args.json, "w") as file:
             json.dump(figures, file, indent=1)

@@ -311,7 +311,13 @@ void Residency::CheckStuck(TimePoint now) {
   // The caller's streams are busy: room comes when they have passed their fences.
   if (views_.fenced()) last_progress_ = now;
   if (waiting_ == 0 || suspended_ || moving() || now - last_progress_ < kPlanAround) return;
+  // What waits for an update needs no room.
+  const bool for_room = std::any_of(units_.begin(), units_.end(),
+                                    [](const Unit& u) { return !u.waits.empty() && !u.pending; });
+  if (!for_room) return;
   if (now - last_progress_ < stuck_after_) {
+    if (now - planned_around_ < kPlanAround) return;
+    planned_around_ = now;
     BuildPlan(true);
     plan_dirty_ = false;
     return Pump();

@@ -115,6 +115,7 @@ class Residency final : public Fetcher::Observer {
   int waiting_ = 0;
   absl::Status failed_;
   TimePoint last_progress_{0};
+  TimePoint planned_around_{0};  // when CheckStuck last tried
   const Nanos stuck_after_;
   Counter* const acquires_;
   Counter* const demand_misses_;

@@ -2,11 +2,13 @@
 //
 // Start reading here. A Runtime keeps one model on its tiers and carries out its steps:
 //
-//   Residency   which units are in HBM: follows the trace, plans, fetches ahead (Fetcher), serves
-//   acquisitions Gradients   takes gradients into pinned memory, adds them up, computes the sums
-//   that norm and overflow need Updater     AdamW over the states, chunk by chunk, under the next
-//   forward ValueAccess whole tensors in and out: initial values, state_dict BlockStore  (nvme/)
-//   what lives on the drives
+// - Residency: which units are in HBM. Follows the trace, plans, fetches ahead (Fetcher), serves
+//   acquisitions.
+// - Gradients: takes gradients into their home, adds them up, computes the sums that norm and
+//   overflow need.
+// - Updater: AdamW over the states, chunk by chunk, under the next forward.
+// - ValueAccess: whole tensors in and out: initial values, state_dict.
+// - BlockStore (nvme/): what lives on the drives.
 //
 // The parts form one state machine on one thread, the control thread. It is driven by completions
 // and by commands: what happens elsewhere (workers, device streams, callers) arrives as events in
@@ -15,8 +17,9 @@
 // its own (Seams::threaded = false) whoever waits for a ticket turns the loop: that is how the
 // whole runtime runs in virtual time.
 //
-// Threads: RunOnce on the control thread; everything else public may be called from any thread, and
-// takes effect in the order of the calls.
+// Threads: RunOnce on the control thread; everything else public may be called from any thread.
+// What gives a ticket, and iterations, releases and forgetting gradients, take effect in the order
+// of the calls; set_tensor_step and ResetCounters at once.
 
 #ifndef SLUICE_OFFLOAD_RUNTIME_H_
 #define SLUICE_OFFLOAD_RUNTIME_H_
@@ -40,6 +43,7 @@
 #include "offload/updater.h"
 #include "offload/value_access.h"
 #include "optim/loss_scale.h"
+#include "optim/norm.h"
 
 namespace sluice {
 
@@ -157,8 +161,9 @@ class Runtime final : public Updater::Observer {
     StepRequest step;
     ValueRequest value;
     Ticket ticket = 0;
-    bool summing = false;  // the step waits for sums
-    bool decided = false;  // the step waits for fetches to end
+    bool summing = false;                  // the step waits for sums
+    bool summed = false;                   // all gradients have arrived and are summed
+    std::optional<ClipDecision> decision;  // the step waits for fetches to end
   };
   struct HeldPush {
     TensorIndex tensor;

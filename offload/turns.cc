@@ -30,12 +30,12 @@ void Runtime::Advance() {
 // Returns whether the turn has ended.
 bool Runtime::AdvanceStep(Turn& turn) {
   if (turn.summing || updater_->updating()) return false;
-  if (!turn.decided) {
+  if (!turn.summed) {
     turn.summing = true;
     gradients_->Finish([this] {
       Turn& front = turns_.front();
       front.summing = false;
-      front.decided = true;
+      front.summed = true;
     });
     if (turn.summing) return false;
   }
@@ -67,9 +67,12 @@ absl::Status Runtime::CheckReleased() const {
 }
 
 void Runtime::DecideStep(Turn& turn) {
-  if (const absl::Status status = CheckStep(turn.step); !status.ok()) return EndTurn(status);
-  const ClipDecision decision =
-      DecideClip(NormOfCells(gradients_->cells()), scaler_.scale(), turn.step.clip_norm);
+  if (!turn.decision) {
+    if (const absl::Status status = CheckStep(turn.step); !status.ok()) return EndTurn(status);
+    turn.decision =
+        DecideClip(NormOfCells(gradients_->cells()), scaler_.scale(), turn.step.clip_norm);
+  }
+  const ClipDecision decision = *turn.decision;
   if (!decision.overflow) {
     residency_->Suspend();
     if (residency_->moving()) return;

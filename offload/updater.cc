@@ -42,13 +42,15 @@ void Updater::SetOrder(const std::vector<UnitIndex>& order) {
       named[unit.value()] = true;
     }
   }
-  if (next == unit_order_ || !idle() || !staged_.empty()) return;
-  unit_order_ = std::move(next);
-  Order();
+  if (next == unit_order_) return;
+  next_order_ = std::move(next);
+  if (idle() && staged_.empty()) Order();
 }
 
-// Splits the chunks, in the order of their units, by where their states live.
+// Splits the chunks, in the order of their units, by where their states live. Not while a step or
+// what was read for one goes through the present order.
 void Updater::Order() {
+  if (!next_order_.empty()) unit_order_ = std::exchange(next_order_, {});
   streaming_.clear();
   resident_.clear();
   for (UnitIndex u : unit_order_) {
@@ -286,6 +288,7 @@ void Updater::Finish(ChunkWork* work) {
   if (--chunks_left_ == 0) {
     started_ = false;
     next_streaming_ = 0;
+    if (!next_order_.empty()) Order();
   }
   Retire(work);
 }

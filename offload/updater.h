@@ -4,7 +4,7 @@
 // chunk's states (if they live on NVMe), runs AdamW over it on a worker (or on the device, if they
 // live in HBM), brings the new parameters to their unit's home, and writes the states back. Reads,
 // arithmetic and writes of neighbouring chunks overlap; how many chunks are on their way at a time
-// is bounded by the buffers. During backward it may read ahead as far as the buffers go; arithmetic
+// is bounded by the buffers. Between steps it may read ahead as far as the buffers go; arithmetic
 // starts at Start.
 //
 // A chunk on its way (ChunkWork): reading -> staged -> computing -> storing -> idle. The unit's
@@ -42,7 +42,8 @@ class Updater {
   Updater(const Context& context, Observer* observer);
   ~Updater();
 
-  // The order of the units in forward. Takes effect at the next step; units not named come last.
+  // The order of the units in forward; units not named come last. Taken over when nothing goes
+  // through the present one: now, or when the next step has ended.
   void SetOrder(const std::vector<UnitIndex>& order);
 
   // From now on states may be read ahead of Start.
@@ -97,6 +98,7 @@ class Updater {
   std::deque<ChunkWork*> idle_resident_;
   std::deque<ChunkWork*> staged_;  // read ahead of Start
   std::vector<UnitIndex> unit_order_;
+  std::vector<UnitIndex> next_order_;  // to be taken over when this step has ended; empty: none
   std::vector<ChunkIndex> streaming_;  // chunks on NVMe, in order
   std::vector<ChunkIndex> resident_;
   size_t next_streaming_ = 0;

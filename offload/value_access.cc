@@ -1,5 +1,7 @@
 #include "offload/value_access.h"
 
+#include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
@@ -206,10 +208,26 @@ class ValueAccess::ChunkStep final : public Task, public Event {
                                    : request.field == Field::kExpAvgSq ? all.exp_avg_sq
                                                                        : all.master;
     float* const values = field.data() + run.chunk_offset;
-    if (request.write) {
+    if (request.field == Field::kParam) {
+      RoundedToParams(values, n, theirs);
+    } else if (request.write) {
       Convert(theirs, request.type, values, FloatType::kF32, n);
     } else {
       Convert(values, FloatType::kF32, theirs, request.type, n);
+    }
+  }
+
+  // The compute copies of `n` masters, in the type asked for.
+  void RoundedToParams(const float* masters, size_t n, std::byte* out) const {
+    const FloatType type = owner_->request_.type;
+    const auto cell = static_cast<size_t>(kCellElements);
+    std::array<std::byte, kCellElements * sizeof(float)> rounded;
+    for (size_t at = 0; at < n; at += cell) {
+      const size_t count = std::min(cell, n - at);
+      const FloatType param_type = context_.types.param_type;
+      Convert(masters + at, FloatType::kF32, rounded.data(), param_type, count);
+      Convert(rounded.data(), param_type, out + at * static_cast<size_t>(SizeOf(type)), type,
+              count);
     }
   }
 

@@ -23,7 +23,13 @@ struct Views::Shared final : Event {
     CallerStream stream;
   };
 
-  void Handle() override { owner->Settle(); }
+  void Handle() override {
+    {
+      const std::lock_guard lock(mutex);
+      posted = false;  // here, where the inbox no longer has this event, and nowhere else
+    }
+    owner->Settle();
+  }
 
   mutable std::mutex mutex;
   std::shared_ptr<Arena> arena;              // constant
@@ -140,17 +146,20 @@ absl::StatusOr<DlManagedTensor*> Views::MakeView(UnitIndex unit) {
 
 // A view that died leaves its memory in use until its stream has passed the point where it is now.
 // A stream that can't be asked now, because it is being captured, is asked again later; until then
-// the memory stays in use.
+// the memory stays in use, and for good if the device refuses.
 void Views::Settle() {
   std::vector<Shared::Death> deaths;
   {
     const std::lock_guard lock(shared_->mutex);
-    shared_->posted = false;
     deaths.swap(shared_->deaths);
   }
   bool freed = false;
   for (const Shared::Death& death : deaths) {
     absl::StatusOr<Fence> fence = device_->RecordFence(death.stream);
+    if (!fence.ok() && !absl::IsFailedPrecondition(fence.status())) {
+      on_error_(Annotate(fence.status(), "asking the stream of a view that died"));
+      continue;
+    }
     if (!fence.ok()) {
       const std::lock_guard lock(shared_->mutex);
       shared_->deaths.push_back(death);

@@ -68,6 +68,18 @@ TEST_F(CApiTest, TrainsAndReports) {
   EXPECT_EQ(1, info.step);
 }
 
+TEST_F(CApiTest, TheComputeCopyIsRoundedWhateverTypeItIsReadIn) {
+  ASSERT_EQ(SLUICE_OK, sluice_runtime_destroy(runtime_));
+  sluice_options options = DefaultOptions();
+  options.param_dtype = SLUICE_BF16;
+  ASSERT_EQ(SLUICE_OK, sluice_runtime_create(model_, &options, &runtime_)) << Error();
+  Load(1.001f);
+  for (uint32_t t = 0; t < 3; ++t) {
+    EXPECT_THAT(Read(t, SLUICE_MASTER), Each(1.001f));
+    EXPECT_THAT(Read(t, SLUICE_PARAM), Each(1.0f));
+  }
+}
+
 // ---- Callers built against an older version
 
 TEST_F(CApiTest, WhatAnOlderCallersOptionsLackHasItsDefault) {

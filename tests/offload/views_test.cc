@@ -121,6 +121,26 @@ TEST_F(ViewsTest, ManyThreadsMakeAndDeleteViews) {
   waiting_.HandleUntil([&] { return !views_->InUse(base_); });
 }
 
+// A posted event is in the inbox until it is handled, also if somebody has settled meanwhile.
+TEST_F(ViewsTest, ADeathThatWasSettledBeforeItsEventIsHandledIsNotPostedTwice) {
+  struct Other final : Event {
+    void Handle() override { ++handled; }
+    int handled = 0;
+  } other;
+  views_->Show(UnitIndex(0), base_, 10, {});
+  views_->Show(UnitIndex(1), base_ + 4096, 10, {});
+  DlManagedTensor* first = View(0);
+  DlManagedTensor* second = View(1);
+  first->deleter(first);
+  waiting_.inbox()->Post(&other);
+  views_->Settle();
+  EXPECT_EQ(1, freed_);
+  second->deleter(second);
+  waiting_.inbox()->HandleAll();
+  EXPECT_EQ(1, other.handled);
+  EXPECT_EQ(2, freed_);
+}
+
 TEST_F(ViewsTest, AViewKeepsItsMemoryBeyondTheRuntimesEnd) {
   views_->Show(UnitIndex(0), base_, 10, {});
   DlManagedTensor* view = View(0);

@@ -104,3 +104,23 @@ def test_ctrl_c_ends_it_with_a_summary():
     assert demo.process.returncode == 130, words
     assert "over the last ten steps" in output
     assert "Traceback" not in words
+
+
+def test_a_deepspeed_file_replaces_the_defaults_and_options_overrule_it(tmp_path):
+    config = {
+        "train_batch_size": 8,
+        "gradient_accumulation_steps": 2,
+        "fp16": {"enabled": True},
+        "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "weight_decay": 0.01}},
+    }
+    (tmp_path / "ds_config.json").write_text(json.dumps(config))
+    figures = tmp_path / "figures.json"
+    options = ["--config", str(tmp_path / "ds_config.json"), "--engine", "threads", "--json", str(figures)]
+    demo = Demo("--layers", "2", "--hidden", "128", "--seq", "32", "--steps", "3", *options)
+    words = demo.process.communicate(timeout=120)[1]
+    assert demo.process.returncode == 0, words
+    result = json.loads(figures.read_text())
+    assert result["tokens_per_step"] == 8 * 32
+    assert result["efficiency"] is None, "the floor is that of one micro-batch a step"
+    assert result["engine"].startswith("threads")
