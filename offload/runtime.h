@@ -17,9 +17,8 @@
 // its own (Seams::threaded = false) whoever waits for a ticket turns the loop: that is how the
 // whole runtime runs in virtual time.
 //
-// Threads: RunOnce on the control thread; everything else public may be called from any thread.
-// What gives a ticket, and iterations, releases and forgetting gradients, take effect in the order
-// of the calls; set_tensor_step and ResetCounters at once.
+// Threads: RunOnce on the control thread; everything else public may be called from any thread and
+// takes effect in the order of the calls, but set_tensor_step and ResetCounters do at once.
 
 #ifndef SLUICE_OFFLOAD_RUNTIME_H_
 #define SLUICE_OFFLOAD_RUNTIME_H_
