@@ -83,7 +83,7 @@ class Engine(EngineCalls, torch.nn.Module):
             brackets,
             self.dtype,
             _DTYPES[self.config.grad_dtype or self.config.dtype][1],
-            self.optimizer.group_of,
+            self.optimizer.groups_by_id,
         )
         self._names = [(n, self._attached.tensors[id(p)], p.shape) for u in self._units for n, p in u.parameters]
         registry.add(self)
@@ -269,7 +269,7 @@ class Engine(EngineCalls, torch.nn.Module):
         """By tensor."""
         groups = {id(group): _group(group) for group in self.optimizer.param_groups}
         any_group = next(iter(groups.values()))  # of tensors that have none: they have no gradient either
-        of_tensor = self.optimizer.group_of
+        of_tensor = self.optimizer.groups_by_id()
         return [groups.get(id(of_tensor.get(id(p))), any_group) for unit in self._units for _, p in unit.parameters]
 
     def _end_iteration(self):
