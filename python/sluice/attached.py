@@ -259,6 +259,9 @@ class Attached:
         for place in self._places[unit]:
             place.parameter.data = self._nans[unit].expand(place.shape)
 
+    def hide_parameter(self, parameter):
+        parameter.data = self._nans[self._unit_of[id(parameter)]].expand(parameter.shape)
+
     # ---- Backward
 
     def saved_tensors_hooks(self):

@@ -8,7 +8,7 @@ import weakref
 
 import torch
 
-from . import _abi, attached, devices, registry, schedulers, values
+from . import _abi, attached, devices, loading, registry, schedulers, values
 from .config import load_config
 from .distributed import check_single_rank
 from .engine_calls import EngineCalls
@@ -309,6 +309,37 @@ class Engine(EngineCalls, torch.nn.Module):
 
     def state_dict(self, *args, **kwargs):
         return self.module.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict, strict=True, assign=False):
+        """Into the fp32 masters and the model's buffers; what fp32 values have beyond the model's type is kept. The
+        states of the optimizer stay. Errors: the module's."""
+        if assign:
+            raise ValueError("assign: the model's parameters are on the tiers, and can't be replaced")
+        self._check_open()
+        self._attached.settle_all()
+        self._end_iteration()
+        with loading.into_masters(self.module, self.runtime, self._attached):
+            return self.module.load_state_dict(state_dict, strict)
+
+    # What lists the model, here as there. children() stay empty: to(), half() and the like don't reach what is placed.
+
+    def named_modules(self, *args, **kwargs):
+        return self.module.named_modules(*args, **kwargs)
+
+    def modules(self, *args, **kwargs):
+        return self.module.modules(*args, **kwargs)
+
+    def named_parameters(self, *args, **kwargs):
+        return self.module.named_parameters(*args, **kwargs)
+
+    def parameters(self, *args, **kwargs):
+        return self.module.parameters(*args, **kwargs)
+
+    def named_buffers(self, *args, **kwargs):
+        return self.module.named_buffers(*args, **kwargs)
+
+    def buffers(self, *args, **kwargs):
+        return self.module.buffers(*args, **kwargs)
 
     def fp32_state_dict(self):
         """The fp32 masters by parameter name."""

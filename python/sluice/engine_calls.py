@@ -96,8 +96,8 @@ class EngineCalls:
     def get_type(self):
         return ["adam" if group["l2_decay"] else "adamw" for group in self.optimizer.param_groups]
 
-    @property
     def loss_scale(self):
+        """The scale in use, also where it is dynamic; optimizer.loss_scale is the same."""
         return self.runtime.loss_scale()
 
     def dynamic_loss_scale(self):

@@ -109,7 +109,7 @@ class EngineOptimizer(torch.optim.Optimizer):
     @property
     def cur_scale(self):
         """The loss scale in use."""
-        return self.engine().loss_scale
+        return self.engine().loss_scale()
 
     loss_scale = cur_scale
 

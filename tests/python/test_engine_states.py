@@ -118,3 +118,94 @@ def test_states_that_do_not_fit_are_refused_before_anything_is_written(engines):
     engine.close()
     with pytest.raises(sluice.FailedPrecondition, match="closed"):
         optimizer.state_dict()
+
+
+class Odd(torch.nn.Module):
+    """Tied weights, parameters of a module that has children, a buffer, and a name of old checkpoints."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.randn(37))
+        self.first = torch.nn.Linear(37, 37)
+        self.norm = torch.nn.BatchNorm1d(37)
+        self.last = torch.nn.Linear(37, 37)
+        self.last.weight = self.first.weight
+        self._register_load_state_dict_pre_hook(self._rename)
+
+    def _rename(self, state_dict, prefix, *_):
+        if prefix + "old" in state_dict:
+            state_dict[prefix + "bias"] = state_dict.pop(prefix + "old")
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x)) + self.bias)
+
+
+def test_an_engine_lists_what_its_model_has(engines):
+    model = Odd()
+    engine = engines(model, config())
+    assert [name for name, _ in engine.named_parameters()] == [name for name, _ in model.named_parameters()]
+    assert list(map(id, engine.parameters())) == list(map(id, model.parameters()))
+    assert len(list(engine.parameters(recurse=False))) == 1
+    assert len(list(engine.named_parameters(remove_duplicate=False))) == 1 + len(list(engine.parameters()))
+    assert [name for name, _ in engine.named_buffers()] == [name for name, _ in model.named_buffers()]
+    assert len(list(engine.buffers())) == 3
+    assert dict(engine.named_modules()) == dict(model.named_modules())
+    assert list(engine.modules()) == list(model.modules())
+
+
+def test_what_an_engine_lists_does_not_disturb_modes_or_placed_parameters(engines, tmp_path):
+    engine, plain = engines(mlp(), config(tmp_path)), engines(mlp(), config(tmp_path))
+    assert not engine.eval().training and not any(m.training for m in engine.modules())
+    assert engine.train() is engine and all(m.training for m in engine.modules())
+    assert engine.half() is engine and engine.to("cpu", torch.float64) is engine and list(engine.children()) == []
+    for trainer in (engine, plain):
+        one_step(trainer, 0)
+    assert all(p.dtype == torch.float32 for p in engine.parameters())
+    assert same(engine.fp32_state_dict(), plain.fp32_state_dict())
+
+
+@pytest.mark.parametrize("given", [{}, {"bf16": {"enabled": True}}])
+def test_an_engine_loads_its_models_state_dict(engines, tmp_path, given):
+    """fp32 values to the last bit, also where the model computes in bf16; whatever the model does with names is done."""
+    engine = engines(Odd(), config(tmp_path, **given))
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        other = Odd()
+    other.norm.running_mean.fill_(0.5)
+    expected = dict(other.named_parameters())
+    values = dict(other.state_dict())
+    values["old"] = values.pop("bias")
+    assert "All keys matched" in str(engine.load_state_dict(values))
+    found = engine.fp32_state_dict()
+    assert found.keys() == expected.keys() and all(same(found[name], expected[name].detach()) for name in found)
+    assert engine.module.norm.running_mean.eq(0.5).all()
+    assert same(engine.state_dict()["last.weight"], other.last.weight.detach().to(engine.dtype))
+    assert all(p.isnan().all() for p in engine.parameters())
+    x = torch.randn(16, 37).to(engine.dtype)
+    engine.backward(engine(x).float().square().mean())
+    engine.step()
+    assert engine.was_step_applied()
+
+
+def test_what_does_not_match_is_said_and_the_rest_is_loaded(engines):
+    engine, values = engines(mlp(), config()), mlp(seed=3).state_dict()
+    before = engine.fp32_state_dict()
+    changed = values.pop("0.bias") + 1
+    values["none"] = changed
+    with pytest.raises(RuntimeError, match="0.bias"):
+        engine.load_state_dict(values)
+    result = engine.load_state_dict(values, strict=False)
+    assert result.missing_keys == ["0.bias"] and result.unexpected_keys == ["none"]
+    found = engine.fp32_state_dict()
+    assert same(found["0.bias"], before["0.bias"]) and same(found["0.weight"], values["0.weight"])
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        engine.load_state_dict({"0.bias": torch.zeros(3)}, strict=False)
+    with pytest.raises(ValueError, match="assign"):
+        engine.load_state_dict(values, assign=True)
+    assert same(engine.fp32_state_dict(), found)
+    one_step(engine, 0)
+
+
+def test_the_loss_scale_is_a_call_as_deepspeeds_is(engines):
+    engine = engines(mlp(), config(fp16={"enabled": True, "initial_scale_power": 10}))
+    assert engine.loss_scale() == engine.optimizer.loss_scale == engine.optimizer.cur_scale == 1024.0
