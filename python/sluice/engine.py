@@ -48,6 +48,8 @@ class Engine(EngineCalls, torch.nn.Module):
         dtype_number, self.dtype = _DTYPES[config.dtype]
 
         self.optimizer, self.client_optimizer = make_optimizer(model, config.optimizer, optimizer, model_parameters)
+        self._placed = frozenset(id(p) for p in model.parameters())
+        self.check_optimized([p for group in self.optimizer.param_groups for p in group["params"]])
         self.optimizer.engine = weakref.ref(self)
 
         units, brackets = partition(model, self._unit_target(model))
@@ -100,6 +102,21 @@ class Engine(EngineCalls, torch.nn.Module):
     def is_frozen(self, parameter):
         """Whether it can't be optimized, as no states are kept for it."""
         return False
+
+    def check_optimized(self, parameters):
+        """Errors: ValueError if the optimizer can't have them."""
+        foreign = sum(id(p) not in self._placed for p in parameters)
+        if foreign:
+            raise ValueError(
+                f"optimizer: {foreign} of {len(parameters)} parameters are not the model's, so nothing would train them: give "
+                "it those the model had when the engine was made (sluice.attach() replaces those on the meta device)"
+            )
+        frozen = sum(map(self.is_frozen, parameters))
+        if frozen:
+            raise ValueError(
+                f"optimizer: {frozen} of {len(parameters)} parameters did not require a gradient when the module was attached: "
+                "they have no states and can't be optimized; let them require one before sluice.attach()"
+            )
 
     def _place_buffers(self):
         for buffer in self.module.buffers():

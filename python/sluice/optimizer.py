@@ -29,12 +29,12 @@ class EngineOptimizer(torch.optim.Optimizer):
 
     def add_param_group(self, group):
         super().add_param_group(group)
-        if self.engine is not None and any(map(self.engine().is_frozen, self.param_groups[-1]["params"])):
+        try:
+            if self.engine is not None:
+                self._alive().check_optimized(self.param_groups[-1]["params"])
+        except BaseException:
             self.param_groups.pop()
-            raise ValueError(
-                "a parameter that did not require a gradient when the module was attached has no states: it can't be "
-                "optimized; let it require one before sluice.attach()"
-            )
+            raise
 
     def groups_by_id(self):
         """id of Parameter -> its group, as the groups are now."""

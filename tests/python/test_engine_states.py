@@ -209,3 +209,26 @@ def test_what_does_not_match_is_said_and_the_rest_is_loaded(engines):
 def test_the_loss_scale_is_a_call_as_deepspeeds_is(engines):
     engine = engines(mlp(), config(fp16={"enabled": True, "initial_scale_power": 10}))
     assert engine.loss_scale() == engine.optimizer.loss_scale == engine.optimizer.cur_scale == 1024.0
+
+
+def test_parameters_that_are_not_the_models_are_refused(engines):
+    """They would never be trained. The model is as it was, and an engine's groups are too."""
+    model, other = mlp(), mlp(seed=1)
+    foreign = list(other.parameters())[:3]
+    for arguments in (
+        {"model_parameters": [*model.parameters(), *foreign]},
+        {"model_parameters": [{"params": model.parameters()}, {"params": foreign}]},
+        {"optimizer": torch.optim.AdamW([*model.parameters(), *foreign])},
+        {"optimizer": lambda parameters: torch.optim.AdamW([*parameters, *foreign])},
+    ):
+        with pytest.raises(ValueError, match="optimizer: 3 of .* parameters are not the model's"):
+            engines(model, config(), **arguments)
+    assert same(dict(model.state_dict()), dict(mlp().state_dict()))
+    parameters = list(model.parameters())
+    engine = engines(model, config(), model_parameters=parameters[:-1])
+    with pytest.raises(ValueError, match="3 of 4 parameters are not the model's"):
+        engine.optimizer.add_param_group({"params": [parameters[-1], *foreign]})
+    assert len(engine.optimizer.param_groups) == 1
+    engine.optimizer.add_param_group({"params": [parameters[-1]]})
+    one_step(engine, 0)
+    assert len(engine.optimizer.state_dict()["state"]) == len(parameters)
