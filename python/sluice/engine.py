@@ -8,7 +8,7 @@ import weakref
 
 import torch
 
-from . import _abi, attached, devices, loading, registry, schedulers, values
+from . import _abi, attached, devices, hyperparameters, loading, registry, schedulers, values
 from .config import load_config
 from .distributed import check_single_rank
 from .engine_calls import EngineCalls
@@ -284,7 +284,7 @@ class Engine(EngineCalls, torch.nn.Module):
 
     def _hyperparameters(self):
         """By tensor."""
-        groups = {id(group): _group(group) for group in self.optimizer.param_groups}
+        groups = {id(group): hyperparameters.checked(group) for group in self.optimizer.param_groups}
         any_group = next(iter(groups.values()))  # of tensors that have none: they have no gradient either
         of_tensor = self.optimizer.groups_by_id()
         return [groups.get(id(of_tensor.get(id(p))), any_group) for unit in self._units for _, p in unit.parameters]
@@ -430,18 +430,6 @@ def _choice(name, value, choices):
     if value not in choices:
         raise ValueError(f"{name}: must be one of {', '.join(choices)}, not {value!r}")
     return choices[value]
-
-
-def _group(group):
-    return _abi.Group(
-        lr=float(group["lr"]),
-        beta1=float(group["betas"][0]),
-        beta2=float(group["betas"][1]),
-        eps=group["eps"],
-        weight_decay=group["weight_decay"],
-        l2_decay=int(group["l2_decay"]),
-        bias_correction=int(group["bias_correction"]),
-    )
 
 
 def initialize(

@@ -3,7 +3,7 @@ configuration, or from a client's torch optimizer."""
 
 import torch
 
-from . import _abi, values
+from . import _abi, hyperparameters, values
 from .adamw import AdamW
 
 DEFAULTS = {
@@ -30,6 +30,7 @@ class EngineOptimizer(torch.optim.Optimizer):
     def add_param_group(self, group):
         super().add_param_group(group)
         try:
+            hyperparameters.checked(self.param_groups[-1])
             if self.engine is not None:
                 self._alive().check_optimized(self.param_groups[-1]["params"])
         except BaseException:
@@ -140,10 +141,11 @@ def _tensors_of(entries, key, tensor_of):
 def _checked_group(group, l2_decay):
     if group.get("amsgrad") or group.get("maximize"):
         raise ValueError("optimizer: amsgrad and maximize are not offered")
-    group["lr"] = float(group["lr"])
-    group["betas"] = tuple(map(float, group["betas"]))
     group.setdefault("l2_decay", l2_decay and not group.get("decoupled_weight_decay", False))
     group.setdefault("bias_correction", True)
+    hyperparameters.checked(group)
+    group["lr"] = float(group["lr"])
+    group["betas"] = tuple(map(float, group["betas"]))
     return group
 
 

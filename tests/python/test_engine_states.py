@@ -232,3 +232,44 @@ def test_parameters_that_are_not_the_models_are_refused(engines):
     engine.optimizer.add_param_group({"params": [parameters[-1]]})
     one_step(engine, 0)
     assert len(engine.optimizer.state_dict()["state"]) == len(parameters)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"lr": -1e-3}, "lr: must be finite and must not be negative"),
+        ({"lr": "1e-3"}, "lr: must be a number, but is '1e-3'"),
+        ({"lr": None}, "lr: must be a number"),
+        ({"eps": float("nan")}, "eps: must be finite"),
+        ({"weight_decay": -0.1}, "weight_decay: must be finite and must not be negative"),
+        ({"betas": (0.9, 1.0)}, r"betas: must be in \[0, 1\)"),
+        ({"betas": (0.9, "x")}, "betas: must be a number"),
+        ({"betas": 0.9}, "betas: must be two numbers"),
+    ],
+)
+def test_hyperparameters_are_refused_by_name(engines, wrong, message):
+    """When a group is made, and when one is changed: by the engine's optimizer and by sluice.AdamW."""
+    model = mlp()
+    for make in (
+        lambda: engines(model, config(), model_parameters=[{"params": model.parameters(), **wrong}]),
+        lambda: sluice.AdamW([{"params": model.parameters(), **wrong}]),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+    states = sluice.AdamW(model.parameters(), pinned="64MiB", workers=1)
+    states.param_groups[0].update(wrong)
+    x, y = batch(0)
+    loss_of(model(x), y).backward()
+    with pytest.raises(ValueError, match=message):
+        states.step()
+    model.zero_grad()
+    states.close()
+    engine = engines(model, config())
+    right = dict(engine.optimizer.param_groups[0])
+    engine.backward(loss_of(engine(x), y))
+    engine.optimizer.param_groups[0].update(wrong)
+    with pytest.raises(sluice.InvalidArgument, match=message):
+        engine.step()
+    engine.optimizer.param_groups[0].update(right)
+    engine.step()
+    assert engine.was_step_applied()
