@@ -344,8 +344,8 @@ class ModelSpec:
 
 
 def _is_used_up(error, ticket):
-    """Whether a wait says that the ticket was waited for before: an interrupt came between its end and the 0. An operation
-    may end with InvalidArgument too, so the words decide (offload/tickets.cc)."""
+    """Whether a wait says that the ticket was waited for before: an interrupt came between its end and the 0. An
+    operation may end with InvalidArgument too, so the words decide (offload/tickets.cc)."""
     return isinstance(error, InvalidArgument) and str(error).startswith(f"ticket {ticket:#x} is not open")
 
 

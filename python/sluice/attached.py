@@ -95,7 +95,7 @@ class _Asked:
 
 class Attached:
     """units: list of units.Unit. dtype: of parameters in compute; grad_dtype: gradients are handed over in.
-    optimized(): ids of the Parameters whose gradients are handed over, asked for once per backward; of others, `.grad`
+    optimized(): ids of Parameters whose gradients are handed over, asked for once per backward; of others, `.grad`
     stays as PyTorch left it."""
 
     def __init__(self, runtime, units, brackets, dtype, grad_dtype, optimized):

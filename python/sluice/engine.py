@@ -108,14 +108,15 @@ class Engine(EngineCalls, torch.nn.Module):
         foreign = sum(id(p) not in self._placed for p in parameters)
         if foreign:
             raise ValueError(
-                f"optimizer: {foreign} of {len(parameters)} parameters are not the model's, so nothing would train them: give "
-                "it those the model had when the engine was made (sluice.attach() replaces those on the meta device)"
+                f"optimizer: {foreign} of {len(parameters)} parameters are not the model's, so nothing would train "
+                "them: give it those the model had when the engine was made (sluice.attach() replaces those on the meta "
+                "device)"
             )
         frozen = sum(map(self.is_frozen, parameters))
         if frozen:
             raise ValueError(
-                f"optimizer: {frozen} of {len(parameters)} parameters did not require a gradient when the module was attached: "
-                "they have no states and can't be optimized; let them require one before sluice.attach()"
+                f"optimizer: {frozen} of {len(parameters)} parameters did not require a gradient when the module was "
+                "attached: they have no states and can't be optimized; let them require one before sluice.attach()"
             )
 
     def _place_buffers(self):

@@ -13,8 +13,8 @@ def _refused(name, advice):
     return call
 
 
-_SAVE = "save engine.module_state_dict() or engine.fp32_state_dict(), with optimizer_state_dict(), yourself"
-_LOAD = "load the values into the model before sluice.initialize()"
+_SAVE = "save engine.module_state_dict() or engine.fp32_state_dict(), with engine.optimizer.state_dict(), yourself"
+_LOAD = "call engine.load_state_dict() and engine.optimizer.load_state_dict() yourself"
 _STATES = "states always live on the tiers, and move by themselves"
 
 

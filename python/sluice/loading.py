@@ -10,14 +10,15 @@ from . import _abi, values
 @contextlib.contextmanager
 def into_masters(module, runtime, attached):
     """While it is open, module.load_state_dict() finds each module's own parameters as their fp32 masters, and what it
-    leaves there is written back when that module is done. So names are matched, and hooks run, as PyTorch does it. While
-    no forward runs; in RAM: the parameters of one module, and of those it is in.
+    leaves there is written back when that module is done. So names are matched, and hooks run, as PyTorch does it.
+    While no forward runs; in RAM: the parameters of one module, and of those it is in.
     """
     shown = {}  # id of Parameter -> Parameter
     mine = {}  # module -> those it shows
 
     def show(child, *_):
-        found = {id(p): p for p in child.parameters(recurse=False) if id(p) in attached.tensors and id(p) not in shown}
+        own = child.parameters(recurse=False)
+        found = {id(p): p for p in own if id(p) in attached.tensors and id(p) not in shown}
         requests = [(key, attached.tensors[key], parameter.shape) for key, parameter in found.items()]
         for key, master in values.read_all(runtime, requests, _abi.MASTER, torch.float32).items():
             shown[key] = found[key]

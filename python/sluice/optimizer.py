@@ -126,7 +126,8 @@ def _check_states(parameter, entry):
     for key, _ in _STATES:
         if key in entry and entry[key].shape != parameter.shape:
             raise ValueError(
-                f"the state_dict has {key} of shape {tuple(entry[key].shape)} for a parameter of {tuple(parameter.shape)}"
+                f"the state_dict has {key} of shape {tuple(entry[key].shape)} for a parameter of shape "
+                f"{tuple(parameter.shape)}"
             )
 
 

@@ -166,7 +166,7 @@ def test_what_an_engine_lists_does_not_disturb_modes_or_placed_parameters(engine
 
 @pytest.mark.parametrize("given", [{}, {"bf16": {"enabled": True}}])
 def test_an_engine_loads_its_models_state_dict(engines, tmp_path, given):
-    """fp32 values to the last bit, also where the model computes in bf16; whatever the model does with names is done."""
+    """fp32 values to the last bit, also where it computes in bf16; whatever the model does with names is done."""
     engine = engines(Odd(), config(tmp_path, **given))
     with torch.random.fork_rng():
         torch.manual_seed(5)
