@@ -109,8 +109,8 @@ class Engine(EngineCalls, torch.nn.Module):
         if foreign:
             raise ValueError(
                 f"optimizer: {foreign} of {len(parameters)} parameters are not the model's, so nothing would train "
-                "them: give it those the model had when the engine was made (sluice.attach() replaces those on the meta "
-                "device)"
+                "them: give it those the model had when the engine was made (sluice.attach() replaces those on the "
+                "meta device)"
             )
         frozen = sum(map(self.is_frozen, parameters))
         if frozen:
