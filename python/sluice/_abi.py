@@ -343,6 +343,12 @@ class ModelSpec:
             self.handle = _u64()
 
 
+def _is_used_up(error, ticket):
+    """Whether a wait says that the ticket was waited for before: an interrupt came between its end and the 0. An
+    operation may end with InvalidArgument too, so the words decide (offload/tickets.cc)."""
+    return isinstance(error, InvalidArgument) and str(error).startswith(f"ticket {ticket:#x} is not open")
+
+
 class Runtime:
     """One sluice_runtime. Blocking methods wait in slices and can be interrupted.
 
@@ -379,9 +385,12 @@ class Runtime:
             spec.close()
 
     def _call(self, name, *arguments):
-        if not self._handle:
-            raise FailedPrecondition("this runtime was closed, and its values are gone")
+        self._check_open()
         self.library.call(name, self._handle, *arguments)
+
+    def _check_open(self):
+        if not self.open:
+            raise FailedPrecondition("this runtime was closed, and its values are gone")
 
     def _ticket(self, name, *arguments):
         ticket = Ticket()
@@ -400,13 +409,13 @@ class Runtime:
         if not ticket:
             return True
         try:
+            self._check_open()
             if not self.library.wait(self._handle, ticket, timeout_ms):
                 return False
-        except InvalidArgument:
-            pass  # used up: an interrupt came between its end and the 0
-        except SluiceError:
-            ticket.value = 0
-            raise
+        except SluiceError as error:
+            number, ticket.value = ticket.value, 0
+            if not _is_used_up(error, number):
+                raise
         ticket.value = 0
         return True
 
@@ -474,6 +483,7 @@ class Runtime:
         self._call("sluice_write", tensor, field, pointer, dtype, elements, ctypes.byref(ticket))
 
     def report(self):
+        self._check_open()
         report = self.library.json("sluice_report", self._handle)
         if self.device is not None:
             report["device_reason"] = self.device.reason

@@ -11,7 +11,7 @@ import warnings
 
 import torch
 
-from . import _abi, registry, units
+from . import _abi, hyperparameters, registry, units
 from .attached import placeholder
 from .config import parse_bytes
 from .state_store import StateStore, check_parameter, units_of
@@ -98,7 +98,7 @@ class AdamW(torch.optim.Optimizer):
         try:
             for parameter in self.param_groups[-1]["params"]:
                 check_parameter(parameter)
-            _hyperparameters(self.param_groups[-1])
+            hyperparameters.checked(self.param_groups[-1])
         except BaseException:
             self.param_groups.pop()
             raise
@@ -123,19 +123,19 @@ class AdamW(torch.optim.Optimizer):
                 loss = closure()
         self.synchronize()
         store = self._started()
-        hyperparameters = {}
+        chosen = {}
         for group in self.param_groups:
             values = None
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    values = values or _hyperparameters(group)
-                    hyperparameters[store.number[id(parameter)]] = values
-        if not hyperparameters:
+                    values = values or hyperparameters.checked(group)
+                    chosen[store.number[id(parameter)]] = values
+        if not chosen:
             return loss
-        self._applied = bool(store.step(hyperparameters).applied)
+        self._applied = bool(store.step(chosen).applied)
         if not self._applied:
             warnings.warn("sluice.AdamW: a gradient is not finite: this step changed nothing", stacklevel=2)
-        updated = [store.parameters[number] for number in hyperparameters]
+        updated = [store.parameters[number] for number in chosen]
         torch.autograd.graph.increment_version(updated)
         if self._module is None or not self._applied:
             store.finish()
@@ -298,22 +298,3 @@ class AdamW(torch.optim.Optimizer):
 
     def __reduce__(self):
         raise TypeError("an optimizer with states on the tiers can't be pickled: save its state_dict()")
-
-
-def _hyperparameters(group):
-    """Errors: ValueError."""
-    betas = tuple(float(beta) for beta in group["betas"])
-    for key in ("lr", "eps", "weight_decay"):
-        if not float(group[key]) >= 0:
-            raise ValueError(f"{key}: must not be negative, but is {group[key]}")
-    if not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"betas: must be in [0, 1), but are {betas}")
-    return _abi.Group(
-        lr=float(group["lr"]),
-        beta1=betas[0],
-        beta2=betas[1],
-        eps=float(group["eps"]),
-        weight_decay=float(group["weight_decay"]),
-        l2_decay=int(group["l2_decay"]),
-        bias_correction=int(group["bias_correction"]),
-    )

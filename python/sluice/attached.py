@@ -95,8 +95,8 @@ class _Asked:
 
 class Attached:
     """units: list of units.Unit. dtype: of parameters in compute; grad_dtype: gradients are handed over in.
-    optimized: ids of the Parameters whose gradients are handed over, looked at each time; of others, `.grad` stays as
-    PyTorch left it."""
+    optimized(): ids of Parameters whose gradients are handed over, asked for once per backward; of others, `.grad`
+    stays as PyTorch left it."""
 
     def __init__(self, runtime, units, brackets, dtype, grad_dtype, optimized):
         self._runtime = runtime
@@ -105,6 +105,7 @@ class Attached:
         self._device = runtime.device.torch if runtime.device is not None else torch.device("cpu")
         self._grad_dtype = grad_dtype
         self._optimized = optimized
+        self._wanted = None  # what it answered in this backward
         self._lock = threading.RLock()
         self._places = []  # by unit: [Place]
         self._unit_of = {}  # id of Parameter -> unit
@@ -258,6 +259,9 @@ class Attached:
         for place in self._places[unit]:
             place.parameter.data = self._nans[unit].expand(place.shape)
 
+    def hide_parameter(self, parameter):
+        parameter.data = self._nans[self._unit_of[id(parameter)]].expand(parameter.shape)
+
     # ---- Backward
 
     def saved_tensors_hooks(self):
@@ -299,6 +303,7 @@ class Attached:
             while self._traceable:
                 self._traceable.pop().hide_from_compiler()
         with self._lock:
+            self._wanted = None
             self._held = None
             self._running.clear()
             for unit in list(self._flat):
@@ -328,7 +333,9 @@ class Attached:
 
     def _make_grad_hook(self, unit, tensor):
         def on_grad(parameter):
-            if id(parameter) not in self._optimized:
+            if self._wanted is None:
+                self._wanted = self._optimized()
+            if id(parameter) not in self._wanted:
                 return
             gradient = parameter.grad.detach()
             parameter.grad = None

@@ -8,7 +8,7 @@ import weakref
 
 import torch
 
-from . import _abi, attached, devices, registry, schedulers, values
+from . import _abi, attached, devices, hyperparameters, loading, registry, schedulers, values
 from .config import load_config
 from .distributed import check_single_rank
 from .engine_calls import EngineCalls
@@ -48,6 +48,8 @@ class Engine(EngineCalls, torch.nn.Module):
         dtype_number, self.dtype = _DTYPES[config.dtype]
 
         self.optimizer, self.client_optimizer = make_optimizer(model, config.optimizer, optimizer, model_parameters)
+        self._placed = frozenset(id(p) for p in model.parameters())
+        self.check_optimized([p for group in self.optimizer.param_groups for p in group["params"]])
         self.optimizer.engine = weakref.ref(self)
 
         units, brackets = partition(model, self._unit_target(model))
@@ -83,7 +85,7 @@ class Engine(EngineCalls, torch.nn.Module):
             brackets,
             self.dtype,
             _DTYPES[self.config.grad_dtype or self.config.dtype][1],
-            self.optimizer.group_of,
+            self.optimizer.groups_by_id,
         )
         self._names = [(n, self._attached.tensors[id(p)], p.shape) for u in self._units for n, p in u.parameters]
         registry.add(self)
@@ -100,6 +102,22 @@ class Engine(EngineCalls, torch.nn.Module):
     def is_frozen(self, parameter):
         """Whether it can't be optimized, as no states are kept for it."""
         return False
+
+    def check_optimized(self, parameters):
+        """Errors: ValueError if the optimizer can't have them."""
+        foreign = sum(id(p) not in self._placed for p in parameters)
+        if foreign:
+            raise ValueError(
+                f"optimizer: {foreign} of {len(parameters)} parameters are not the model's, so nothing would train "
+                "them: give it those the model had when the engine was made (sluice.attach() replaces those on the "
+                "meta device)"
+            )
+        frozen = sum(map(self.is_frozen, parameters))
+        if frozen:
+            raise ValueError(
+                f"optimizer: {frozen} of {len(parameters)} parameters did not require a gradient when the module was "
+                "attached: they have no states and can't be optimized; let them require one before sluice.attach()"
+            )
 
     def _place_buffers(self):
         for buffer in self.module.buffers():
@@ -267,9 +285,9 @@ class Engine(EngineCalls, torch.nn.Module):
 
     def _hyperparameters(self):
         """By tensor."""
-        groups = {id(group): _group(group) for group in self.optimizer.param_groups}
+        groups = {id(group): hyperparameters.checked(group) for group in self.optimizer.param_groups}
         any_group = next(iter(groups.values()))  # of tensors that have none: they have no gradient either
-        of_tensor = self.optimizer.group_of
+        of_tensor = self.optimizer.groups_by_id()
         return [groups.get(id(of_tensor.get(id(p))), any_group) for unit in self._units for _, p in unit.parameters]
 
     def _end_iteration(self):
@@ -309,6 +327,37 @@ class Engine(EngineCalls, torch.nn.Module):
 
     def state_dict(self, *args, **kwargs):
         return self.module.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict, strict=True, assign=False):
+        """Into the fp32 masters and the model's buffers; what fp32 values have beyond the model's type is kept. The
+        states of the optimizer stay. Errors: the module's."""
+        if assign:
+            raise ValueError("assign: the model's parameters are on the tiers, and can't be replaced")
+        self._check_open()
+        self._attached.settle_all()
+        self._end_iteration()
+        with loading.into_masters(self.module, self.runtime, self._attached):
+            return self.module.load_state_dict(state_dict, strict)
+
+    # What lists the model, here as there. children() stay empty: to(), half() and the like don't reach what is placed.
+
+    def named_modules(self, *args, **kwargs):
+        return self.module.named_modules(*args, **kwargs)
+
+    def modules(self, *args, **kwargs):
+        return self.module.modules(*args, **kwargs)
+
+    def named_parameters(self, *args, **kwargs):
+        return self.module.named_parameters(*args, **kwargs)
+
+    def parameters(self, *args, **kwargs):
+        return self.module.parameters(*args, **kwargs)
+
+    def named_buffers(self, *args, **kwargs):
+        return self.module.named_buffers(*args, **kwargs)
+
+    def buffers(self, *args, **kwargs):
+        return self.module.buffers(*args, **kwargs)
 
     def fp32_state_dict(self):
         """The fp32 masters by parameter name."""
@@ -382,18 +431,6 @@ def _choice(name, value, choices):
     if value not in choices:
         raise ValueError(f"{name}: must be one of {', '.join(choices)}, not {value!r}")
     return choices[value]
-
-
-def _group(group):
-    return _abi.Group(
-        lr=float(group["lr"]),
-        beta1=float(group["betas"][0]),
-        beta2=float(group["betas"][1]),
-        eps=group["eps"],
-        weight_decay=group["weight_decay"],
-        l2_decay=int(group["l2_decay"]),
-        bias_correction=int(group["bias_correction"]),
-    )
 
 
 def initialize(

@@ -13,8 +13,8 @@ def _refused(name, advice):
     return call
 
 
-_SAVE = "save engine.module_state_dict() or engine.fp32_state_dict(), with optimizer_state_dict(), yourself"
-_LOAD = "load the values into the model before sluice.initialize()"
+_SAVE = "save engine.module_state_dict() or engine.fp32_state_dict(), with engine.optimizer.state_dict(), yourself"
+_LOAD = "call engine.load_state_dict() and engine.optimizer.load_state_dict() yourself"
 _STATES = "states always live on the tiers, and move by themselves"
 
 
@@ -96,8 +96,8 @@ class EngineCalls:
     def get_type(self):
         return ["adam" if group["l2_decay"] else "adamw" for group in self.optimizer.param_groups]
 
-    @property
     def loss_scale(self):
+        """The scale in use, also where it is dynamic; optimizer.loss_scale is the same."""
         return self.runtime.loss_scale()
 
     def dynamic_loss_scale(self):

@@ -36,21 +36,8 @@ class Attachment(Engine):
                 "a module that was compiled as a whole can't be attached: compile what layers call instead"
             )
         super().__init__(module, config, optimizer, [p for p in module.parameters() if p.requires_grad])
-        try:
-            self._check_optimizer()
-        except BaseException:
-            self.close()
-            raise
         # What module(...) does from now on. Copies of the module don't have it.
         module._compiled_call_impl = self._call
-
-    def _check_optimizer(self):
-        mine = {id(p) for p in self.module.parameters()}
-        for parameter in (p for group in self.optimizer.param_groups for p in group["params"]):
-            if id(parameter) not in mine:
-                raise ValueError("optimizer: a parameter is not the module's (those on the meta device are replaced)")
-            if self.is_frozen(parameter):
-                raise ValueError("optimizer: a parameter does not require a gradient: it is frozen")
 
     def _call(self, *args, **kwargs):
         if self._running:

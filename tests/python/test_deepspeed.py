@@ -342,7 +342,7 @@ def test_the_engine_tells_what_is_configured():
     "call, advice",
     [
         ("save_checkpoint", "module_state_dict"),
-        ("load_checkpoint", "before sluice.initialize"),
+        ("load_checkpoint", "engine.load_state_dict"),
         ("save_16bit_model", "fp32_state_dict"),
         ("offload_states", "tiers"),
         ("reload_states", "tiers"),

@@ -38,7 +38,7 @@ def test_a_deepspeed_file_trains_as_it_stands(engines):
         engine.step()
         if step % 4 == 3:
             loop.step()
-            assert engine.was_step_applied() == loop.applied and engine.loss_scale == loop.scale
+            assert engine.was_step_applied() == loop.applied and engine.loss_scale() == loop.scale
         else:
             assert not engine.was_step_applied()
     assert same(list(engine.fp32_state_dict().values()), loop.masters)

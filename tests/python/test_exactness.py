@@ -214,7 +214,7 @@ def test_fp16_overflow_skips_exactly_and_the_scale_follows_deepspeed(engines, tm
             model.backward(loss_of(model(x), y) * factor)
             model.step()
         assert engine.was_step_applied() == loop.applied
-        assert engine.loss_scale == loop.scale
+        assert engine.loss_scale() == loop.scale
         after = {**engine.fp32_state_dict(), **{n: s["exp_avg"] for n, s in engine.optimizer_state_dict().items()}}
         assert same(before, after) == (not loop.applied)
         seen.append((loop.applied, loop.scale))

@@ -1,0 +1,39 @@
+"""Hyperparameters of a parameter group as the library takes them."""
+
+import math
+import numbers
+
+import torch
+
+from . import _abi
+
+
+def checked(group):
+    """The _abi.Group of a parameter group. Errors: InvalidArgument (a ValueError) that names the key."""
+    lr, eps, weight_decay = (_number(key, group[key]) for key in ("lr", "eps", "weight_decay"))
+    for key, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+        if not 0 <= value < math.inf:
+            raise _abi.InvalidArgument(f"{key}: must be finite and must not be negative, but is {value}")
+    given = group["betas"]
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise _abi.InvalidArgument(f"betas: must be two numbers, but are {given!r}")
+    betas = tuple(_number("betas", beta) for beta in given)
+    if not all(0 <= beta < 1 for beta in betas):
+        raise _abi.InvalidArgument(f"betas: must be in [0, 1), but are {betas}")
+    return _abi.Group(
+        lr=lr,
+        beta1=betas[0],
+        beta2=betas[1],
+        eps=eps,
+        weight_decay=weight_decay,
+        l2_decay=int(bool(group["l2_decay"])),
+        bias_correction=int(bool(group["bias_correction"])),
+    )
+
+
+def _number(key, value):
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise _abi.InvalidArgument(f"{key}: must be a number, but is {value!r}")
+    return float(value)

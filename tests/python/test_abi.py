@@ -1,0 +1,59 @@
+"""_abi.Runtime: what a wait raises, and what a closed runtime says."""
+
+import pytest
+import sluice
+import torch
+from sluice import _abi
+
+
+@pytest.fixture
+def runtime():
+    runtime = _abi.Runtime([("unit", [("tensor", 8, 0)])], _abi.Options(lowest_param_tier=_abi.PINNED,
+                                                                         lowest_state_tier=_abi.PINNED))  # fmt: skip
+    yield runtime
+    runtime.close()
+
+
+def write(runtime, ticket):
+    value = torch.ones(8)
+    runtime.start_write(0, _abi.MASTER, value.data_ptr(), _abi.F32, 8, ticket)
+    runtime.lent.value = value  # until the end
+
+
+def test_a_ticket_that_was_waited_for_before_is_done(runtime):
+    ticket = _abi.Ticket()
+    write(runtime, ticket)
+    again = _abi.Ticket(ticket.value)
+    runtime.wait(ticket)
+    assert not ticket and again
+    runtime.wait(again)
+    assert not again and runtime.done(again)
+
+
+def test_an_operations_own_invalid_argument_is_raised(runtime, monkeypatch):
+    """Once: the ticket is used up then. Also where its words speak of another ticket."""
+    ticket = _abi.Ticket()
+    write(runtime, ticket)
+    runtime.drain()
+    for words in ("step: beta1 is 2", f"ticket {ticket.value + 1:#x} is not open"):
+
+        def wait(*_, words=words):
+            raise sluice.InvalidArgument(words)
+
+        mine = _abi.Ticket(ticket.value)
+        monkeypatch.setattr(runtime.library, "wait", wait)
+        with pytest.raises(sluice.InvalidArgument, match=words):
+            runtime.wait(mine)
+        assert not mine
+        monkeypatch.undo()
+    runtime.wait(ticket)
+
+
+def test_a_closed_runtime_says_so(runtime):
+    ticket = _abi.Ticket()
+    write(runtime, ticket)
+    runtime.close()
+    for call in (lambda: runtime.wait(ticket), lambda: runtime.done(_abi.Ticket(5)), runtime.report, runtime.drain):
+        with pytest.raises(sluice.FailedPrecondition, match="this runtime was closed"):
+            call()
+    assert not ticket
