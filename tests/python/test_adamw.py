@@ -476,6 +476,25 @@ def test_single_states_can_be_read_and_set_by_deepspeeds_functions():
     optimizer.close()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_master_that_was_set_goes_on(dtype, overlap):
+    """The next step starts from it, all 32 bits, and the parameter follows at once."""
+    model = make_model(dtype=dtype)
+    optimizer = sluice.AdamW(model.parameters(), lr=1e-2, overlap=model if overlap else None, **TIERS)
+    train(model, optimizer, 2)
+    weight = model[0].weight
+    value = torch.randn(weight.shape, generator=torch.Generator().manual_seed(3))
+    sluice.utils.safe_set_full_fp32_param(weight, value)
+    assert torch.equal(weight, value.to(dtype))
+    optimizer.param_groups[0]["lr"] = 0.0
+    train(model, optimizer, 1)
+    assert torch.equal(sluice.utils.safe_get_full_fp32_param(weight), value)
+    optimizer.synchronize()
+    assert torch.equal(weight, value.to(dtype))
+    optimizer.close()
+
+
 def test_deepspeeds_cpu_adam_says_what_the_engine_is_to_do():
     def run(make):
         model = make_model()
