@@ -7,14 +7,15 @@ schedulers and closures work as ever. The runtime, and with it all memory and di
 """
 
 import os
+import sys
 import warnings
 
 import torch
 
-from . import _abi, hyperparameters, registry, units
+from . import _abi, copies, hyperparameters, registry, units
 from .attached import placeholder
 from .config import parse_bytes
-from .state_store import StateStore, check_parameter, units_of
+from .state_store import StateStore, check_parameter, in_place, units_of
 
 _WHOLE = 1 << 60  # elements; no module is cut
 
@@ -28,7 +29,8 @@ class AdamW(torch.optim.Optimizer):
 
     step() returns with the parameters written. With overlap=module it returns earlier: the update runs on, and each
     layer of the module waits for its own part before its forward; until then its parameters read NaN. synchronize()
-    waits for all; state_dict() of the module, and of the optimizer, do so themselves.
+    waits for all; state_dict() and load_state_dict() of the module and its parts, and of the optimizer, deep copies,
+    pickles and sluice.zero.GatheredParameters do so themselves.
 
     A parameter without gradient is left alone. A parameter that was changed from outside is taken as it is: the master
     follows. If a gradient is not finite, nothing is changed, a warning says so, and was_step_applied() is false.
@@ -76,9 +78,12 @@ class AdamW(torch.optim.Optimizer):
         self._module = overlap
         self._store = None
         self._grown = False  # parameters were added since the store was made
+        self._spooled = None  # states on their way into a new store
+        self._closed = False
         self._applied = False
         self._hidden = {}  # id of Parameter -> its data, while its update is under way
         self._handles = []
+        self._traceable = []  # hooks that torch.compile would trace into
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -117,6 +122,7 @@ class AdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         """One update of every parameter that has a gradient. Returns what the closure returns."""
+        self._check_open()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -144,6 +150,7 @@ class AdamW(torch.optim.Optimizer):
         return loss
 
     def was_step_applied(self):
+        """Whether the last step() updated: false if a gradient was not finite."""
         return self._applied
 
     def synchronize(self):
@@ -154,20 +161,36 @@ class AdamW(torch.optim.Optimizer):
                 self._show(parameter)
 
     def _started(self):
+        self._check_open()
         if self._store is not None and not self._grown:
             return self._store
-        old, spooled = self._store, None
-        if old is not None:
-            paths = self._options["nvme_paths"]
-            spooled = old.spool(paths[0] if paths else None)
-            old.close()
-        self._store = None
-        self._store = StateStore(self._units(), self._options, self._library, self._seed)
-        if spooled is not None:
-            self._store.restore(spooled, old.parameters)
-        self._grown = False
+        self.synchronize()
+        self._check_overlap()
+        if self._store is not None:
+            self._spool()
+        store = StateStore(self._units(), self._options, self._library, self._seed)
+        if self._spooled is not None:
+            try:
+                store.restore(self._spooled)
+            except BaseException:
+                store.close()
+                raise
+            self._spooled.file.close()
+            self._spooled = None
+        self._store, self._grown = store, False
         self._place_hooks()
-        return self._store
+        return store
+
+    def _check_open(self):
+        if self._closed:
+            raise _abi.FailedPrecondition("the optimizer is closed: its states are gone")
+
+    def _spool(self):
+        """Ends the store. Its states stay in the file until a new store has all of them."""
+        paths = self._options["nvme_paths"]
+        self._spooled = self._store.spool(paths[0] if paths else None)
+        old, self._store = self._store, None
+        old.close()
 
     def _units(self):
         mine = {id(p): p for group in self.param_groups for p in group["params"]}
@@ -181,18 +204,23 @@ class AdamW(torch.optim.Optimizer):
 
     # ---- Overlap with the next forward
 
+    def _check_overlap(self):
+        if self._module is not None and not all(in_place(p) for group in self.param_groups for p in group["params"]):
+            raise ValueError("overlap: every parameter must be contiguous and in RAM")
+
     def _place_hooks(self):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         if self._module is None:
             return
-        for parameter in self._store.parameters:
-            if not self._store.in_place(parameter):
-                raise ValueError("overlap: every parameter must be contiguous and in RAM")
+        before_forward, wait = copies.Hook(self._before_forward), copies.Hook(lambda *a: self.synchronize())
         for bracket in units.partition(self._module, _WHOLE)[1]:
-            self._handles.append(bracket.module.register_forward_pre_hook(self._before_forward, prepend=True))
-        self._handles.append(self._module.register_state_dict_pre_hook(lambda *a: self.synchronize()))
+            self._handles.append(bracket.module.register_forward_pre_hook(before_forward, prepend=True))
+        self._traceable.append(before_forward)
+        for module in self._module.modules():
+            self._handles.append(module.register_state_dict_pre_hook(wait))
+            self._handles.append(module.register_load_state_dict_pre_hook(wait))
 
     def _before_forward(self, module, args):
         if not self._hidden:
@@ -204,23 +232,29 @@ class AdamW(torch.optim.Optimizer):
                 self._show(parameter)
 
     def _hide(self, parameters):
+        if "torch._dynamo" in sys.modules:  # loading it takes seconds, so not before somebody compiles
+            while self._traceable:
+                self._traceable.pop().hide_from_compiler()
         for parameter in parameters:
             self._hidden[id(parameter)] = parameter.data
             parameter.data = placeholder(parameter.shape, parameter.dtype)
+            copies.wait_first(parameter, self.synchronize)
 
     def _show(self, parameter):
         data = self._hidden.pop(id(parameter), None)
         if data is not None:
             parameter.data = data
+            copies.wait_no_more(parameter)
 
     # ---- States
 
     def state_dict(self):
         """As torch.optim.AdamW's, with moments in fp32, and `master` for parameters that aren't fp32. All of it is in
         RAM then."""
+        self._check_open()
         self.synchronize()
         packed = super().state_dict()
-        if self._store is None:
+        if self._store is None and self._spooled is None:
             return packed
         store = self._started()
         order = [p for group in self.param_groups for p in group["params"]]
@@ -239,6 +273,7 @@ class AdamW(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict):
         """From another sluice.AdamW, or from torch.optim.AdamW or Adam."""
+        self._check_open()
         self.synchronize()
         super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})
         order = [p for group in self.param_groups for p in group["params"]]
@@ -270,7 +305,11 @@ class AdamW(torch.optim.Optimizer):
         return self._started().runtime
 
     def tensor_of(self, parameter):
-        return None if self._store is None else self._store.number.get(id(parameter))
+        if self._store is not None:
+            known = self._store.number
+        else:
+            known = self._spooled.steps if self._spooled is not None else {}
+        return self._started().number[id(parameter)] if id(parameter) in known else None
 
     def finish_gradients(self):
         """Nothing is kept of a gradient between steps."""
@@ -278,16 +317,22 @@ class AdamW(torch.optim.Optimizer):
     # ---- The end
 
     def close(self):
-        """Gives memory and disk space back. The parameters have their last values; the states are gone."""
-        if self._store is None:
+        """Gives memory and disk space back. The parameters have their last values; the states are gone, and nothing
+        can be stepped, saved or loaded any more."""
+        if self._closed:
             return
         self.synchronize()
+        self._closed = True
         registry.discard(self)
-        store, self._store = self._store, None
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        store.close()
+        store, self._store = self._store, None
+        spooled, self._spooled = self._spooled, None
+        if spooled is not None:
+            spooled.file.close()
+        if store is not None:
+            store.close()
 
     def __del__(self):
         if self.__dict__.get("_store") is not None:

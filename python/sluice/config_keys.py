@@ -54,7 +54,11 @@ _OFFLOAD_COMMON = {
 _ZERO = {
     "stage": _use((0, 1, 2, 3), 0, "accepted; with one rank the stages do the same: what is offloaded decides"),
     "offload_optimizer": {
-        "device": _use(("none", "cpu", "nvme"), "none", "how far down states may go; `none` and `cpu`: pinned RAM"),
+        "device": _use(
+            ("none", "cpu", "nvme"),
+            "none",
+            "how far down states may go; `none`: HBM on CUDA, with all parameters and gradients; RAM on the host",
+        ),
         **_OFFLOAD_COMMON,
         "pipeline": _note("reads are always ahead and writes always behind"),
         "pipeline_read": _note("reads are always ahead"),
@@ -72,7 +76,7 @@ _ZERO = {
         "max_in_cpu": _note("set sluice.pinned"),
     },
     "param_persistence_threshold": _use("count", None, "units of at most so many elements stay in HBM; default 16384"),
-    "contiguous_gradients": _note("gradients are always contiguous in pinned memory"),
+    "contiguous_gradients": _note("gradients are always contiguous, in pinned memory, or in HBM if states are"),
     "overlap_comm": _ONE_RANK,
     "reduce_scatter": _ONE_RANK,
     "reduce_bucket_size": _ONE_RANK,

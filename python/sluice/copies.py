@@ -1,5 +1,5 @@
-"""Deep copies and pickles of an attached model: they have the parameters' values, exact and up to date, and nothing of
-Sluice. So does state_dict()."""
+"""Deep copies and pickles of a model on the tiers: they have the parameters' values, exact and up to date, and nothing
+of Sluice. So does state_dict()."""
 
 import collections
 
@@ -47,6 +47,25 @@ def intercept(parameter, runtime, number, dtype):
 
     parameter.__deepcopy__ = lambda memo: torch.nn.Parameter(read(), parameter.requires_grad)
     parameter.__reduce_ex__ = reduce
+
+
+def wait_first(parameter, synchronize):
+    """Until wait_no_more(), a copy of the parameter first calls synchronize(), which gives it its values."""
+
+    def deepcopy(memo):
+        synchronize()
+        return type(parameter).__deepcopy__(parameter, memo)
+
+    def reduce(protocol):
+        synchronize()
+        return type(parameter).__reduce_ex__(parameter, protocol)
+
+    parameter.__deepcopy__ = deepcopy
+    parameter.__reduce_ex__ = reduce
+
+
+def wait_no_more(parameter):
+    del parameter.__deepcopy__, parameter.__reduce_ex__
 
 
 def fill_state_dict(runtime, tensors, dtype):

@@ -26,12 +26,15 @@ class EngineCalls:
     # ---- Batches and accumulation
 
     def gradient_accumulation_steps(self):
+        """Micro-steps per update."""
         return self.config.accumulation
 
     def train_micro_batch_size_per_gpu(self):
+        """Of the data loader that initialize() makes."""
         return self.config.micro_batch
 
     def train_batch_size(self):
+        """Micro batch x accumulation steps."""
         return self.config.micro_batch * self.config.accumulation
 
     def get_batch_info(self):
@@ -88,12 +91,15 @@ class EngineCalls:
         return self._grad_norm
 
     def get_lr(self):
+        """The rate of each group."""
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def get_mom(self):
+        """The betas of each group."""
         return [group["betas"] for group in self.optimizer.param_groups]
 
     def get_type(self):
+        """Of each group: adamw, or adam where the decay is added to the gradient."""
         return ["adam" if group["l2_decay"] else "adamw" for group in self.optimizer.param_groups]
 
     def loss_scale(self):
@@ -101,31 +107,40 @@ class EngineCalls:
         return self.runtime.loss_scale()
 
     def dynamic_loss_scale(self):
+        """Whether the scale is fp16's that adapts itself."""
         return self.config.dtype == "fp16" and not self.config.loss_scale.get("loss_scale", 0)
 
     @property
     def config_notes(self):
+        """What was taken as default, and the keys that have no effect, with the reason."""
         return self.config.notes
 
     def zero_optimization(self):
+        """Whether a stage above 0 is configured."""
         return self.config.zero_stage > 0
 
     def zero_optimization_stage(self):
+        """As configured: with one rank the stages do the same."""
         return self.config.zero_stage
 
     def fp16_enabled(self):
+        """Whether parameters compute in fp16."""
         return self.config.dtype == "fp16"
 
     def bfloat16_enabled(self):
+        """Whether parameters compute in bf16."""
         return self.config.dtype == "bf16"
 
     def gradient_clipping(self):
+        """The global norm that gradients are clipped to; 0: off."""
         return self.config.clip_norm
 
     def steps_per_print(self):
+        """Steps from one printed line to the next; None: nothing is printed."""
         return self.config.steps_per_print
 
     def wall_clock_breakdown(self):
+        """Whether the times of every step are printed."""
         return self.config.wall_clock_breakdown
 
     global_rank = local_rank = 0

@@ -160,7 +160,7 @@ _spools = []
 
 class init:
     """Context manager. directory: where the temporary file goes (default: the system's); limit_bytes: of parameters kept in
-    RAM meanwhile. The model must then be given to sluice.initialize()."""
+    RAM meanwhile. The model must then be given to sluice.initialize() or sluice.attach()."""
 
     def __init__(self, directory=None, limit_bytes=DEFAULT_LIMIT_BYTES):
         self._directory = directory

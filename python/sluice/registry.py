@@ -1,15 +1,18 @@
 """Finds who keeps a parameter on the tiers.
 
 A holder has `runtime`, `streams` (whether parameters are placeholders while their module does not compute; if so also
-`dtype` and `device`, of parameters in compute), `tensor_of(parameter)` (its number in the runtime, or None), `finish_gradients()`
-(waits until what was handed over has arrived) and `close()`. It is found from add() to discard(), or to its end; those
-that are left when the process ends are closed.
+`dtype` and `device`, of parameters in compute; if not, `synchronize()`, after which parameters have their values),
+`tensor_of(parameter)` (its number in the runtime, or None), `finish_gradients()` (waits until what was handed over has
+arrived) and `close()`. It is found from add() to discard(), or to its end; those that are left when the process ends
+are closed.
 """
 
 import atexit
 import weakref
 
-from . import values
+import torch
+
+from . import _abi, values
 
 _holders = weakref.WeakSet()
 add = _holders.add
@@ -36,7 +39,14 @@ class Found:
         return values.read_all(self.holder.runtime, [request], field, dtype)[0]
 
     def write(self, field, value):
+        """Also into the parameter, if it is where the value belongs: else the next step would take the old one back."""
+        in_parameter = field == _abi.MASTER and not self.holder.streams
+        if in_parameter:
+            self.holder.synchronize()
         values.write_all(self.holder.runtime, [(self.number, value)], field)
+        if in_parameter:
+            with torch.no_grad():
+                self.parameter.copy_(value)
 
 
 def find(parameter):

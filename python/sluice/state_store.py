@@ -5,6 +5,7 @@ Parameters whose memory the library can't write (not contiguous, or not in RAM) 
 RAM. One thread.
 """
 
+import collections
 import tempfile
 
 import torch
@@ -36,6 +37,14 @@ def check_parameter(parameter):
         raise ValueError("a parameter has no elements: leave it out")
 
 
+def in_place(parameter):
+    """Whether the library writes the parameter's own memory."""
+    return parameter.device.type == "cpu" and parameter.is_contiguous()
+
+
+Spooled = collections.namedtuple("Spooled", "file parameters steps")  # steps: by id of Parameter
+
+
 class StateStore:
     """units: [(name, parameters)]; options: keyword arguments of _abi.Options. The masters begin as the parameters."""
 
@@ -62,10 +71,6 @@ class StateStore:
     def _common_dtype(self):
         dtypes = {p.dtype for p in self.parameters}
         return dtypes.pop() if len(dtypes) == 1 else torch.float32
-
-    def in_place(self, parameter):
-        """Whether the library writes the parameter's own memory."""
-        return parameter.device.type == "cpu" and parameter.is_contiguous()
 
     def step(self, hyperparameters):
         """hyperparameters: by tensor number, for parameters that have a gradient. Starts their update; finish() waits
@@ -94,7 +99,7 @@ class StateStore:
         parameter = self.parameters[number]
         check_parameter(parameter)
         data = parameter.detach()
-        if not self.in_place(parameter):
+        if not in_place(parameter):
             data = self._staged[number] = data.to("cpu").contiguous()
         return _abi.Place(data=data.data_ptr(), dtype=_DTYPE_NUMBERS[data.dtype])
 
@@ -129,8 +134,8 @@ class StateStore:
         self.runtime.set_step(self.number[id(parameter)], steps)
 
     def spool(self, directory=None):
-        """Everything, in an unnamed file that restore() of another store takes. Whole tensors pass through RAM, one at
-        a time."""
+        """Everything, as Spooled: in an unnamed file that restore() of another store takes. Whole tensors pass through
+        RAM, one at a time."""
         file = tempfile.TemporaryFile(dir=directory)
         steps = {}
         for parameter in self.parameters:
@@ -138,20 +143,18 @@ class StateStore:
             for field in _STATES:
                 file.write(self.read(parameter, field).view(-1).numpy().data)
         file.flush()
-        return file, steps
+        return Spooled(file, self.parameters, steps)
 
-    def restore(self, spooled, parameters):
-        """parameters: those of the store that spooled, in its order."""
-        file, steps = spooled
-        file.seek(0)
-        for parameter in parameters:
+    def restore(self, spooled):
+        """Leaves the file open: it has everything still."""
+        spooled.file.seek(0)
+        for parameter in spooled.parameters:
             for field in _STATES:
                 value = torch.empty(parameter.shape)
-                if value.numel() * 4 != file.readinto(value.view(-1).numpy().data):
+                if value.numel() * 4 != spooled.file.readinto(value.view(-1).numpy().data):
                     raise OSError("the temporary file of the optimizer's states ended early")
                 self.write(parameter, field, value)
-            self.set_steps(parameter, steps[id(parameter)])
-        file.close()
+            self.set_steps(parameter, spooled.steps[id(parameter)])
 
     def close(self):
         """Ends the runtime; nothing is written afterwards."""

@@ -29,16 +29,18 @@ def _set(parameter, value, field):
 
 
 def safe_get_full_fp32_param(param):
+    """The master."""
     return _get(param, _abi.MASTER)
 
 
 def safe_get_full_optimizer_state(param, optim_state_key):
-    """optim_state_key: exp_avg or exp_avg_sq."""
+    """A moment, in fp32. optim_state_key: exp_avg or exp_avg_sq."""
     return _get(param, _field(optim_state_key))
 
 
 def safe_get_full_grad(param):
-    """What was accumulated since the last step, in fp32; None if there is none."""
+    """What was accumulated since the last step, in fp32; None if there is none, or it is in `param.grad`, as for
+    sluice.AdamW."""
     found = registry.find(param)
     if found is None:
         return None
@@ -50,9 +52,47 @@ def safe_get_full_grad(param):
 
 
 def safe_set_full_fp32_param(param, value):
-    """Also renews the compute copy."""
+    """Sets the master. Also renews the compute copy, or, of sluice.AdamW, the parameter."""
     _set(param, value, _abi.MASTER)
 
 
 def safe_set_full_optimizer_state(param, value, optim_state_key):
+    """Sets a moment. optim_state_key: exp_avg or exp_avg_sq."""
     _set(param, value, _field(optim_state_key))
+
+
+_LOCAL = "one rank: what is local is whole; use the function with full in its name"
+_GRADIENT = "change param.grad of sluice.AdamW before step(); gradients of an engine are handed over in backward"
+_LEAF = "leave it out: units are cut by size (sluice.unit_elements), and any order of use works"
+_NOT_OFFERED = {
+    **dict.fromkeys(
+        (
+            "safe_get_local_fp32_param",
+            "safe_get_local_grad",
+            "safe_get_local_optimizer_state",
+            "safe_set_local_fp32_param",
+            "safe_set_local_grad",
+            "safe_set_local_optimizer_state",
+        ),
+        _LOCAL,
+    ),
+    **dict.fromkeys(("safe_set_full_grad", "safe_update_full_grad_vectorized"), _GRADIENT),
+    **dict.fromkeys(
+        (
+            "get_z3_leaf_modules",
+            "set_z3_leaf_module",
+            "set_z3_leaf_modules",
+            "unset_z3_leaf_modules",
+            "z3_leaf_module",
+            "z3_leaf_parameter",
+        ),
+        _LEAF,
+    ),
+    "groups": "one rank: there are no groups of ranks",
+}
+
+
+def __getattr__(name):
+    if name in _NOT_OFFERED:
+        raise AttributeError(f"sluice.utils.{name} is not offered: {_NOT_OFFERED[name]}")
+    raise AttributeError(f"module 'sluice.utils' has no attribute {name!r}")

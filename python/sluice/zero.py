@@ -71,7 +71,10 @@ class GatheredParameters:
 
     def _gather(self, parameter):
         found = registry.find(parameter)
-        if found is None or not found.holder.streams:
+        if found is None:
+            return
+        if not found.holder.streams:
+            found.holder.synchronize()
             return
         if not is_placeholder(parameter.data):  # its module computes now
             if self._modify:

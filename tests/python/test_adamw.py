@@ -1,6 +1,7 @@
 """sluice.AdamW in loops of PyTorch's: against torch.optim.AdamW by tolerance, against other placements by bits."""
 
 import copy
+import io
 import pickle
 
 import pytest
@@ -360,6 +361,65 @@ def test_a_group_added_between_steps_trains_and_the_others_keep_their_states(dri
     assert_close(run(sluice.AdamW, **tiers), run(torch.optim.AdamW))
 
 
+@pytest.mark.parametrize("call", ["spool", "__init__", "restore", "set_steps"])
+def test_states_outlive_a_failure_to_make_room_for_more(call, monkeypatch):
+    """The call fails twice; whatever is asked for meanwhile fails too, and then all states are there."""
+
+    def run(fail):
+        model = make_model()
+        optimizer = sluice.AdamW(model[0].parameters(), lr=1e-2, **TIERS)
+        train(model, optimizer, 2)
+        optimizer.add_param_group({"params": model[2].parameters()})
+        if fail:
+            with monkeypatch.context() as patch:
+                patch.setattr(sluice.adamw.StateStore, call, refuse)
+                with pytest.raises(MemoryError):
+                    train(model, optimizer, 1)
+                for use in (optimizer.state_dict, lambda: sluice.utils.safe_get_full_fp32_param(model[0].weight)):
+                    with pytest.raises(MemoryError):
+                        use()
+        train(model, optimizer, 2)
+        state = optimizer.state_dict()["state"]
+        assert [int(entry["step"]) for entry in state.values()] == [4, 4, 2, 2]
+        optimizer.close()
+        return values(model) | {f"exp_avg {i}": entry["exp_avg"] for i, entry in state.items()}
+
+    def refuse(*arguments):
+        raise MemoryError("on purpose")
+
+    assert_equal(run(True), run(False))
+
+
+def test_single_values_of_a_group_just_added_with_overlap_are_not_mixed_up():
+    model = make_model()
+    optimizer = sluice.AdamW(model[4].parameters(), overlap=model, **TIERS)
+    train(model, optimizer, 1)
+    optimizer.add_param_group({"params": model[0].parameters()})  # goes before model[4] in the new store
+    master = sluice.utils.safe_get_full_fp32_param(model[4].weight)
+    optimizer.synchronize()
+    assert torch.equal(master, model[4].weight)
+    optimizer.close()
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_closed_optimizer_says_so(steps):
+    model = make_model()
+    optimizer = sluice.AdamW(model.parameters(), **TIERS)
+    train(model, optimizer, steps)
+    optimizer.close()
+    optimizer.close()
+    before = values(model)
+    for use in (
+        optimizer.step,
+        optimizer.state_dict,
+        lambda: optimizer.load_state_dict(torch.optim.AdamW(make_model().parameters()).state_dict()),
+    ):
+        with pytest.raises(sluice.FailedPrecondition, match="closed"):
+            use()
+    assert_equal(values(model), before)
+    assert sluice.utils.safe_get_full_fp32_param(model[0].weight) is None
+
+
 # ---- Overlap
 
 
@@ -428,12 +488,89 @@ def test_with_overlap_what_reads_waits():
     expected.close()
 
 
+def saved(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def gathered(model):
+    with sluice.zero.GatheredParameters(model.parameters()):
+        return values(model)
+
+
+READERS = {
+    "deepcopy": lambda model: values(copy.deepcopy(model)),
+    "deepcopy of a parent": lambda model: values(copy.deepcopy(torch.nn.ModuleList([model]))[0]),
+    "deepcopy of parameters": lambda model: copy.deepcopy(dict(model.named_parameters())),
+    "pickle": lambda model: values(pickle.loads(pickle.dumps(model))),
+    "torch.save": lambda model: values(saved(model)),
+    "GatheredParameters": gathered,
+    "state_dict of a part": lambda model: {f"1.{key}": value for key, value in model[1].state_dict().items()},
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_with_overlap_copies_have_the_values(name):
+    model, plain = make_transformer(), make_transformer()
+    optimizer = sluice.AdamW(model.parameters(), lr=1e-2, overlap=model, **TIERS)
+    expected = sluice.AdamW(plain.parameters(), lr=1e-2, **TIERS)
+    for batch in batches(3):
+        for net, using in ((model, optimizer), (plain, expected)):
+            using.zero_grad()
+            net(batch[None]).square().mean().backward()
+            using.step()
+        assert model[1].out.weight.isnan().all()
+        taken = READERS[name](model)
+        assert_equal(taken, {key: value for key, value in values(plain).items() if key in taken})
+        assert taken and not model[1].out.weight.isnan().any()
+    copied = copy.deepcopy(model)
+    assert_equal(values(copied), values(plain))
+    assert not vars(copied[0].weight) and not vars(model[0].weight)
+    optimizer.close()
+    expected.close()
+    with torch.no_grad():
+        assert torch.equal(copied(batches(1)[0][None]), plain(batches(1)[0][None]))
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_with_overlap_loaded_values_are_kept(part):
+    model, other = make_transformer(), make_transformer()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1)
+    optimizer = sluice.AdamW(model.parameters(), lr=1e-2, overlap=model, **TIERS)
+    model(batches(1)[0][None]).square().mean().backward()
+    optimizer.step()
+    loaded, source = (model[1], other[1]) if part else (model, other)
+    loaded.load_state_dict(source.state_dict())
+    assert_equal(values(loaded), values(source))
+    optimizer.zero_grad()
+    optimizer.step()
+    optimizer.synchronize()
+    assert_equal(values(loaded), values(source))
+    optimizer.close()
+
+
+def test_overlap_with_a_compiled_module():
+    def run(overlap):
+        model = make_model()
+        optimizer = sluice.AdamW(model.parameters(), lr=1e-2, overlap=model if overlap else None, **TIERS)
+        train(torch.compile(model, backend="aot_eager"), optimizer)
+        optimizer.close()
+        return values(model)
+
+    assert_equal(run(True), run(False))
+
+
 def test_overlap_needs_parameters_that_can_be_written_in_place():
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last))
     optimizer = sluice.AdamW(model.parameters(), overlap=model, **TIERS)
     model(torch.randn(1, 3, 8, 8)).sum().backward()
-    with pytest.raises(ValueError, match="contiguous"):
-        optimizer.step()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="contiguous"):
+            optimizer.step()
 
 
 # ---- Edges
@@ -473,6 +610,25 @@ def test_single_states_can_be_read_and_set_by_deepspeeds_functions():
     with sluice.zero.GatheredParameters(model.parameters(), modifier_rank=0), torch.no_grad():
         weight.zero_()  # they are where they always are
     assert weight.abs().sum() == 0
+    optimizer.close()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_master_that_was_set_goes_on(dtype, overlap):
+    """The next step starts from it, all 32 bits, and the parameter follows at once."""
+    model = make_model(dtype=dtype)
+    optimizer = sluice.AdamW(model.parameters(), lr=1e-2, overlap=model if overlap else None, **TIERS)
+    train(model, optimizer, 2)
+    weight = model[0].weight
+    value = torch.randn(weight.shape, generator=torch.Generator().manual_seed(3))
+    sluice.utils.safe_set_full_fp32_param(weight, value)
+    assert torch.equal(weight, value.to(dtype))
+    optimizer.param_groups[0]["lr"] = 0.0
+    train(model, optimizer, 1)
+    assert torch.equal(sluice.utils.safe_get_full_fp32_param(weight), value)
+    optimizer.synchronize()
+    assert torch.equal(weight, value.to(dtype))
     optimizer.close()
 
 

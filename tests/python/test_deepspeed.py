@@ -366,6 +366,21 @@ def test_names_that_are_not_offered_are_refused_by_name(name):
         sluice.nonsense
     with pytest.raises(AttributeError, match="sluice.zero.TiledLinear is not offered: "):
         sluice.zero.TiledLinear
+    for name in ("safe_get_local_fp32_param", "safe_set_full_grad", "set_z3_leaf_modules", "groups"):
+        with pytest.raises(AttributeError, match=f"sluice.utils.{name} is not offered: "):
+            getattr(sluice.utils, name)
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        sluice.utils.nonsense
+
+
+def test_what_is_public_says_what_it_is():
+    """docs/api.md has what has a docstring of its own."""
+    assert sluice.AdamW.was_step_applied.__doc__
+    for owner in (sluice.utils, sluice.engine_calls.EngineCalls, sluice.ops.adam):
+        for name, value in vars(owner).items():
+            mine = getattr(value, "__module__", owner.__name__) in (owner.__name__, getattr(owner, "__module__", None))
+            if not name.startswith("_") and mine and callable(value):
+                assert value.__doc__, name
 
 
 def test_arguments_of_a_command_line_lead_to_the_configuration(tmp_path):

@@ -8,6 +8,8 @@ from ..adamw import AdamW
 
 
 class DeepSpeedCPUAdam(AdamW):
+    """sluice.AdamW with the defaults of DeepSpeed's: no decay. tiers: more keyword arguments of sluice.AdamW."""
+
     def __init__(
         self,
         model_params,
