@@ -203,7 +203,10 @@ class Run:
         probed = self.floor is not None and step % _PROBE_EVERY == 2
         if probed:
             self.engine.synchronize()
+            before = read_process_io()
             self.floor.look()
+            # What the probe moves is not the run's.
+            self.system = {name: self.system[name] + n - before[name] for name, n in read_process_io().items()}
         batches = [self.text.batch(self.batch, self.args.seq) for _ in range(self.accumulation)]
         began = time.perf_counter()
         loss = sum(self._micro_step(batch) for batch in batches) / self.accumulation

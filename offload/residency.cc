@@ -224,7 +224,7 @@ void Residency::Pump() {
   for (;;) {
     while (next_move_ < schedule_.moves.size() && TryMove(schedule_.moves[next_move_]))
       ++next_move_;
-    if (!plan_dirty_ || !UnplannedWait()) return;
+    if (!std::exchange(misfit_, false) && (!plan_dirty_ || !UnplannedWait())) return;
     BuildPlan(false);
   }
 }
@@ -264,7 +264,7 @@ bool Residency::TryMove(const Move& move) {
   const auto first = std::find_if(segments_.begin(), segments_.end(),
                                   [&](const Segment& s) { return s.offset == move.offset; });
   if (first == segments_.end()) {
-    plan_dirty_ = true;  // what lies there has changed since
+    misfit_ = true;  // what lies there has changed since
     return false;
   }
   auto last = first;
@@ -275,7 +275,7 @@ bool Residency::TryMove(const Move& move) {
     ++last;
   }
   if (room < bytes) {
-    plan_dirty_ = true;
+    misfit_ = true;
     return false;
   }
   for (auto it = first; it != last; ++it) {

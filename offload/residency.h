@@ -109,6 +109,7 @@ class Residency final : public Fetcher::Observer {
   size_t next_move_ = 0;
   size_t plan_position_ = 0;  // the book's position when the plan was made
   size_t plan_waits_ = 0;     // acquisitions that were waiting then; they come before the trace
+  bool misfit_ = false;       // a move no longer fits what the cache holds: plan again
   bool plan_dirty_ = true;    // something has changed since: planning again may help
   bool suspended_ = false;
   bool boundary_ = false;
