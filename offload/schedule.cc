@@ -85,10 +85,14 @@ class Replay {
 
   bool MoveIn(UnitIndex unit, size_t position) {
     next_use_.clear();
-    for (const Segment& s : segments_)
+    segment_free_from_.clear();
+    for (const Segment& s : segments_) {
       next_use_.push_back(s.unit ? next_.After(*s.unit, position) : kNever);
+      segment_free_from_.push_back(s.unit ? free_from_[s.unit->value()] : 0);
+    }
     const Bytes bytes = input_.unit_bytes[unit.value()];
-    const std::optional<Window> window = ChooseWindow(segments_, next_use_, bytes);
+    const std::optional<Window> window =
+        ChooseWindow(segments_, next_use_, segment_free_from_, bytes);
     if (!window) return false;
     Move move{.unit = unit,
               .offset = segments_[window->first].offset,
@@ -126,33 +130,41 @@ class Replay {
   std::vector<int> held_;
   std::vector<bool> resident_;
   std::vector<size_t> free_from_;  // by unit: acquisitions after which its last use has begun
-  std::vector<size_t> next_use_;
+  std::vector<size_t> next_use_;   // by segment, while a window is chosen
+  std::vector<size_t> segment_free_from_;  // the same
   Schedule schedule_;
 };
 
 }  // namespace
 
 std::optional<Window> ChooseWindow(std::span<const Segment> segments,
-                                   std::span<const size_t> next_use, Bytes bytes) {
+                                   std::span<const size_t> next_use,
+                                   std::span<const size_t> free_from, Bytes bytes) {
   std::optional<Window> best;
   size_t best_use = 0;
+  size_t best_free = 0;
   Bytes best_evicted;
   for (size_t first = 0; first < segments.size(); ++first) {
     Bytes room, evicted;
     size_t nearest = kNever;
+    size_t free = 0;
     size_t last = first;
     while (last < segments.size() && room < bytes && !segments[last].held) {
       room += segments[last].size;
       if (segments[last].unit) {
         evicted += segments[last].size;
         nearest = std::min(nearest, next_use[last]);
+        free = std::max(free, free_from[last]);
       }
       ++last;
     }
     if (room < bytes) continue;
-    if (!best || nearest > best_use || (nearest == best_use && evicted < best_evicted)) {
+    const bool tie = best && nearest == best_use;
+    const bool sooner = tie && (free < best_free || (free == best_free && evicted < best_evicted));
+    if (!best || nearest > best_use || sooner) {
       best = Window{first, last};
       best_use = nearest;
+      best_free = free;
       best_evicted = evicted;
     }
   }

@@ -61,14 +61,17 @@ struct Schedule {
 Schedule MakeSchedule(const ScheduleInput& input);
 
 // How `bytes` might be placed among `segments`: the window of neighbours, none held, whose nearest
-// next use is farthest; ties go to fewer evicted bytes, then to the lowest offset. `next_use` is by
-// segment, SIZE_MAX for never and for free ones. Returns [first, last) or nothing.
+// next use is farthest; ties go to what has been free longest, so that the move may begin early,
+// then to fewer evicted bytes, then to the lowest offset. By segment: `next_use`, SIZE_MAX for
+// never and for free ones; `free_from`, when its last use began, 0 for free ones. Returns [first,
+// last) or nothing.
 struct Window {
   size_t first;
   size_t last;
 };
 std::optional<Window> ChooseWindow(std::span<const Segment> segments,
-                                   std::span<const size_t> next_use, Bytes bytes);
+                                   std::span<const size_t> next_use,
+                                   std::span<const size_t> free_from, Bytes bytes);
 
 // Puts `unit` at the start of `window`; what is left of it becomes free. Neighbouring free segments
 // are merged.

@@ -271,7 +271,7 @@ TEST(ChooseWindowTest, PrefersFreeRoomThenTheFarthestUseThenTheFewestBytes) {
     return Segment{.unit = UnitIndex(u), .offset = Bytes(at), .size = Bytes(size), .held = held};
   };
   const auto choose = [](std::vector<Segment> segments, std::vector<size_t> next, int64_t bytes) {
-    return ChooseWindow(segments, next, Bytes(bytes));
+    return ChooseWindow(segments, next, std::vector<size_t>(segments.size()), Bytes(bytes));
   };
   const Segment free{.unit = std::nullopt, .offset = Bytes(20), .size = Bytes(10), .held = false};
   const std::vector<Segment> segments = {unit(0, 0, 10), unit(1, 10, 10), free, unit(2, 30, 10)};
@@ -285,6 +285,18 @@ TEST(ChooseWindowTest, PrefersFreeRoomThenTheFarthestUseThenTheFewestBytes) {
   EXPECT_FALSE(choose(segments, {5, 9, kNever, 7}, 41));
   const std::vector<Segment> held = {unit(0, 0, 10), unit(1, 10, 10, true), unit(2, 20, 10)};
   EXPECT_FALSE(choose(held, {1, 2, 3}, 20)) << "nothing reaches across what is held";
+}
+
+// In backward, nothing that has been used is used again: what was used first makes room, so that
+// the next unit comes ahead of its use.
+TEST(ChooseWindowTest, OfWhatIsNeverUsedAgainTheFirstToBeFreeGoes) {
+  std::vector<Segment> segments;
+  for (uint32_t u = 0; u < 3; ++u)
+    segments.push_back({.unit = UnitIndex(u), .offset = Bytes(10 * u), .size = Bytes(10)});
+  const std::vector<size_t> never(3, kNever), free_from = {9, 7, 8};
+  const auto window = ChooseWindow(segments, never, free_from, Bytes(10));
+  ASSERT_TRUE(window);
+  EXPECT_EQ(1u, window->first);
 }
 
 TEST(PlaceTest, WhatIsLeftOfTheWindowIsFree) {
