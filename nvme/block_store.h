@@ -64,6 +64,10 @@ class BlockStore {
     return table_.extents[block.value()].length;
   }
 
+  bool was_written(BlockIndex block) const {  // once, if not successfully
+    return blocks_[block.value()].last_generation > 0;
+  }
+
   // Reads `block` into `buffer`. At most one transfer of a block at a time (checked).
   void StartRead(BlockTransfer* transfer, BlockIndex block, MemoryView buffer, IoPriority priority);
 

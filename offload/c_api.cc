@@ -66,6 +66,17 @@ sluice_status sluice_model_add_unit(sluice_model model, const char* name, uint32
   });
 }
 
+sluice_status sluice_model_keep_in_hbm(sluice_model model, uint32_t unit) {
+  return Guarded([&]() -> absl::Status {
+    SLUICE_ASSIGN_OR_RETURN(const auto found, Models().Get(model, "model"));
+    const std::lock_guard lock(found->mutex);
+    std::vector<ModelSpec::Unit>& units = found->spec.units;
+    SLUICE_RETURN_IF_ERROR(CheckExists("unit", unit, units.size()));
+    units[unit].stays_in_hbm = true;
+    return absl::OkStatus();
+  });
+}
+
 sluice_status sluice_model_add_tensor(sluice_model model, uint32_t unit, const char* name,
                                       int64_t elements, uint32_t group, uint32_t* tensor) {
   return Guarded([&]() -> absl::Status {
@@ -74,10 +85,7 @@ sluice_status sluice_model_add_tensor(sluice_model model, uint32_t unit, const c
     SLUICE_RETURN_IF_ERROR(NotNull(tensor, "tensor"));
     const std::lock_guard lock(found->mutex);
     ModelSpec& spec = found->spec;
-    if (unit >= spec.units.size()) {
-      return absl::InvalidArgumentError(
-          fmt::format("unit {} does not exist; there are {}", unit, spec.units.size()));
-    }
+    SLUICE_RETURN_IF_ERROR(CheckExists("unit", unit, spec.units.size()));
     if (elements <= 0) {
       return absl::InvalidArgumentError(
           fmt::format("tensor '{}' has {} elements; it must have at least one", name, elements));
@@ -94,10 +102,7 @@ sluice_status sluice_model_set_keep(sluice_model model, uint32_t tensor, int32_t
     SLUICE_ASSIGN_OR_RETURN(const auto found, Models().Get(model, "model"));
     const std::lock_guard lock(found->mutex);
     std::vector<ModelSpec::Tensor>& tensors = found->spec.tensors;
-    if (tensor >= tensors.size()) {
-      return absl::InvalidArgumentError(
-          fmt::format("tensor {} does not exist; there are {}", tensor, tensors.size()));
-    }
+    SLUICE_RETURN_IF_ERROR(CheckExists("tensor", tensor, tensors.size()));
     SLUICE_RETURN_IF_ERROR(CheckRange(keep, SLUICE_KEEP_ALL, SLUICE_KEEP_STATES, "keep"));
     tensors[tensor].keep = static_cast<Keep>(keep);
     return absl::OkStatus();

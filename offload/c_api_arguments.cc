@@ -91,16 +91,18 @@ absl::Status NotNull(const void* pointer, const char* name) {
                             : absl::InvalidArgumentError(fmt::format("{} is NULL", name));
 }
 
-absl::Status CheckUnit(const Runtime& runtime, uint32_t unit) {
-  if (unit < runtime.layout().units().size()) return absl::OkStatus();
+absl::Status CheckExists(const char* what, uint32_t index, size_t count) {
+  if (index < count) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      fmt::format("unit {} does not exist; there are {}", unit, runtime.layout().units().size()));
+      fmt::format("{} {} does not exist; there are {}", what, index, count));
+}
+
+absl::Status CheckUnit(const Runtime& runtime, uint32_t unit) {
+  return CheckExists("unit", unit, runtime.layout().units().size());
 }
 
 absl::Status CheckTensor(const Runtime& runtime, uint32_t tensor) {
-  if (tensor < runtime.layout().tensors().size()) return absl::OkStatus();
-  return absl::InvalidArgumentError(fmt::format("tensor {} does not exist; there are {}", tensor,
-                                                runtime.layout().tensors().size()));
+  return CheckExists("tensor", tensor, runtime.layout().tensors().size());
 }
 
 absl::Status CheckElements(const Runtime& runtime, uint32_t tensor, int64_t elements) {

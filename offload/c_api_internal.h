@@ -109,6 +109,7 @@ sluice_runtime AddRuntime(std::unique_ptr<Runtime> runtime);
 
 // Errors of all that follow: InvalidArgument naming the argument, its value and what it may be.
 absl::Status NotNull(const void* pointer, const char* name);
+absl::Status CheckExists(const char* what, uint32_t index, size_t count);
 absl::Status CheckUnit(const Runtime& runtime, uint32_t unit);
 absl::Status CheckTensor(const Runtime& runtime, uint32_t tensor);
 absl::Status CheckElements(const Runtime& runtime, uint32_t tensor, int64_t elements);

@@ -29,6 +29,7 @@ absl::StatusOr<ModelLayout> ModelLayout::Make(const ModelSpec& spec, int64_t chu
                              .elements = 0,
                              .updated_elements = 0,
                              .lent = false,
+                             .stays_in_hbm = unit.stays_in_hbm,
                              .first_chunk = 0,
                              .chunk_count = 0,
                              .tensors = {}});

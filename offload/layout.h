@@ -36,6 +36,7 @@ enum class Keep : uint8_t { kAll = 0, kParam = 1, kStates = 2 };
 struct ModelSpec {
   struct Unit {
     std::string name;
+    bool stays_in_hbm = false;  // as others are acquired while it is
   };
   struct Tensor {
     std::string name;
@@ -83,6 +84,7 @@ struct UnitLayout {
   int64_t elements;          // of the run, a multiple of kTensorAlignment
   int64_t updated_elements;  // of its beginning, where what is not frozen lies
   bool lent;                 // its parameters are with the caller
+  bool stays_in_hbm;         // for good
   uint32_t first_chunk;
   uint32_t chunk_count;
   std::vector<TensorIndex> tensors;  // in the order in which they lie

@@ -42,6 +42,10 @@ class Placer {
     return Bytes(unit.param_elements() * SizeOf(options_.param_type));
   }
 
+  bool StaysInHbm(const UnitLayout& unit) const {
+    return unit.lent || unit.stays_in_hbm || unit.elements <= options_.resident_elements_max;
+  }
+
   void MeasureGradients() {
     for (const UnitLayout& unit : layout_.units())
       p_.grads +=
@@ -78,7 +82,7 @@ class Placer {
       const Bytes slot = RoundUp(ParamBytes(unit), kSlotAlignment);
       p_.slot_bytes.push_back(slot);
       all += slot;
-      if (unit.elements <= options_.resident_elements_max) {
+      if (StaysInHbm(unit)) {
         fixed += slot;
       } else {
         largest = std::max(largest, slot);
@@ -91,11 +95,10 @@ class Placer {
     }
     if (!whole && fixed + largest > budgets_.hbm) {
       return TooSmall("hbm", budgets_.hbm, fixed + largest,
-                      "the largest unit must fit beside the small ones", "");
+                      "the largest unit must fit beside those that stay there", "");
     }
     for (const UnitLayout& unit : layout_.units()) {
-      const bool stays = whole || unit.lent || unit.elements <= options_.resident_elements_max;
-      p_.param_home.push_back(stays ? Tier::kHbm : Tier::kPinned);
+      p_.param_home.push_back(whole || StaysInHbm(unit) ? Tier::kHbm : Tier::kPinned);
     }
     p_.hbm_fixed = whole ? all : fixed;
     const Bytes wanted = all - p_.hbm_fixed;

@@ -4,8 +4,9 @@
 // every unit's parameters and every chunk's states, and to the exact size of each tier's arena. It
 // decides nothing about time.
 //
-// HBM: if all parameters fit, all live there. Otherwise small units live there for good, and what
-// is left of the budget is a cache that the schedule moves the other units through. Pinned RAM:
+// HBM: if all parameters fit, all live there. Otherwise small units, and those that were asked to
+// stay, live there for good, and what is left of the budget is a cache that the schedule moves the
+// other units through. Pinned RAM:
 // gradients first (they have no other home), the buffers that movements need, then the parameters
 // that don't live in HBM, then states, both in forward order: what a step needs first stays
 // nearest. A byte of parameters is moved up to three times a step, a byte of states twice. NVMe:

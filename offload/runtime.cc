@@ -259,15 +259,18 @@ void Runtime::RunQueue() {
   }
 }
 
+absl::Status Runtime::CheckLoaded(TensorIndex tensor) const {
+  if (loaded_[tensor.value()]) return absl::OkStatus();
+  const TensorLayout& t = layout_.tensor(tensor);
+  return absl::FailedPreconditionError(
+      fmt::format("tensor '{}' of unit '{}' has no values yet (sluice_write its master)", t.name,
+                  layout_.unit(t.unit).name));
+}
+
 void Runtime::RunAcquire(Command& command) {
-  const UnitLayout& unit = layout_.unit(command.unit);
-  for (TensorIndex tensor : unit.tensors) {
-    if (loaded_[tensor.value()]) continue;
-    return tickets_.Complete(
-        command.ticket,
-        absl::FailedPreconditionError(fmt::format(
-            "unit '{}' can't be acquired: tensor '{}' has no values yet (sluice_write its master)",
-            unit.name, layout_.tensor(tensor).name)));
+  for (TensorIndex tensor : layout_.unit(command.unit).tensors) {
+    const absl::Status loaded = CheckLoaded(tensor);
+    if (!loaded.ok()) return tickets_.Complete(command.ticket, loaded);
   }
   residency_->Acquire(command.unit, command.stream,
                       [this, ticket = command.ticket](const absl::Status& status) {
@@ -290,6 +293,8 @@ void Runtime::RunPushGrad(Command& command) {
                              absl::FailedPreconditionError(fmt::format(
                                  "tensor '{}' is frozen: it takes no gradient", tensor.name)));
   }
+  if (const absl::Status loaded = CheckLoaded(command.tensor); !loaded.ok())
+    return tickets_.Complete(command.ticket, loaded);
   HeldPush push{command.tensor, command.data, std::move(command.fence), command.ticket};
   if (updater_->UnitPending(unit)) {
     held_pushes_[unit.value()].push_back(std::move(push));

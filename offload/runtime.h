@@ -189,6 +189,7 @@ class Runtime final : public Updater::Observer {
   bool AdvanceStep(Turn& turn);
   bool AdvanceValue(Turn& turn);
   bool AdvanceZeroGrad();
+  absl::Status CheckLoaded(TensorIndex tensor) const;
   absl::Status CheckValueRequest(const ValueRequest& request) const;
   absl::Status CheckStep(const StepRequest& request) const;
   absl::Status CheckReleased() const;
@@ -225,8 +226,7 @@ class Runtime final : public Updater::Observer {
   // The control thread's.
   std::deque<Command> queue_;  // calls that have come, in order
   std::deque<Turn> turns_;
-  std::vector<std::vector<HeldPush>>
-      held_pushes_;  // by unit: until its update has read the last gradients
+  std::vector<std::vector<HeldPush>> held_pushes_;  // by unit: until its update has read the last
   std::vector<Ticket> drains_;
   std::vector<bool> loaded_;  // by tensor: the master was written
   LossScaler scaler_;

@@ -75,6 +75,10 @@ SLUICE_API const char* sluice_last_error(void);
 SLUICE_API sluice_status sluice_model_create(sluice_model* model);
 SLUICE_API sluice_status sluice_model_add_unit(sluice_model model, const char* name,
                                                uint32_t* unit);
+/* The unit's parameters live in HBM for good: a unit that is acquired while others are acquired and
+ * released, such as the parameters that a block of layers has itself, beside those of its layers.
+ */
+SLUICE_API sluice_status sluice_model_keep_in_hbm(sluice_model model, uint32_t unit);
 SLUICE_API sluice_status sluice_model_add_tensor(sluice_model model, uint32_t unit,
                                                  const char* name, int64_t elements, uint32_t group,
                                                  uint32_t* tensor);

@@ -136,6 +136,10 @@ class Model {
     if (!status.ok()) return status;
     return Tensor{tensor};
   }
+  // The unit lives in HBM for good, as others are acquired while it is.
+  Status KeepInHbm(Unit unit) {
+    return Status::Of(sluice_model_keep_in_hbm(handle_, static_cast<uint32_t>(unit)));
+  }
   // What of the tensor is kept: everything, unless this says otherwise.
   Status SetKeep(Tensor tensor, sluice_keep keep) {
     return Status::Of(sluice_model_set_keep(handle_, static_cast<uint32_t>(tensor), keep));

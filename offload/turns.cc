@@ -139,9 +139,7 @@ absl::Status Runtime::CheckValueRequest(const ValueRequest& request) const {
                ? absl::OkStatus()
                : absl::NotFoundError(fmt::format("tensor '{}' has no gradient", tensor.name));
   }
-  if (loaded_[request.tensor.value()]) return absl::OkStatus();
-  return absl::FailedPreconditionError(
-      fmt::format("tensor '{}' has no values yet (sluice_write its master)", tensor.name));
+  return CheckLoaded(request.tensor);
 }
 
 // A value request runs while nothing else moves.

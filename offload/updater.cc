@@ -151,7 +151,8 @@ void Updater::PumpReads() {
          !idle_streaming_.empty() && MayBegin()) {
     const ChunkIndex chunk = streaming_[next_streaming_];
     // One that was read ahead of a step that left it alone may still be on its way.
-    if (on_its_way_[chunk.value()] || (started_ && !Active(chunk))) {
+    const bool needed = started_ ? Active(chunk) : context_.store->was_written(BlockToRead(chunk));
+    if (on_its_way_[chunk.value()] || !needed) {
       ++next_streaming_;
       continue;
     }

@@ -210,6 +210,7 @@ _FUNCTIONS = {
     "sluice_model_create": [_p(_u64)],
     "sluice_model_add_unit": [_u64, ctypes.c_char_p, _p(_u32)],
     "sluice_model_add_tensor": [_u64, _u32, ctypes.c_char_p, _i64, _u32, _p(_u32)],
+    "sluice_model_keep_in_hbm": [_u64, _u32],
     "sluice_model_set_keep": [_u64, _u32, _i32],
     "sluice_model_destroy": [_u64],
     "sluice_plan": [_u64, _p(Options), *_JSON],
@@ -316,9 +317,10 @@ class Library:
 
 
 class ModelSpec:
-    """units: list of (name, [(tensor name, elements, group)]). keep: tensor number -> KEEP_..., where not KEEP_ALL."""
+    """units: list of (name, [(tensor name, elements, group)]). keep: tensor number -> KEEP_..., where not KEEP_ALL.
+    stay: numbers of the units that live in HBM for good."""
 
-    def __init__(self, library, units, keep=None):
+    def __init__(self, library, units, keep=None, stay=()):
         self._library = library
         self.handle = _u64()
         library.call("sluice_model_create", ctypes.byref(self.handle))
@@ -330,9 +332,10 @@ class ModelSpec:
                 library.call(
                     "sluice_model_add_tensor", self.handle, unit, name.encode(), elements, group, ctypes.byref(number)
                 )
-
         for tensor, kept in (keep or {}).items():
             library.call("sluice_model_set_keep", self.handle, tensor, kept)
+        for unit in stay:
+            library.call("sluice_model_keep_in_hbm", self.handle, unit)
 
     def plan(self, options):
         return self._library.json("sluice_plan", self.handle, ctypes.byref(options))
@@ -357,13 +360,13 @@ class Runtime:
     stream is passed.
     """
 
-    def __init__(self, units, options, library=None, seed=None, device=None, keep=None):
+    def __init__(self, units, options, library=None, seed=None, device=None, keep=None, stay=()):
         self.library = library or Library.default()
         self.device = device
         self.lent = Lent(self)
         self._handle = _u64()
         self._pid = os.getpid()
-        spec = ModelSpec(self.library, units, keep)
+        spec = ModelSpec(self.library, units, keep, stay)
         try:
             if seed is None:
                 if device is not None:

@@ -68,6 +68,7 @@ class Engine(EngineCalls, torch.nn.Module):
             seed=seed,
             device=device,
             keep=self._keep(units),
+            stay=[number for number, unit in enumerate(units) if unit.stays],
         )
         self._units = units
         try:

@@ -174,6 +174,7 @@ TEST_F(CApiTest, ArgumentsOutOfRangeAreNamed) {
     std::function<sluice_status()> call;
   };
   const Case cases[] = {
+      {"unit 2 does not", [&] { return sluice_model_keep_in_hbm(model_, 2); }},
       {"unit 2 does not", [&] { return sluice_model_add_tensor(model_, 2, "t", 1, 0, &number); }},
       {"has 0 elements", [&] { return sluice_model_add_tensor(model_, 0, "t", 0, 0, &number); }},
       {"key is 16", [&] { return sluice_iteration_begin(r, 16, 0); }},
@@ -247,14 +248,17 @@ TEST_F(CApiTest, WhatIsNotHeldCantBeReleasedOrViewed) {
   EXPECT_EQ(SLUICE_FAILED_PRECONDITION, sluice_unit_view(runtime_, 0, &view));
 }
 
-TEST_F(CApiTest, WhatWasNeverWrittenCantBeAcquiredOrRead) {
+TEST_F(CApiTest, WhatWasNeverWrittenCantBeAcquiredReadOrTaught) {
   sluice_ticket ticket = 0;
   ASSERT_EQ(SLUICE_OK, sluice_acquire(runtime_, 1, nullptr, &ticket));
   EXPECT_EQ(SLUICE_FAILED_PRECONDITION, Wait(ticket));
-  EXPECT_THAT(Error(), HasSubstr("tensor 'tensor2' has no values yet"));
+  EXPECT_THAT(Error(), HasSubstr("tensor 'tensor2' of unit"));
   float data[300];
   ASSERT_EQ(SLUICE_OK, sluice_read(runtime_, 0, SLUICE_EXP_AVG, data, SLUICE_F32, 300, &ticket));
   EXPECT_EQ(SLUICE_FAILED_PRECONDITION, Wait(ticket));
+  ASSERT_EQ(SLUICE_OK, sluice_grad(runtime_, 0, data, 300, nullptr, &ticket));
+  EXPECT_EQ(SLUICE_FAILED_PRECONDITION, Wait(ticket));
+  EXPECT_THAT(Error(), HasSubstr("has no values yet"));
   ASSERT_EQ(SLUICE_OK, sluice_read(runtime_, 0, SLUICE_GRAD, data, SLUICE_F32, 300, &ticket));
   EXPECT_EQ(SLUICE_NOT_FOUND, Wait(ticket));
 }

@@ -81,7 +81,8 @@ RC_GTEST_PROP(PlacementTest, OptionsAreKept, ()) {
   for (size_t u = 0; u < p->param_home.size(); ++u) {
     RC_ASSERT(p->param_home[u] <= in.options.lowest_param_tier);
     if (all_in_hbm) RC_ASSERT(p->param_home[u] == Tier::kHbm);
-    if (in.layout.units()[u].elements <= in.options.resident_elements_max)
+    const UnitLayout& unit = in.layout.units()[u];
+    if (unit.stays_in_hbm || unit.elements <= in.options.resident_elements_max)
       RC_ASSERT(p->param_home[u] == Tier::kHbm);
     if (p->param_home[u] != Tier::kHbm) RC_ASSERT(p->slot_bytes[u] <= p->hbm_cache);
   }

@@ -22,7 +22,8 @@ inline ModelSpec AnyModel() {
   const auto units = *rc::gen::inRange<uint32_t>(1, 6);
   std::vector<uint32_t> owners;
   for (uint32_t u = 0; u < units; ++u) {
-    spec.units.push_back({.name = "unit" + std::to_string(u)});
+    spec.units.push_back(
+        {.name = "unit" + std::to_string(u), .stays_in_hbm = *rc::gen::inRange(0, 5) == 0});
     owners.insert(owners.end(), *rc::gen::inRange<size_t>(1, 5), u);
   }
   // Many tensors are tiny, some are several cells long.

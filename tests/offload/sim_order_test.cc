@@ -38,6 +38,8 @@ class Model {
     return tensors_[t].states[static_cast<size_t>(f) - static_cast<size_t>(Field::kMaster)];
   }
   bool has_grad(uint32_t t) const { return !tensors_[t].grad.empty(); }
+  bool loaded(uint32_t t) const { return tensors_[t].loaded; }
+  void SetLoaded(uint32_t t) { tensors_[t].loaded = true; }
   std::vector<float> grad(uint32_t t) const {
     std::vector<float> values(static_cast<size_t>(spec_.tensors[t].elements));
     Convert(tensors_[t].grad.data(), kType, values.data(), FloatType::kF32, values.size());
@@ -93,6 +95,7 @@ class Model {
     std::vector<float> states[3];  // master, exp_avg, exp_avg_sq
     std::vector<std::byte> grad;   // empty: none
     int64_t updates = 0;
+    bool loaded = false;  // its master was written
   };
   const ModelSpec spec_;
   std::vector<Tensor> tensors_;
@@ -108,8 +111,11 @@ class RandomCaller {
         dice_(seed * 31),
         model_(spec_) {}
 
-  void Load() {
-    for (uint32_t t = 0; t < spec_.tensors.size(); ++t) Write(t, Field::kMaster);
+  // Every tensor, or all but some, which get their values later or never.
+  void Load(bool all) {
+    for (uint32_t t = 0; t < spec_.tensors.size(); ++t) {
+      if (all || !dice_.OneIn(3)) Write(t, Field::kMaster);
+    }
   }
 
   void CallAnything() {
@@ -186,9 +192,14 @@ class RandomCaller {
     const auto grad = std::make_shared<std::vector<std::byte>>(
         testing::MakeGradient(static_cast<int>(dice_.Uniform(0, 1000)), t, model_.Params(t).data(),
                               kType, kType, spec_.tensors[t].elements));
-    model_.Push(t, *grad);
-    Expect(runtime_->PushGrad(TensorIndex(t), *grad), fmt::format("gradient of {}", t),
-           [grad] { return true; });
+    if (model_.loaded(t)) model_.Push(t, *grad);
+    Expect(
+        runtime_->PushGrad(TensorIndex(t), *grad), fmt::format("gradient of {}", t),
+        [grad] { return true; }, IfLoaded(t));
+  }
+
+  absl::StatusCode IfLoaded(uint32_t t) const {
+    return model_.loaded(t) ? absl::StatusCode::kOk : absl::StatusCode::kFailedPrecondition;
   }
 
   ValueRequest Request(uint32_t t, Field field, std::vector<float>* values) const {
@@ -202,9 +213,10 @@ class RandomCaller {
   void Read(uint32_t t, Field field) {
     const std::vector<float> expected = model_.field(t, field);
     const auto found = std::make_shared<std::vector<float>>(expected.size());
-    Expect(runtime_->Access(Request(t, field, found.get())),
-           fmt::format("reading field {} of {}", static_cast<int>(field), t),
-           [found, expected] { return *found == expected; });
+    Expect(
+        runtime_->Access(Request(t, field, found.get())),
+        fmt::format("reading field {} of {}", static_cast<int>(field), t),
+        [found, expected] { return *found == expected; }, IfLoaded(t));
   }
 
   void ReadGrad(uint32_t t) {
@@ -224,6 +236,7 @@ class RandomCaller {
     for (size_t i = 0; i < now.size(); ++i)
       now[i] = static_cast<float>(Mix(salt + i) % 1000) * 1e-3f;
     const auto values = std::make_shared<std::vector<float>>(now);
+    if (field == Field::kMaster) model_.SetLoaded(t);
     ValueRequest request = Request(t, field, values.get());
     request.write = true;
     Expect(runtime_->Access(std::move(request)),
@@ -233,10 +246,13 @@ class RandomCaller {
 
   // Acquires a unit, waits for that alone, looks at its parameters, releases it.
   void Use(UnitIndex unit) {
+    absl::StatusCode code = absl::StatusCode::kOk;
+    for (TensorIndex t : runtime_->layout().unit(unit).tensors)
+      code = std::max(code, IfLoaded(t.value()));
     const Ticket ticket = runtime_->Acquire(unit);
     Judge({ticket, fmt::format("acquiring unit {}", unit.value()),
-           [&] { return ParamsAreRight(unit); }});
-    if (!failure_.empty() || !runtime_->failure().ok()) return;
+           [&] { return ParamsAreRight(unit); }, code});
+    if (!failure_.empty() || !runtime_->failure().ok() || code != absl::StatusCode::kOk) return;
     if (const absl::Status released = runtime_->Release(unit); !released.ok())
       failure_ = released.ToString();
   }
@@ -287,7 +303,7 @@ std::string CallRandomly(uint64_t seed, const std::function<void(SimFaults*)>& f
       MakeSimRuntime(OddModel(), ConfigOf(seed), {.seed = seed, .faults = faults});
   if (!sim.ok()) return sim.status().ToString();
   RandomCaller caller(&*sim, seed);
-  caller.Load();
+  caller.Load(seed % 4 != 0);
   for (int i = 0; i < 120 && caller.failure().empty(); ++i) caller.CallAnything();
   caller.Finish();
   if (!caller.failure().empty()) return caller.failure();

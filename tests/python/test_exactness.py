@@ -6,7 +6,7 @@ import pytest
 import sluice
 import torch
 from reference_loop import LossScale, ReferenceLoop
-from training import SIMULATION, batch, config, loss_of, mlp, same, smallest, train
+from training import CLASSES, FEATURES, SIMULATION, batch, config, loss_of, mlp, one_step, paired, same, smallest, train
 
 STEPS = 4
 # More than mlp() needs of anything: it has 400 kB of parameters.
@@ -222,3 +222,23 @@ def test_fp16_overflow_skips_exactly_and_the_scale_follows_deepspeed(engines, tm
     assert engine.skipped_steps == sum(not applied for applied, _ in seen) >= 4
     scales = [scale for _, scale in seen]
     assert any(b == a / 2 for a, b in zip(scales, scales[1:])) and any(b == 2 * a for a, b in zip(scales, scales[1:]))
+
+
+class Around(torch.nn.Module):
+    """Layers inside a module with large parameters of its own, inside another one: all in use at a time."""
+
+    def __init__(self, inner, width):
+        super().__init__()
+        torch.manual_seed(5)
+        self.inner = inner
+        self.weight = torch.nn.Parameter(torch.randn(width, width) / width)
+
+    def forward(self, x):
+        return self.inner(x) + x @ self.weight[:, :CLASSES]
+
+
+def test_what_is_in_use_around_layers_stays_and_the_smallest_hbm_named_works(engines, tmp_path):
+    given = config(tmp_path)
+    given["sluice"]["unit_elements"] = 50000
+    engine = paired(engines, lambda: Around(Around(mlp(), FEATURES), FEATURES), given, one_step, hbm=1, pinned=1)
+    assert engine.report()["counters"]["evictions"] > 0
