@@ -5,7 +5,8 @@ While a unit is entered, its parameters' `data` are views of its slot. Otherwise
 parameter's shape: shape and `.grad` work, reads give NaN, in-place writes raise (fill_ and its like when the unit is entered
 next). A module may use a parameter of another
 (tied weights, an attention that reads its projection's weight): whatever is looked up during forward is entered until the
-module that runs has ended.
+module that runs has ended. Recomputation may begin inside a module, past its hooks (`checkpoint(self._forward, x)`): what is
+looked up while a node of backward runs, and no module does, is entered until another node asks for something.
 
 Autograd saves views of weights; they are packed as (unit, generation, offset, size, stride) and unpacked wherever the unit
 is then. Backward holds one unit at a time, the last one that was asked for. What protects memory is none of this: a slot
@@ -75,6 +76,13 @@ class _Parameters(dict):
         return dict, (dict(self),)
 
 
+def _backward_node():
+    """Tells the node that this thread's backward executes from others; None outside backward."""
+    task = torch._C._current_graph_task_id()
+    node = torch._C._current_autograd_node() if task >= 0 else None
+    return None if node is None else (task, node._sequence_nr())
+
+
 class _Asked:
     """An acquisition whose end was not seen. An interrupt may come between any two lines: 0 is the ticket of one that is
     not begun and of one that is over."""
@@ -112,6 +120,8 @@ class Attached:
         self._count = [0] * len(units)  # how often the unit is entered now
         self._running = []  # by module that runs forward now: the units it has entered
         self._held = None  # the unit that backward holds
+        self._recomputing = None  # the node of backward that runs forward again past the hooks, and
+        self._looked_up = []  # the units that were entered for it
         self._asked = {}  # unit -> _Asked
         self._flat = {}  # unit -> its slot as a tensor, while acquired
         self._unit_at = {}  # address of a slot -> unit, while acquired
@@ -185,18 +195,28 @@ class Attached:
                 self._leave(unit)
 
     def _on_use(self, parameter):
+        node = None
         if not self._running:
-            return
+            node = _backward_node()
+            if node is None:
+                return
         unit = self._unit_of.get(id(parameter))
-        if unit is not None and self._count[unit] == 0:
-            self._enter(unit)
+        if unit is None or self._count[unit] > 0:
+            return
+        self._enter(unit)
+        if node is None:
             self._running[-1].append(unit)
+        else:
+            self._recomputing = node
+            self._looked_up.append(unit)
 
     def _acquire(self, unit):
         if unit in self._flat:
             return
         if self._held is not None:
             self._let_go()
+        if self._looked_up and self._recomputing != _backward_node():
+            self._end_recomputation()
         asked = self._asked.setdefault(unit, _Asked())
         asked.begin(self._runtime, unit)
         try:
@@ -297,6 +317,10 @@ class Attached:
         if held is not None:
             self._release_if_unused(held)
 
+    def _end_recomputation(self):
+        while self._looked_up:
+            self._leave(self._looked_up.pop())
+
     def settle(self):
         """While no module runs, also after an exception or Ctrl-C anywhere: releases every unit. Does not wait."""
         if "torch._dynamo" in sys.modules:  # loading it takes seconds, so not before somebody compiles
@@ -306,6 +330,7 @@ class Attached:
             self._wanted = None
             self._held = None
             self._running.clear()
+            self._looked_up.clear()
             for unit in list(self._flat):
                 self._asked.pop(unit, None)
                 if self._count[unit] > 0:

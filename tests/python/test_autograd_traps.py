@@ -133,6 +133,42 @@ def test_recomputation(engines, tmp_path, reentrant, span):
     assert engine.report()["counters"]["evictions"] > 0
 
 
+class Inside(torch.nn.Module):
+    """Regions that begin inside the module, past its hooks: the second of two is over the whole of the inner block, and the
+    module's own parameter is looked up in both."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        self.block = Block()
+        self.scale = torch.nn.Parameter(torch.ones(HIDDEN))
+        self.reentrant = reentrant
+
+    def _first(self, x):
+        return x + self.block.down(torch.tanh(self.block.up(x))) * self.scale
+
+    def _second(self, x):
+        return self.block(x) * self.scale
+
+    def forward(self, x):
+        x = checkpoint(self._first, x, use_reentrant=self.reentrant)
+        return checkpoint(self._second, x, use_reentrant=self.reentrant)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
+def test_recomputation_past_the_hooks(engines, tmp_path, reentrant, whole):
+    """As models do whose layers checkpoint their own forward. Each layer is one unit, or several, one of them its scale's."""
+
+    def make():
+        net = Net(straight)
+        net.blocks = torch.nn.ModuleList(Inside(reentrant) for _ in range(5))
+        return net
+
+    own = given(tmp_path, unit_elements=20_000 if whole else 9_000)
+    engine = paired(engines, make, own, one_step, hbm=1 if whole else 3)
+    assert engine.report()["counters"]["evictions"] > 0
+
+
 def test_recomputation_that_stops_early(engines, tmp_path):
     """The pass through the last block of a region ends with an exception of PyTorch's own; its unit is released all the
     same. (Its `down` is not needed to compute anything that backward wants.)"""
