@@ -114,7 +114,10 @@ class _Weights:
             elif buffer.is_meta:
                 missing.append(name)
         if missing:
-            raise ValueError(f"weights: the files lack {_some(missing)}, which the module has on the meta device only")
+            raise ValueError(
+                f"weights: the files lack {_some(missing)}, which the module has on the meta device only: build it inside "
+                "`with sluice.init():`, which gives it values, or give it these"
+            )
         unused = sorted(self._shards.names - used)
         if unused:
             warnings.warn(f"weights: the module has no use for {_some(unused)}", stacklevel=5)
