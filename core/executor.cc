@@ -42,26 +42,6 @@ ScopedFlushDenormals::~ScopedFlushDenormals() {
 #error "set the processor's flush-to-zero mode here"
 #endif
 
-// A first-come, first-served list of tasks, guarded by its user's mutex.
-class TaskQueue {
- public:
-  bool empty() const { return head_ == nullptr; }
-  void Push(Task* task) {
-    task->next_ = nullptr;
-    (head_ == nullptr ? head_ : tail_->next_) = task;
-    tail_ = task;
-  }
-  Task* Pop() {
-    Task* task = head_;
-    head_ = task->next_;
-    return task;
-  }
-
- private:
-  Task* head_ = nullptr;
-  Task* tail_ = nullptr;
-};
-
 namespace {
 
 class ThreadExecutor final : public Executor {
@@ -107,8 +87,8 @@ class ThreadExecutor final : public Executor {
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  TaskQueue queue_;        // guarded by mutex_
-  bool stopping_ = false;  // guarded by mutex_
+  IntrusiveList<Task> queue_;  // guarded by mutex_
+  bool stopping_ = false;      // guarded by mutex_
   std::vector<std::thread> threads_;
 };
 
@@ -157,8 +137,8 @@ class TbbExecutor final : public Executor {
 
   std::mutex mutex_;
   std::condition_variable idle_;
-  TaskQueue queue_;  // guarded by mutex_
-  size_t open_ = 0;  // guarded by mutex_: submitted and not yet ended
+  IntrusiveList<Task> queue_;  // guarded by mutex_
+  size_t open_ = 0;            // guarded by mutex_: submitted and not yet ended
   tbb::global_control parallelism_;
   tbb::task_arena arena_;
 };

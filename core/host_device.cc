@@ -7,7 +7,6 @@
 
 #include "core/config.h"
 #include "core/device.h"
-#include "core/device_queue.h"
 #include "core/executor.h"
 #include "core/status.h"
 #include "fmt/format.h"
@@ -70,8 +69,8 @@ class HostDevice final : public Device {
   struct Stream {
     std::mutex mutex;
     std::condition_variable changed;
-    DeviceQueue queue;      // guarded by mutex
-    bool stopping = false;  // guarded by mutex
+    IntrusiveList<DeviceOp> queue;  // guarded by mutex
+    bool stopping = false;          // guarded by mutex
     std::thread thread;
   };
 

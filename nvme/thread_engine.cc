@@ -13,7 +13,6 @@
 
 #include "core/status.h"
 #include "fmt/format.h"
-#include "nvme/io_queue.h"
 #include "nvme/transfer.h"
 
 namespace sluice {
@@ -154,8 +153,8 @@ class ThreadEngine final : public IoEngine {
   mutable std::mutex mutex_;
   std::condition_variable work_;
   std::condition_variable finished_;
-  IoOpList todo_;  // these five guarded by mutex_
-  IoOpList done_;
+  IntrusiveList<IoOp> todo_;  // these five guarded by mutex_
+  IntrusiveList<IoOp> done_;
   size_t in_flight_ = 0;
   bool woken_ = false;
   bool stopping_ = false;
