@@ -13,6 +13,7 @@
 
 #include "core/status.h"
 #include "fmt/format.h"
+#include "nvme/finished_ops.h"
 #include "nvme/transfer.h"
 
 namespace sluice {
@@ -51,7 +52,7 @@ class ThreadEngine final : public IoEngine {
         op->status = CheckOp(*op, files_);
         op->completed = op->submitted;
         ++in_flight_;
-        (op->status.ok() ? todo_ : done_).Push(op);
+        op->status.ok() ? todo_.Push(op) : done_.Push(op);
       }
     }
     if (taken > 0) work_.notify_all();
@@ -70,11 +71,8 @@ class ThreadEngine final : public IoEngine {
       finished_.wait_for(lock, deadline - clock_->Now(), ready);
     }
     if (waited && done_.empty()) woken_ = false;
-    size_t n = 0;
-    while (n < done.size() && !done_.empty()) {
-      done[n++] = done_.Pop();
-      --in_flight_;
-    }
+    const size_t n = done_.HandOut(done);
+    in_flight_ -= n;
     return n;
   }
 
@@ -103,13 +101,8 @@ class ThreadEngine final : public IoEngine {
     work_.notify_all();
     for (std::thread& thread : threads_) thread.join();
     threads_.clear();
-    absl::Status first;
-    while (!done_.empty()) {
-      const IoOp* op = done_.Pop();
-      --in_flight_;
-      if (first.ok()) first = op->status;
-    }
-    return first;
+    in_flight_ -= done_.size();
+    return done_.Drop();
   }
 
  private:
@@ -136,11 +129,10 @@ class ThreadEngine final : public IoEngine {
     int retries = 0;
     int64_t result = 0;
     do {
-      std::byte* at = op->memory.data() + op->transferred.size();
-      const size_t left = op->memory.size() - op->transferred.size();
-      const int64_t offset = op->offset.value() + op->transferred.value();
-      result =
-          op->kind == IoKind::kRead ? pread(fd, at, left, offset) : pwrite(fd, at, left, offset);
+      const Rest rest = RestOf(*op);
+      const MemoryView at = rest.memory;
+      result = op->kind == IoKind::kRead ? pread(fd, at.data(), at.size(), rest.offset.value())
+                                         : pwrite(fd, at.data(), at.size(), rest.offset.value());
       if (result < 0) result = -errno;
     } while (GoesOn(op, result, files_, &retries));
     op->completed = clock_->Now();
@@ -154,7 +146,7 @@ class ThreadEngine final : public IoEngine {
   std::condition_variable work_;
   std::condition_variable finished_;
   IntrusiveList<IoOp> todo_;  // these five guarded by mutex_
-  IntrusiveList<IoOp> done_;
+  FinishedOps done_;
   size_t in_flight_ = 0;
   bool woken_ = false;
   bool stopping_ = false;
