@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/status.h"
+#include "core/work_queue.h"
 #include "fmt/format.h"
 #include "nvme/finished_ops.h"
 #include "nvme/transfer.h"
@@ -43,19 +44,16 @@ class ThreadEngine final : public IoEngine {
 
   size_t Submit(std::span<IoOp* const> ops) override {
     size_t taken = 0;
-    {
-      const std::lock_guard lock(mutex_);
-      for (; taken < ops.size() && in_flight_ < limits_.in_flight_max; ++taken) {
-        IoOp* op = ops[taken];
-        op->transferred = Bytes(0);
-        op->submitted = clock_->Now();
-        op->status = CheckOp(*op, files_);
-        op->completed = op->submitted;
-        ++in_flight_;
-        op->status.ok() ? todo_.Push(op) : done_.Push(op);
-      }
+    const std::lock_guard lock(mutex_);
+    for (; taken < ops.size() && in_flight_ < limits_.in_flight_max; ++taken) {
+      IoOp* op = ops[taken];
+      op->transferred = Bytes(0);
+      op->submitted = clock_->Now();
+      op->status = CheckOp(*op, files_);
+      op->completed = op->submitted;
+      ++in_flight_;
+      op->status.ok() ? todo_.Push(op) : done_.Push(op);
     }
-    if (taken > 0) work_.notify_all();
     return taken;
   }
 
@@ -94,11 +92,7 @@ class ThreadEngine final : public IoEngine {
   }
 
   absl::Status Close() override {
-    {
-      const std::lock_guard lock(mutex_);
-      stopping_ = true;
-    }
-    work_.notify_all();
+    todo_.Stop();
     for (std::thread& thread : threads_) thread.join();
     threads_.clear();
     in_flight_ -= done_.size();
@@ -107,14 +101,7 @@ class ThreadEngine final : public IoEngine {
 
  private:
   void Work() {
-    for (;;) {
-      IoOp* op = nullptr;
-      {
-        std::unique_lock lock(mutex_);
-        work_.wait(lock, [this] { return stopping_ || !todo_.empty(); });
-        if (todo_.empty()) return;
-        op = todo_.Pop();
-      }
+    while (IoOp* op = todo_.Pop()) {
       Transfer(op);
       {
         const std::lock_guard lock(mutex_);
@@ -142,14 +129,12 @@ class ThreadEngine final : public IoEngine {
   const Limits limits_;
   Clock* const clock_;
   const std::string why_;
+  WorkQueue<IoOp> todo_;
   mutable std::mutex mutex_;
-  std::condition_variable work_;
   std::condition_variable finished_;
-  IntrusiveList<IoOp> todo_;  // these five guarded by mutex_
-  FinishedOps done_;
+  FinishedOps done_;  // these three guarded by mutex_
   size_t in_flight_ = 0;
   bool woken_ = false;
-  bool stopping_ = false;
   std::vector<std::thread> threads_;
 };
 
