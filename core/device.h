@@ -32,6 +32,7 @@
 #include "core/dlpack.h"
 #include "core/event.h"
 #include "core/fence.h"
+#include "core/intrusive_list.h"
 #include "core/supplied_memory.h"
 #include "core/types.h"
 
@@ -70,7 +71,7 @@ struct DeviceOp {
   uint32_t device_slot = 0;  // the device's own, while it has the operation
 
  private:
-  friend class DeviceQueue;
+  friend class IntrusiveList<DeviceOp>;
   DeviceOp* next_ = nullptr;
 };
 

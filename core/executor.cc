@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/status.h"
+#include "core/work_queue.h"
 #include "fmt/format.h"
 #include "oneapi/tbb/global_control.h"
 #include "oneapi/tbb/task_arena.h"
@@ -42,26 +43,6 @@ ScopedFlushDenormals::~ScopedFlushDenormals() {
 #error "set the processor's flush-to-zero mode here"
 #endif
 
-// A first-come, first-served list of tasks, guarded by its user's mutex.
-class TaskQueue {
- public:
-  bool empty() const { return head_ == nullptr; }
-  void Push(Task* task) {
-    task->next_ = nullptr;
-    (head_ == nullptr ? head_ : tail_->next_) = task;
-    tail_ = task;
-  }
-  Task* Pop() {
-    Task* task = head_;
-    head_ = task->next_;
-    return task;
-  }
-
- private:
-  Task* head_ = nullptr;
-  Task* tail_ = nullptr;
-};
-
 namespace {
 
 class ThreadExecutor final : public Executor {
@@ -70,21 +51,11 @@ class ThreadExecutor final : public Executor {
     for (int i = 0; i < workers; ++i) threads_.emplace_back([this] { Work(); });
   }
   ~ThreadExecutor() override {
-    {
-      const std::lock_guard lock(mutex_);
-      stopping_ = true;
-    }
-    changed_.notify_all();
+    queue_.Stop();
     for (std::thread& thread : threads_) thread.join();
   }
 
-  void Submit(Task* task) override {
-    {
-      const std::lock_guard lock(mutex_);
-      queue_.Push(task);
-    }
-    changed_.notify_one();
-  }
+  void Submit(Task* task) override { queue_.Push(task); }
   int concurrency() const override { return static_cast<int>(threads_.size()); }
   std::string description() const override {
     return fmt::format("{} std::thread workers", threads_.size());
@@ -93,22 +64,10 @@ class ThreadExecutor final : public Executor {
  private:
   void Work() {
     const ScopedFlushDenormals flush;
-    for (;;) {
-      Task* task = nullptr;
-      {
-        std::unique_lock lock(mutex_);
-        changed_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
-        if (queue_.empty()) return;
-        task = queue_.Pop();
-      }
-      task->Run();
-    }
+    while (Task* task = queue_.Pop()) task->Run();
   }
 
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  TaskQueue queue_;        // guarded by mutex_
-  bool stopping_ = false;  // guarded by mutex_
+  WorkQueue<Task> queue_;
   std::vector<std::thread> threads_;
 };
 
@@ -157,8 +116,8 @@ class TbbExecutor final : public Executor {
 
   std::mutex mutex_;
   std::condition_variable idle_;
-  TaskQueue queue_;  // guarded by mutex_
-  size_t open_ = 0;  // guarded by mutex_: submitted and not yet ended
+  IntrusiveList<Task> queue_;  // guarded by mutex_
+  size_t open_ = 0;            // guarded by mutex_: submitted and not yet ended
   tbb::global_control parallelism_;
   tbb::task_arena arena_;
 };

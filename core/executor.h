@@ -18,6 +18,7 @@
 
 #include "absl/status/statusor.h"
 #include "core/clock.h"
+#include "core/intrusive_list.h"
 
 namespace sluice {
 
@@ -30,7 +31,7 @@ class Task {
   virtual Nanos cost() const { return Nanos(1000); }
 
  private:
-  friend class TaskQueue;
+  friend class IntrusiveList<Task>;
   Task* next_ = nullptr;
 };
 

@@ -1,15 +1,13 @@
 #include <algorithm>
 #include <array>
-#include <condition_variable>
 #include <cstring>
-#include <mutex>
 #include <thread>
 
 #include "core/config.h"
 #include "core/device.h"
-#include "core/device_queue.h"
 #include "core/executor.h"
 #include "core/status.h"
+#include "core/work_queue.h"
 #include "fmt/format.h"
 
 namespace sluice {
@@ -25,11 +23,7 @@ class HostDevice final : public Device {
   }
   ~HostDevice() override {
     for (Stream& stream : streams_) {
-      {
-        const std::lock_guard lock(stream.mutex);
-        stream.stopping = true;
-      }
-      stream.changed.notify_all();
+      stream.queue.Stop();
       stream.thread.join();
     }
   }
@@ -44,14 +38,7 @@ class HostDevice final : public Device {
     return Arena::Create(resource_, size);
   }
 
-  void Enqueue(DeviceOp* op) override {
-    Stream& stream = streams_[static_cast<size_t>(op->stream)];
-    {
-      const std::lock_guard lock(stream.mutex);
-      stream.queue.Push(op);
-    }
-    stream.changed.notify_one();
-  }
+  void Enqueue(DeviceOp* op) override { streams_[static_cast<size_t>(op->stream)].queue.Push(op); }
 
   absl::Status RegisterHost(MemoryView) override { return absl::OkStatus(); }
   absl::Status CheckStream(CallerStream) override { return absl::OkStatus(); }
@@ -68,24 +55,12 @@ class HostDevice final : public Device {
 
  private:
   struct Stream {
-    std::mutex mutex;
-    std::condition_variable changed;
-    DeviceQueue queue;      // guarded by mutex
-    bool stopping = false;  // guarded by mutex
+    WorkQueue<DeviceOp> queue;
     std::thread thread;
   };
 
   void Work(Stream* stream) {
-    for (;;) {
-      DeviceOp* op = nullptr;
-      {
-        std::unique_lock lock(stream->mutex);
-        stream->changed.wait(lock, [stream] { return stream->stopping || !stream->queue.empty(); });
-        if (stream->queue.empty()) return;
-        op = stream->queue.Pop();
-      }
-      Execute(op);
-    }
+    while (DeviceOp* op = stream->queue.Pop()) Execute(op);
   }
 
   void Execute(DeviceOp* op) {

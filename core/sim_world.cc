@@ -6,7 +6,6 @@
 #include <deque>
 
 #include "core/config.h"
-#include "core/device_queue.h"
 #include "core/status.h"
 #include "fmt/format.h"
 
@@ -177,7 +176,7 @@ class SimDevice final : public Device {
 
  private:
   struct Stream {
-    DeviceQueue queue;
+    IntrusiveList<DeviceOp> queue;
     bool busy = false;
   };
 

@@ -95,7 +95,8 @@ void BlockStore::Cancel(BlockTransfer* transfer) { blocks_[transfer->block_.valu
 size_t BlockStore::Poll(Deadline deadline) {
   queue_.Submit();
   size_t ended = 0;
-  IoOpList refused = std::exchange(refused_, {});  // OnDone may add others, for the next call
+  // OnDone may add others, for the next call.
+  IntrusiveList<IoOp> refused = std::exchange(refused_, {});
   while (!refused.empty()) {
     ++ended;
     End(static_cast<BlockTransfer*>(refused.Pop()));

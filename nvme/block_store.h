@@ -106,8 +106,8 @@ class BlockStore {
   IoEngine* const engine_;
   IoQueue queue_;
   std::vector<Block> blocks_;
-  std::vector<IoOp*> done_;  // room for one Poll
-  IoOpList refused_;         // reads of blocks that hold nothing, to be handed out by Poll
+  std::vector<IoOp*> done_;      // room for one Poll
+  IntrusiveList<IoOp> refused_;  // reads of blocks that hold nothing, to be handed out by Poll
   TraceEvents* const trace_;
   TrackId read_track_ = 0;
   TrackId write_track_ = 0;

@@ -22,6 +22,7 @@
 #include "absl/status/statusor.h"
 #include "core/clock.h"
 #include "core/event.h"
+#include "core/intrusive_list.h"
 #include "core/types.h"
 #include "nvme/direct_file.h"
 
@@ -42,8 +43,10 @@ struct IoOp {
   Bytes transferred;    // equals memory.size() if and only if status is ok
   TimePoint submitted{0};
   TimePoint completed{0};
-  // The engine's own, while it has the operation:
-  IoOp* next = nullptr;
+
+ private:
+  friend class IntrusiveList<IoOp>;
+  IoOp* next_ = nullptr;  // of whoever has the operation: a queue, an engine, a store
 };
 
 class IoEngine : public Waker {

@@ -4,7 +4,7 @@ namespace sluice {
 
 void IoQueue::Submit() {
   std::array<IoOp*, 16> offered;
-  for (IoOpList& list : lists_) {
+  for (IntrusiveList<IoOp>& list : lists_) {
     while (!list.empty()) {
       size_t n = 0;
       while (n < offered.size() && !list.empty()) offered[n++] = list.Pop();

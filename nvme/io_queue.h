@@ -19,31 +19,6 @@ namespace sluice {
 
 enum class IoPriority : uint8_t { kUrgent, kNormal };  // urgent: somebody waits, or will soon
 
-// Operations linked through IoOp::next, first come, first served.
-class IoOpList {
- public:
-  bool empty() const { return head_ == nullptr; }
-  void Push(IoOp* op) {
-    op->next = nullptr;
-    (head_ == nullptr ? head_ : tail_->next) = op;
-    tail_ = op;
-  }
-  void PushFront(IoOp* op) {
-    op->next = head_;
-    if (head_ == nullptr) tail_ = op;
-    head_ = op;
-  }
-  IoOp* Pop() {
-    IoOp* op = head_;
-    head_ = op->next;
-    return op;
-  }
-
- private:
-  IoOp* head_ = nullptr;
-  IoOp* tail_ = nullptr;
-};
-
 class IoQueue {
  public:
   explicit IoQueue(IoEngine* engine) : engine_(engine) {}
@@ -59,7 +34,7 @@ class IoQueue {
 
  private:
   IoEngine* const engine_;
-  std::array<IoOpList, 2> lists_;
+  std::array<IntrusiveList<IoOp>, 2> lists_;
   size_t size_ = 0;
 };
 

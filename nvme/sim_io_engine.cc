@@ -8,6 +8,7 @@
 
 #include "core/status.h"
 #include "fmt/format.h"
+#include "nvme/finished_ops.h"
 #include "nvme/transfer.h"
 
 namespace sluice {
@@ -32,10 +33,7 @@ class SimIoEngine final : public IoEngine {
     while (finished_.empty() && deadline > world_->Now() && !world_->TakeWake()) {
       if (!world_->RunNext(deadline)) break;
     }
-    const size_t n = std::min(done.size(), finished_.size());
-    std::copy_n(finished_.begin(), n, done.begin());
-    finished_.erase(finished_.begin(), finished_.begin() + static_cast<ptrdiff_t>(n));
-    return n;
+    return finished_.HandOut(done);
   }
 
   void Wake() override { world_->Wake(); }
@@ -45,12 +43,7 @@ class SimIoEngine final : public IoEngine {
   absl::Status Close() override {
     while (!running_.empty() && world_->RunNext(kForever)) {
     }
-    absl::Status first;
-    for (const IoOp* op : finished_) {
-      if (first.ok()) first = op->status;
-    }
-    finished_.clear();
-    return first;
+    return finished_.Drop();
   }
 
  private:
@@ -140,7 +133,7 @@ class SimIoEngine final : public IoEngine {
     world_->Log(fmt::format("{} of {} at {}:{} ends", op->kind == IoKind::kRead ? "read" : "write",
                             op->memory.size(), op->file.value(), op->offset.value()));
     std::erase(running_, op);
-    finished_.push_back(op);
+    finished_.Push(op);
   }
 
   const SimIoOptions options_;
@@ -148,7 +141,7 @@ class SimIoEngine final : public IoEngine {
   SimWorld* const world_;
   std::vector<std::vector<std::byte>> files_;
   std::vector<IoOp*> running_;
-  std::vector<IoOp*> finished_;
+  FinishedOps finished_;
   TimePoint drive_free_{0};
 };
 

@@ -12,8 +12,9 @@
 #include <vector>
 
 #include "core/status.h"
+#include "core/work_queue.h"
 #include "fmt/format.h"
-#include "nvme/io_queue.h"
+#include "nvme/finished_ops.h"
 #include "nvme/transfer.h"
 
 namespace sluice {
@@ -43,19 +44,16 @@ class ThreadEngine final : public IoEngine {
 
   size_t Submit(std::span<IoOp* const> ops) override {
     size_t taken = 0;
-    {
-      const std::lock_guard lock(mutex_);
-      for (; taken < ops.size() && in_flight_ < limits_.in_flight_max; ++taken) {
-        IoOp* op = ops[taken];
-        op->transferred = Bytes(0);
-        op->submitted = clock_->Now();
-        op->status = CheckOp(*op, files_);
-        op->completed = op->submitted;
-        ++in_flight_;
-        (op->status.ok() ? todo_ : done_).Push(op);
-      }
+    const std::lock_guard lock(mutex_);
+    for (; taken < ops.size() && in_flight_ < limits_.in_flight_max; ++taken) {
+      IoOp* op = ops[taken];
+      op->transferred = Bytes(0);
+      op->submitted = clock_->Now();
+      op->status = CheckOp(*op, files_);
+      op->completed = op->submitted;
+      ++in_flight_;
+      op->status.ok() ? todo_.Push(op) : done_.Push(op);
     }
-    if (taken > 0) work_.notify_all();
     return taken;
   }
 
@@ -71,11 +69,8 @@ class ThreadEngine final : public IoEngine {
       finished_.wait_for(lock, deadline - clock_->Now(), ready);
     }
     if (waited && done_.empty()) woken_ = false;
-    size_t n = 0;
-    while (n < done.size() && !done_.empty()) {
-      done[n++] = done_.Pop();
-      --in_flight_;
-    }
+    const size_t n = done_.HandOut(done);
+    in_flight_ -= n;
     return n;
   }
 
@@ -97,32 +92,16 @@ class ThreadEngine final : public IoEngine {
   }
 
   absl::Status Close() override {
-    {
-      const std::lock_guard lock(mutex_);
-      stopping_ = true;
-    }
-    work_.notify_all();
+    todo_.Stop();
     for (std::thread& thread : threads_) thread.join();
     threads_.clear();
-    absl::Status first;
-    while (!done_.empty()) {
-      const IoOp* op = done_.Pop();
-      --in_flight_;
-      if (first.ok()) first = op->status;
-    }
-    return first;
+    in_flight_ -= done_.size();
+    return done_.Drop();
   }
 
  private:
   void Work() {
-    for (;;) {
-      IoOp* op = nullptr;
-      {
-        std::unique_lock lock(mutex_);
-        work_.wait(lock, [this] { return stopping_ || !todo_.empty(); });
-        if (todo_.empty()) return;
-        op = todo_.Pop();
-      }
+    while (IoOp* op = todo_.Pop()) {
       Transfer(op);
       {
         const std::lock_guard lock(mutex_);
@@ -137,11 +116,10 @@ class ThreadEngine final : public IoEngine {
     int retries = 0;
     int64_t result = 0;
     do {
-      std::byte* at = op->memory.data() + op->transferred.size();
-      const size_t left = op->memory.size() - op->transferred.size();
-      const int64_t offset = op->offset.value() + op->transferred.value();
-      result =
-          op->kind == IoKind::kRead ? pread(fd, at, left, offset) : pwrite(fd, at, left, offset);
+      const Rest rest = RestOf(*op);
+      const MemoryView at = rest.memory;
+      result = op->kind == IoKind::kRead ? pread(fd, at.data(), at.size(), rest.offset.value())
+                                         : pwrite(fd, at.data(), at.size(), rest.offset.value());
       if (result < 0) result = -errno;
     } while (GoesOn(op, result, files_, &retries));
     op->completed = clock_->Now();
@@ -151,14 +129,12 @@ class ThreadEngine final : public IoEngine {
   const Limits limits_;
   Clock* const clock_;
   const std::string why_;
+  WorkQueue<IoOp> todo_;
   mutable std::mutex mutex_;
-  std::condition_variable work_;
   std::condition_variable finished_;
-  IoOpList todo_;  // these five guarded by mutex_
-  IoOpList done_;
+  FinishedOps done_;  // these three guarded by mutex_
   size_t in_flight_ = 0;
   bool woken_ = false;
-  bool stopping_ = false;
   std::vector<std::thread> threads_;
 };
 

@@ -57,6 +57,11 @@ bool GoesOn(IoOp* op, int64_t result, std::span<const DirectFile> files, int* re
   return false;
 }
 
+Rest RestOf(const IoOp& op) {
+  return {.memory = op.memory.subspan(op.transferred.size()),
+          .offset = FileOffset(op.offset.value() + op.transferred.value())};
+}
+
 absl::Status CheckOp(const IoOp& op, std::span<const DirectFile> files) {
   if (op.file.value() >= files.size()) return TransferError(op, files, EBADF);
   const int64_t alignment = files[op.file.value()].alignment().value();

@@ -27,6 +27,13 @@ absl::Status TransferError(const IoOp& op, std::span<const DirectFile> files, in
 // partial sector is moved again.
 bool GoesOn(IoOp* op, int64_t result, std::span<const DirectFile> files, int* retries);
 
+// What is left of a transfer.
+struct Rest {
+  MemoryView memory;
+  FileOffset offset;
+};
+Rest RestOf(const IoOp& op);
+
 // Ops that are not legal for their file get their error here, before the kernel sees them; ok
 // otherwise.
 absl::Status CheckOp(const IoOp& op, std::span<const DirectFile> files);

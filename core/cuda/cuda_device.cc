@@ -13,7 +13,6 @@
 #include "core/config.h"
 #include "core/cuda/cuda_fences.h"
 #include "core/cuda/cuda_status.h"
-#include "core/device_queue.h"
 #include "core/status.h"
 #include "fmt/format.h"
 
@@ -170,8 +169,8 @@ class CudaDevice final : public Device {
     cudaStream_t handle = nullptr;
     std::mutex mutex;  // also: the order of the queue is the order on the stream
     std::condition_variable changed;
-    DeviceQueue queue;      // guarded by mutex
-    bool stopping = false;  // guarded by mutex
+    IntrusiveList<DeviceOp> queue;  // guarded by mutex
+    bool stopping = false;          // guarded by mutex
     std::thread waiter;
   };
 

@@ -7,7 +7,7 @@
         engine.step()
 """
 
-from . import checkpointing, ops, schedulers, utils, zero
+from . import _refusal, checkpointing, ops, schedulers, utils, zero
 from ._abi import (
     DataLoss,
     FailedPrecondition,
@@ -81,8 +81,4 @@ _NOT_OFFERED = {
     "comm": "one rank: there is nothing to exchange",
 }
 
-
-def __getattr__(name):
-    if name in _NOT_OFFERED:
-        raise AttributeError(f"sluice.{name} is not offered: {_NOT_OFFERED[name]}")
-    raise AttributeError(f"module 'sluice' has no attribute {name!r}")
+__getattr__ = _refusal.of_names(__name__, _NOT_OFFERED)

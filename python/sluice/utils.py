@@ -3,7 +3,7 @@ returns None (or writes nothing) for a parameter that isn't there."""
 
 import torch
 
-from . import _abi, registry
+from . import _abi, _refusal, registry
 
 _STATES = {"exp_avg": _abi.EXP_AVG, "exp_avg_sq": _abi.EXP_AVG_SQ}
 
@@ -91,8 +91,4 @@ _NOT_OFFERED = {
     "groups": "one rank: there are no groups of ranks",
 }
 
-
-def __getattr__(name):
-    if name in _NOT_OFFERED:
-        raise AttributeError(f"sluice.utils.{name} is not offered: {_NOT_OFFERED[name]}")
-    raise AttributeError(f"module 'sluice.utils' has no attribute {name!r}")
+__getattr__ = _refusal.of_names(__name__, _NOT_OFFERED)

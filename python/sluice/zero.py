@@ -2,7 +2,7 @@
 
 import torch
 
-from . import _abi, registry
+from . import _abi, _refusal, registry
 from .config import load_config
 from .attached import is_placeholder, placeholder
 from .init import init
@@ -115,8 +115,4 @@ _NOT_OFFERED = {
     "MiCS_Init": "MiCS is not offered; use zero.Init",
 }
 
-
-def __getattr__(name):
-    if name in _NOT_OFFERED:
-        raise AttributeError(f"sluice.zero.{name} is not offered: {_NOT_OFFERED[name]}")
-    raise AttributeError(f"module 'sluice.zero' has no attribute {name!r}")
+__getattr__ = _refusal.of_names(__name__, _NOT_OFFERED)

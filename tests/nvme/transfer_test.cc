@@ -53,6 +53,10 @@ TEST_F(TransferTest, ShortTransfersGoOnFromAnAlignedPlaceUntilAllIsMoved) {
     do {
       ASSERT_EQ(op_.transferred.value() % alignment, 0);
       const auto left = static_cast<int64_t>(op_.memory.size()) - op_.transferred.value();
+      const Rest rest = RestOf(op_);
+      ASSERT_EQ(rest.memory.data(), op_.memory.data() + op_.transferred.size());
+      ASSERT_EQ(static_cast<int64_t>(rest.memory.size()), left);
+      ASSERT_EQ(rest.offset.value(), op_.offset.value() + op_.transferred.value());
       result = left <= 4096 ? left : 1 + static_cast<int64_t>(random()) % left;
       if (random() % 4 == 0) result = -EINTR;
       for (int64_t i = 0; i < result; ++i)

@@ -4,6 +4,7 @@ Given to sluice.initialize() it only says what to do: the engine keeps the state
 pinned RAM, or wherever the keyword arguments of sluice.AdamW say.
 """
 
+from .. import _refusal
 from ..adamw import AdamW
 
 
@@ -38,7 +39,4 @@ class DeepSpeedCPUAdam(AdamW):
         )
 
 
-def __getattr__(name):
-    if name in ("FusedAdam", "ZenFlowCPUAdam"):
-        raise AttributeError(f"sluice.ops.adam.{name} is not offered: use DeepSpeedCPUAdam")
-    raise AttributeError(f"module 'sluice.ops.adam' has no attribute {name!r}")
+__getattr__ = _refusal.of_names(__name__, dict.fromkeys(("FusedAdam", "ZenFlowCPUAdam"), "use DeepSpeedCPUAdam"))
