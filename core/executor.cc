@@ -47,12 +47,14 @@ namespace {
 
 class ThreadExecutor final : public Executor {
  public:
-  explicit ThreadExecutor(int workers) {
-    for (int i = 0; i < workers; ++i) threads_.emplace_back([this] { Work(); });
-  }
+  ThreadExecutor() = default;
   ~ThreadExecutor() override {
     queue_.Stop();
     for (std::thread& thread : threads_) thread.join();
+  }
+
+  void Start(int workers) {  // may throw; what was started is the destructor's
+    for (int i = 0; i < workers; ++i) threads_.emplace_back([this] { Work(); });
   }
 
   void Submit(Task* task) override { queue_.Push(task); }
@@ -130,8 +132,10 @@ absl::StatusOr<std::unique_ptr<Executor>> MakeExecutor(ExecutorKind kind, int wo
         fmt::format("an executor of {} workers was asked for; at least 1 is needed", workers));
   }
   try {
-    if (kind == ExecutorKind::kThreads) return std::make_unique<ThreadExecutor>(workers);
-    return std::make_unique<TbbExecutor>(workers);
+    if (kind == ExecutorKind::kTbb) return std::make_unique<TbbExecutor>(workers);
+    auto executor = std::make_unique<ThreadExecutor>();
+    executor->Start(workers);
+    return executor;
   } catch (const std::exception& e) {
     return absl::ResourceExhaustedError(
         fmt::format("{} worker threads can't be started: {}", workers, e.what()));

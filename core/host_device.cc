@@ -18,14 +18,16 @@ namespace {
 class HostDevice final : public Device {
  public:
   HostDevice(const HostDeviceOptions& options, Clock* clock, MemoryResource* resource)
-      : options_(options), clock_(clock), resource_(resource) {
-    for (Stream& stream : streams_) stream.thread = std::thread([this, &stream] { Work(&stream); });
-  }
+      : options_(options), clock_(clock), resource_(resource) {}
   ~HostDevice() override {
     for (Stream& stream : streams_) {
       stream.queue.Stop();
-      stream.thread.join();
+      if (stream.thread.joinable()) stream.thread.join();
     }
+  }
+
+  void Start() {  // may throw; what was started is the destructor's
+    for (Stream& stream : streams_) stream.thread = std::thread([this, &stream] { Work(&stream); });
   }
 
   absl::StatusOr<Arena> MakeHbmArena(Bytes size) override {
@@ -96,7 +98,9 @@ class HostDevice final : public Device {
 
 std::unique_ptr<Device> MakeHostDevice(const HostDeviceOptions& options, Clock* clock,
                                        MemoryResource* resource) {
-  return std::make_unique<HostDevice>(options, clock, resource);
+  auto device = std::make_unique<HostDevice>(options, clock, resource);
+  device->Start();
+  return device;
 }
 
 }  // namespace sluice

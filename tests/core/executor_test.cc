@@ -1,5 +1,10 @@
 // Executors that the thread sanitizer can see.
 
+#include <sys/resource.h>
+
+#include <cstdlib>
+#include <fstream>
+
 #include "tests/core/executor_conformance.h"
 
 namespace sluice {
@@ -13,6 +18,25 @@ TEST(MakeExecutorTest, RefusesNoWorkers) {
     const absl::Status status = MakeExecutor(ExecutorKind::kThreads, workers).status();
     EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
   }
+}
+
+// Room for the stacks of some threads only.
+[[noreturn]] void StartTooManyThreads() {
+  rlim_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages;
+  const rlim_t limit = pages * 4096 + (rlim_t{40} << 20);
+  const rlimit room{.rlim_cur = limit, .rlim_max = limit};
+  const rlimit stack{.rlim_cur = 8 << 20, .rlim_max = 8 << 20};
+  if (setrlimit(RLIMIT_AS, &room) != 0 || setrlimit(RLIMIT_STACK, &stack) != 0) std::_Exit(1);
+  const absl::Status status = MakeExecutor(ExecutorKind::kThreads, 64).status();
+  std::_Exit(absl::IsResourceExhausted(status) ? 0 : 2);
+}
+
+TEST(MakeExecutorDeathTest, ThreadsThatCannotBeStartedAreAnError) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers take address space of their own for each thread";
+#endif
+  EXPECT_EXIT(StartTooManyThreads(), testing::ExitedWithCode(0), "");
 }
 
 TEST(SimExecutorTest, TheSameSeedGivesTheSameTimes) {
