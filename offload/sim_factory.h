@@ -19,6 +19,7 @@ struct SimOptions {
   uint64_t seed = 1;
   PlantedBug planted_bug = PlantedBug::kNone;
   std::function<void(SimFaults*)> faults;  // says what goes wrong, before anything is made
+  Nanos io_latency{0};  // if set, of every read and write, on drives without a limit of rate
 };
 
 // The world outlives the runtime, which is why they come together.
@@ -28,7 +29,7 @@ struct SimRuntime {
   std::unique_ptr<Runtime> runtime;
 };
 
-// Rates and delays are drawn from the seed.
+// Rates and delays that `options` leaves open are drawn from the seed.
 absl::StatusOr<SimRuntime> MakeSimRuntime(const ModelSpec& spec, const RuntimeConfig& config,
                                           const SimOptions& options);
 
