@@ -111,7 +111,6 @@ class Runtime final : public Updater::Observer {
   void ZeroGrad();
 
   std::optional<absl::Status> Wait(Ticket ticket, std::chrono::milliseconds timeout);
-
   absl::StatusOr<DlManagedTensor*> MakeView(UnitIndex unit);
   StepResult last_step() const;
   int64_t tensor_step(TensorIndex tensor) const;
@@ -153,8 +152,8 @@ class Runtime final : public Updater::Observer {
     void Handle() override { runtime->RunCommands(); }
     Runtime* const runtime;
   };
-  // Steps, value requests and the forgetting of gradients wait here, and are begun one at a time,
-  // in order. Every other call made after one waits in `queue_` until it is over.
+  // Steps, value requests and the forgetting of gradients wait here, and are begun in order: one at
+  // a time, but value requests together. Every later call of another kind waits in `queue_`.
   struct Turn {
     TurnKind kind = TurnKind::kNone;
     StepRequest step;
@@ -226,6 +225,7 @@ class Runtime final : public Updater::Observer {
   // The control thread's.
   std::deque<Command> queue_;  // calls that have come, in order
   std::deque<Turn> turns_;
+  size_t values_begun_ = 0;                         // at the front of turns_
   std::vector<std::vector<HeldPush>> held_pushes_;  // by unit: until its update has read the last
   std::vector<Ticket> drains_;
   std::vector<bool> loaded_;  // by tensor: the master was written

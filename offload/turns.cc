@@ -10,14 +10,15 @@
 namespace sluice {
 
 void Runtime::Advance() {
-  while (!turns_.empty()) {
+  while (values_begun_ < turns_.size()) {
     if (const absl::Status status = failure(); !status.ok()) {
       if (values_->busy()) return;
       gradients_->CancelFinish();
       EndTurn(status);
       continue;
     }
-    Turn& turn = turns_.front();
+    Turn& turn = turns_[values_begun_];
+    if (values_begun_ > 0 && turn.kind != TurnKind::kValue) return;
     const bool went_on = turn.kind == TurnKind::kStep    ? AdvanceStep(turn)
                          : turn.kind == TurnKind::kValue ? AdvanceValue(turn)
                                                          : AdvanceZeroGrad();
@@ -142,9 +143,9 @@ absl::Status Runtime::CheckValueRequest(const ValueRequest& request) const {
   return CheckLoaded(request.tensor);
 }
 
-// A value request runs while nothing else moves.
+// Value requests run while nothing else moves. One joins those that run when they leave room.
 bool Runtime::AdvanceValue(Turn& turn) {
-  if (values_->busy()) return false;
+  if (!values_->hungry()) return false;
   residency_->Suspend();
   updater_->StopReadAhead();
   if (!updater_->idle() || !gradients_->idle() || residency_->moving()) return false;
@@ -153,20 +154,23 @@ bool Runtime::AdvanceValue(Turn& turn) {
   absl::Status refused = CheckValueRequest(request);
   if (refused.ok() && request.write) refused = residency_->BeginUpdate(unit);
   if (!refused.ok()) {
+    if (values_->busy()) return false;  // what it lacks may be among what is being written
     EndTurn(refused);
     return true;
   }
-  const bool master = request.write && request.field == Field::kMaster;
   request.done = [this, unit, tensor = request.tensor, write = request.write,
-                  master](const absl::Status& status) {
+                  master = request.write &&
+                           request.field == Field::kMaster](const absl::Status& status) {
+    const absl::Status failed = failure();  // a write before this one
     if (!status.ok() && write) Fail(status);
     if (status.ok() && master) loaded_[tensor.value()] = true;
-    if (write) residency_->EndUpdate(unit);
-    EndTurn(status);
+    if (write && !values_->Writes(unit)) residency_->EndUpdate(unit);
+    --values_begun_;
+    EndTurn(failed.ok() ? status : failed);
   };
-  const size_t turns = turns_.size();
+  ++values_begun_;
   values_->Start(std::move(request));
-  return turns_.size() < turns;
+  return true;
 }
 
 // Gradients that an update holds back are forgotten before they were taken; those on their way are

@@ -1,10 +1,14 @@
 // offload/value_access.h
 //
-// Reads and writes whole tensors where they lie, chunk by chunk, one tensor after another: for
-// initial values, state_dict, checks. Runs only while nothing else moves (the Runtime sees to
-// that): a write of part of a chunk is a read, a change and a write. Writing the master also renews
+// Reads and writes whole tensors where they lie, chunk by chunk: for initial values, state_dict,
+// checks. Several chunks are under way at a time, of one request or of several, as many as the
+// pools have buffers for. A write of part of a chunk is a read, a change and a write, so a chunk is
+// under way for one request at a time, in the order of the requests. Writing the master also renews
 // the parameter copy. A frozen tensor has nothing but that copy: it stands for the master. A lent
 // tensor's parameter is with the caller, so nothing is renewed.
+//
+// Runs only while nothing else moves (the Runtime sees to that), so all buffers are free for it. A
+// chunk takes all that it needs before it begins, so none waits for another's.
 //
 // Threads: the control thread; conversions run on workers. Allocates per request.
 
@@ -36,22 +40,35 @@ class ValueAccess {
   explicit ValueAccess(const Context& context);
   ~ValueAccess();
 
-  // One at a time. `done` of the request is called on the control thread.
+  // `done` of the request is called on the control thread, in the order of the requests. A read
+  // that fails leaves the others alone; a write that fails takes those begun after it with it.
   void Start(ValueRequest request);
-  bool busy() const { return busy_; }
+  bool busy() const { return !requests_.empty(); }
+  // Whether another request could begin something now.
+  bool hungry() const { return !saturated_ && requests_.size() < steps_.size(); }
+  bool Writes(UnitIndex unit) const;  // for a request whose `done` was not called yet
 
  private:
   class ChunkStep;
-  void NextChunk();
-  void End(const absl::Status& status);
+  struct Request {
+    ValueRequest asked;
+    std::deque<ChunkIndex> left;  // not begun
+    size_t under_way = 0;         // chunks
+    absl::Status status;
+  };
+
+  void Pump();
+  bool Begin(Request* request, ChunkIndex chunk);
+  void EndChunk(ChunkStep* step, const absl::Status& status);
+  void Fail(const Request* request, const absl::Status& status);
 
   const Context context_;
-  std::unique_ptr<ChunkStep> step_;
-  ValueRequest request_;
-  uint32_t next_chunk_ = 0;
-  uint32_t last_chunk_ = 0;
-  bool busy_ = false;
-  std::vector<bool> written_;  // by chunk: its blocks on NVMe hold something
+  std::vector<std::unique_ptr<ChunkStep>> steps_;
+  std::vector<ChunkStep*> free_steps_;
+  std::deque<Request> requests_;
+  bool saturated_ = false;       // a chunk waits for a step or for buffers
+  std::vector<bool> under_way_;  // by chunk
+  std::vector<bool> written_;    // by chunk: its blocks on NVMe hold something
 };
 
 }  // namespace sluice
