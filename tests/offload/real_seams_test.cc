@@ -191,6 +191,36 @@ TEST(RealSeamsTest, OverTwoDrivesTheBitsAreTheSame) {
   TrainAndCheck(Where::kAllOnNvme, config, "threads");
 }
 
+// All masters written, then read, without waiting in between.
+TEST(RealSeamsTest, ValuesSentAtOnceComeBack) {
+  for (const Where where : {Where::kAllInHbm, Where::kMostOnNvme, Where::kAllOnNvme}) {
+    const TempDir dir;
+    RuntimeConfig config = ConfigFor(where, dir.path());
+    config.workers = 4;
+    const ModelSpec spec = OddModel();
+    absl::StatusOr<std::unique_ptr<Runtime>> runtime = MakeRuntime(spec, config);
+    ASSERT_TRUE(runtime.ok()) << runtime.status();
+    Trainer trainer(runtime->get(), spec, {});
+    std::vector<std::vector<float>> sent, got;
+    for (uint32_t t = 0; t < spec.tensors.size(); ++t) {
+      sent.push_back(testing::InitialValues(t, spec.tensors[t].elements));
+      got.emplace_back(sent[t].size());
+    }
+    std::vector<Ticket> tickets;
+    for (std::vector<std::vector<float>>* values : {&sent, &got}) {
+      for (uint32_t t = 0; t < spec.tensors.size(); ++t) {
+        tickets.push_back(
+            (*runtime)->Access({.write = values == &sent,
+                                .tensor = TensorIndex(t),
+                                .data = reinterpret_cast<std::byte*>((*values)[t].data()),
+                                .done = nullptr}));
+      }
+    }
+    for (Ticket ticket : tickets) EXPECT_EQ(trainer.Wait(ticket), absl::OkStatus());
+    EXPECT_EQ(sent, got);
+  }
+}
+
 TEST(RealSeamsTest, ARuntimeMayEndInTheMiddleOfAStep) {
   const TempDir dir;
   RuntimeConfig config = ConfigFor(Where::kAllOnNvme, dir.path());
