@@ -286,13 +286,14 @@ TEST(ValueAccessTest, AReadThatFailsAmongOthersFailsItsTensorAlone) {
   }
 }
 
-// The n-th write fails: what was asked for before is written, nothing after it is written or read,
-// and the runtime has failed.
+// The n-th write fails: what was asked for before is written, what comes after it is not, nor read,
+// but for what was under way already, and the runtime has failed.
 TEST(ValueAccessTest, AWriteThatFailsAmongOthersEndsAllThatFollow) {
   const ModelSpec spec = OneUnit(6, 5 * kCellElements + kCellElements / 2);
   for (uint64_t n = 1; n <= 20 && !HasFailure(); ++n) {
     SCOPED_TRACE(n);
-    Values values(spec, Tight(spec, KiB(512)), {.seed = n});
+    Values values(spec, Tight(spec, KiB(512)), {.seed = n, .io_latency = kLatency});
+    ASSERT_TRUE(values.Load().ok());
     values.faults()->Script(SimSeam::kWrite, SimFault::kError, n, SimFaults::Repeat::kOnce);
     std::vector<std::vector<float>> initial = values.Initial();
     std::vector<std::vector<float>> got(initial.size());
@@ -315,6 +316,22 @@ TEST(ValueAccessTest, AWriteThatFailsAmongOthersEndsAllThatFollow) {
     for (++i; i < statuses.size(); ++i) EXPECT_EQ(statuses[i], failure);
     EXPECT_EQ(values.trainer()->Read(0, Field::kMaster).status(), failure);
   }
+}
+
+TEST(ValueAccessTest, AWriteThatFailsStopsTheTensorBehindIt) {
+  ModelSpec spec = OneUnit(1, kCellElements);
+  spec.tensors.push_back({.name = "large", .unit = UnitIndex(0), .elements = 96 * kCellElements});
+  RuntimeConfig config = Tight(spec, Bytes(0));
+  config.workers = 1;  // so that the first tensor is the first to be written
+  Values values(spec, config, {.io_latency = kLatency});
+  ASSERT_EQ(values.on_nvme(), 97);  // all
+  values.faults()->Script(SimSeam::kWrite, SimFault::kError, 1, SimFaults::Repeat::kOnce);
+  std::vector<std::vector<float>> initial = values.Initial();
+  for (const absl::Status& status : values.All(true, &initial)) EXPECT_FALSE(status.ok());
+  EXPECT_EQ(Settle(values.sim()), "");
+  EXPECT_FALSE(values.sim()->runtime->failure().ok());
+  EXPECT_LE(values.faults()->calls(SimSeam::kWrite),
+            static_cast<uint64_t>(values.placement().state_buffers));
 }
 
 }  // namespace
