@@ -12,6 +12,7 @@
 #include "offload/c_api_internal.h"
 #include "offload/report.h"
 #include "offload/sluice.h"
+#include "offload/tickets.h"
 
 using namespace sluice;         // NOLINT: the C ABI is outside the namespace
 using namespace sluice::c_api;  // NOLINT
@@ -148,7 +149,9 @@ sluice_status sluice_wait(sluice_runtime runtime, sluice_ticket ticket, int32_t 
     if (!found.ok()) return Return(found.status());
     const std::chrono::milliseconds timeout(std::clamp(timeout_ms, 0, 100));
     const std::optional<absl::Status> result = (*found)->Wait(ticket, timeout);
-    return result ? Return(*result) : SLUICE_PENDING;
+    if (!result) return SLUICE_PENDING;
+    const sluice_status code = Return(*result);
+    return Tickets::SaysNotOpen(*result) ? SLUICE_NOT_OPEN : code;
   } catch (const std::exception& e) {
     return Return(absl::InternalError(e.what()));
   }

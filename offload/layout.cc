@@ -36,6 +36,11 @@ absl::StatusOr<ModelLayout> ModelLayout::Make(const ModelSpec& spec, int64_t chu
   }
   for (const ModelSpec::Tensor& tensor : spec.tensors)
     SLUICE_RETURN_IF_ERROR(layout.AddTensor(tensor));
+  // No need to cut them: a chunk spans at most chunk_elements.
+  const int64_t chunks_least = layout.parameter_count_ / chunk_elements;
+  if (chunks_least > static_cast<int64_t>(kChunksMax)) return layout.TooManyChunks();
+  layout.chunks_.reserve(static_cast<size_t>(chunks_least) + 2 * layout.units_.size());
+  layout.runs_.reserve(static_cast<size_t>(chunks_least) + layout.tensors_.size());
   for (uint32_t u = 0; u < layout.units_.size(); ++u) {
     if (layout.units_[u].tensors.empty()) {
       return absl::InvalidArgumentError(
@@ -98,11 +103,6 @@ void ModelLayout::PlaceTensors(UnitIndex unit_index) {
 absl::Status ModelLayout::CutIntoChunks(UnitIndex unit_index) {
   UnitLayout& unit = units_[unit_index.value()];
   unit.first_chunk = static_cast<uint32_t>(chunks_.size());
-  const auto too_many = [this] {
-    return absl::InvalidArgumentError(fmt::format(
-        "more than {} chunks: raise chunk_elements, which is {}", kChunksMax, chunk_elements_));
-  };
-  if (unit.elements / chunk_elements_ > static_cast<int64_t>(kChunksMax)) return too_many();
   for (TensorIndex t : unit.tensors) {
     const TensorLayout& tensor = tensors_[t.value()];
     for (int64_t begin = 0; begin < tensor.elements; begin += kCellElements) {
@@ -110,7 +110,7 @@ absl::Status ModelLayout::CutIntoChunks(UnitIndex unit_index) {
       const int64_t at = tensor.offset + begin;
       const bool fits = chunks_.size() > unit.first_chunk && chunks_.back().keep == tensor.keep &&
                         at + length - chunks_.back().offset <= chunk_elements_;
-      if (!fits && chunks_.size() == kChunksMax) return too_many();
+      if (!fits && chunks_.size() == kChunksMax) return TooManyChunks();
       if (!fits) {
         chunks_.push_back({.unit = unit_index,
                            .offset = at,
@@ -136,6 +136,11 @@ absl::Status ModelLayout::CutIntoChunks(UnitIndex unit_index) {
   }
   unit.chunk_count = static_cast<uint32_t>(chunks_.size()) - unit.first_chunk;
   return absl::OkStatus();
+}
+
+absl::Status ModelLayout::TooManyChunks() const {
+  return absl::InvalidArgumentError(fmt::format(
+      "more than {} chunks: raise chunk_elements, which is {}", kChunksMax, chunk_elements_));
 }
 
 }  // namespace sluice

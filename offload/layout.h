@@ -118,6 +118,7 @@ class ModelLayout {
   absl::Status AddTensor(const ModelSpec::Tensor& tensor);
   void PlaceTensors(UnitIndex unit);
   absl::Status CutIntoChunks(UnitIndex unit);
+  absl::Status TooManyChunks() const;
 
   int64_t chunk_elements_ = 0;
   int64_t cell_count_ = 0;

@@ -1,7 +1,9 @@
 #include "offload/placement.h"
 
 #include <algorithm>
+#include <string>
 
+#include "absl/strings/cord.h"
 #include "core/config.h"
 #include "core/status.h"
 #include "fmt/format.h"
@@ -10,12 +12,16 @@ namespace sluice {
 
 namespace {
 
+constexpr char kSmallest[] = "sluice/smallest_budget_bytes";  // a payload
+
 absl::Status TooSmall(const char* tier, Bytes budget, Bytes smallest, std::string_view what,
                       std::string_view advice) {
-  return absl::ResourceExhaustedError(fmt::format(
+  absl::Status status = absl::ResourceExhaustedError(fmt::format(
       "the {} budget of {} ({} bytes) can't work: {}; the smallest that would is {} ({} bytes){}",
       tier, FormatBytes(budget), budget.value(), what, FormatBytes(smallest), smallest.value(),
       advice));
+  status.SetPayload(kSmallest, absl::Cord(std::to_string(smallest.value())));
+  return status;
 }
 
 // Fills one Placement, tier by tier.
@@ -215,6 +221,12 @@ class Placer {
 absl::StatusOr<Placement> MakePlacement(const ModelLayout& layout, const Budgets& budgets,
                                         const PlacementOptions& options) {
   return Placer(layout, budgets, options).Run();
+}
+
+std::optional<Bytes> SmallestThatWould(const absl::Status& status) {
+  const auto payload = status.GetPayload(kSmallest);
+  if (!payload) return std::nullopt;
+  return Bytes(std::stoll(std::string(*payload)));
 }
 
 namespace {

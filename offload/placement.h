@@ -86,6 +86,9 @@ struct Placement {
 absl::StatusOr<Placement> MakePlacement(const ModelLayout& layout, const Budgets& budgets,
                                         const PlacementOptions& options);
 
+// The smallest budget that an error of MakePlacement names. Nothing of another error.
+std::optional<Bytes> SmallestThatWould(const absl::Status& status);
+
 // Budgets for tiers that were not given one (negative): from what the machine and its cgroup have
 // left, `available`, and what a GPU has, `gpu_available` (none: HBM is memory of the host). HBM: if
 // all must live there, what that takes; else all parameters if they fit in half of the GPU's

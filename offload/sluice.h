@@ -47,7 +47,8 @@ typedef enum sluice_status {
   SLUICE_DATA_LOSS = 6,
   SLUICE_UNAVAILABLE = 7,
   SLUICE_PERMISSION_DENIED = 8,
-  SLUICE_INTERNAL = 9
+  SLUICE_INTERNAL = 9,
+  SLUICE_NOT_OPEN = 10 /* sluice_wait only: the ticket was waited for already, or never given */
 } sluice_status;
 
 typedef uint64_t sluice_model;   /* a description of a model; 0 is never valid */
@@ -186,8 +187,9 @@ SLUICE_API sluice_status sluice_runtime_create(sluice_model model, const sluice_
  * deleted. */
 SLUICE_API sluice_status sluice_runtime_destroy(sluice_runtime runtime);
 
-/* Waits for `ticket`, at most timeout_ms (cut to 100). SLUICE_PENDING: not yet. Any other result is
- * the operation's, and the ticket is used up. */
+/* Waits for `ticket`, at most timeout_ms (cut to 100). SLUICE_PENDING: not yet. SLUICE_NOT_OPEN:
+ * the ticket is used up, or never was one. Any other result is the operation's, and the ticket is
+ * used up. */
 SLUICE_API sluice_status sluice_wait(sluice_runtime runtime, sluice_ticket ticket,
                                      int32_t timeout_ms);
 

@@ -2,10 +2,17 @@
 
 #include <utility>
 
+#include "absl/strings/cord.h"
 #include "core/status.h"
 #include "fmt/format.h"
 
 namespace sluice {
+
+namespace {
+
+constexpr char kNotOpen[] = "sluice/ticket_not_open";  // a payload: a mark that is in no words
+
+}  // namespace
 
 Ticket Tickets::Make() {
   const std::lock_guard lock(mutex_);
@@ -50,14 +57,20 @@ std::optional<absl::Status> Tickets::Wait(Ticket ticket, std::chrono::millisecon
   if (!is_ready) return std::nullopt;
   Entry* entry = Find(ticket);
   if (entry == nullptr) {
-    return absl::InvalidArgumentError(
+    absl::Status not_open = absl::InvalidArgumentError(
         fmt::format("ticket {:#x} is not open: it was waited for already, or never given", ticket));
+    not_open.SetPayload(kNotOpen, absl::Cord());
+    return not_open;
   }
   absl::Status status = std::move(entry->status);
   entry->open = false;
   ++entry->generation;
   free_.push_back(static_cast<uint32_t>(ticket));
   return status;
+}
+
+bool Tickets::SaysNotOpen(const absl::Status& result) {
+  return result.GetPayload(kNotOpen).has_value();
 }
 
 }  // namespace sluice

@@ -30,6 +30,9 @@ class Tickets {
   // Errors (as the result): InvalidArgument for a ticket that is not open.
   std::optional<absl::Status> Wait(Ticket ticket, std::chrono::milliseconds timeout);
 
+  // Whether Wait returned `result` since the ticket is not open. No operation's own error is one.
+  static bool SaysNotOpen(const absl::Status& result);
+
  private:
   struct Entry {
     uint32_t generation = 1;

@@ -1,6 +1,7 @@
 #include "tools/smallest_budgets.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "core/status.h"
 
@@ -11,21 +12,13 @@ namespace {
 constexpr Bytes kUnlimited = Bytes(INT64_MAX / 2);
 
 // The smallest `*tier` with which `budgets`, of which it is one, work. They do if it is unlimited.
-// What is too little stays too little when it gets less, so halving the range finds it.
 Bytes Smallest(const PlanInput& input, const Budgets& budgets, Bytes* tier) {
-  const auto works = [&] { return MakePlacement(input.layout, budgets, input.options).ok(); };
-  Bytes too_little(-1);
-  Bytes enough(4096);
-  for (*tier = enough; !works(); *tier = enough) {
-    SLUICE_CHECK(enough < kUnlimited);
-    too_little = enough;
-    enough = std::min(enough * 2, kUnlimited);
-  }
-  while (enough - too_little > Bytes(1)) {
-    *tier = too_little + (enough - too_little) / 2;
-    (works() ? enough : too_little) = *tier;
-  }
-  return enough;
+  *tier = Bytes(0);
+  const absl::Status refusal = MakePlacement(input.layout, budgets, input.options).status();
+  if (refusal.ok()) return *tier;
+  const std::optional<Bytes> named = SmallestThatWould(refusal);
+  SLUICE_CHECK_MSG(named.has_value(), Message(refusal));
+  return *named;
 }
 
 }  // namespace

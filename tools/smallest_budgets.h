@@ -1,7 +1,7 @@
 // tools/smallest_budgets.h
 //
-// How much each tier would need, where a plan can't work. Found by asking the placement itself
-// again and again, so that it can't say anything else than the placement does. Pure.
+// How much each tier would need, where a plan can't work. The placement itself is asked, once a
+// tier, so that it can't say anything else than the placement does. Pure.
 
 #ifndef SLUICE_TOOLS_SMALLEST_BUDGETS_H_
 #define SLUICE_TOOLS_SMALLEST_BUDGETS_H_

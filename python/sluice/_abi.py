@@ -53,6 +53,10 @@ class PermissionDenied(SluiceError):
     pass
 
 
+class _NotOpen(InvalidArgument):
+    """A wait for a ticket that was waited for before, or never given."""
+
+
 _OK, _PENDING = 0, 1
 _ERRORS = {
     2: InvalidArgument,
@@ -62,6 +66,7 @@ _ERRORS = {
     6: DataLoss,
     7: Unavailable,
     8: PermissionDenied,
+    10: _NotOpen,
 }
 
 
@@ -346,12 +351,6 @@ class ModelSpec:
             self.handle = _u64()
 
 
-def _is_used_up(error, ticket):
-    """Whether a wait says that the ticket was waited for before: an interrupt came between its end and the 0. An
-    operation may end with InvalidArgument too, so the words decide (offload/tickets.cc)."""
-    return isinstance(error, InvalidArgument) and str(error).startswith(f"ticket {ticket:#x} is not open")
-
-
 class Runtime:
     """One sluice_runtime. Blocking methods wait in slices and can be interrupted.
 
@@ -415,10 +414,11 @@ class Runtime:
             self._check_open()
             if not self.library.wait(self._handle, ticket, timeout_ms):
                 return False
-        except SluiceError as error:
-            number, ticket.value = ticket.value, 0
-            if not _is_used_up(error, number):
-                raise
+        except _NotOpen:
+            pass  # it was waited for before: an interrupt came between its end and the 0
+        except SluiceError:
+            ticket.value = 0
+            raise
         ticket.value = 0
         return True
 

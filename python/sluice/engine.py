@@ -1,6 +1,7 @@
 """initialize() and the engine it returns: DeepSpeed's calls over a Sluice runtime."""
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import time
@@ -13,6 +14,7 @@ from . import _abi, attached, devices, hyperparameters, loading, registry, sched
 from .config import load_config
 from .distributed import check_single_rank
 from .engine_calls import EngineCalls
+from .frozen import Frozen, states_note
 from .init import Trimmer, forget_spools, take_values
 from .optimizer import make_optimizer
 from .progress import StepPrinter
@@ -50,7 +52,10 @@ class Engine(EngineCalls, torch.nn.Module):
 
         self.optimizer, self.client_optimizer = make_optimizer(model, config.optimizer, optimizer, model_parameters)
         self._placed = frozenset(id(p) for p in model.parameters())
-        self.check_optimized([p for group in self.optimizer.param_groups for p in group["params"]])
+        self._frozen = self._find_frozen(model)
+        optimized = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.check_optimized(optimized)
+        self.config = dataclasses.replace(config, notes=(*config.notes, *states_note(optimized)))
         self.optimizer.engine = weakref.ref(self)
 
         units, brackets = partition(model, self._unit_target(model))
@@ -68,7 +73,7 @@ class Engine(EngineCalls, torch.nn.Module):
             library=library,
             seed=seed,
             device=device,
-            keep=self._keep(units),
+            keep=self._frozen.keep(units),
             stay=[number for number, unit in enumerate(units) if unit.stays],
         )
         self._units = units
@@ -94,16 +99,16 @@ class Engine(EngineCalls, torch.nn.Module):
         self._load(self._units)
         self._place_buffers()
 
-    def _keep(self, units):
-        """Tensor number -> what is kept, where not all is."""
-        return {}
+    def _find_frozen(self, model):
+        advice = "name what is to train later in model_parameters (or the optimizer) of sluice.initialize()"
+        return Frozen(model, self.optimizer.groups_by_id(), "the engine was made", advice)
 
     def _initial_values(self, parameter):
         return take_values(parameter)
 
     def is_frozen(self, parameter):
         """Whether it can't be optimized, as no states are kept for it."""
-        return False
+        return parameter in self._frozen
 
     def check_optimized(self, parameters):
         """Errors: ValueError if the optimizer can't have them."""
@@ -114,12 +119,7 @@ class Engine(EngineCalls, torch.nn.Module):
                 "them: give it those the model had when the engine was made (sluice.attach() replaces those on the "
                 "meta device)"
             )
-        frozen = sum(map(self.is_frozen, parameters))
-        if frozen:
-            raise ValueError(
-                f"optimizer: {frozen} of {len(parameters)} parameters did not require a gradient when the module was "
-                "attached: they have no states and can't be optimized; let them require one before sluice.attach()"
-            )
+        self._frozen.check_optimized(parameters)
 
     def _place_buffers(self):
         for buffer in self.module.buffers():
@@ -253,8 +253,10 @@ class Engine(EngineCalls, torch.nn.Module):
 
     def step(self, lr_kwargs=None):
         """At the accumulation boundary: norm, overflow check and clipping, then the updates start. Elsewhere: counts.
-        lr_kwargs: for the scheduler's step()."""
+        lr_kwargs: for the scheduler's step(). Errors: FailedPrecondition if a parameter without states was thawed; nothing
+        has changed then."""
         self._check_open()
+        self._frozen.check_still()
         boundary = self.is_gradient_accumulation_boundary()
         self.micro_steps += 1
         self._applied = False
@@ -454,10 +456,13 @@ def initialize(
 ):
     """Moves `model` onto the tiers as `config` (DeepSpeed's JSON as a dict or a path) says.
 
-    Returns (engine, optimizer, training data loader or None, lr_scheduler or None). optimizer: a torch Adam or AdamW,
-    or a function from the parameters to one. lr_scheduler: a scheduler made for that optimizer, or a function from an
-    optimizer to a scheduler; it goes before the configured one. Errors: ConfigError; ResourceExhausted if a budget
-    can't work, naming the smallest that would; RuntimeError where there is more than one rank.
+    Returns (engine, optimizer, training data loader or None, lr_scheduler or None). model_parameters: what is trained,
+    parameters or groups of them; None: what requires a gradient now. Frozen parameters that are named there, or in a
+    client's optimizer, can train later; of the others no states are kept, and they are never written again.
+    optimizer: a torch Adam or AdamW, or a function from the parameters to one. lr_scheduler: a scheduler made for that
+    optimizer, or a function from an optimizer to a scheduler; it goes before the configured one. Errors: ConfigError;
+    ResourceExhausted if a budget can't work, naming the smallest that would; RuntimeError where there is more than one
+    rank.
     """
     if model is None:
         raise ValueError("model: a torch.nn.Module is needed")

@@ -112,7 +112,7 @@ class EngineCalls:
 
     @property
     def config_notes(self):
-        """What was taken as default, and the keys that have no effect, with the reason."""
+        """What was taken as default, the keys that have no effect, with the reason, and what frozen parameters cost."""
         return self.config.notes
 
     def zero_optimization(self):

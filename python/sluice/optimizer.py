@@ -168,10 +168,12 @@ def make_optimizer(model, configured, client, model_parameters):
     """(the engine's optimizer, the client's or None).
 
     configured: hyperparameters of the configuration, or None. client: a torch optimizer, or a function from the
-    parameters to one; it goes before what is configured. model_parameters: parameters, or groups of them; None: all of
-    the model's, also those that don't require a gradient now.
+    parameters to one; it goes before what is configured. model_parameters: parameters, or groups of them; None: those of
+    the model that require a gradient now.
     """
-    parameters = list(model.parameters() if model_parameters is None else model_parameters)
+    if model_parameters is None:
+        model_parameters = (p for p in model.parameters() if p.requires_grad)
+    parameters = list(model_parameters)
     if client is not None and not isinstance(client, torch.optim.Optimizer):
         if not callable(client):
             raise TypeError(f"optimizer: must be a torch optimizer or a function, not {type(client).__name__}")

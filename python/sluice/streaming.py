@@ -12,10 +12,10 @@ import warnings
 
 import torch
 
-from . import _abi
 from .attached import placeholder
 from .config import Config, parse_bytes
 from .engine import Engine
+from .frozen import Frozen
 from .init import take_values
 from .shards import Shards
 
@@ -28,14 +28,13 @@ class Attachment(Engine):
     def __init__(self, module, config, optimizer, weights, cast):
         self.__dict__["_weights"] = weights
         self.__dict__["_cast"] = cast
-        self.__dict__["_frozen"] = {id(p) for p in module.parameters() if not p.requires_grad}
         self.__dict__["_running"] = False  # a forward of the module, which may call itself
         compiled = module._compiled_call_impl
         if compiled is not None and not isinstance(getattr(compiled, "__self__", None), Attachment):
             raise ValueError(
                 "a module that was compiled as a whole can't be attached: compile what layers call instead"
             )
-        super().__init__(module, config, optimizer, [p for p in module.parameters() if p.requires_grad])
+        super().__init__(module, config, optimizer)
         # What module(...) does from now on. Copies of the module don't have it.
         module._compiled_call_impl = self._call
 
@@ -49,12 +48,8 @@ class Attachment(Engine):
         finally:
             self._running = False
 
-    def _keep(self, units):
-        parameters = [p for unit in units for _, p in unit.parameters]
-        return {number: _abi.KEEP_PARAM for number, p in enumerate(parameters) if id(p) in self._frozen}
-
-    def is_frozen(self, parameter):
-        return id(parameter) in self._frozen
+    def _find_frozen(self, model):
+        return Frozen(model, (), "the module was attached", "let what is to train require one before sluice.attach()")
 
     def _initial_values(self, parameter):
         return self._weights.read_for(parameter) if parameter in self._weights else take_values(parameter)

@@ -2,8 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <set>
 #include <vector>
+
+#include "tests/core/seeds.h"
 
 namespace sluice {
 namespace {
@@ -88,6 +91,21 @@ TEST(SimWorldTest, TheLogHasTimes) {
   world.At(TimePoint(1500), [&] { world.Log("ends"); });
   world.RunNext(kForever);
   EXPECT_EQ("0 begins\n1500 ends\n", world.log());
+}
+
+TEST(SeedsTest, AreAsManyAsTheTestSaysOrTheEnvironmentWants) {
+  ASSERT_EQ(0, unsetenv("SLUICE_SIM_SEEDS"));
+  ASSERT_EQ(0, unsetenv("SLUICE_SIM_FIRST_SEED"));
+  EXPECT_EQ((std::vector<uint64_t>{1, 2, 3}), Seeds(3));
+  ASSERT_EQ(0, setenv("SLUICE_SIM_SEEDS", "2", 1));
+  ASSERT_EQ(0, setenv("SLUICE_SIM_FIRST_SEED", "70", 1));
+  EXPECT_EQ((std::vector<uint64_t>{70, 71, 72, 73}), Seeds(2));
+  for (const char* wrong : {"0", "many", "3x", "-1"}) {
+    ASSERT_EQ(0, setenv("SLUICE_SIM_SEEDS", wrong, 1));
+    EXPECT_DEATH(Seeds(2), "SLUICE_SIM_SEEDS is '.*'; it must be a positive number");
+  }
+  ASSERT_EQ(0, unsetenv("SLUICE_SIM_SEEDS"));
+  ASSERT_EQ(0, unsetenv("SLUICE_SIM_FIRST_SEED"));
 }
 
 }  // namespace

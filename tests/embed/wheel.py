@@ -7,6 +7,7 @@ torch from .venv.
 import glob
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,30 @@ def check_needs(program, environment):
         assert own or pathlib.Path(name.split()[0]).name in SYSTEM, f"{program.name} needs {line.strip()}"
 
 
+def check_licences(package, licences):
+    """Every library in the wheel, and what is compiled in, has a licence, and what that refers to is there too."""
+    lines = [line.split(" (")[0].split(": ") for line in licences["INDEX.txt"].splitlines()[2:]]
+    carried, texts = {what for what, _ in lines}, {text for _, text in lines}
+    lacking = {f"libs/{library.name}" for library in (package / "libs").iterdir()} - carried
+    assert not lacking and len(carried) > 2, lacking
+    assert {"nlohmann-json3-dev.txt", "libcli11-dev.txt"} <= texts, texts
+    for name in texts:
+        assert re.search("licen[sc]e", licences[name], re.IGNORECASE), name
+    for text in licences.values():
+        lacking = {f"{name}.txt" for name in re.findall(r"common-licenses/([\w.-]*\w)", text)} - licences.keys()
+        assert not lacking, lacking
+
+
+def check_refusal(folder):
+    """Without a licence there is no wheel."""
+    script = ROOT / "cmake" / "licences.cmake"
+    command = ["cmake", f"-DLICENCES={folder}", "-DCOMPILED=of-nobody", "-P", script]
+    result = subprocess.run(command, capture_output=True, text=True)
+    words = " ".join(result.stderr.split())
+    assert result.returncode != 0 and "/usr/share/doc/of-nobody/copyright does not exist" in words, result
+    assert "SLUICE_LICENCES=OFF" in words, words
+
+
 def main():
     folder = pathlib.Path(sys.argv[1]).resolve()
     shutil.rmtree(folder, ignore_errors=True)
@@ -75,6 +100,9 @@ def main():
     package = pathlib.Path(packages, "sluice")
     check_needs(package / "libsluice.so", environment)
     check_needs(package / "bin" / "sluice", environment)
+    (texts,) = pathlib.Path(packages).glob("sluice-*.dist-info/licenses/third-party")
+    check_licences(package, {text.name: text.read_text() for text in texts.iterdir()})
+    check_refusal(folder / "refused")
     bare = {"PATH": str(environment / "bin"), "HOME": str(folder), "LC_ALL": "C.UTF-8"}  # no compiler
     print(run(environment / "bin" / "sluice", "--version", env=bare, cwd=folder), end="")
     print(run(environment / "bin" / "python", "-c", USE, env=bare, cwd=folder), end="")

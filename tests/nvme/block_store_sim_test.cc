@@ -13,6 +13,7 @@
 #include "core/status.h"
 #include "nvme/block_store.h"
 #include "nvme/sim_io_engine.h"
+#include "tests/core/seeds.h"
 #include "tests/nvme/temp_dir.h"
 
 namespace sluice {
@@ -167,7 +168,8 @@ struct Counts {
 };
 Counts RunRandomly(const std::vector<SimFault>& faults, uint64_t seeds) {
   Counts counts;
-  for (uint64_t seed = 1; seed <= seeds && !testing::Test::HasFailure(); ++seed) {
+  for (const uint64_t seed : Seeds(seeds)) {
+    if (testing::Test::HasFailure()) break;
     SCOPED_TRACE(seed);
     Trial trial(seed);
     SimWorld& world = trial.world();

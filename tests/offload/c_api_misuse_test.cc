@@ -234,10 +234,10 @@ TEST_F(CApiTest, ATicketIsGoodForOneRuntimeAndOnce) {
   sluice_ticket ticket = 0;
   ASSERT_EQ(SLUICE_OK, sluice_drain(runtime_, &ticket));
   ASSERT_EQ(SLUICE_OK, Wait(ticket));
-  EXPECT_EQ(SLUICE_INVALID_ARGUMENT, sluice_wait(runtime_, ticket, 0));
+  EXPECT_EQ(SLUICE_NOT_OPEN, sluice_wait(runtime_, ticket, 0));
   EXPECT_THAT(Error(), HasSubstr("is not open"));
-  EXPECT_EQ(SLUICE_INVALID_ARGUMENT, sluice_wait(runtime_, 0, 0));
-  EXPECT_EQ(SLUICE_INVALID_ARGUMENT, sluice_wait(runtime_, ~sluice_ticket{0}, 0));
+  EXPECT_EQ(SLUICE_NOT_OPEN, sluice_wait(runtime_, 0, 0));
+  EXPECT_EQ(SLUICE_NOT_OPEN, sluice_wait(runtime_, ~sluice_ticket{0}, 0));
 }
 
 TEST_F(CApiTest, WhatIsNotHeldCantBeReleasedOrViewed) {

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "nlohmann/json.hpp"
+#include "tests/core/seeds.h"
 #include "tests/offload/simulation.h"
 
 namespace sluice {
@@ -39,7 +40,8 @@ TrainerOptions TypesOf(uint64_t seed, RuntimeConfig* config) {
 }
 
 TEST(HbmStatesTest, EverySeedIsExact) {
-  for (uint64_t seed = 1; seed <= 36 && !HasFailure(); ++seed) {
+  for (const uint64_t seed : Seeds(36)) {
+    if (HasFailure()) break;
     SCOPED_TRACE(seed);
     RuntimeConfig config = InHbm(seed);
     const TrainerOptions options = TypesOf(seed, &config);
@@ -51,7 +53,8 @@ TEST(HbmStatesTest, EverySeedIsExact) {
 }
 
 TEST(HbmStatesTest, UnitsMayComeTwiceOrNotAtAll) {
-  for (uint64_t seed = 1; seed <= 12 && !HasFailure(); ++seed) {
+  for (const uint64_t seed : Seeds(12)) {
+    if (HasFailure()) break;
     SCOPED_TRACE(seed);
     RuntimeConfig config = InHbm(seed);
     TrainerOptions options = TypesOf(seed, &config);

@@ -6,6 +6,7 @@
 #include "absl/status/status.h"
 #include "fmt/format.h"
 #include "offload/sim_factory.h"
+#include "tests/core/seeds.h"
 #include "tests/offload/trainer.h"
 
 namespace sluice {
@@ -181,7 +182,7 @@ TEST(KeepTest, FrozenTensorsNeedNoStatesAndNoGradients) {
 }
 
 TEST(KeepTest, AModelThatIsPartlyFrozenIsExactForEverySeed) {
-  for (uint64_t seed = 1; seed <= 30; ++seed) {
+  for (const uint64_t seed : Seeds(30)) {
     absl::StatusOr<SimRuntime> sim = MakeSimRuntime(PartlyFrozen(), ConfigOf(seed), {.seed = seed});
     ASSERT_TRUE(sim.ok()) << "seed " << seed << ": " << sim.status();
     Driver driver(sim->runtime.get(), PartlyFrozen());
@@ -253,7 +254,7 @@ ModelSpec LentModel() {
 
 TEST(KeepTest, LentParametersAreExactForEverySeedAndTakeNoRoom) {
   const auto expected = testing::TrainReference(LentModel(), kOptions);
-  for (uint64_t seed = 1; seed <= 40; ++seed) {
+  for (const uint64_t seed : Seeds(40)) {
     RuntimeConfig config = ConfigOf(seed);
     config.budgets.hbm = Bytes(0);
     absl::StatusOr<SimRuntime> sim = MakeSimRuntime(LentModel(), config, {.seed = seed});

@@ -125,6 +125,7 @@ RC_GTEST_PROP(PlacementTest, TheSmallestBudgetNamedWorksAndOneByteLessDoesNot, (
     const std::string tier = TierNamed(refused);
     const std::optional<Bytes> smallest = SmallestNamed(refused);
     RC_ASSERT(smallest.has_value());
+    RC_ASSERT(SmallestThatWould(refused) == smallest);
     Bytes* const budget = tier == "hbm"      ? &in.budgets.hbm
                           : tier == "pinned" ? &in.budgets.pinned
                                              : &in.budgets.nvme;

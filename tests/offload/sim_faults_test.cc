@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "fmt/format.h"
+#include "tests/core/seeds.h"
 #include "tests/offload/sim_caller.h"
 #include "tests/offload/simulation.h"
 
@@ -137,7 +138,8 @@ TEST(SimFaultsTest, WhateverGoesWrongEndsWellOrClearly) {
   int exact = 0;
   int failed = 0;
   int exact_in_spite = 0;
-  for (uint64_t seed = 1; seed <= 300 && !HasFailure(); ++seed) {
+  for (const uint64_t seed : Seeds(300)) {
+    if (HasFailure()) break;
     SCOPED_TRACE(seed);
     const auto faults = [seed](SimFaults* f) {
       SimWorld dice(seed);
@@ -163,7 +165,7 @@ TEST(SimFaultsTest, WhateverGoesWrongEndsWellOrClearly) {
 }
 
 TEST(SimFaultsTest, TheSameSeedGivesTheSameLogWithFaultsToo) {
-  for (uint64_t seed = 1; seed <= 10; ++seed) {
+  for (const uint64_t seed : Seeds(10)) {
     const auto faults = [](SimFaults* f) {
       f->Draw(SimSeam::kRead, SimFault::kLate, 20);
       f->Draw(SimSeam::kWrite, SimFault::kCorrupt, 100);

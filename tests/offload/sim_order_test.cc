@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "fmt/format.h"
+#include "tests/core/seeds.h"
 #include "tests/offload/simulation.h"
 
 namespace sluice {
@@ -311,16 +312,15 @@ std::string CallRandomly(uint64_t seed, const std::function<void(SimFaults*)>& f
 }
 
 TEST(SimOrderTest, CallsTakeEffectInTheirOrder) {
-  for (uint64_t seed = 1; seed <= 150; ++seed)
-    ASSERT_EQ(CallRandomly(seed, {}), "") << "seed " << seed;
+  for (const uint64_t seed : Seeds(150)) ASSERT_EQ(CallRandomly(seed, {}), "") << "seed " << seed;
 }
 
 // Whatever is under way when something fails ends too, right or with an error.
 TEST(SimOrderTest, EveryCallEndsWhenSomethingFails) {
-  for (uint64_t seed = 1; seed <= 150; ++seed) {
+  for (const uint64_t seed : Seeds(150)) {
     const auto faults = [seed](SimFaults* f) {
       const auto seam = static_cast<SimSeam>(seed % 3);  // reads, writes, copies
-      f->Script(seam, SimFault::kError, 20 + seed, SimFaults::Repeat::kOnce);
+      f->Script(seam, SimFault::kError, 20 + seed % 151, SimFaults::Repeat::kOnce);
       f->Draw(SimSeam::kTask, SimFault::kLate, 50);
     };
     ASSERT_EQ(CallRandomly(seed, faults), "") << "seed " << seed;

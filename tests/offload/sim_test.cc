@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "fmt/format.h"
+#include "tests/core/seeds.h"
 #include "tests/offload/simulation.h"
 
 namespace sluice {
@@ -23,7 +24,7 @@ Outcome Simulate(uint64_t seed, const TrainerOptions& options) {
 TEST(SimTest, EverySeedIsExact) {
   const TrainerOptions options{.steps = 3, .micro_steps = 2};
   const auto expected = testing::TrainReference(OddModel(), options);
-  for (uint64_t seed = 1; seed <= 100; ++seed) {
+  for (const uint64_t seed : Seeds(100)) {
     const Outcome outcome = Simulate(seed, options);
     ASSERT_TRUE(outcome.status.ok()) << "seed " << seed << ": " << outcome.status;
     for (size_t t = 0; t < expected.size(); ++t) {
@@ -36,7 +37,7 @@ TEST(SimTest, EverySeedIsExact) {
 
 TEST(SimTest, TheSameSeedGivesTheSameLogByteForByte) {
   const TrainerOptions options{.steps = 2};
-  for (uint64_t seed = 1; seed <= 10; ++seed) {
+  for (const uint64_t seed : Seeds(10)) {
     const Outcome first = Simulate(seed, options);
     const Outcome second = Simulate(seed, options);
     ASSERT_FALSE(first.log.empty());
@@ -67,7 +68,8 @@ void ExpectExact(const Outcome& outcome, const Masters& expected) {
 }
 
 TEST(SimTest, RandomTracesStayExact) {
-  for (uint64_t seed = 1; seed <= 60 && !HasFailure(); ++seed) {
+  for (const uint64_t seed : Seeds(60)) {
+    if (HasFailure()) break;
     SCOPED_TRACE(seed);
     TrainerOptions options{.steps = 6, .micro_steps = static_cast<int>(1 + seed % 2)};
     options.order = [seed](int step, size_t units) { return RandomOrder(seed, step, units); };
@@ -77,7 +79,8 @@ TEST(SimTest, RandomTracesStayExact) {
 
 // Down to room for one unit beside those that live in HBM, and two buffers of each kind.
 TEST(SimTest, TheSmallestBudgetsAreExact) {
-  for (uint64_t seed = 1; seed <= 60 && !HasFailure(); ++seed) {
+  for (const uint64_t seed : Seeds(60)) {
+    if (HasFailure()) break;
     SCOPED_TRACE(seed);
     RuntimeConfig config = ConfigOf(seed);
     config.budgets = SmallestBudgets(OddModel(), config);
@@ -96,7 +99,8 @@ TEST(SimTest, TheSmallestBudgetsAreExact) {
 // Types other than bf16, and a norm that isn't clipped.
 TEST(SimTest, EveryTypeIsExact) {
   constexpr FloatType kTypes[] = {FloatType::kF32, FloatType::kBf16, FloatType::kF16};
-  for (uint64_t seed = 1; seed <= 45 && !HasFailure(); ++seed) {
+  for (const uint64_t seed : Seeds(45)) {
+    if (HasFailure()) break;
     SCOPED_TRACE(seed);
     const TrainerOptions options{.steps = 2,
                                  .micro_steps = 2,

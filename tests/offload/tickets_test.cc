@@ -25,9 +25,19 @@ TEST(TicketsTest, HaveTheResultOfTheirOperationOnce) {
   const auto result = tickets.Wait(ticket, milliseconds(0));
   ASSERT_TRUE(result);
   EXPECT_TRUE(absl::IsDataLoss(*result));
+  EXPECT_FALSE(Tickets::SaysNotOpen(*result));
   const auto again = tickets.Wait(ticket, milliseconds(0));
   ASSERT_TRUE(again);
   EXPECT_TRUE(absl::IsInvalidArgument(*again)) << *again;
+  EXPECT_TRUE(Tickets::SaysNotOpen(*again));
+}
+
+TEST(TicketsTest, AnOperationsOwnInvalidArgumentIsNotThatTheTicketIsNotOpen) {
+  Tickets tickets;
+  const Ticket ticket = tickets.Make();
+  const absl::Status words = *tickets.Wait(ticket + 1, milliseconds(0));
+  tickets.Complete(ticket, absl::InvalidArgumentError(words.message()));
+  EXPECT_FALSE(Tickets::SaysNotOpen(*tickets.Wait(ticket, milliseconds(0))));
 }
 
 TEST(TicketsTest, AUsedUpTicketIsNeverAnothersToo) {

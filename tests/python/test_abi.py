@@ -31,11 +31,11 @@ def test_a_ticket_that_was_waited_for_before_is_done(runtime):
 
 
 def test_an_operations_own_invalid_argument_is_raised(runtime, monkeypatch):
-    """Once: the ticket is used up then. Also where its words speak of another ticket."""
+    """Once: the ticket is used up then. Also where it speaks in the words of a ticket that is not open."""
     ticket = _abi.Ticket()
     write(runtime, ticket)
     runtime.drain()
-    for words in ("step: beta1 is 2", f"ticket {ticket.value + 1:#x} is not open"):
+    for words in ("step: beta1 is 2", f"ticket {ticket.value:#x} is not open"):
 
         def wait(*_, words=words):
             raise sluice.InvalidArgument(words)

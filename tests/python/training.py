@@ -100,7 +100,8 @@ def paired(engines, make, given, body, steps=3, hbm=None, pinned=None):
     for tier, factor in (("hbm", hbm), ("pinned", pinned)):
         if factor is not None:
             own[tier] = int(factor * smallest(make(), given, tier))
-    engine = engines(make(), {**given, "sluice": own})
+    model = make()
+    engine = engines(model, {**given, "sluice": own}, model_parameters=model.parameters())
     loop = ReferenceLoop(
         make(), clip=given["gradient_clipping"], accumulation=given.get("gradient_accumulation_steps", 1),
         **given["optimizer"]["params"],

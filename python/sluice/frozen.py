@@ -1,0 +1,50 @@
+"""Parameters that no optimizer states are kept for: they did not require a gradient when the engine was made, and nobody
+named them for its optimizer. They are loaded once and never written back."""
+
+from . import _abi
+
+
+class Frozen:
+    """named: ids of Parameters that keep states, frozen or not. made, advice: for messages."""
+
+    def __init__(self, model, named, made, advice):
+        self._parameters = [(n, p) for n, p in model.named_parameters() if not p.requires_grad and id(p) not in named]
+        self._ids = frozenset(id(p) for _, p in self._parameters)
+        self._made, self._advice = made, advice
+
+    def __contains__(self, parameter):
+        return id(parameter) in self._ids
+
+    def keep(self, units):
+        """What is kept of the units' tensors, for _abi.Runtime."""
+        parameters = [p for unit in units for _, p in unit.parameters]
+        return {number: _abi.KEEP_PARAM for number, p in enumerate(parameters) if p in self}
+
+    def check_optimized(self, parameters):
+        """Errors: ValueError if any of them has no states."""
+        count = sum(p in self for p in parameters)
+        if count:
+            raise ValueError(
+                f"optimizer: {count} of {len(parameters)} parameters did not require a gradient when {self._made}: they have "
+                f"no states and can't be optimized; {self._advice}"
+            )
+
+    def check_still(self):
+        """Errors: FailedPrecondition if one requires a gradient now, which would be for nothing."""
+        for name, parameter in self._parameters:
+            if parameter.requires_grad:
+                raise _abi.FailedPrecondition(
+                    f"parameter {name} requires a gradient now, but did not when {self._made}: it has no states and can't be "
+                    f"optimized; freeze it again, or {self._advice}"
+                )
+
+
+def states_note(parameters):
+    """What those of an optimizer's parameters cost that are frozen now, as a note of the configuration; or nothing."""
+    elements = sum(p.numel() for p in parameters if not p.requires_grad)
+    if not elements:
+        return ()
+    return (
+        f"model_parameters: optimizer states, 12 bytes each, are kept for {elements} values that don't require a gradient "
+        "now, since they were named: leave them out if they never will",
+    )
