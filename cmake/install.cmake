@@ -23,23 +23,23 @@ if(SKBUILD)
       file(MAKE_DIRECTORY "${CMAKE_INSTALL_PREFIX}/sluice/libs")
       file(COPY_FILE "${library}" "${CMAKE_INSTALL_PREFIX}/sluice/libs/${name}" ONLY_IF_DIFFERENT)
     endforeach()]])
-  if(SLUICE_LICENCES)  # after the libraries: it says of each that was found where it is from
-    set(texts "")
-    if(SLUICE_HAS_CUDA)  # of its static runtime; of toolkits made of wheels, the second
-      file(GLOB found "${CUDAToolkit_BIN_DIR}/../EULA.txt"
-           "${CUDAToolkit_BIN_DIR}/../dist-info/nvidia_cuda_runtime-*/licenses/License.txt")
-      list(APPEND found "${CUDAToolkit_BIN_DIR}/../EULA.txt")
-      list(GET found 0 found)
-      set(SLUICE_CUDA_LICENCE "${found}" CACHE FILEPATH "The licence of the CUDA runtime")
-      set(texts "cuda-runtime=${SLUICE_CUDA_LICENCE}")
-    endif()
-    install(CODE "
-      set(LICENCES \"${SKBUILD_METADATA_DIR}/licenses/third-party\")
-      set(CARRIED \${found})
-      set(COMPILED nlohmann-json3-dev libcli11-dev)
-      set(TEXTS \"${texts}\")
-      include(\"${CMAKE_CURRENT_LIST_DIR}/licences.cmake\")")
+  # After the libraries: it says of each that was found where it is from.
+  set(texts "")
+  if(SLUICE_HAS_CUDA)  # of its static runtime; of toolkits made of wheels, the second
+    file(GLOB found "${CUDAToolkit_BIN_DIR}/../EULA.txt"
+         "${CUDAToolkit_BIN_DIR}/../dist-info/nvidia_cuda_runtime-*/licenses/License.txt")
+    list(APPEND found "${CUDAToolkit_BIN_DIR}/../EULA.txt")
+    list(GET found 0 found)
+    set(SLUICE_CUDA_LICENCE "${found}" CACHE FILEPATH "The licence of the CUDA runtime")
+    set(texts "cuda-runtime=${SLUICE_CUDA_LICENCE}")
   endif()
+  install(CODE "
+    set(LICENCES \"${SKBUILD_METADATA_DIR}/licenses/third-party\")
+    set(CARRIED \${found})
+    set(COMPILED nlohmann-json3-dev libcli11-dev)
+    set(TEXTS \"${texts}\")
+    set(REQUIRED ${SLUICE_LICENCES_REQUIRED})
+    include(\"${CMAKE_CURRENT_LIST_DIR}/licences.cmake\")")
   install(PROGRAMS tools/launcher.py DESTINATION ${SKBUILD_SCRIPTS_DIR} RENAME sluice)
   return()
 endif()

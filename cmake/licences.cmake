@@ -5,8 +5,8 @@
 #   CARRIED    the libraries copied into the wheel, under the names that they have here
 #   COMPILED   Debian packages whose code is compiled in: headers
 #   TEXTS      further texts (name=path), of what comes from elsewhere
-# A text that isn't found is an error: a wheel without it must not be handed on, and nobody would
-# notice. SLUICE_LICENCES=OFF builds one for one's own use.
+#   REQUIRED   a text that isn't found is an error; otherwise INDEX.txt says that it is missing, and
+#              the wheel is for one's own use
 
 set(common /usr/share/common-licenses)
 
@@ -22,19 +22,24 @@ function(sluice_package_of LIBRARY PACKAGE)
     endif()
   endforeach()
   sluice_licence_missing("no Debian package has ${LIBRARY}, so its licence isn't known")
+  set(${PACKAGE} "" PARENT_SCOPE)
 endfunction()
 
 function(sluice_licence_missing WHY)
-  message(FATAL_ERROR
-    "A wheel needs the licence of everything it carries: ${WHY}. Build it on Debian, with the "
-    "packages of scripts/debian-packages.txt (of CUDA, SLUICE_CUDA_LICENCE is the path); or, for "
-    "yourself only, without any licence: "
-    "pip install . --config-settings=cmake.define.SLUICE_LICENCES=OFF")
+  if(REQUIRED)
+    message(FATAL_ERROR
+      "A wheel needs the licence of everything it carries: ${WHY}. Build it on Debian, with the "
+      "packages of scripts/debian-packages.txt (of CUDA, SLUICE_CUDA_LICENCE is the path), or, "
+      "for yourself only, without SLUICE_LICENCES_REQUIRED")
+  endif()
+  message(WARNING "The wheel is not to be handed on: ${WHY}")
+  file(APPEND "${LICENCES}/INDEX.txt" "MISSING: ${WHY}\n")
 endfunction()
 
 function(sluice_copy_licence FROM NAME)
   if(NOT EXISTS "${FROM}")
     sluice_licence_missing("${FROM} does not exist")
+    return()
   endif()
   file(REAL_PATH "${FROM}" real)
   file(COPY_FILE "${real}" "${LICENCES}/${NAME}.txt")
@@ -49,6 +54,9 @@ function(sluice_add_package WHAT PACKAGE)
     return()
   endif()
   sluice_copy_licence(/usr/share/doc/${PACKAGE}/copyright ${PACKAGE})
+  if(NOT EXISTS "${LICENCES}/${PACKAGE}.txt")
+    return()
+  endif()
   file(READ "${LICENCES}/${PACKAGE}.txt" text)
   string(REGEX MATCHALL "common-licenses/[A-Za-z0-9.-]*[A-Za-z0-9]" named "${text}")
   foreach(licence IN LISTS named)
@@ -68,7 +76,9 @@ foreach(library IN LISTS CARRIED)
   get_filename_component(name "${library}" NAME)
   file(REAL_PATH "${library}" real)
   sluice_package_of("${real}" package)
-  sluice_add_package("libs/${name}" ${package})
+  if(package)
+    sluice_add_package("libs/${name}" ${package})
+  endif()
 endforeach()
 foreach(package IN LISTS COMPILED)
   sluice_add_package("compiled in" ${package})
