@@ -5,8 +5,11 @@ While a unit is entered, its parameters' `data` are views of its slot. Otherwise
 parameter's shape: shape and `.grad` work, reads give NaN, in-place writes raise (fill_ and its like when the unit is entered
 next). A module may use a parameter of another
 (tied weights, an attention that reads its projection's weight): whatever is looked up during forward is entered until the
-module that runs has ended. Recomputation may begin inside a module, past its hooks (`checkpoint(self._forward, x)`): what is
-looked up while a node of backward runs, and no module does, is entered until another node asks for something.
+module that runs has ended.
+
+Recomputation looks parameters up while backward runs. It gets aliases: what autograd saves there may be what was looked up,
+and of a Parameter that is read when its data is a placeholder again, while an alias keeps its memory. So it does not matter
+either whether the module's hooks ran (`checkpoint(self._forward, x)` begins past them).
 
 Autograd saves views of weights; they are packed as (unit, generation, offset, size, stride) and unpacked wherever the unit
 is then. Backward holds one unit at a time, the last one that was asked for. What protects memory is none of this: a slot
@@ -60,27 +63,28 @@ def _replace(module, attached):
 
 
 class _Parameters(dict):
-    """A module's table of parameters, which notices that one is looked up."""
+    """A module's table of parameters, which is told when one is looked up, and what to give."""
 
-    def __init__(self, parameters, on_use):
+    def __init__(self, parameters, look_up):
         super().__init__(parameters)
-        self._on_use = on_use
+        self._look_up = look_up
 
     def __getitem__(self, name):
         parameter = super().__getitem__(name)
-        if parameter is not None:
-            self._on_use(parameter)
-        return parameter
+        return parameter if parameter is None else self._look_up(parameter)
+
+    def __setitem__(self, name, parameter):
+        super().__setitem__(name, getattr(parameter, "_sluice_alias_of", parameter))
 
     def __reduce_ex__(self, protocol):
         return dict, (dict(self),)
 
 
-def _backward_node():
-    """Tells the node that this thread's backward executes from others; None outside backward."""
-    task = torch._C._current_graph_task_id()
-    node = torch._C._current_autograd_node() if task >= 0 else None
-    return None if node is None else (task, node._sequence_nr())
+def _alias(parameter):
+    """A tensor over the parameter's present memory, through which gradients go to it."""
+    alias = torch.ops.aten.alias(parameter)
+    alias._sluice_alias_of = parameter
+    return alias
 
 
 class _Asked:
@@ -120,8 +124,6 @@ class Attached:
         self._count = [0] * len(units)  # how often the unit is entered now
         self._running = []  # by module that runs forward now: the units it has entered
         self._held = None  # the unit that backward holds
-        self._recomputing = None  # the node of backward that runs forward again past the hooks, and
-        self._looked_up = []  # the units that were entered for it
         self._asked = {}  # unit -> _Asked
         self._flat = {}  # unit -> its slot as a tensor, while acquired
         self._unit_at = {}  # address of a slot -> unit, while acquired
@@ -159,7 +161,7 @@ class Attached:
         self._traceable += [enter, leave]
         for child in module.modules():
             if child._parameters and not isinstance(child._parameters, _Parameters):
-                child._parameters = _Parameters(child._parameters, self._on_use)
+                child._parameters = _Parameters(child._parameters, self._look_up)
                 self._modules.append(weakref.ref(child))
                 hook = copies.fill_state_dict(self._runtime, self.tensors, self._dtype)
                 self._handles.append(child.register_state_dict_post_hook(hook))
@@ -194,29 +196,33 @@ class Attached:
             for unit in reversed(self._running.pop()):
                 self._leave(unit)
 
-    def _on_use(self, parameter):
-        node = None
-        if not self._running:
-            node = _backward_node()
-            if node is None:
-                return
+    def _look_up(self, parameter):
+        in_backward = torch._C._current_graph_task_id() >= 0
+        if not self._running and not in_backward:
+            return parameter
         unit = self._unit_of.get(id(parameter))
-        if unit is None or self._count[unit] > 0:
-            return
-        self._enter(unit)
-        if node is None:
+        if unit is None:
+            return parameter
+        if self._running and self._count[unit] == 0:
+            self._enter(unit)
             self._running[-1].append(unit)
-        else:
-            self._recomputing = node
-            self._looked_up.append(unit)
+        if not in_backward:
+            return parameter
+        with self._lock:
+            if self._count[unit] > 0:
+                return _alias(parameter)
+            self._enter(unit)
+            try:
+                return _alias(parameter)
+            finally:
+                self._hold(unit)
+                self._leave(unit)
 
     def _acquire(self, unit):
         if unit in self._flat:
             return
         if self._held is not None:
             self._let_go()
-        if self._looked_up and self._recomputing != _backward_node():
-            self._end_recomputation()
         asked = self._asked.setdefault(unit, _Asked())
         asked.begin(self._runtime, unit)
         try:
@@ -307,19 +313,18 @@ class Attached:
                     "backward before step, or run forward again"
                 )
             self._acquire(unit)
-            if self._held != unit:
-                self._let_go()
-                self._held = unit
+            self._hold(unit)
             return self._flat[unit].as_strided(packed.size, packed.stride, packed.offset)
+
+    def _hold(self, unit):
+        if self._held != unit:
+            self._let_go()
+            self._held = unit
 
     def _let_go(self):
         held, self._held = self._held, None
         if held is not None:
             self._release_if_unused(held)
-
-    def _end_recomputation(self):
-        while self._looked_up:
-            self._leave(self._looked_up.pop())
 
     def settle(self):
         """While no module runs, also after an exception or Ctrl-C anywhere: releases every unit. Does not wait."""
@@ -330,7 +335,6 @@ class Attached:
             self._wanted = None
             self._held = None
             self._running.clear()
-            self._looked_up.clear()
             for unit in list(self._flat):
                 self._asked.pop(unit, None)
                 if self._count[unit] > 0:

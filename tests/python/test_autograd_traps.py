@@ -154,6 +154,63 @@ class Inside(torch.nn.Module):
         return checkpoint(self._second, x, use_reentrant=self.reentrant)
 
 
+class Scaled(torch.nn.Module):
+    """Backward reads its parameters themselves, not views that autograd made of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(HIDDEN)
+        self.block = Block()
+        self.scale = torch.nn.Parameter(torch.linspace(0.5, 1.5, HIDDEN))
+
+    def forward(self, x):
+        return self.block(self.norm(x)) * self.scale
+
+
+@pytest.mark.parametrize("frozen", ["", "norm", "scale", "block"])
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("nested", [False, True])
+def test_recomputation_that_saves_parameters_themselves(engines, tmp_path, reentrant, frozen, nested):
+    """Several layers are one region; nested: each is one of its own in it. Layers are cut into several units."""
+
+    def layers(blocks, x):
+        for block in blocks:
+            x = checkpoint(block, x, use_reentrant=reentrant) if nested else block(x)
+        return x
+
+    def run(blocks, x):
+        for first in range(0, len(blocks), 2):
+            x = checkpoint(layers, blocks[first : first + 2], x, use_reentrant=reentrant)
+        return x
+
+    def make():
+        net = Net(run)
+        net.blocks = torch.nn.ModuleList(Scaled() for _ in range(4))
+        for name, parameter in net.blocks.named_parameters():
+            parameter.requires_grad_(not frozen or frozen not in name)
+        return net
+
+    engine = paired(engines, make, given(tmp_path, unit_elements=9_000), one_step, hbm=5)
+    assert engine.report()["counters"]["evictions"] > 0
+
+
+def test_recomputation_that_swaps_parameters(engines, tmp_path):
+    """What torch.func.functional_call puts back is the parameter, not what it found."""
+
+    others = {name: torch.full(p.shape, 0.01) for name, p in Block().named_parameters()}
+
+    def twice(block, x):
+        return torch.func.functional_call(block, others, (x,)) + block(x)
+
+    def run(blocks, x):
+        for block in blocks:
+            x = checkpoint(twice, block, x, use_reentrant=False)
+        return x
+
+    engine = paired(engines, lambda: Net(run), given(tmp_path, hbm="64MiB"), one_step)
+    assert all(isinstance(p, torch.nn.Parameter) for m in engine.module.modules() for p in m._parameters.values())
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("whole", [False, True])
 def test_recomputation_past_the_hooks(engines, tmp_path, reentrant, whole):
