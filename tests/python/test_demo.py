@@ -25,6 +25,7 @@ class Demo:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may have had it ignored
         )
         self.proc = pathlib.Path("/proc") / str(self.process.pid)
 
