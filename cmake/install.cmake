@@ -30,7 +30,9 @@ if(SKBUILD)
          "${CUDAToolkit_BIN_DIR}/../dist-info/nvidia_cuda_runtime-*/licenses/License.txt")
     list(APPEND found "${CUDAToolkit_BIN_DIR}/../EULA.txt")
     list(GET found 0 found)
-    set(SLUICE_CUDA_LICENCE "${found}" CACHE FILEPATH "The licence of the CUDA runtime")
+    if(NOT SLUICE_CUDA_LICENCE)  # may be given
+      set(SLUICE_CUDA_LICENCE "${found}")
+    endif()
     set(texts "cuda-runtime=${SLUICE_CUDA_LICENCE}")
   endif()
   install(CODE "

@@ -106,9 +106,10 @@ struct HostDeviceOptions {
   std::shared_ptr<SuppliedMemory> hbm;  // if set, MakeHbmArena takes it
 };
 
-// `clock` and `resource` are not owned and outlive the device.
-std::unique_ptr<Device> MakeHostDevice(const HostDeviceOptions& options, Clock* clock,
-                                       MemoryResource* resource);
+// `clock` and `resource` are not owned and outlive the device. Errors: ResourceExhausted if threads
+// can't be started.
+absl::StatusOr<std::unique_ptr<Device>> MakeHostDevice(const HostDeviceOptions& options,
+                                                       Clock* clock, MemoryResource* resource);
 
 }  // namespace sluice
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <system_error>
 #include <thread>
 
 #include "core/config.h"
@@ -26,8 +27,15 @@ class HostDevice final : public Device {
     }
   }
 
-  void Start() {  // may throw; what was started is the destructor's
-    for (Stream& stream : streams_) stream.thread = std::thread([this, &stream] { Work(&stream); });
+  absl::Status Start() {
+    try {
+      for (Stream& stream : streams_)
+        stream.thread = std::thread([this, &stream] { Work(&stream); });
+    } catch (const std::system_error& e) {
+      return absl::ResourceExhaustedError(
+          fmt::format("the host device's threads can't be started: {}", e.what()));
+    }
+    return absl::OkStatus();
   }
 
   absl::StatusOr<Arena> MakeHbmArena(Bytes size) override {
@@ -96,10 +104,10 @@ class HostDevice final : public Device {
 
 }  // namespace
 
-std::unique_ptr<Device> MakeHostDevice(const HostDeviceOptions& options, Clock* clock,
-                                       MemoryResource* resource) {
+absl::StatusOr<std::unique_ptr<Device>> MakeHostDevice(const HostDeviceOptions& options,
+                                                       Clock* clock, MemoryResource* resource) {
   auto device = std::make_unique<HostDevice>(options, clock, resource);
-  device->Start();
+  SLUICE_RETURN_IF_ERROR(device->Start());
   return device;
 }
 

@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "core/status.h"
@@ -140,7 +141,12 @@ sluice_status sluice_runtime_create(sluice_model model, const sluice_options* op
 }
 
 sluice_status sluice_runtime_destroy(sluice_runtime runtime) {
-  return Guarded([&]() -> absl::Status { return Runtimes().Remove(runtime, "runtime").status(); });
+  return Guarded([&]() -> absl::Status {
+    SLUICE_ASSIGN_OR_RETURN(const auto removed, Runtimes().Remove(runtime, "runtime"));
+    // Calls of other threads end soon: none lasts longer than a wait.
+    while (removed.use_count() > 1) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    return absl::OkStatus();
+  });
 }
 
 sluice_status sluice_wait(sluice_runtime runtime, sluice_ticket ticket, int32_t timeout_ms) {

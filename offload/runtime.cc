@@ -1,6 +1,7 @@
 #include "offload/runtime.h"
 
 #include <algorithm>
+#include <system_error>
 #include <utility>
 
 #include "core/status.h"
@@ -67,7 +68,13 @@ absl::Status Runtime::Init() {
   gradients_ = std::make_unique<Gradients>(context);
   updater_ = std::make_unique<Updater>(context, this);
   values_ = std::make_unique<ValueAccess>(context);
-  if (seams_.threaded) thread_ = std::thread([this] { ControlLoop(); });
+  if (!seams_.threaded) return absl::OkStatus();
+  try {
+    thread_ = std::thread([this] { ControlLoop(); });
+  } catch (const std::system_error& e) {
+    return absl::ResourceExhaustedError(
+        fmt::format("the control thread can't be started: {}", e.what()));
+  }
   return absl::OkStatus();
 }
 
@@ -257,14 +264,6 @@ void Runtime::RunQueue() {
     queue_.pop_front();
     (this->*command.run)(command);
   }
-}
-
-absl::Status Runtime::CheckLoaded(TensorIndex tensor) const {
-  if (loaded_[tensor.value()]) return absl::OkStatus();
-  const TensorLayout& t = layout_.tensor(tensor);
-  return absl::FailedPreconditionError(
-      fmt::format("tensor '{}' of unit '{}' has no values yet (sluice_write its master)", t.name,
-                  layout_.unit(t.unit).name));
 }
 
 void Runtime::RunAcquire(Command& command) {

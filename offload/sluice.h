@@ -184,7 +184,8 @@ SLUICE_API sluice_status sluice_runtime_create(sluice_model model, const sluice_
 
 /* Drains updates in flight for at most a few seconds, then abandons what is left, and gives
  * everything back, except that device memory stays until the last view of it (sluice_unit_view) was
- * deleted. */
+ * deleted. Returns when calls of other threads on it have ended, and nothing of the caller's is
+ * used any more. */
 SLUICE_API sluice_status sluice_runtime_destroy(sluice_runtime runtime);
 
 /* Waits for `ticket`, at most timeout_ms (cut to 100). SLUICE_PENDING: not yet. SLUICE_NOT_OPEN:

@@ -127,6 +127,14 @@ void Runtime::StartUpdate(Turn& turn, float grad_scale) {
   EndTurn(absl::OkStatus());
 }
 
+absl::Status Runtime::CheckLoaded(TensorIndex tensor) const {
+  if (loaded_[tensor.value()]) return absl::OkStatus();
+  const TensorLayout& t = layout_.tensor(tensor);
+  return absl::FailedPreconditionError(
+      fmt::format("tensor '{}' of unit '{}' has no values yet (sluice_write its master)", t.name,
+                  layout_.unit(t.unit).name));
+}
+
 absl::Status Runtime::CheckValueRequest(const ValueRequest& request) const {
   const TensorLayout& tensor = layout_.tensor(request.tensor);
   const bool state = request.field == Field::kExpAvg || request.field == Field::kExpAvgSq;

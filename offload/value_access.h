@@ -44,11 +44,17 @@ class ValueAccess {
   // that fails leaves the others alone; a write that fails takes those begun after it with it.
   void Start(ValueRequest request);
   bool busy() const { return !requests_.empty(); }
-  // Whether another request could begin something now.
-  bool hungry() const { return !saturated_ && requests_.size() < steps_.size(); }
+  // Whether another request might begin something now. Those that wait for a chunk under way must
+  // not keep others out that want another.
+  bool hungry() const {
+    return !saturated_ && !free_steps_.empty() &&
+           requests_.size() < kRequestsPerStep * steps_.size();
+  }
   bool Writes(UnitIndex unit) const;  // for a request whose `done` was not called yet
 
  private:
+  static constexpr size_t kRequestsPerStep = 8;
+
   class ChunkStep;
   struct Request {
     ValueRequest asked;

@@ -46,7 +46,8 @@ class DeviceTest : public testing::TestWithParam<Where> {
     } else {
       device_ =
           MakeHostDevice({.hbm_limit = hbm_limit, .link_bytes_per_second = link_bytes_per_second},
-                         &steady_, &memory_);
+                         &steady_, &memory_)
+              .value();
     }
   }
 
@@ -239,7 +240,7 @@ TEST(HostDeviceTest, ComputeIsScaled) {
   SteadyClock clock;
   WaitingInbox waiting;
   int counter = 0;
-  const auto device = MakeHostDevice({.compute_scale = 3}, &clock, &memory);
+  const auto device = MakeHostDevice({.compute_scale = 3}, &clock, &memory).value();
   Op op;
   op.counter = &counter;
   op.op.stream = StreamKind::kCompute;

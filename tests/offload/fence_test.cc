@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "offload/sim_factory.h"
+#include "tests/core/seeds.h"
 #include "tests/offload/sim_caller.h"
 #include "tests/offload/trainer.h"
 
@@ -33,7 +34,7 @@ RuntimeConfig ConfigOf(uint64_t seed) {
 TEST(FenceTest, ACallerThatComputesLaterTrainsTheSameBits) {
   const TrainerOptions options{.steps = 3, .micro_steps = 2};
   const auto expected = testing::TrainReference(OddModel(), options);
-  for (uint64_t seed = 1; seed <= 25; ++seed) {
+  for (const uint64_t seed : Seeds(25)) {
     SimCaller caller;
     absl::StatusOr<SimRuntime> sim = MakeSimRuntime(OddModel(), ConfigOf(seed), {.seed = seed});
     ASSERT_TRUE(sim.ok()) << "seed " << seed << ": " << sim.status();

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <deque>
 #include <tuple>
 
 #include "nlohmann/json.hpp"
@@ -225,15 +226,24 @@ TEST(RealSeamsTest, ARuntimeMayEndInTheMiddleOfAStep) {
   const TempDir dir;
   RuntimeConfig config = ConfigFor(Where::kAllOnNvme, dir.path());
   config.workers = 2;
-  for (int moment = 0; moment < 4; ++moment) {
+  for (int moment = 0; moment < 6; ++moment) {
     absl::StatusOr<std::unique_ptr<Runtime>> runtime = MakeRuntime(OddModel(), config);
     ASSERT_TRUE(runtime.ok()) << runtime.status();
     Trainer trainer(runtime->get(), OddModel(), {.steps = 1});
     ASSERT_TRUE(trainer.Load().ok());
     ASSERT_TRUE(moment == 0 || trainer.MicroStep(0, 0).ok());
-    if (moment > 1) (*runtime)->Step({.groups = testing::Groups(), .clip_norm = 1.0});
-    if (moment > 2) (*runtime)->Acquire(UnitIndex(2));
+    std::deque<std::vector<float>> values;
+    for (uint32_t t = 0; moment > 3 && t < OddModel().tensors.size(); ++t) {
+      values.emplace_back(static_cast<size_t>(OddModel().tensors[t].elements));
+      (*runtime)->Access({.write = moment > 4,
+                          .tensor = TensorIndex(t),
+                          .data = reinterpret_cast<std::byte*>(values.back().data()),
+                          .done = nullptr});
+    }
+    if (moment > 1 && moment < 4) (*runtime)->Step({.groups = testing::Groups(), .clip_norm = 1.0});
+    if (moment == 3) (*runtime)->Acquire(UnitIndex(2));
     runtime->reset();
+    values.clear();  // nobody reads or writes them any more
     EXPECT_TRUE(dir.empty());
   }
 }

@@ -21,7 +21,7 @@ class ViewsTest : public testing::Test {
   ViewsTest() {
     auto arena = std::make_shared<Arena>(*Arena::Create(&counted_, KiB(64)));
     base_ = arena->memory().data();
-    device_ = MakeHostDevice({}, &clock_, &memory_);
+    device_ = MakeHostDevice({}, &clock_, &memory_).value();
     views_ = std::make_unique<Views>(
         std::move(arena), FloatType::kBf16, device_.get(), waiting_.inbox(), [this] { ++freed_; },
         [](const absl::Status& status) { ADD_FAILURE() << status; });
