@@ -7,13 +7,12 @@ next). A module may use a parameter of another
 (tied weights, an attention that reads its projection's weight): whatever is looked up during forward is entered until the
 module that runs has ended.
 
-Recomputation looks parameters up while backward runs. It gets aliases: what autograd saves there may be what was looked up,
-and of a Parameter that is read when its data is a placeholder again, while an alias keeps its memory. So it does not matter
-either whether the module's hooks ran (`checkpoint(self._forward, x)` begins past them).
-
 Autograd saves views of weights; they are packed as (unit, generation, offset, size, stride) and unpacked wherever the unit
-is then. Backward holds one unit at a time, the last one that was asked for. What protects memory is none of this: a slot
-is not reused while any tensor over it is alive (the library counts).
+is then. Backward holds one unit at a time, the last one that was asked for. Where others' hooks come first, as in a region
+that is recomputed or under save_on_cpu, they get views: of a Parameter itself, which they may keep, the data is a
+placeholder when its module has ended. Recomputation may also begin inside a module, past its hooks
+(`checkpoint(self._forward, x)`): what it looks up is an alias that keeps its memory. What protects memory is none of this:
+a slot is not reused while any tensor over it is alive (the library counts).
 
 Threads: forward and backward of one engine run one after the other; autograd's threads are fine.
 """
@@ -74,10 +73,14 @@ class _Parameters(dict):
         return parameter if parameter is None else self._look_up(parameter)
 
     def __setitem__(self, name, parameter):
-        super().__setitem__(name, getattr(parameter, "_sluice_alias_of", parameter))
+        super().__setitem__(name, original(parameter))
 
     def __reduce_ex__(self, protocol):
         return dict, (dict(self),)
+
+
+# A region's policy must see the model's operations only, as often in recomputation as before.
+_unseen = torch._C._DisableTorchDispatch
 
 
 def _alias(parameter):
@@ -85,6 +88,11 @@ def _alias(parameter):
     alias = torch.ops.aten.alias(parameter)
     alias._sluice_alias_of = parameter
     return alias
+
+
+def original(parameter):
+    """The Parameter, of what a look at a module's parameter may give."""
+    return getattr(parameter, "_sluice_alias_of", parameter)
 
 
 class _Asked:
@@ -121,19 +129,23 @@ class Attached:
         self._lock = threading.RLock()
         self._places = []  # by unit: [Place]
         self._unit_of = {}  # id of Parameter -> unit
+        self._place_of = {}  # id of Parameter -> Place
         self._count = [0] * len(units)  # how often the unit is entered now
         self._running = []  # by module that runs forward now: the units it has entered
+        self._pushed = []  # by module that runs forward now: the thread that its hooks for saved tensors are on, or None
         self._held = None  # the unit that backward holds
         self._asked = {}  # unit -> _Asked
         self._flat = {}  # unit -> its slot as a tensor, while acquired
         self._unit_at = {}  # address of a slot -> unit, while acquired
         self._nans = [placeholder((), dtype, self._device) for _ in units]  # what placeholders are expanded from
+        self._versions = [None] * len(units)  # of the unit's parameters, when it was entered
         self._generation = [0] * len(units)  # how often the unit's values have changed
         self._touched = set()  # units with a gradient in this step
         self._hooked = set()  # tensors whose parameter has a gradient hook
         self.tensors = {}  # id of Parameter -> tensor number
         self._handles = []
-        self._traceable = []  # hooks that torch.compile would trace into
+        self._look_up_past_hooks = copies.Hook(self._look_up_in_backward)
+        self._traceable = [self._look_up_past_hooks]  # what torch.compile would trace into
         self._modules = []  # weak references to those whose table of parameters is ours
         _replace(brackets[0].module, self)
 
@@ -143,6 +155,7 @@ class Attached:
             for _, parameter in unit.parameters:
                 info = runtime.tensor_info(number)
                 places.append(Place(parameter, number, info.offset, info.elements, parameter.shape))
+                self._place_of[id(parameter)] = places[-1]
                 self.tensors[id(parameter)] = number
                 self._unit_of[id(parameter)] = index
                 copies.intercept(parameter, runtime, number, dtype)
@@ -185,6 +198,7 @@ class Attached:
         def enter(module, args):
             entered = []
             self._running.append(entered)  # _leave_module follows, whatever happens from here on
+            self._pushed.append(self._push_hooks())
             for unit in units:
                 self._enter(unit)
                 entered.append(unit)
@@ -192,31 +206,35 @@ class Attached:
         return enter
 
     def _leave_module(self, module, args, output):
+        if self._pushed and self._pushed.pop() is not None:
+            torch._C._autograd._pop_saved_tensors_default_hooks()
         if self._running:
             for unit in reversed(self._running.pop()):
                 self._leave(unit)
 
     def _look_up(self, parameter):
-        in_backward = torch._C._current_graph_task_id() >= 0
-        if not self._running and not in_backward:
-            return parameter
+        if not self._running:
+            return self._look_up_past_hooks(parameter)
         unit = self._unit_of.get(id(parameter))
-        if unit is None:
-            return parameter
-        if self._running and self._count[unit] == 0:
+        if unit is not None and self._count[unit] == 0:
             self._enter(unit)
             self._running[-1].append(unit)
-        if not in_backward:
+        return parameter
+
+    def _look_up_in_backward(self, parameter):
+        unit = self._unit_of.get(id(parameter))
+        if unit is None or torch._C._current_graph_task_id() < 0:  # backward does not run
             return parameter
-        with self._lock:
+        with self._lock, _unseen():
             if self._count[unit] > 0:
                 return _alias(parameter)
-            self._enter(unit)
+            self._acquire(unit)
+            self._hold(unit)
             try:
+                self._show(unit, self._place_of[id(parameter)])
                 return _alias(parameter)
             finally:
-                self._hold(unit)
-                self._leave(unit)
+                self.hide_parameter(parameter)
 
     def _acquire(self, unit):
         if unit in self._flat:
@@ -242,7 +260,7 @@ class Attached:
         flat = self._flat.pop(unit, None)
         if flat is None:
             return
-        del self._unit_at[flat.data_ptr()]
+        self._unit_at.pop(flat.data_ptr(), None)  # an interrupt may have come before it was there
         del flat
         self._runtime.release(unit)
 
@@ -256,29 +274,41 @@ class Attached:
             )
 
     def _enter(self, unit):
-        with self._lock:
+        with self._lock, _unseen():
             if self._count[unit] == 0:
                 self._check_placeholder(unit)
             self._acquire(unit)
             self._count[unit] += 1
             if self._count[unit] > 1:
                 return
-            flat = self._flat[unit]
             for place in self._places[unit]:
-                parameter = place.parameter
-                parameter.data = flat.narrow(0, place.offset, place.elements).view(place.shape)
-                if parameter.requires_grad and place.tensor not in self._hooked:
-                    self._hooked.add(place.tensor)
-                    hook = self._make_grad_hook(unit, place.tensor)
-                    self._handles.append(parameter.register_post_accumulate_grad_hook(hook))
+                self._show(unit, place)
+            self._versions[unit] = [place.parameter._version for place in self._places[unit]]
+
+    def _show(self, unit, place):
+        parameter = place.parameter
+        parameter.data = self._flat[unit].narrow(0, place.offset, place.elements).view(place.shape)
+        if parameter.requires_grad and place.tensor not in self._hooked:
+            self._hooked.add(place.tensor)
+            hook = self._make_grad_hook(unit, place.tensor)
+            self._handles.append(parameter.register_post_accumulate_grad_hook(hook))
 
     def _leave(self, unit):
-        with self._lock:
+        with self._lock, _unseen():
             self._count[unit] -= 1
             if self._count[unit] > 0:
                 return
+            written = [
+                place.parameter._version != version for place, version in zip(self._places[unit], self._versions[unit])
+            ]
             self.hide(unit)
             self._release_if_unused(unit)
+            if any(written):
+                name = self._units[unit].parameters[written.index(True)][0]
+                raise RuntimeError(
+                    f"parameter {name} was written to in forward, which would be lost: its value is the optimizer's; write it "
+                    "between steps, within sluice.zero.GatheredParameters([parameter], modifier_rank=0)"
+                )
 
     def hide(self, unit):
         """Gives the unit's parameters their placeholders."""
@@ -293,6 +323,33 @@ class Attached:
     def saved_tensors_hooks(self):
         """For the whole of a forward pass."""
         return torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+
+    def _push_hooks(self):
+        """Hooks for what is saved while a module runs, unless ours come first already."""
+        if not torch._C._autograd._saved_tensors_hooks_is_enabled():
+            return None
+        top = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        if top is None:
+            hooks = self._pack, self._unpack
+        elif top[0] == self._pack or getattr(top[0], "sluice", None) is self:
+            return None
+        else:
+            hooks = self._make_pack_for(top[0]), top[1]
+        torch._C._autograd._push_saved_tensors_default_hooks(*hooks)
+        return threading.get_ident()
+
+    def _make_pack_for(self, pack):
+        def pack_view(tensor):
+            return pack(tensor.detach() if id(tensor) in self._unit_of else tensor)
+
+        pack_view.sluice = self
+        return pack_view
+
+    def _pop_hooks(self):
+        """Those of modules that an interrupt kept from leaving."""
+        while self._pushed:
+            if self._pushed.pop() == threading.get_ident():
+                torch._C._autograd._pop_saved_tensors_default_hooks()
 
     def _pack(self, tensor):
         if tensor.dtype != self._dtype or tensor.layout != torch.strided or tensor.device != self._device:
@@ -334,6 +391,7 @@ class Attached:
         with self._lock:
             self._wanted = None
             self._held = None
+            self._pop_hooks()
             self._running.clear()
             for unit in list(self._flat):
                 self._asked.pop(unit, None)

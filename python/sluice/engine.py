@@ -273,8 +273,9 @@ class Engine(EngineCalls, torch.nn.Module):
         self.global_steps += 1
         if not self._applied:
             self.skipped_steps += 1
-            if self.dtype != torch.float16:  # there it is what finds the loss scale
-                warnings.warn(f"step {self.global_steps} was left out: the norm of its gradients is {result.grad_norm}", RuntimeWarning)
+            if not self.dynamic_loss_scale():  # such steps are how that is found
+                words = f"step {self.global_steps} was left out: the norm of its gradients is {result.grad_norm}"
+                warnings.warn(words, RuntimeWarning, stacklevel=2)
         for optimizer in filter(None, (self.optimizer, self.client_optimizer)):
             optimizer._opt_called = True  # what LR schedulers look at to see that the optimizer stepped
         if self.lr_scheduler is not None and self._applied:

@@ -13,6 +13,7 @@ import weakref
 import torch
 
 from . import _abi, values
+from .attached import original
 
 _holders = weakref.WeakSet()
 add = _holders.add
@@ -51,6 +52,7 @@ class Found:
 
 def find(parameter):
     """Found, or None for a parameter that is on no tier."""
+    parameter = original(parameter)
     for holder in list(_holders):
         number = holder.tensor_of(parameter)
         if number is not None:

@@ -2,8 +2,8 @@
 
 Containers (ModuleList, Sequential, ModuleDict) and the root are always descended; their children, usually the layers of a
 model, become units. A child larger than the target is cut further: its own parameters form one unit, its children are
-looked at in turn. That unit is in use for as long as they are, one after another, so it stays in HBM. A parameter that several modules share belongs to the first unit that has it, and every module that
-uses it brings in that unit.
+looked at in turn. That unit is in use for as long as they are, one after another, so it stays in HBM. A parameter that
+several modules share belongs to the first unit that has it, and every module that uses it brings in that unit.
 """
 
 import dataclasses

@@ -34,8 +34,11 @@ def safe_get_full_fp32_param(param):
 
 
 def safe_get_full_optimizer_state(param, optim_state_key):
-    """A moment, in fp32. optim_state_key: exp_avg or exp_avg_sq."""
-    return _get(param, _field(optim_state_key))
+    """A moment, in fp32; None of a frozen parameter. optim_state_key: exp_avg or exp_avg_sq."""
+    try:
+        return _get(param, _field(optim_state_key))
+    except _abi.NotFound:
+        return None
 
 
 def safe_get_full_grad(param):

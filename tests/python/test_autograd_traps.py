@@ -1,10 +1,18 @@
 """What PyTorch programs do to weights and graphs, each compared bit for bit with the same model in plain PyTorch."""
 
+import functools
+
 import pytest
 import sluice
 import torch
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    set_checkpoint_early_stop,
+)
 from training import CLASSES, FEATURES, SIMULATION, batch, config, loss_of, mlp, one_step, paired, same, smallest
 
 HIDDEN = 61
@@ -192,6 +200,104 @@ def test_recomputation_that_saves_parameters_themselves(engines, tmp_path, reent
 
     engine = paired(engines, make, given(tmp_path, unit_elements=9_000), one_step, hbm=5)
     assert engine.report()["counters"]["evictions"] > 0
+
+
+def save_some(ctx, op, *args, **kwargs):
+    return CheckpointPolicy.MUST_SAVE if op == torch.ops.aten.addmm.default else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@pytest.mark.parametrize("past_hooks", [False, True])
+def test_recomputation_by_a_policy(engines, tmp_path, past_hooks):
+    """The policy sees the operations of the model and no others."""
+    contexts = functools.partial(create_selective_checkpoint_contexts, save_some)
+
+    class Inside(Scaled):
+        def forward(self, x):
+            return checkpoint(super().forward, x, use_reentrant=False, context_fn=contexts)
+
+    def run(blocks, x):
+        for block in blocks:
+            x = block(x) if past_hooks else checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+        return x
+
+    def make():
+        net = Net(run)
+        net.blocks = torch.nn.ModuleList((Inside if past_hooks else Scaled)() for _ in range(4))
+        return net
+
+    engine = paired(engines, make, given(tmp_path), one_step, hbm=1)
+    assert engine.report()["counters"]["evictions"] > 0
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputation_of_recurrent_layers(engines, tmp_path, reentrant):
+    """They have their own list of their parameters, and remake it when a parameter is another than before."""
+
+    class Recurrent(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.LSTM(HIDDEN, HIDDEN)
+
+        def forward(self, x):
+            return x + self.layers(x)[0]
+
+    def run(blocks, x):
+        for block in blocks:
+            x = checkpoint(block, x, use_reentrant=reentrant)
+        return x
+
+    def make():
+        net = Net(run)
+        net.blocks = torch.nn.ModuleList(Recurrent() for _ in range(5))
+        return net
+
+    engine = paired(engines, make, given(tmp_path, unit_elements=40_000), one_step, hbm=1)
+    assert engine.report()["counters"]["evictions"] > 0
+
+
+@pytest.mark.parametrize("hooks", [lambda: saved_tensors_hooks(lambda t: t, lambda t: t), save_on_cpu])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_hooks_of_others_for_saved_tensors(engines, tmp_path, hooks, frozen):
+    def run(blocks, x):
+        with hooks():
+            return straight(blocks, x)
+
+    def make():
+        net = Net(run)
+        net.blocks = torch.nn.ModuleList(Scaled() for _ in range(2))
+        net.blocks.requires_grad_(not frozen)
+        return net
+
+    paired(engines, make, given(tmp_path, hbm="64MiB"), one_step)
+
+
+@pytest.mark.parametrize("where", ["embedding", "clamp"])
+def test_a_write_in_forward_is_an_error(engines, tmp_path, where):
+    """It would be lost: what counts is the optimizer's value."""
+
+    class Writes(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = torch.nn.Embedding(5, HIDDEN, max_norm=0.1 if where == "embedding" else None)
+            self.scale = torch.nn.Parameter(torch.ones(HIDDEN))
+
+        def forward(self, x):
+            if where == "clamp":
+                with torch.no_grad():
+                    self.scale.clamp_(0, 0.5)
+            return (x + self.words(torch.arange(len(x)) % 5)) * self.scale
+
+    def make():
+        net = Net(straight, blocks=3)
+        net.blocks[1] = Writes()
+        return net
+
+    engine = engines(make(), given(tmp_path))
+    name = "words.weight" if where == "embedding" else "scale"
+    with pytest.raises(RuntimeError, match=f"parameter blocks.1.{name} was written to in forward, which would be lost"):
+        engine(batch(0)[0])
+    engine.module.blocks[1] = torch.nn.Identity()
+    one_step(engine, 0)
 
 
 def test_recomputation_that_swaps_parameters(engines, tmp_path):

@@ -84,6 +84,13 @@ def test_a_frozen_base_has_no_states_and_is_never_written_back(engines, tmp_path
     assert list(engine.optimizer_state_dict()) == [n for n, p in model.named_parameters() if p.requires_grad]
 
 
+def test_a_frozen_parameter_has_no_moments(engines):
+    model = lora()
+    engines(model, config())
+    moments = [sluice.utils.safe_get_full_optimizer_state(p, "exp_avg") for p in model.parameters()]
+    assert [m is not None for m in moments] == [p.requires_grad for p in model.parameters()]
+
+
 def test_what_is_frozen_keeps_no_fp32_master(engines):
     model, whole = lora(), lora()
     masters = engines(model, config(bf16={"enabled": True})).fp32_state_dict()
