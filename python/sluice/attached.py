@@ -83,6 +83,11 @@ class _Parameters(dict):
 _unseen = torch._C._DisableTorchDispatch
 
 
+def _here():
+    """Thread and backward that code runs in: each has hooks of its own for saved tensors."""
+    return threading.get_ident(), torch._C._current_graph_task_id()
+
+
 def _alias(parameter):
     """A tensor over the parameter's present memory, through which gradients go to it."""
     alias = torch.ops.aten.alias(parameter)
@@ -132,7 +137,7 @@ class Attached:
         self._place_of = {}  # id of Parameter -> Place
         self._count = [0] * len(units)  # how often the unit is entered now
         self._running = []  # by module that runs forward now: the units it has entered
-        self._pushed = []  # by module that runs forward now: the thread that its hooks for saved tensors are on, or None
+        self._pushed = []  # by module that runs forward now: who pushed hooks for saved tensors (_here()), or None
         self._held = None  # the unit that backward holds
         self._asked = {}  # unit -> _Asked
         self._flat = {}  # unit -> its slot as a tensor, while acquired
@@ -336,7 +341,7 @@ class Attached:
         else:
             hooks = self._make_pack_for(top[0]), top[1]
         torch._C._autograd._push_saved_tensors_default_hooks(*hooks)
-        return threading.get_ident()
+        return _here()
 
     def _make_pack_for(self, pack):
         def pack_view(tensor):
@@ -346,9 +351,9 @@ class Attached:
         return pack_view
 
     def _pop_hooks(self):
-        """Those of modules that an interrupt kept from leaving."""
+        """Those of modules that an interrupt kept from leaving. A backward's are gone with it."""
         while self._pushed:
-            if self._pushed.pop() == threading.get_ident():
+            if self._pushed.pop() == _here():
                 torch._C._autograd._pop_saved_tensors_default_hooks()
 
     def _pack(self, tensor):

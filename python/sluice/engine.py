@@ -14,7 +14,7 @@ from . import _abi, attached, devices, hyperparameters, loading, registry, sched
 from .config import load_config
 from .distributed import check_single_rank
 from .engine_calls import EngineCalls
-from .frozen import Frozen, states_note
+from .frozen import Frozen
 from .init import Trimmer, forget_spools, take_values
 from .optimizer import make_optimizer
 from .progress import StepPrinter
@@ -55,7 +55,7 @@ class Engine(EngineCalls, torch.nn.Module):
         self._frozen = self._find_frozen(model)
         optimized = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.check_optimized(optimized)
-        self.config = dataclasses.replace(config, notes=(*config.notes, *states_note(optimized)))
+        self.config = dataclasses.replace(config, notes=(*config.notes, *self._frozen.states_note(model, optimized)))
         self.optimizer.engine = weakref.ref(self)
 
         units, brackets = partition(model, self._unit_target(model))

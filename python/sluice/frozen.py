@@ -38,13 +38,14 @@ class Frozen:
                     f"optimized; freeze it again, or {self._advice}"
                 )
 
-
-def states_note(parameters):
-    """What those of an optimizer's parameters cost that are frozen now, as a note of the configuration; or nothing."""
-    elements = sum(p.numel() for p in parameters if not p.requires_grad)
-    if not elements:
-        return ()
-    return (
-        f"model_parameters: optimizer states, 12 bytes each, are kept for {elements} values that don't require a gradient "
-        "now, since they were named: leave them out if they never will",
-    )
+    def states_note(self, model, optimized):
+        """What the parameters cost that have states and that `optimized` doesn't train now, as a note of the configuration;
+        or nothing."""
+        trained = {id(p) for p in optimized if p.requires_grad}
+        elements = sum(p.numel() for p in model.parameters() if p not in self and id(p) not in trained)
+        if not elements:
+            return ()
+        return (
+            f"model_parameters: optimizer states, 12 bytes each, are kept for {elements} values that nothing trains now, since "
+            "they were named or require a gradient: if that is to stay so, freeze them and leave them out",
+        )

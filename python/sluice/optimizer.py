@@ -76,6 +76,11 @@ class EngineOptimizer(torch.optim.Optimizer):
         there begin anew."""
         engine = self._alive()
         names = [name for group in state_dict["param_groups"] for name in group["params"]]
+        mine, saved = (
+            [len(group["params"]) for group in groups] for groups in (self.param_groups, state_dict["param_groups"])
+        )
+        if mine != saved:
+            raise ValueError(f"state_dict: its groups have {saved} parameters, the optimizer's {mine}")
         entries = list(zip(self._order(), (state_dict["state"].get(name) for name in names)))
         for parameter, entry in entries:
             _check_states(parameter, entry)

@@ -525,6 +525,34 @@ def test_exceptions(engines, tmp_path, where):
     assert engine.report()["counters"].get("misused_releases", 0) == 0
 
 
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_an_interrupt_leaves_no_hooks_behind(engines, tmp_path, reentrant):
+    """A KeyboardInterrupt passes by the hooks that follow a module's forward: in forward (None), or in recomputation."""
+
+    class Interrupted(Block):
+        def forward(self, x):
+            if self.passes == (0 if reentrant is None else 1):
+                raise KeyboardInterrupt
+            return super().forward(x)
+
+    def run(blocks, x):
+        for block in blocks:
+            x = block(x) if reentrant is None else checkpoint(block, x, use_reentrant=reentrant)
+        return x
+
+    net = Net(run)
+    net.blocks[3] = Interrupted()
+    engine = engines(net, given(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        one_step(engine, 0)
+    net.blocks[3].passes = 2
+    assert torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+    engine.zero_grad()
+    other = Net(run)
+    other.load_state_dict(engine.module_state_dict())
+    assert same(one_step(engine, 1), one_step(engines(other, given(tmp_path)), 1))
+
+
 def test_zero_grad_between_backward_and_step(engines, tmp_path):
     def body(trainer, step):
         x, y = batch(20 + step)

@@ -199,6 +199,16 @@ def test_the_rate_stays_when_a_step_is_skipped():
     engine.close()
 
 
+@pytest.mark.parametrize("fp16", [{"loss_scale": 128}, {"initial_scale_power": 4}])
+def test_a_step_left_out_is_told_unless_it_finds_the_scale(fp16, recwarn):
+    engine, *_ = start(config=make_config(fp16={"enabled": True, **fp16}))
+    engine.backward(engine(batches(1)[0].half()).float().mean() * float("inf"))
+    engine.step()
+    told = [str(w.message) for w in recwarn if "was left out" in str(w.message)]
+    assert not engine.was_step_applied() and len(told) == int("loss_scale" in fp16)
+    engine.close()
+
+
 def test_default_clipping_is_1():
     config = make_config()
     del config["gradient_clipping"]

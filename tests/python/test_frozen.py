@@ -121,7 +121,14 @@ def test_what_was_named_can_be_thawed(engines, client):
     steps = {name: state["step"] for name, state in engine.optimizer_state_dict().items()}
     assert (steps["0.weight"], steps["2.weight"], steps["2.bias"]) == (2, 1, 1)
     frozen = elements(model[2].parameters())
-    assert f"are kept for {frozen} values that don't require a gradient now" in engine.config_notes[-1]
+    assert f"are kept for {frozen} values that nothing trains now" in engine.config_notes[-1]
+
+
+def test_what_is_kept_for_nothing_is_told(engines):
+    """Only the head was named, but the rest requires gradients too."""
+    model = mlp()
+    engine = engines(model, config(), model_parameters=model[6].parameters())
+    assert f"are kept for {elements(model[:6].parameters())} values that nothing trains now" in engine.config_notes[-1]
 
 
 def test_thawing_what_has_no_states_is_an_error_at_the_next_step(engines):
