@@ -173,8 +173,7 @@ def test_a_frozen_parameter_can_not_be_optimized_later():
     with pytest.raises(ValueError, match="did not require a gradient when the module was attached"):
         attached.optimizer.add_param_group({"params": [base]})
     assert len(attached.optimizer.param_groups) == 1
-    with pytest.raises(sluice.NotFound, match="frozen"):
-        sluice.utils.safe_get_full_optimizer_state(base, "exp_avg")
+    assert sluice.utils.safe_get_full_optimizer_state(base, "exp_avg") is None
     sluice.utils.safe_set_full_fp32_param(base, torch.full_like(base, 0.5))
     assert model.state_dict()["0.base.weight"].unique() == 0.5
     attached.close()
