@@ -3,9 +3,8 @@ backward needs it, and hands gradients over as they arrive.
 
 While a unit is entered, its parameters' `data` are views of its slot. Otherwise `data` is a NaN expanded to the
 parameter's shape: shape and `.grad` work, reads give NaN, in-place writes raise (fill_ and its like when the unit is entered
-next). A module may use a parameter of another
-(tied weights, an attention that reads its projection's weight): whatever is looked up during forward is entered until the
-module that runs has ended.
+next). A module may use a parameter of another (tied weights, an attention that reads its projection's weight): whatever is
+looked up during forward is entered until the module that runs has ended.
 
 Autograd saves views of weights; they are packed as (unit, generation, offset, size, stride) and unpacked wherever the unit
 is then. Backward holds one unit at a time, the last one that was asked for. Where others' hooks come first, as in a region
