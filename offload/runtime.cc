@@ -248,12 +248,11 @@ void Runtime::RunOnce(Deadline deadline) {
 }
 
 void Runtime::RunCommands() {
-  std::vector<Command> commands;
   {
     const std::lock_guard lock(mutex_);
-    commands.swap(commands_);
+    for (Command& command : commands_) queue_.push_back(std::move(command));
+    commands_.clear();
   }
-  for (Command& command : commands) queue_.push_back(std::move(command));
   RunQueue();
 }
 

@@ -3,7 +3,11 @@
 
 #include <gmock/gmock.h>
 
+#include <array>
+#include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <thread>
 
 #include "core/dlpack.h"
 #include "tests/offload/c_api_fixture.h"
@@ -26,9 +30,9 @@ class SuppliedHbmTest : public CApiTest {
     tensor_.deleter = [](DlManagedTensor*) { ++given_back_; };
   }
 
-  sluice_status Create() {
+  sluice_status Create(int64_t hbm_bytes = -1) {
     sluice_options options = DefaultOptions();
-    options.hbm_bytes = -1;
+    options.hbm_bytes = hbm_bytes;
     options.hbm_memory = &tensor_;
     return sluice_runtime_create(model_, &options, &runtime_);
   }
@@ -56,6 +60,30 @@ TEST_F(SuppliedHbmTest, ViewsLieInItAndItIsGivenBackAfterTheLast) {
   EXPECT_EQ(0, given_back_);
   shown->deleter(shown);
   EXPECT_EQ(1, given_back_);
+}
+
+// Nothing of the caller's is used when destroy has returned, though another thread was in a call:
+// one that waits for room which never comes.
+TEST_F(SuppliedHbmTest, DestroyWaitsForCallsOfOtherThreads) {
+  ASSERT_EQ(SLUICE_OK, Create(5 * 4096)) << Error();  // the larger unit
+  Load(3);
+  sluice_ticket held = 0;
+  ASSERT_EQ(SLUICE_OK, sluice_acquire(runtime_, 1, nullptr, &held)) << Error();
+  ASSERT_EQ(SLUICE_OK, Wait(held)) << Error();
+  sluice_ticket pending = 0;
+  ASSERT_EQ(SLUICE_OK, sluice_acquire(runtime_, 0, nullptr, &pending)) << Error();
+  ASSERT_EQ(SLUICE_PENDING, sluice_wait(runtime_, pending, 0));
+  std::atomic<bool> calls{false};
+  std::thread other([&] {
+    calls = true;
+    EXPECT_NE(SLUICE_OK, sluice_wait(runtime_, pending, 100));
+  });
+  while (!calls) std::this_thread::yield();
+  std::this_thread::sleep_for(
+      std::chrono::milliseconds(20));  // most likely it is in the call by now
+  ASSERT_EQ(SLUICE_OK, sluice_runtime_destroy(runtime_)) << Error();
+  EXPECT_EQ(1, given_back_);
+  other.join();
 }
 
 TEST_F(SuppliedHbmTest, TooLittleIsRefusedAndStaysTheCallers) {

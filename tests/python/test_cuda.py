@@ -98,14 +98,17 @@ def test_a_gpt_with_hbm_for_some_units_trains_the_bits_of_one_kept_whole(engines
         assert same(masters, whole)
 
 
+def of_dtype(dtype):
+    """The section of the configuration, and what the reference loop is told."""
+    if dtype == torch.float16:
+        scale = {"initial_scale_power": 20, "loss_scale_window": 2}
+        return {"fp16": {"enabled": True, **scale}}, {"loss_scale": LossScale(power=20, window=2)}
+    return {"bf16": {"enabled": True}} if dtype == torch.bfloat16 else {}, {}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
 def test_the_plain_loop_on_the_gpu_has_the_same_bits(engines, dtype):
-    options, section = {}, {}
-    if dtype == torch.bfloat16:
-        section = {"bf16": {"enabled": True}}
-    elif dtype == torch.float16:
-        section = {"fp16": {"enabled": True, "initial_scale_power": 20, "loss_scale_window": 2}}
-        options = {"loss_scale": LossScale(power=20, window=2)}
+    section, options = of_dtype(dtype)
     given = config(sluice={"device": "cuda"}, **section)
     engine = engines(mlp(), {**given, "sluice": {**given["sluice"], "hbm": 2 * smallest(mlp(), given, "hbm")}})
     losses = train(engine, STEPS, data=gpu_batch, dtype=dtype)
@@ -118,12 +121,7 @@ def test_the_plain_loop_on_the_gpu_has_the_same_bits(engines, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
 def test_states_in_hbm_have_the_bits_of_the_plain_loop(engines, dtype):
     """Norm, overflow check, accumulation and update run on the GPU."""
-    options, section = {}, {}
-    if dtype == torch.bfloat16:
-        section = {"bf16": {"enabled": True}}
-    elif dtype == torch.float16:
-        section = {"fp16": {"enabled": True, "initial_scale_power": 20, "loss_scale_window": 2}}
-        options = {"loss_scale": LossScale(power=20, window=2)}
+    section, options = of_dtype(dtype)
     zero = {"offload_optimizer": {"device": "none"}, "offload_param": {"device": "none"}}
     engine = engines(mlp(), config(zero_optimization=zero, sluice={"device": "cuda"}, **section))
     losses = train(engine, STEPS, data=gpu_batch, dtype=dtype)
