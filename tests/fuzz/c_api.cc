@@ -130,6 +130,8 @@ void Ask(Input* input) {
   AnyStruct<sluice_step_args> args(input, {});
   args.Set(offsetof(sluice_step_args, groups), static_cast<const sluice_group*>(group.get()));
   args.Set(offsetof(sluice_step_args, group_count), uint32_t{1});
+  const sluice_place place{nullptr, input->ConsumeIntegralInRange<int32_t>(-1, 4), 0};
+  args.Set(offsetof(sluice_step_args, places), input->ConsumeBool() ? &place : nullptr);
   sluice_ticket ticket = 0;
   if (sluice_step(runtime, args.get(), &ticket) != SLUICE_OK) return;
   sluice_status status = SLUICE_PENDING;
