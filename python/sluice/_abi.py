@@ -12,6 +12,7 @@ import pathlib
 from .lent import Lent
 
 F32, BF16, F16 = 0, 1, 2
+BYTES = 3
 HBM, PINNED, NVME = 0, 1, 2
 DEVICE_AUTO, DEVICE_HOST, DEVICE_CUDA = 0, 1, 2
 PARAM, MASTER, EXP_AVG, EXP_AVG_SQ, GRAD = range(5)
@@ -359,7 +360,7 @@ class Runtime:
     stream is passed.
     """
 
-    def __init__(self, units, options, library=None, seed=None, device=None, keep=None, stay=()):
+    def __init__(self, units, options, library=None, seed=None, device=None, keep=None, stay=(), types=None):
         self.library = library or Library.default()
         self.device = device
         self.lent = Lent(self)
@@ -437,11 +438,9 @@ class Runtime:
     def release(self, unit):
         self._call("sluice_release", unit, self._stream())
 
-    def unit_view(self, unit):
-        """The DLManagedTensor* of a new view, as an int."""
-        pointer = ctypes.c_void_p()
+    def unit_view(self, unit, pointer):
+        """Puts the DLManagedTensor* of a new view into `pointer`, a ctypes.c_void_p."""
         self._call("sluice_unit_view", unit, ctypes.byref(pointer))
-        return pointer.value
 
     def tensor_info(self, tensor):
         info = TensorInfo(struct_size=ctypes.sizeof(TensorInfo))

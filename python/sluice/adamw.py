@@ -13,7 +13,7 @@ import warnings
 import torch
 
 from . import _abi, copies, hyperparameters, registry, units
-from .attached import placeholder
+from .away import placeholder
 from .config import parse_bytes
 from .state_store import StateStore, check_parameter, in_place, units_of
 

@@ -1,16 +1,17 @@
-"""Keeps a module's parameters on the tiers: brings a unit into HBM around its module's forward, and again where
+"""Keeps a module's parameters on the tiers: brings a unit into HBM around its layer's forward, and again where
 backward needs it, and hands gradients over as they arrive.
 
-While a unit is entered, its parameters' `data` are views of its slot. Otherwise `data` is a NaN expanded to the
-parameter's shape: shape and `.grad` work, reads give NaN, in-place writes raise (fill_ and its like when the unit is entered
-next). A module may use a parameter of another (tied weights, an attention that reads its projection's weight): whatever is
-looked up during forward is entered until the module that runs has ended.
+Whose a parameter is at the moment says its class (away.py). While a unit is entered its parameters are Here, their memory is
+the unit's slot. Otherwise they are Away: the tiers', or on loan to whoever touches them (loans.py). So a unit comes in by
+whatever door: the call of its layer, of a module in it or around it, or the use of a parameter by any torch function, in a
+method, a parametrization, or another module that was handed it. What is used while modules run is entered until the innermost
+one of them has ended. A write in forward is seen when the unit is released, and goes to the master.
 
 Autograd saves views of weights; they are packed as (unit, generation, offset, size, stride) and unpacked wherever the unit
 is then. Backward holds one unit at a time, the last one that was asked for. Where others' hooks come first, as in a region
-that is recomputed or under save_on_cpu, they get views: of a Parameter itself, which they may keep, the data is a
+that is recomputed or under save_on_cpu, they get views: of a Parameter itself, which they may keep, the memory is a
 placeholder when its module has ended. Recomputation may also begin inside a module, past its hooks
-(`checkpoint(self._forward, x)`): what it looks up is an alias that keeps its memory. What protects memory is none of this:
+(`checkpoint(self._forward, x)`): what it uses is an alias that keeps its memory. What protects memory is none of this:
 a slot is not reused while any tensor over it is alive (the library counts).
 
 Threads: forward and backward of one engine run one after the other; autograd's threads are fine.
@@ -18,33 +19,78 @@ Threads: forward and backward of one engine run one after the other; autograd's 
 
 import collections
 import ctypes
+import dataclasses
 import sys
 import threading
 import weakref
 
 import torch
 
-from . import _abi, copies
-
-DTYPES = {_abi.F32: torch.float32, _abi.BF16: torch.bfloat16, _abi.F16: torch.float16}
+from . import _abi, away, copies, values
+from .gradients import Gradients
+from .loans import Loans, merged
 
 _capsule_new = ctypes.pythonapi.PyCapsule_New
 _capsule_new.restype = ctypes.py_object
 _capsule_new.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 
+_capsule_is_valid = ctypes.pythonapi.PyCapsule_IsValid
+_capsule_is_valid.restype = ctypes.c_int
+_capsule_is_valid.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
-def placeholder(shape, dtype, device=None):
-    """What a released parameter's data is."""
-    return torch.full((), float("nan"), dtype=dtype, device=device).expand(shape)
 
-
-def is_placeholder(tensor):
-    one = tensor.numel() > 0 and tensor.untyped_storage().nbytes() == tensor.element_size()
-    return one and bool(tensor.as_strided((), ()).isnan())
+def _is_full(capsule):
+    return bool(_capsule_is_valid(capsule, b"dltensor"))
 
 
 Packed = collections.namedtuple("Packed", "unit generation offset size stride")
-Place = collections.namedtuple("Place", "parameter tensor offset elements shape")
+
+
+@dataclasses.dataclass(eq=False)
+class Place:
+    """Where a parameter's values lie in its unit."""
+
+    name: str
+    parameter: torch.nn.Parameter
+    tensor: int  # its number in the runtime
+    unit: int
+    offset: int  # in the unit, in elements of the runtime's type for it
+    elements: int
+    shape: torch.Size
+    dtype: torch.dtype  # of its values in compute
+    raw: bool  # the runtime keeps its bytes, whatever they mean
+    grad_dtype: torch.dtype
+    placeholder: torch.Tensor
+    version: int = 0  # of the parameter, up to which the tiers know its values
+
+    @property
+    def nbytes(self):
+        return self.parameter.numel() * self.dtype.itemsize
+
+    def values_in(self, slot):
+        part = slot.narrow(0, self.offset, self.elements)
+        return (part.view(self.dtype) if self.raw else part).view(self.shape)
+
+
+def check_ties(model):
+    """Errors: ValueError if two Parameters have memory in common: each would be trained by itself."""
+    spans = {}
+    for name, parameter in model.named_parameters():
+        if parameter.numel() == 0 or parameter.is_meta or away.is_owned(parameter) or parameter.layout != torch.strided:
+            continue
+        begin = parameter.data_ptr()
+        last = sum((size - 1) * stride for size, stride in zip(parameter.shape, parameter.stride()))
+        spans.setdefault(parameter.untyped_storage().data_ptr(), []).append(
+            (begin, begin + (last + 1) * parameter.element_size(), name)
+        )
+    for found in spans.values():
+        found.sort()
+        for (_, end, name), (begin, _, other) in zip(found, found[1:]):
+            if begin < end:
+                raise ValueError(
+                    f"parameters {name} and {other} are two that share memory, and each would be trained by itself: tie them by "
+                    "making them one (module.weight = other.weight), or give one a copy (clone())"
+                )
 
 
 # The latest of each model. Its hooks stay when its runtime is closed, and say so to whoever uses the model.
@@ -55,27 +101,11 @@ def _replace(module, attached):
     previous = _attached.get(module)
     if previous is not None:
         if previous.open:
-            raise _abi.FailedPrecondition("the model is attached already: close that engine first")
+            raise _abi.FailedPrecondition(
+                "the model is attached already: end that engine first (destroy() gives the model its values back)"
+            )
         previous.remove()
     _attached[module] = attached
-
-
-class _Parameters(dict):
-    """A module's table of parameters, which is told when one is looked up, and what to give."""
-
-    def __init__(self, parameters, look_up):
-        super().__init__(parameters)
-        self._look_up = look_up
-
-    def __getitem__(self, name):
-        parameter = super().__getitem__(name)
-        return parameter if parameter is None else self._look_up(parameter)
-
-    def __setitem__(self, name, parameter):
-        super().__setitem__(name, original(parameter))
-
-    def __reduce_ex__(self, protocol):
-        return dict, (dict(self),)
 
 
 # A region's policy must see the model's operations only, as often in recomputation as before.
@@ -87,16 +117,8 @@ def _here():
     return threading.get_ident(), torch._C._current_graph_task_id()
 
 
-def _alias(parameter):
-    """A tensor over the parameter's present memory, through which gradients go to it."""
-    alias = torch.ops.aten.alias(parameter)
-    alias._sluice_alias_of = parameter
-    return alias
-
-
-def original(parameter):
-    """The Parameter, of what a look at a module's parameter may give."""
-    return getattr(parameter, "_sluice_alias_of", parameter)
+def _in_backward():
+    return torch._C._current_graph_task_id() >= 0
 
 
 class _Asked:
@@ -105,6 +127,9 @@ class _Asked:
 
     def __init__(self):
         self.ticket = _abi.Ticket()
+        self._view = ctypes.c_void_p()
+        self._capsule = None
+        self._flat = None
         self._begun = False
 
     def begin(self, runtime, unit):
@@ -116,24 +141,42 @@ class _Asked:
     def begun(self):
         return self._begun or bool(self.ticket)
 
+    def take_view(self, runtime, unit):
+        """The slot as a tensor. Called again after an interrupt, it goes on where it was."""
+        if self._flat is None:
+            if self._capsule is not None and not _is_full(self._capsule):  # its tensor was lost, and the view with it
+                self._view = ctypes.c_void_p()
+                self._capsule = None
+            if not self._view:
+                runtime.unit_view(unit, self._view)
+            if self._capsule is None:
+                self._capsule = _capsule_new(self._view, b"dltensor", None)
+            self._flat = torch.utils.dlpack.from_dlpack(self._capsule)
+        return self._flat
+
+    def end_view(self):
+        """Lets go of a view that was begun."""
+        if self._flat is None and self._view:
+            if self._capsule is None:
+                self._capsule = _capsule_new(self._view, b"dltensor", None)
+            if _is_full(self._capsule):
+                torch.utils.dlpack.from_dlpack(self._capsule)
+        self._flat = None
+
 
 class Attached:
-    """units: list of units.Unit. dtype: of parameters in compute; grad_dtype: gradients are handed over in.
-    optimized(): ids of Parameters whose gradients are handed over, asked for once per backward; of others, `.grad`
-    stays as PyTorch left it."""
+    """units, doors: of units.partition(), whose units' type has `dtype` (in compute), `grad_dtype` and `raw`.
+    optimized(): ids of Parameters whose gradients are handed over; of others, `.grad` stays as PyTorch left it."""
 
-    def __init__(self, runtime, units, brackets, dtype, grad_dtype, optimized):
+    def __init__(self, runtime, units, doors, optimized):
         self._runtime = runtime
         self._units = units
-        self._dtype = dtype
-        self._device = runtime.device.torch if runtime.device is not None else torch.device("cpu")
-        self._grad_dtype = grad_dtype
-        self._optimized = optimized
-        self._wanted = None  # what it answered in this backward
+        self.device = runtime.device.torch if runtime.device is not None else torch.device("cpu")
         self._lock = threading.RLock()
         self._places = []  # by unit: [Place]
-        self._unit_of = {}  # id of Parameter -> unit
-        self._place_of = {}  # id of Parameter -> Place
+        self.place_of = {}  # id of Parameter -> Place
+        self.loans = Loans(self._read_place, self._write_place)
+        self.gradients = Gradients(runtime, self.place_of, optimized, self.device)
         self._count = [0] * len(units)  # how often the unit is entered now
         self._running = []  # by module that runs forward now: the units it has entered
         self._pushed = []  # by module that runs forward now: who pushed hooks for saved tensors (_here()), or None
@@ -141,47 +184,43 @@ class Attached:
         self._asked = {}  # unit -> _Asked
         self._flat = {}  # unit -> its slot as a tensor, while acquired
         self._unit_at = {}  # address of a slot -> unit, while acquired
-        self._nans = [placeholder((), dtype, self._device) for _ in units]  # what placeholders are expanded from
-        self._versions = [None] * len(units)  # of the unit's parameters, when it was entered
         self._generation = [0] * len(units)  # how often the unit's values have changed
-        self._touched = set()  # units with a gradient in this step
-        self._hooked = set()  # tensors whose parameter has a gradient hook
+        self._copies = {}  # id of Parameter -> its values, for a state_dict that is being made
+        self._unwritten = {}  # number -> (place, values) of writes that wait until the unit is released
+        self._releasing = set()  # units whose release was begun
         self.tensors = {}  # id of Parameter -> tensor number
         self._handles = []
-        self._look_up_past_hooks = copies.Hook(self._look_up_in_backward)
-        self._traceable = [self._look_up_past_hooks]  # what torch.compile would trace into
-        self._modules = []  # weak references to those whose table of parameters is ours
-        _replace(brackets[0].module, self)
-
-        number = 0
+        self._traceable = []  # what torch.compile would trace into
+        _replace(doors[0].module, self)
         for index, unit in enumerate(units):
-            places = []
-            for _, parameter in unit.parameters:
-                info = runtime.tensor_info(number)
-                places.append(Place(parameter, number, info.offset, info.elements, parameter.shape))
-                self._place_of[id(parameter)] = places[-1]
-                self.tensors[id(parameter)] = number
-                self._unit_of[id(parameter)] = index
-                copies.intercept(parameter, runtime, number, dtype)
-                number += 1
-            self._places.append(places)
-        for bracket in brackets:
-            self._bracket(bracket)
+            self._places.append([self._place(index, name, parameter) for name, parameter in unit.parameters])
+        for door in doors:
+            self._hang(door)
 
-    def _bracket(self, bracket):
-        enter, leave = copies.Hook(self._make_enter(bracket.units)), copies.Hook(self._leave_module)
-        module = bracket.module
+    def _place(self, unit, name, parameter):
+        number = len(self.tensors)
+        info, kind = self._runtime.tensor_info(number), self._units[unit].type
+        place = Place(
+            *(name, parameter, number, unit, info.offset, info.elements, parameter.shape, kind.dtype, kind.raw),
+            grad_dtype=kind.grad_dtype,
+            placeholder=away.placeholder(parameter.shape, kind.dtype, self.device),
+            version=away.version(parameter),
+        )
+        self.place_of[id(parameter)] = place
+        self.tensors[id(parameter)] = number
+        return place
+
+    def _hang(self, door):
+        module = door.module
+        enter, leave = copies.Hook(self._make_enter(door)), copies.Hook(self._leave_inner if door.inner else self._leave_module)
         self._handles += [
             module.register_forward_pre_hook(enter, prepend=True),
             module.register_forward_hook(leave, always_call=True),
+            module.register_state_dict_pre_hook(copies.Hook(self._begin_state_dict)),
+            module.register_state_dict_post_hook(copies.Hook(self._end_state_dict)),
         ]
-        self._traceable += [enter, leave]
-        for child in module.modules():
-            if child._parameters and not isinstance(child._parameters, _Parameters):
-                child._parameters = _Parameters(child._parameters, self._look_up)
-                self._modules.append(weakref.ref(child))
-                hook = copies.fill_state_dict(self._runtime, self.tensors, self._dtype)
-                self._handles.append(child.register_state_dict_post_hook(hook))
+        if not door.inner:
+            self._traceable += [enter, leave]
 
     @property
     def open(self):
@@ -192,22 +231,183 @@ class Attached:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        for module in filter(None, (reference() for reference in self._modules)):
-            module._parameters = dict(module._parameters)
-        self._modules.clear()
+        self.gradients.remove()
+        self.loans.end()
+
+    def disown(self):
+        """The values are gone: whoever uses a parameter from now on is told."""
+        self.gradients.remove()
+        self.loans.end()
+        for place in self.place_of.values():
+            away.put_away(place.parameter, None)
+            away.set_memory(place.parameter, place.placeholder)
+
+    # ---- As the owner of parameters (away.py)
+
+    def use(self, parameter):
+        with self._lock, _unseen():
+            place = self.place_of[id(parameter)]
+            if parameter in self.loans:
+                self.loans.lend(place)
+            elif self._running:
+                self._enter(place.unit)
+                self._innermost().append(place.unit)
+                if isinstance(parameter, away.Away):
+                    self._show(place)  # its loan has ended since the unit was entered
+                return parameter
+            elif _in_backward():
+                return self._alias_in_backward(place)
+            else:
+                self.loans.lend(place)
+            self.gradients.watch(parameter, place)
+            return away.alias(parameter)
+
+    def used(self, parameter, tensor, shared):
+        if shared and parameter in self.loans:
+            self.loans.share(parameter)
+
+    def data(self, parameter):
+        if isinstance(parameter, away.Away):
+            tensor = self.use(parameter)
+            self.used(parameter, tensor, shared=True)
+            if tensor is not parameter:
+                return tensor.detach()
+        with _unseen():
+            return away.detached(parameter)
+
+    def set_data(self, parameter, tensor):
+        place = self.place_of[id(parameter)]
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"parameter {place.name}: its data must be a tensor, not {type(tensor).__name__}")
+        wanted = place.shape, place.dtype, self.device
+        if (tensor.shape, tensor.dtype, tensor.device) != wanted or tensor.layout != torch.strided:
+            raise _abi.FailedPrecondition(
+                f"parameter {place.name} is {place.dtype} of shape {tuple(place.shape)} on {self.device} while it is on the "
+                f"tiers, and can't become {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}: choose its type "
+                "before sluice.initialize() (or with bf16 or fp16 of the config, or dtype of sluice.attach())"
+            )
+        with self._lock, _unseen():
+            if parameter not in self.loans and self._running:
+                self.use(parameter) if isinstance(parameter, away.Away) else None
+                with torch.no_grad():
+                    away.detached(parameter).copy_(tensor)
+            else:
+                self.loans.replace(place, tensor.detach())
+
+    def grad(self, parameter):
+        return self.gradients.get(parameter)
+
+    def set_grad(self, parameter, gradient):
+        self.gradients.set(parameter, gradient)
+
+    def read(self, parameter):
+        place = self.place_of[id(parameter)]
+        with self._lock, _unseen():
+            if parameter in self.loans or self._count[place.unit] > 0:
+                return away.detached(parameter).clone(memory_format=torch.contiguous_format).cpu()
+            return self._stored(place)
+
+    def taken(self, parameter):
+        return self._copies.pop(id(parameter), None)
+
+    def gather(self, parameter):
+        """Lends it until end_gather(), which must follow. One that its module computes with now stays as it is."""
+        with self._lock:
+            if isinstance(parameter, away.Away):
+                self.loans.gather(self.place_of[id(parameter)])
+                return True
+        return False
+
+    def end_gather(self, parameter):
+        with self._lock:
+            self.loans.end_gather(self.place_of[id(parameter)])
+
+    # ---- Values
+
+    def _stored(self, place):
+        """A copy in RAM of what the tiers have."""
+        if place.tensor in self._unwritten:
+            return self._unwritten[place.tensor][1].cpu()
+        request = (0, place.tensor, place.shape)
+        return values.read_all(self._runtime, [request], _abi.PARAM, place.dtype)[0]
+
+    def _read_place(self, place):
+        return self._stored(place).to(self.device)
+
+    def _write_place(self, place, after):
+        """`after`: what the parameter is from now on."""
+        if place.unit in self._flat or place.unit in self._asked:  # the library refuses writes to what is acquired
+            self._unwritten[place.tensor] = place, after
+            if place.unit in self._flat:
+                place.values_in(self._flat[place.unit]).copy_(after)
+            return
+        self._unwritten.pop(place.tensor, None)
+        value = merged(self._stored(place), after.cpu().contiguous(), lambda: self._master(place))
+        if value is not None:
+            raw = (place.tensor,) if place.raw else ()
+            values.write_all(self._runtime, [(place.tensor, value)], _abi.MASTER, raw)
+
+    def _master(self, place):
+        return values.read_all(self._runtime, [(0, place.tensor, place.shape)], _abi.MASTER, torch.float32)[0]
+
+    def _write_what_waits(self, unit):
+        for number, (place, after) in list(self._unwritten.items()):
+            if place.unit == unit:
+                self._write_place(place, after)
+                self._unwritten.pop(number, None)
+
+    def _begin_state_dict(self, module, prefix, keep_vars):
+        """What module takes into its state_dict are copies; all of its own parameters are read at once."""
+        own = [p for p in module.parameters(recurse=False) if id(p) in self.place_of]
+        stored = [p for p in own if isinstance(p, away.Away) and p not in self.loans and not self._unwritten]
+        requests = [(id(p), self.tensors[id(p)], p.shape, self.place_of[id(p)].dtype) for p in stored]
+        self._copies.update(values.read_all(self._runtime, requests, _abi.PARAM))
+        self._copies.update((id(p), self.read(p)) for p in own if id(p) not in self._copies)
+
+    def _end_state_dict(self, module, state_dict, prefix, local_metadata):
+        for key, parameter in module.named_parameters(prefix[:-1], recurse=False, remove_duplicate=False):
+            copy = self._copies.pop(id(parameter), None)
+            if copy is not None and key in state_dict and state_dict[key] is not parameter:
+                state_dict[key] = copy  # of a parameter whose module computes now: it was not asked for
+
+    def settle_values(self):
+        """Everything that was written to parameters is on the tiers."""
+        with self._lock:
+            self.loans.settle()
+
+    def renew_values(self):
+        """What is on loan has what is on the tiers."""
+        with self._lock:
+            self.loans.renew()
 
     # ---- Forward
 
-    def _make_enter(self, units):
+    def _make_enter(self, door):
         def enter(module, args):
             entered = []
             self._running.append(entered)  # _leave_module follows, whatever happens from here on
             self._pushed.append(self._push_hooks())
-            for unit in units:
+            for unit in door.units:
                 self._enter(unit)
                 entered.append(unit)
 
-        return enter
+        def enter_inner(module, args):
+            if torch.compiler.is_compiling():
+                return
+            if self._running and all(self._count[unit] for unit in door.units):
+                self._running.append(None)
+            else:
+                enter(module, args)
+
+        return enter_inner if door.inner else enter
+
+    def _leave_inner(self, module, args, output):
+        if torch.compiler.is_compiling():
+            return
+        if self._running and self._running[-1] is None:
+            self._running.pop()
+        else:
+            self._leave_module(module, args, output)
 
     def _leave_module(self, module, args, output):
         if self._pushed and self._pushed.pop() is not None:
@@ -216,33 +416,15 @@ class Attached:
             for unit in reversed(self._running.pop()):
                 self._leave(unit)
 
-    def _look_up(self, parameter):
-        if not self._running:
-            return self._look_up_past_hooks(parameter)
-        unit = self._unit_of.get(id(parameter))
-        if unit is not None and self._count[unit] == 0:
-            self._enter(unit)
-            self._running[-1].append(unit)
-        return parameter
-
-    def _look_up_in_backward(self, parameter):
-        unit = self._unit_of.get(id(parameter))
-        if unit is None or torch._C._current_graph_task_id() < 0:  # backward does not run
-            return parameter
-        with self._lock, _unseen():
-            if self._count[unit] > 0:
-                return _alias(parameter)
-            self._acquire(unit)
-            self._hold(unit)
-            try:
-                self._show(unit, self._place_of[id(parameter)])
-                return _alias(parameter)
-            finally:
-                self.hide_parameter(parameter)
+    def _innermost(self):
+        """The units entered by the innermost module that has entered its own."""
+        return next(entered for entered in reversed(self._running) if entered is not None)
 
     def _acquire(self, unit):
         if unit in self._flat:
             return
+        if unit in self._releasing:
+            self._finish_release(unit)
         if self._held is not None:
             self._let_go()
         asked = self._asked.setdefault(unit, _Asked())
@@ -252,77 +434,94 @@ class Attached:
         except _abi.SluiceError:
             del self._asked[unit]
             raise
-        pointer = self._runtime.unit_view(unit)
-        flat = torch.utils.dlpack.from_dlpack(_capsule_new(pointer, b"dltensor", None))
-        self._flat[unit] = flat
+        self._take_view(unit, asked)
+
+    def _take_view(self, unit, asked):
+        """An interrupt may come anywhere in here: called again, it goes on where it was, and settle() undoes it."""
+        flat = asked.take_view(self._runtime, unit)
         self._unit_at[flat.data_ptr()] = unit
-        del self._asked[unit]
+        self._flat[unit] = flat
+        self._asked.pop(unit, None)
+        self._check_kept_views(unit)
+
+    def _check_kept_views(self, unit):
+        for place in self._places[unit]:
+            version = away.version(place.parameter)
+            if version != place.version and place.parameter not in self.loans:
+                place.version = version
+                raise RuntimeError(
+                    f"parameter {place.name} was written to through a view that was kept from a forward: nothing came of "
+                    "it. Write to the parameter itself, or inside sluice.zero.GatheredParameters"
+                )
 
     def _release_if_unused(self, unit):
-        if self._count[unit] > 0 or unit == self._held:
+        if self._count[unit] > 0 or unit == self._held or unit not in self._flat:
             return
-        flat = self._flat.pop(unit, None)
-        if flat is None:
-            return
+        self._take_writes(unit)
+        self._releasing.add(unit)
+        flat = self._flat.pop(unit)
         self._unit_at.pop(flat.data_ptr(), None)  # an interrupt may have come before it was there
         del flat
         self._runtime.release(unit)
+        self._releasing.discard(unit)
+        self._write_what_waits(unit)
 
-    def _check_placeholder(self, unit):
-        # On a GPU a look at the value would wait for everything before it.
-        if self._device.type == "cpu" and not self._nans[unit].isnan():
-            self._nans[unit].fill_(float("nan"))
-            raise RuntimeError(
-                f"a parameter of unit {self._units[unit].name!r} was written to while its values were elsewhere: nothing came "
-                "of it"
-            )
+    def _finish_release(self, unit):
+        """Of a release that was interrupted: before the library was told, or after."""
+        try:
+            self._runtime.release(unit)
+        except _abi.FailedPrecondition:
+            pass  # it was told
+        self._releasing.discard(unit)
+
+    def _take_writes(self, unit):
+        """What modules wrote to parameters while they were in the slot."""
+        for place in self._places[unit]:
+            version = away.version(place.parameter)
+            if version != place.version and place.parameter not in self.loans:
+                written = place.values_in(self._flat[unit]).clone()
+                self._unwritten[place.tensor] = place, written
+                place.version = version
 
     def _enter(self, unit):
         with self._lock, _unseen():
-            if self._count[unit] == 0:
-                self._check_placeholder(unit)
             self._acquire(unit)
             self._count[unit] += 1
-            if self._count[unit] > 1:
-                return
-            for place in self._places[unit]:
-                self._show(unit, place)
-            self._versions[unit] = [place.parameter._version for place in self._places[unit]]
+            if self._count[unit] == 1:
+                for place in self._places[unit]:
+                    self._show(place)
 
-    def _show(self, unit, place):
+    def _show(self, place):
         parameter = place.parameter
-        parameter.data = self._flat[unit].narrow(0, place.offset, place.elements).view(place.shape)
-        if parameter.requires_grad and place.tensor not in self._hooked:
-            self._hooked.add(place.tensor)
-            hook = self._make_grad_hook(unit, place.tensor)
-            self._handles.append(parameter.register_post_accumulate_grad_hook(hook))
+        if parameter in self.loans:
+            return
+        away.set_memory(parameter, place.values_in(self._flat[place.unit]))
+        parameter.__class__ = away.Here
+        self.gradients.watch(parameter, place)
 
     def _leave(self, unit):
         with self._lock, _unseen():
             self._count[unit] -= 1
             if self._count[unit] > 0:
                 return
-            written = [
-                place.parameter._version != version for place, version in zip(self._places[unit], self._versions[unit])
-            ]
             self.hide(unit)
             self._release_if_unused(unit)
-            if any(written):
-                name = self._units[unit].parameters[written.index(True)][0]
-                raise RuntimeError(
-                    f"parameter {name} was written to in forward, which would be lost: its value is the optimizer's; write it "
-                    "between steps, within sluice.zero.GatheredParameters([parameter], modifier_rank=0)"
-                )
 
     def hide(self, unit):
-        """Gives the unit's parameters their placeholders."""
         for place in self._places[unit]:
-            place.parameter.data = self._nans[unit].expand(place.shape)
+            self.hide_parameter(place.parameter)
 
     def hide_parameter(self, parameter):
-        parameter.data = self._nans[self._unit_of[id(parameter)]].expand(parameter.shape)
+        """Its values are with the tiers from now on."""
+        if parameter not in self.loans:
+            away.put_away(parameter, self)
+            away.set_memory(parameter, self.place_of[id(parameter)].placeholder)
 
-    # ---- Backward
+    def hide_again(self, parameter):
+        """Of one that others had, and whose values the tiers have now."""
+        self.place_of[id(parameter)].version = away.version(parameter)
+        self.hide_parameter(parameter)
+
 
     def saved_tensors_hooks(self):
         """For the whole of a forward pass."""
@@ -344,7 +543,7 @@ class Attached:
 
     def _make_pack_for(self, pack):
         def pack_view(tensor):
-            return pack(tensor.detach() if id(tensor) in self._unit_of else tensor)
+            return pack(away.detached(tensor) if id(tensor) in self.place_of else tensor)
 
         pack_view.sluice = self
         return pack_view
@@ -356,10 +555,10 @@ class Attached:
                 torch._C._autograd._pop_saved_tensors_default_hooks()
 
     def _pack(self, tensor):
-        if tensor.dtype != self._dtype or tensor.layout != torch.strided or tensor.device != self._device:
+        if tensor.layout != torch.strided or tensor.device != self.device:
             return tensor
         unit = self._unit_at.get(tensor.untyped_storage().data_ptr())
-        if unit is None:
+        if unit is None or tensor.dtype != self._flat[unit].dtype:
             return tensor
         return Packed(unit, self._generation[unit], tensor.storage_offset(), tensor.size(), tensor.stride())
 
@@ -377,6 +576,20 @@ class Attached:
             self._hold(unit)
             return self._flat[unit].as_strided(packed.size, packed.stride, packed.offset)
 
+    def _alias_in_backward(self, place):
+        """For code that is recomputed past the hooks: the unit is held, the parameter hidden again."""
+        parameter = place.parameter
+        if self._count[place.unit] > 0:
+            self._show(place)
+            return away.alias(parameter)
+        self._acquire(place.unit)
+        self._hold(place.unit)
+        try:
+            self._show(place)
+            return away.alias(parameter)
+        finally:
+            self.hide_parameter(parameter)
+
     def _hold(self, unit):
         if self._held != unit:
             self._let_go()
@@ -393,10 +606,13 @@ class Attached:
             while self._traceable:
                 self._traceable.pop().hide_from_compiler()
         with self._lock:
-            self._wanted = None
+            self.gradients.ask_again()
             self._held = None
             self._pop_hooks()
             self._running.clear()
+            self._copies.clear()
+            for unit in list(self._releasing):
+                self._finish_release(unit)
             for unit in list(self._flat):
                 self._asked.pop(unit, None)
                 if self._count[unit] > 0:
@@ -417,32 +633,18 @@ class Attached:
                 if asked.begun:
                     if not is_over(asked.ticket):
                         continue
-                    self._runtime.release(unit)
+                    asked.end_view()
+                    self._releasing.add(unit)
+                    self._finish_release(unit)
             except _abi.SluiceError:
                 pass  # it was not acquired
             del self._asked[unit]
 
-    def _make_grad_hook(self, unit, tensor):
-        def on_grad(parameter):
-            if self._wanted is None:
-                self._wanted = self._optimized()
-            if id(parameter) not in self._wanted:
-                return
-            gradient = parameter.grad.detach()
-            parameter.grad = None
-            if gradient.is_sparse:
-                gradient = gradient.to_dense()
-            gradient = gradient.to(self._grad_dtype).contiguous()
-            arguments = (tensor, gradient.data_ptr(), gradient.numel())
-            with self._lock:
-                self._touched.add(unit)
-                self._runtime.lent.lend(gradient, lambda ticket: self._runtime.start_grad(*arguments, ticket))
-
-        return on_grad
-
     def gradients_used(self, updated):
         """The gradients handed over were used for an update, or (updated is false) dropped."""
         with self._lock:
-            for unit in self._touched:
-                self._generation[unit] += int(updated)
-            self._touched.clear()
+            for place in self.gradients.handed_over.values():
+                self._generation[place.unit] += int(updated)
+            self.gradients.forget()
+            if updated:
+                self.renew_values()

@@ -1,11 +1,6 @@
-"""Deep copies and pickles of a model on the tiers: they have the parameters' values, exact and up to date, and nothing
-of Sluice. So does state_dict()."""
-
-import collections
+"""Deep copies and pickles of a model on the tiers: they have nothing of Sluice."""
 
 import torch
-
-from . import _abi, values
 
 
 def nothing(*arguments):
@@ -36,19 +31,6 @@ class Hook:
         return _nothing, ()
 
 
-def intercept(parameter, runtime, number, dtype):
-    """From now on copies of the parameter have the values of tensor `number`."""
-
-    def read():
-        return values.read_all(runtime, [(0, number, parameter.shape)], _abi.PARAM, dtype)[0]
-
-    def reduce(protocol):
-        return torch._utils._rebuild_parameter, (read(), parameter.requires_grad, collections.OrderedDict())
-
-    parameter.__deepcopy__ = lambda memo: torch.nn.Parameter(read(), parameter.requires_grad)
-    parameter.__reduce_ex__ = reduce
-
-
 def wait_first(parameter, synchronize):
     """Until wait_no_more(), a copy of the parameter first calls synchronize(), which gives it its values."""
 
@@ -66,18 +48,3 @@ def wait_first(parameter, synchronize):
 
 def wait_no_more(parameter):
     del parameter.__deepcopy__, parameter.__reduce_ex__
-
-
-def fill_state_dict(runtime, tensors, dtype):
-    """A state_dict hook: puts values in place of the module's own placeholders. tensors: id of Parameter -> number."""
-
-    def fill(module, state_dict, prefix, local_metadata):
-        own = module.named_parameters(prefix[:-1], recurse=False, remove_duplicate=False)
-        requests = [
-            (key, tensors[id(parameter)], parameter.shape)
-            for key, parameter in own
-            if key in state_dict and id(parameter) in tensors
-        ]
-        state_dict.update(values.read_all(runtime, requests, _abi.PARAM, dtype))
-
-    return Hook(fill)

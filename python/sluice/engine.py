@@ -10,22 +10,23 @@ import weakref
 
 import torch
 
-from . import _abi, attached, devices, hyperparameters, loading, registry, schedulers, values
+from . import _abi, attached, away, devices, hyperparameters, loading, registry, schedulers, values
 from .config import load_config
 from .distributed import check_single_rank
 from .engine_calls import EngineCalls
 from .frozen import Frozen
 from .init import Trimmer, forget_spools, take_values
 from .optimizer import make_optimizer
+from .precision import NUMBERS, Precision
 from .progress import StepPrinter
 from .units import partition
 
-_DTYPES = {"fp32": (_abi.F32, torch.float32), "bf16": (_abi.BF16, torch.bfloat16), "fp16": (_abi.F16, torch.float16)}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _TIERS = {"none": _abi.HBM, "cpu": _abi.PINNED, "nvme": _abi.NVME}
 _ENGINES = {"auto": 0, "io_uring": 1, "threads": 2, "libaio": 3}
 _EXECUTORS = {"tbb": 0, "threads": 1}
 _KEY_MICRO, _KEY_BOUNDARY, _KEY_EVAL = 0, 1, 2
-_UNIT_ELEMENTS = 64 << 20
+_UNIT_ELEMENTS, _TINY_ELEMENTS = 64 << 20, 1 << 18  # of a unit at most; of neighbours that are merged
 
 
 class Engine(EngineCalls, torch.nn.Module):
@@ -48,7 +49,7 @@ class Engine(EngineCalls, torch.nn.Module):
         self._applied = False
         self._pid = os.getpid()
         self._printer = StepPrinter(config.steps_per_print, config.wall_clock_breakdown)
-        dtype_number, self.dtype = _DTYPES[config.dtype]
+        self.dtype = _DTYPES[config.dtype]
 
         self.optimizer, self.client_optimizer = make_optimizer(model, config.optimizer, optimizer, model_parameters)
         self._placed = frozenset(id(p) for p in model.parameters())
@@ -58,7 +59,10 @@ class Engine(EngineCalls, torch.nn.Module):
         self.config = dataclasses.replace(config, notes=(*config.notes, *self._frozen.states_note(model, optimized)))
         self.optimizer.engine = weakref.ref(self)
 
-        units, brackets = partition(model, self._unit_target(model))
+        attached.check_ties(model)
+        precision = self._precision(model)
+        self.config = dataclasses.replace(self.config, notes=(*self.config.notes, *precision.notes(model)))
+        units, doors = partition(model, *self._unit_sizes(), precision.of)
         if not units:
             raise ValueError("the model has no parameters")
         library = _abi.Library(config.own["library"]) if config.own.get("library") else _abi.Library.default()
@@ -68,32 +72,26 @@ class Engine(EngineCalls, torch.nn.Module):
         # Every tensor is a group of its own there, so that parameters may join the optimizer's groups at any time.
         number = itertools.count()
         self.runtime = _abi.Runtime(
-            [(u.name, [(n, p.numel(), next(number)) for n, p in u.parameters]) for u in units],
-            self._options(dtype_number),
+            [(u.name, [(n, u.type.elements(p), next(number)) for n, p in u.parameters]) for u in units],
+            self._options(),
             library=library,
             seed=seed,
             device=device,
             keep=self._frozen.keep(units),
             stay=[number for number, unit in enumerate(units) if unit.stays],
+            types={number: unit.type.numbers for number, unit in enumerate(units)},
         )
         self._units = units
         try:
-            self._attach(brackets)
+            self._attach(doors)
         except BaseException:
             self.close()
             raise
 
     # ---- Setting up
 
-    def _attach(self, brackets):
-        self._attached = attached.Attached(
-            self.runtime,
-            self._units,
-            brackets,
-            self.dtype,
-            _DTYPES[self.config.grad_dtype or self.config.dtype][1],
-            self.optimizer.groups_by_id,
-        )
+    def _attach(self, doors):
+        self._attached = attached.Attached(self.runtime, self._units, doors, self.optimizer.groups_by_id)
         self._names = [(n, self._attached.tensors[id(p)], p.shape) for u in self._units for n, p in u.parameters]
         registry.add(self)
         self._load(self._units)
@@ -121,25 +119,31 @@ class Engine(EngineCalls, torch.nn.Module):
             )
         self._frozen.check_optimized(parameters)
 
-    def _place_buffers(self):
-        for buffer in self.module.buffers():
-            buffer.data = buffer.data.to(self.device, self.dtype if buffer.is_floating_point() else buffer.dtype)
+    def _precision(self, model):
+        grad_dtype = self.config.grad_dtype and _DTYPES[self.config.grad_dtype]
+        return Precision(model, self.dtype, grad_dtype=grad_dtype)
 
-    def _unit_target(self, model):
+    def _place_buffers(self):
+        """And parameters without elements, which are on no tier."""
+        for tensor in (*self.module.buffers(), *(p for p in self.module.parameters() if p.numel() == 0)):
+            tensor.data = tensor.data.to(self.device)
+
+    def _unit_sizes(self):
+        """Elements of a unit at most, and of tiny ones that are merged."""
         own = self.config.own
         if own.get("unit_elements"):
-            return own["unit_elements"]
-        if self.config.offload_param == "none":
-            return _UNIT_ELEMENTS
+            return own["unit_elements"], 0
         hbm = own.get("hbm")
-        size = torch.empty((), dtype=self.dtype).element_size()
-        return max(1, min(_UNIT_ELEMENTS, hbm // (4 * size))) if hbm else _UNIT_ELEMENTS
+        if self.config.offload_param == "none" or not hbm:
+            return _UNIT_ELEMENTS, _TINY_ELEMENTS
+        part = max(1, hbm // (4 * self.dtype.itemsize))
+        return min(_UNIT_ELEMENTS, part), min(_TINY_ELEMENTS, part // 16)
 
-    def _options(self, dtype_number):
+    def _options(self):
         c, own = self.config, self.config.own
         options = {
-            "param_dtype": dtype_number,
-            "grad_dtype": _DTYPES[c.grad_dtype or c.dtype][0],
+            "param_dtype": NUMBERS[self.dtype],
+            "grad_dtype": NUMBERS[_DTYPES[c.grad_dtype or c.dtype]],
             "lowest_param_tier": _TIERS[c.offload_param],
             "lowest_state_tier": _TIERS[c.offload_optimizer],
             "nvme_paths": c.nvme_paths,
@@ -175,17 +179,13 @@ class Engine(EngineCalls, torch.nn.Module):
             for index, unit in enumerate(units):
                 for name, parameter in unit.parameters:
                     initial = self._initial_values(parameter)
-                    if attached.is_placeholder(initial):
-                        raise _abi.FailedPrecondition(
-                            f"parameter {name} has no values, since an engine that had them was closed: load_state_dict(..., "
-                            "assign=True) gives it new ones"
-                        )
                     yield self._attached.tensors[id(parameter)], initial
                     trimmer.freed(initial.nbytes)
                 self._attached.hide(index)
 
         with torch.no_grad():
-            values.write_all(self.runtime, items(), _abi.MASTER)
+            raw = {n for n, _, p in self._named() if self._attached.place_of[id(p)].raw}
+            values.write_all(self.runtime, items(), _abi.MASTER, raw)
         forget_spools()
         trimmer.trim()
 
@@ -204,6 +204,7 @@ class Engine(EngineCalls, torch.nn.Module):
         """What surrounds a forward of the whole model."""
         self._check_open()
         self._attached.settle_all()
+        self._attached.settle_values()
         self._end_iteration()
         training = self.module.training and torch.is_grad_enabled()
         boundary = training and self.is_gradient_accumulation_boundary()
@@ -265,6 +266,8 @@ class Engine(EngineCalls, torch.nn.Module):
         with self._printer.timed("step"):
             self._attached.settle_all()
             self._end_iteration()
+            self._attached.settle_values()
+            self._attached.gradients.settle()
             self.runtime.lent.finish()
             result = self.runtime.step(self._hyperparameters(), self.config.clip_norm)
         self._grad_norm = result.grad_norm
@@ -324,8 +327,17 @@ class Engine(EngineCalls, torch.nn.Module):
     def tensor_of(self, parameter):
         return self._attached.tensors.get(id(parameter))
 
+    def settle_values(self):
+        """Everything that was written to parameters is on the tiers."""
+        self._attached.settle_values()
+
+    def renew_values(self):
+        """Parameters that are on loan have what is on the tiers."""
+        self._attached.renew_values()
+
     def finish_gradients(self):
-        """Waits until every gradient that was handed over has arrived."""
+        """What `.grad` is now is on the tiers. """
+        self._attached.gradients.settle()
         self.runtime.lent.finish()
 
     def module_state_dict(self):
@@ -342,6 +354,7 @@ class Engine(EngineCalls, torch.nn.Module):
             raise ValueError("assign: the model's parameters are on the tiers, and can't be replaced")
         self._check_open()
         self._attached.settle_all()
+        self._attached.settle_values()
         self._end_iteration()
         with loading.into_masters(self.module, self.runtime, self._attached):
             return self.module.load_state_dict(state_dict, strict)
@@ -368,6 +381,7 @@ class Engine(EngineCalls, torch.nn.Module):
 
     def fp32_state_dict(self):
         """The fp32 masters by parameter name."""
+        self._attached.settle_values()
         return values.read_all(self.runtime, self._names, _abi.MASTER, torch.float32)
 
     def optimizer_state_dict(self):
@@ -402,6 +416,7 @@ class Engine(EngineCalls, torch.nn.Module):
 
     def synchronize(self):
         """Waits until every update and write under way has ended."""
+        self._attached.settle_values()
         self.runtime.lent.finish()
         self.runtime.drain()
 
@@ -416,7 +431,9 @@ class Engine(EngineCalls, torch.nn.Module):
             return
         self._closed = True
         registry.discard(self)
-        if "runtime" in self.__dict__:  # not after a failed __init__
+        if "_attached" in self.__dict__:  # not after a failed __init__
+            self._attached.disown()
+        if "runtime" in self.__dict__:
             self.runtime.close()
 
     destroy = close

@@ -16,7 +16,7 @@ import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
-from .attached import placeholder
+from .away import placeholder
 
 DEFAULT_LIMIT_BYTES = 64 << 20
 _TRIM_BYTES = 64 << 20

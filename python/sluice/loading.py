@@ -4,7 +4,7 @@ import contextlib
 
 import torch
 
-from . import _abi, values
+from . import _abi, away, values
 
 
 @contextlib.contextmanager
@@ -18,18 +18,21 @@ def into_masters(module, runtime, attached):
 
     def show(child, *_):
         own = child.parameters(recurse=False)
-        found = {id(p): p for p in own if id(p) in attached.tensors and id(p) not in shown}
-        requests = [(key, attached.tensors[key], parameter.shape) for key, parameter in found.items()]
-        for key, master in values.read_all(runtime, requests, _abi.MASTER, torch.float32).items():
-            shown[key] = found[key]
-            found[key].data = master
-            mine.setdefault(child, []).append(found[key])
+        places = [attached.place_of[id(p)] for p in own if id(p) in attached.place_of and p not in attached.loans]
+        places = [place for place in places if id(place.parameter) not in shown and not place.raw]
+        requests = [(place, place.tensor, place.shape) for place in places]
+        for place, master in values.read_all(runtime, requests, _abi.MASTER, torch.float32).items():
+            parameter = place.parameter
+            shown[id(parameter)] = parameter
+            away.give_back(parameter)
+            parameter.data = master
+            mine.setdefault(child, []).append(place)
 
     def write(child, _):
-        parameters = mine.pop(child, [])
-        values.write_all(runtime, [(attached.tensors[id(p)], p.data) for p in parameters], _abi.MASTER)
-        for parameter in parameters:
-            attached.hide_parameter(shown.pop(id(parameter)))
+        places = mine.pop(child, [])
+        values.write_all(runtime, [(place.tensor, place.parameter.data) for place in places], _abi.MASTER)
+        for place in places:
+            attached.hide_again(shown.pop(id(place.parameter)))
 
     handles = []
     try:
@@ -41,4 +44,4 @@ def into_masters(module, runtime, attached):
         for handle in handles:
             handle.remove()
         for parameter in shown.values():
-            attached.hide_parameter(parameter)
+            attached.hide_again(parameter)

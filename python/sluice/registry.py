@@ -1,7 +1,8 @@
 """Finds who keeps a parameter on the tiers.
 
-A holder has `runtime`, `streams` (whether parameters are placeholders while their module does not compute; if so also
-`dtype` and `device`, of parameters in compute; if not, `synchronize()`, after which parameters have their values),
+A holder has `runtime`, `streams` (whether parameters are on the tiers while their module does not compute; if so also
+`settle_values()`, after which the tiers have what was written, and `renew_values()`, after which what is on loan has what
+the tiers have; if not, `synchronize()`, after which parameters have their values),
 `tensor_of(parameter)` (its number in the runtime, or None), `finish_gradients()` (waits until what was handed over has
 arrived) and `close()`. It is found from add() to discard(), or to its end; those that are left when the process ends
 are closed.
@@ -13,7 +14,6 @@ import weakref
 import torch
 
 from . import _abi, values
-from .attached import original
 
 _holders = weakref.WeakSet()
 add = _holders.add
@@ -36,6 +36,8 @@ class Found:
 
     def read(self, field, dtype):
         """A copy of the whole value of `field` (of _abi), after all updates."""
+        if self.holder.streams:
+            self.holder.settle_values()
         request = (0, self.number, self.parameter.shape)
         return values.read_all(self.holder.runtime, [request], field, dtype)[0]
 
@@ -44,7 +46,11 @@ class Found:
         in_parameter = field == _abi.MASTER and not self.holder.streams
         if in_parameter:
             self.holder.synchronize()
+        elif self.holder.streams:
+            self.holder.settle_values()
         values.write_all(self.holder.runtime, [(self.number, value)], field)
+        if self.holder.streams:
+            self.holder.renew_values()
         if in_parameter:
             with torch.no_grad():
                 self.parameter.copy_(value)
@@ -52,7 +58,6 @@ class Found:
 
 def find(parameter):
     """Found, or None for a parameter that is on no tier."""
-    parameter = original(parameter)
     for holder in list(_holders):
         number = holder.tensor_of(parameter)
         if number is not None:

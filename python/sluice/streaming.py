@@ -12,11 +12,12 @@ import warnings
 
 import torch
 
-from .attached import placeholder
+from .away import placeholder
 from .config import Config, parse_bytes
 from .engine import Engine
 from .frozen import Frozen
 from .init import take_values
+from .precision import Precision
 from .shards import Shards
 
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -54,11 +55,14 @@ class Attachment(Engine):
     def _initial_values(self, parameter):
         return self._weights.read_for(parameter) if parameter in self._weights else take_values(parameter)
 
+    def _precision(self, model):
+        return Precision(model, self.dtype if self._cast else None, own_types=False)
+
     def _place_buffers(self):
-        if self._cast:
-            return super()._place_buffers()
+        super()._place_buffers()
         for buffer in self.module.buffers():
-            buffer.data = buffer.data.to(self.device)
+            if self._cast and buffer.is_floating_point():
+                buffer.data = buffer.data.to(self.dtype)
 
     def forward(self, *args, **kwargs):
         return self.module(*args, **kwargs)
@@ -147,12 +151,16 @@ def _set_buffer(module, name, value):
 
 
 def _dtype_of(module, dtype):
-    dtypes = {p.dtype for p in module.parameters()} if dtype is None else {dtype}
-    if len(dtypes) == 1 and dtypes <= _NAMES.keys():
-        return _NAMES[dtypes.pop()]
-    raise ValueError(
-        f"dtype: one of fp32, bf16 and fp16 for all parameters is needed, not {', '.join(map(str, dtypes))}"
-    )
+    """What is asked for, or what most of the module's values have."""
+    if dtype is not None:
+        if dtype not in _NAMES:
+            raise ValueError(f"dtype: must be torch.float32, torch.bfloat16 or torch.float16, not {dtype}")
+        return _NAMES[dtype]
+    elements = dict.fromkeys(_NAMES, 0)
+    for parameter in module.parameters():
+        if parameter.dtype in elements:
+            elements[parameter.dtype] += parameter.numel()
+    return _NAMES[max(elements, key=elements.get)]
 
 
 def attach(
@@ -184,8 +192,8 @@ def attach(
     parameters read NaN; state_dict() and sluice.zero.GatheredParameters have their values.
 
     weights: safetensors files (a path, several, or a directory) that values are streamed from; the module may be on the
-    meta device then. What is not in them must be in the module. dtype: of parameters and floating-point buffers; None:
-    as they are. hbm, pinned, nvme: budgets in bytes, or like "8GiB"; None: chosen. nvme_path: a directory, or one per
+    meta device then. What is not in them must be in the module. dtype: of parameters and floating-point buffers; None: each
+    keeps its own; frozen ones may be of any type. hbm, pinned, nvme: budgets in bytes, or like "8GiB"; None: chosen. nvme_path: a directory, or one per
     drive; None: nothing goes to a drive. persistence_threshold: units of at most so many elements stay in HBM.
     clip_norm: of all gradients; 0: off.
 

@@ -9,23 +9,34 @@ from . import _abi
 _DTYPE_NUMBERS = {torch.float32: _abi.F32, torch.bfloat16: _abi.BF16, torch.float16: _abi.F16}
 
 
-def read_all(runtime, requests, field, dtype):
-    """requests: iterable of (key, tensor number, shape). Returns an ordered dict of tensors of `dtype`, exact copies."""
+def _as_library(tensor):
+    """(address, its type, elements) of a contiguous tensor in RAM: one whose type isn't the library's goes as its bytes."""
+    if tensor.dtype in _DTYPE_NUMBERS:
+        return tensor.data_ptr(), _DTYPE_NUMBERS[tensor.dtype], tensor.numel()
+    return tensor.data_ptr(), _abi.BYTES, tensor.nbytes
+
+
+def read_all(runtime, requests, field, dtype=None):
+    """requests: iterable of (key, tensor number, shape), or with a type as the fourth, if dtype is None. Returns an ordered
+    dict of tensors, exact copies."""
     result = collections.OrderedDict()
-    for key, number, shape in requests:
-        tensor = result[key] = torch.empty(shape, dtype=dtype)
-        arguments = (number, field, tensor.data_ptr(), _DTYPE_NUMBERS[dtype], tensor.numel())
+    for key, number, shape, *own in requests:
+        tensor = result[key] = torch.empty(shape, dtype=dtype or own[0], device="cpu")
+        address, kind, elements = _as_library(tensor)
+        arguments = (number, field, address, kind, elements)
         runtime.lent.lend(tensor, lambda ticket, a=arguments: runtime.start_read(*a, ticket))
     runtime.lent.finish()
     return result
 
 
-def write_all(runtime, items, field):
-    """items: iterable of (tensor number, tensor); taken one by one, so the whole need not exist."""
+def write_all(runtime, items, field, raw=()):
+    """items: iterable of (tensor number, tensor); taken one by one, so the whole need not exist. raw: numbers of those that
+    the runtime keeps as bytes; others become fp32 if their type is not the library's."""
     for number, tensor in items:
         tensor = tensor.detach().cpu().contiguous()
-        if tensor.dtype not in _DTYPE_NUMBERS:
+        if tensor.dtype not in _DTYPE_NUMBERS and number not in raw:
             tensor = tensor.float()
-        arguments = (number, field, tensor.data_ptr(), _DTYPE_NUMBERS[tensor.dtype], tensor.numel())
+        address, kind, elements = _as_library(tensor)
+        arguments = (number, field, address, kind, elements)
         runtime.lent.lend(tensor, lambda ticket, a=arguments: runtime.start_write(*a, ticket))
     runtime.lent.finish()

@@ -2,9 +2,8 @@
 
 import torch
 
-from . import _abi, _refusal, registry
+from . import _refusal, away
 from .config import load_config
-from .attached import is_placeholder, placeholder
 from .init import init
 
 
@@ -46,65 +45,38 @@ class Init(init):
 
 
 class GatheredParameters:
-    """While it is open, the parameters given have their values, after all updates; others are left as they are.
-
-    modifier_rank: None: what is written meanwhile is lost. 0: it is written to the fp32 master; elements that were not
-    changed keep theirs to the last bit. Not to be used inside a forward to modify. The values take RAM meanwhile (twice
-    with modifier_rank).
+    """While it is open, the parameters given are on loan: they have their values, after all updates, in memory of their own;
+    a forward computes with them, and a step renews them. What is written meanwhile is kept, as by PyTorch, whatever
+    modifier_rank says: it goes to the fp32 master, and elements that were not changed keep theirs to the last bit. Others are
+    left as they are. The values take memory on the model's device meanwhile.
     """
 
     def __init__(self, params, modifier_rank=None, fwd_module=None, enabled=True):
         if isinstance(params, torch.Tensor):
             params = [params]
         self._params = list({id(p): p for p in params}.values()) if enabled else []
-        self._modify = modifier_rank is not None
-        self._open = []  # (registry.Found, values before or None)
+        self._open = []  # (owner, parameter)
 
     def __enter__(self):
         try:
             for parameter in self._params:
-                self._gather(parameter)
+                if away.is_owned(parameter):
+                    owner = away.owner_of(parameter)
+                    if owner.gather(parameter):
+                        self._open.append((owner, parameter))
         except BaseException:
-            self._hide()
+            self._end()
             raise
         return self
 
-    def _gather(self, parameter):
-        found = registry.find(parameter)
-        if found is None:
-            return
-        if not found.holder.streams:
-            found.holder.synchronize()
-            return
-        if not is_placeholder(parameter.data):  # its module computes now
-            if self._modify:
-                raise RuntimeError("a parameter can't be modified while its module computes")
-            return
-        before = found.read(_abi.PARAM, found.holder.dtype).to(found.holder.device)
-        parameter.data = before.clone() if self._modify else before
-        self._open.append((found, before if self._modify else None))
-
     def __exit__(self, kind, error, trace):
-        try:
-            if kind is None and self._modify:
-                for found, before in self._open:
-                    _write_back(found, before)
-        finally:
-            self._hide()
+        self._end()
         return False
 
-    def _hide(self):
-        for found, _ in self._open:
-            found.parameter.data = placeholder(found.parameter.shape, found.holder.dtype, found.holder.device)
-        self._open.clear()
-
-
-def _write_back(found, before):
-    before, after = before.cpu(), found.parameter.detach().cpu()
-    bits = {2: torch.int16, 4: torch.int32}[before.element_size()]
-    changed = before.view(bits) != after.contiguous().view(bits)
-    if changed.any():
-        found.write(_abi.MASTER, torch.where(changed, after.float(), found.read(_abi.MASTER, torch.float32)))
+    def _end(self):
+        while self._open:
+            owner, parameter = self._open.pop()
+            owner.end_gather(parameter)
 
 
 _NOT_OFFERED = {
