@@ -22,6 +22,7 @@ parameter's shape.
 """
 
 import collections
+import sys
 import weakref
 
 import torch
@@ -116,23 +117,26 @@ class Away(_Owned, torch.nn.Parameter):
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func in _PLAIN:
-            with _without_torch_function():
-                return func(*args, **kwargs)
-        if func is torch.Tensor.detach:
-            taken = owner_of(args[0]).taken(args[0])
-            if taken is not None:
-                return taken
-        if func in _STRIDES or func in _LIKE or func in _NEW:
-            return _of_shape(func, args, kwargs)
-        return _lent(func, args, kwargs)
+        return _server()(func, args, kwargs or {})
 
 
 class Here(_Owned, torch.nn.Parameter):
     """A Parameter whose values are in place for now."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
+
+
+_hidden_from_compiler = None
+
+
+def _server():
+    """_serve(), which torch.compile runs as it is: it breaks the graph there."""
+    global _hidden_from_compiler
+    if "torch._dynamo" not in sys.modules:  # loading it takes seconds, so not before somebody compiles
+        return _serve
+    if _hidden_from_compiler is None:
+        _hidden_from_compiler = torch._dynamo.disable(_serve)
+    return _hidden_from_compiler
 
 
 class _Gone:
@@ -230,6 +234,19 @@ def detached(parameter):
 # ---- Torch functions on parameters that are away
 
 
+def _serve(func, args, kwargs):
+    if func in _PLAIN or (func in _STRIDES and _is_compiling()):
+        with _without_torch_function():
+            return func(*args, **kwargs)
+    if func is torch.Tensor.detach:
+        taken = owner_of(args[0]).taken(args[0])
+        if taken is not None:
+            return taken
+    if func in _STRIDES or func in _LIKE or func in _NEW:
+        return _of_shape(func, args, kwargs)
+    return _lent(func, args, kwargs)
+
+
 def _replace(value, replace):
     if isinstance(value, Away):
         return replace(value)
@@ -253,6 +270,11 @@ def _of_shape(func, args, kwargs):
         if func in _LIKE:
             kwargs = {"memory_format": torch.contiguous_format, **kwargs}
         return func(one.expand(first.shape), *others, **kwargs)
+
+
+def _is_compiling():
+    """The compiler compares what is told with the memory that is there."""
+    return "torch._dynamo" in sys.modules and torch._guards.TracingContext.try_get() is not None
 
 
 def _found(value):

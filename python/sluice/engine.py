@@ -26,7 +26,8 @@ _TIERS = {"none": _abi.HBM, "cpu": _abi.PINNED, "nvme": _abi.NVME}
 _ENGINES = {"auto": 0, "io_uring": 1, "threads": 2, "libaio": 3}
 _EXECUTORS = {"tbb": 0, "threads": 1}
 _KEY_MICRO, _KEY_BOUNDARY, _KEY_EVAL = 0, 1, 2
-_UNIT_ELEMENTS, _TINY_ELEMENTS = 64 << 20, 1 << 18  # of a unit at most; of neighbours that are merged
+_UNIT_ELEMENTS = 64 << 20  # at most
+_RESIDENT_ELEMENTS = 16384  # units of at most so many stay in HBM, where the configuration doesn't say
 
 
 class Engine(EngineCalls, torch.nn.Module):
@@ -129,15 +130,15 @@ class Engine(EngineCalls, torch.nn.Module):
             tensor.data = tensor.data.to(self.device)
 
     def _unit_sizes(self):
-        """Elements of a unit at most, and of tiny ones that are merged."""
-        own = self.config.own
+        """Elements of a unit at most, and of tiny ones that are merged: those that stay in HBM either way."""
+        own, tiny = self.config.own, self.config.persistence_threshold
         if own.get("unit_elements"):
             return own["unit_elements"], 0
+        tiny = _RESIDENT_ELEMENTS if tiny is None else tiny
         hbm = own.get("hbm")
         if self.config.offload_param == "none" or not hbm:
-            return _UNIT_ELEMENTS, _TINY_ELEMENTS
-        part = max(1, hbm // (4 * self.dtype.itemsize))
-        return min(_UNIT_ELEMENTS, part), min(_TINY_ELEMENTS, part // 16)
+            return _UNIT_ELEMENTS, tiny
+        return max(1, min(_UNIT_ELEMENTS, hbm // (4 * self.dtype.itemsize))), tiny
 
     def _options(self):
         c, own = self.config, self.config.own
