@@ -28,11 +28,9 @@ absl::Status Access(sluice_runtime handle, uint32_t tensor, int32_t field, void*
   SLUICE_RETURN_IF_ERROR(CheckTensor(*runtime, tensor));
   SLUICE_RETURN_IF_ERROR(CheckElements(*runtime, tensor, elements));
   SLUICE_RETURN_IF_ERROR(CheckRange(field, SLUICE_PARAM, SLUICE_GRAD, "field"));
-  if (write && (field == SLUICE_PARAM || field == SLUICE_GRAD)) {
-    return absl::InvalidArgumentError(
-        "parameters and gradients can't be written: write SLUICE_MASTER");
-  }
-  SLUICE_ASSIGN_OR_RETURN(const FloatType type, ToFloatType(dtype, "dtype"));
+  SLUICE_ASSIGN_OR_RETURN(const ElementType type, ToElementType(*runtime, tensor, field, dtype));
+  if (write && field == SLUICE_PARAM && !type.is_bytes())
+    return absl::InvalidArgumentError("parameters can't be written: write SLUICE_MASTER");
   *ticket = runtime->Access({.write = write,
                              .tensor = TensorIndex(tensor),
                              .field = static_cast<Field>(field),
@@ -48,82 +46,14 @@ uint32_t sluice_abi_version(void) { return SLUICE_ABI_VERSION; }
 const char* sluice_version(void) { return SLUICE_VERSION; }
 const char* sluice_last_error(void) { return LastError().c_str(); }
 
-sluice_status sluice_model_create(sluice_model* model) {
-  return Guarded([&]() -> absl::Status {
-    SLUICE_RETURN_IF_ERROR(NotNull(model, "model"));
-    *model = Models().Add(std::make_shared<Model>());
-    return absl::OkStatus();
-  });
-}
-
-sluice_status sluice_model_add_unit(sluice_model model, const char* name, uint32_t* unit) {
-  return Guarded([&]() -> absl::Status {
-    SLUICE_ASSIGN_OR_RETURN(const auto found, Models().Get(model, "model"));
-    SLUICE_RETURN_IF_ERROR(NotNull(name, "name"));
-    SLUICE_RETURN_IF_ERROR(NotNull(unit, "unit"));
-    const std::lock_guard lock(found->mutex);
-    found->spec.units.push_back({.name = name});
-    *unit = static_cast<uint32_t>(found->spec.units.size() - 1);
-    return absl::OkStatus();
-  });
-}
-
-sluice_status sluice_model_keep_in_hbm(sluice_model model, uint32_t unit) {
-  return Guarded([&]() -> absl::Status {
-    SLUICE_ASSIGN_OR_RETURN(const auto found, Models().Get(model, "model"));
-    const std::lock_guard lock(found->mutex);
-    std::vector<ModelSpec::Unit>& units = found->spec.units;
-    SLUICE_RETURN_IF_ERROR(CheckExists("unit", unit, units.size()));
-    units[unit].stays_in_hbm = true;
-    return absl::OkStatus();
-  });
-}
-
-sluice_status sluice_model_add_tensor(sluice_model model, uint32_t unit, const char* name,
-                                      int64_t elements, uint32_t group, uint32_t* tensor) {
-  return Guarded([&]() -> absl::Status {
-    SLUICE_ASSIGN_OR_RETURN(const auto found, Models().Get(model, "model"));
-    SLUICE_RETURN_IF_ERROR(NotNull(name, "name"));
-    SLUICE_RETURN_IF_ERROR(NotNull(tensor, "tensor"));
-    const std::lock_guard lock(found->mutex);
-    ModelSpec& spec = found->spec;
-    SLUICE_RETURN_IF_ERROR(CheckExists("unit", unit, spec.units.size()));
-    if (elements <= 0) {
-      return absl::InvalidArgumentError(
-          fmt::format("tensor '{}' has {} elements; it must have at least one", name, elements));
-    }
-    spec.tensors.push_back(
-        {.name = name, .unit = UnitIndex(unit), .elements = elements, .group = group});
-    *tensor = static_cast<uint32_t>(spec.tensors.size() - 1);
-    return absl::OkStatus();
-  });
-}
-
-sluice_status sluice_model_set_keep(sluice_model model, uint32_t tensor, int32_t keep) {
-  return Guarded([&]() -> absl::Status {
-    SLUICE_ASSIGN_OR_RETURN(const auto found, Models().Get(model, "model"));
-    const std::lock_guard lock(found->mutex);
-    std::vector<ModelSpec::Tensor>& tensors = found->spec.tensors;
-    SLUICE_RETURN_IF_ERROR(CheckExists("tensor", tensor, tensors.size()));
-    SLUICE_RETURN_IF_ERROR(CheckRange(keep, SLUICE_KEEP_ALL, SLUICE_KEEP_STATES, "keep"));
-    tensors[tensor].keep = static_cast<Keep>(keep);
-    return absl::OkStatus();
-  });
-}
-
-sluice_status sluice_model_destroy(sluice_model model) {
-  return Guarded([&]() -> absl::Status { return Models().Remove(model, "model").status(); });
-}
-
 sluice_status sluice_plan(sluice_model model, const sluice_options* options, char* json,
                           size_t capacity, size_t* needed) {
   return Guarded([&]() -> absl::Status {
     SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, SpecOf(model));
     SLUICE_ASSIGN_OR_RETURN(const RuntimeConfig config, ToConfig(options));
     SLUICE_ASSIGN_OR_RETURN(const Plan plan, MakePlan(spec, config));
-    return WriteText(
-        PlacementJson(plan.layout, plan.device, plan.placement, plan.budgets, config.placement),
-        json, capacity, needed);
+    return WriteText(PlacementJson(plan.layout, plan.device, plan.placement, plan.budgets), json,
+                     capacity, needed);
   });
 }
 
@@ -246,7 +176,8 @@ sluice_status sluice_grad(sluice_runtime runtime, uint32_t tensor, const void* d
     SLUICE_RETURN_IF_ERROR(NotNull(ticket, "ticket"));
     SLUICE_RETURN_IF_ERROR(CheckTensor(*r, tensor));
     SLUICE_RETURN_IF_ERROR(CheckElements(*r, tensor, elements));
-    const auto bytes = static_cast<size_t>(elements * SizeOf(r->grad_type()));
+    const FloatType type = r->layout().tensors()[tensor].types.grad;
+    const auto bytes = static_cast<size_t>(elements * SizeOf(type));
     *ticket =
         r->PushGrad(TensorIndex(tensor), {static_cast<const std::byte*>(data), bytes}, {stream});
     return absl::OkStatus();
@@ -258,6 +189,14 @@ sluice_status sluice_zero_grad(sluice_runtime runtime) {
     SLUICE_ASSIGN_OR_RETURN(const auto r, Runtimes().Get(runtime, "runtime"));
     r->ZeroGrad();
     return absl::OkStatus();
+  });
+}
+
+sluice_status sluice_grad_clear(sluice_runtime runtime, uint32_t tensor) {
+  return Guarded([&]() -> absl::Status {
+    SLUICE_ASSIGN_OR_RETURN(const auto r, Runtimes().Get(runtime, "runtime"));
+    SLUICE_RETURN_IF_ERROR(CheckTensor(*r, tensor));
+    return r->ClearGrad(TensorIndex(tensor));
   });
 }
 

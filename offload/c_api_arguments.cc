@@ -7,6 +7,7 @@
 #include <cstring>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -112,10 +113,47 @@ absl::Status CheckElements(const Runtime& runtime, uint32_t tensor, int64_t elem
       fmt::format("tensor '{}' has {} elements, not {}", t.name, t.elements, elements));
 }
 
-absl::StatusOr<FloatType> ToFloatType(int32_t dtype, const char* name) {
+absl::StatusOr<FloatType> ToFloatType(int32_t dtype, std::string_view name) {
   if (dtype >= SLUICE_F32 && dtype <= SLUICE_F16) return static_cast<FloatType>(dtype);
   return absl::InvalidArgumentError(
       fmt::format("{} is {}; it must be 0 (fp32), 1 (bf16) or 2 (fp16)", name, dtype));
+}
+
+absl::StatusOr<UnitTypes> ToUnitTypes(int32_t param_dtype, int32_t grad_dtype,
+                                      const std::string& unit) {
+  if (param_dtype == SLUICE_BYTES) return UnitTypes{.param = ElementType::Bytes()};
+  if (param_dtype < SLUICE_F32 || param_dtype > SLUICE_BYTES) {
+    return absl::InvalidArgumentError(
+        fmt::format("param_dtype of unit '{}' is {}; it must be 0 (fp32), 1 (bf16), 2 (fp16) or 3 "
+                    "(bytes)",
+                    unit, param_dtype));
+  }
+  SLUICE_ASSIGN_OR_RETURN(const FloatType grad,
+                          ToFloatType(grad_dtype, fmt::format("grad_dtype of unit '{}'", unit)));
+  return UnitTypes{.param = static_cast<FloatType>(param_dtype), .grad = grad};
+}
+
+absl::StatusOr<ElementType> ToElementType(const Runtime& runtime, uint32_t tensor, int32_t field,
+                                          int32_t dtype) {
+  const TensorLayout& t = runtime.layout().tensors()[tensor];
+  const std::string& unit = runtime.layout().unit(t.unit).name;
+  const bool of_parameter = field == SLUICE_PARAM || field == SLUICE_MASTER;
+  if (t.types.param.is_bytes()) {
+    if (dtype == SLUICE_BYTES && of_parameter) return ElementType::Bytes();
+    return absl::InvalidArgumentError(
+        fmt::format("unit '{}' of tensor '{}' is of bytes: it has no field but SLUICE_PARAM and "
+                    "SLUICE_MASTER (which are the same), and dtype must be SLUICE_BYTES; field is "
+                    "{}, dtype {}",
+                    unit, t.name, field, dtype));
+  }
+  if (dtype == SLUICE_BYTES) {
+    return absl::InvalidArgumentError(
+        fmt::format("dtype is 3 (SLUICE_BYTES), but unit '{}' of tensor '{}' is of {}: name a "
+                    "float type, or set "
+                    "the unit's types to SLUICE_BYTES before the runtime is created",
+                    unit, t.name, t.types.param.name()));
+  }
+  return ToFloatType(dtype, "dtype");
 }
 
 absl::Status CheckRange(int64_t value, int64_t low, int64_t high, const char* name) {
@@ -146,7 +184,10 @@ absl::StatusOr<std::vector<ParamPlace>> ToPlaces(const sluice_step_args& args,
                                                   runtime.layout().tensors().size()));
   }
   for (uint64_t i = 0; i < args.place_count; ++i) {
-    SLUICE_ASSIGN_OR_RETURN(const FloatType type, ToFloatType(args.places[i].dtype, "dtype"));
+    const std::string& tensor = runtime.layout().tensors()[i].name;
+    SLUICE_ASSIGN_OR_RETURN(const FloatType type,
+                            ToFloatType(args.places[i].dtype,
+                                        fmt::format("dtype of the place of tensor '{}'", tensor)));
     places.push_back({static_cast<std::byte*>(args.places[i].data), type});
   }
   return places;
@@ -240,8 +281,6 @@ absl::StatusOr<LossScaleOptions> ToLossScale(const sluice_options& o) {
 
 absl::StatusOr<PlacementOptions> ToPlacement(const sluice_options& o) {
   PlacementOptions placement;
-  SLUICE_ASSIGN_OR_RETURN(placement.param_type, ToFloatType(o.param_dtype, "param_dtype"));
-  SLUICE_ASSIGN_OR_RETURN(placement.grad_type, ToFloatType(o.grad_dtype, "grad_dtype"));
   SLUICE_RETURN_IF_ERROR(
       CheckRange(o.lowest_param_tier, SLUICE_HBM, SLUICE_NVME, "lowest_param_tier"));
   SLUICE_RETURN_IF_ERROR(
@@ -269,6 +308,8 @@ absl::StatusOr<RuntimeConfig> ToConfig(const sluice_options* given) {
   SLUICE_ASSIGN_OR_RETURN(const sluice_options o,
                           ReadStruct(given, SLUICE_OPTIONS_INIT, "options"));
   RuntimeConfig config;
+  SLUICE_ASSIGN_OR_RETURN(config.types.param, ToFloatType(o.param_dtype, "param_dtype"));
+  SLUICE_ASSIGN_OR_RETURN(config.types.grad, ToFloatType(o.grad_dtype, "grad_dtype"));
   SLUICE_ASSIGN_OR_RETURN(config.placement, ToPlacement(o));
   SLUICE_ASSIGN_OR_RETURN(config.loss_scale, ToLossScale(o));
   SLUICE_ASSIGN_OR_RETURN(config.nvme_paths, ToPaths(o));

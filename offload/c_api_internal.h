@@ -20,6 +20,7 @@
 #include <mutex>
 #include <new>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "absl/status/statusor.h"
@@ -114,7 +115,13 @@ absl::Status CheckUnit(const Runtime& runtime, uint32_t unit);
 absl::Status CheckTensor(const Runtime& runtime, uint32_t tensor);
 absl::Status CheckElements(const Runtime& runtime, uint32_t tensor, int64_t elements);
 absl::Status CheckRange(int64_t value, int64_t low, int64_t high, const char* name);
-absl::StatusOr<FloatType> ToFloatType(int32_t dtype, const char* name);
+absl::StatusOr<FloatType> ToFloatType(int32_t dtype, std::string_view name);
+// Of one unit, whose name is for messages.
+absl::StatusOr<UnitTypes> ToUnitTypes(int32_t param_dtype, int32_t grad_dtype,
+                                      const std::string& unit);
+// The type of the elements that are passed to read or write `field` of a tensor.
+absl::StatusOr<ElementType> ToElementType(const Runtime& runtime, uint32_t tensor, int32_t field,
+                                          int32_t dtype);
 
 // Structs of callers may be of an older version, which ends earlier, or of a newer one. Their sizes
 // are multiples of 8, so that none ends inside a field.

@@ -33,35 +33,34 @@ void Updater::ChunkWork::Launch(void* stream) {
   const Context& c = owner_->context_;
   const ChunkLayout& layout = c.layout->chunk(chunk);
   const StateSpans all = SplitStates(layout, states);
-  const int64_t param_size = SizeOf(c.types.param_type);
-  const int64_t grad_size = SizeOf(c.types.grad_type);
+  const FloatType param_type = layout.types.param.floats();
+  const FloatType grad_type = layout.types.grad;
   const bool lent = layout.keep == Keep::kStates;
   std::byte* const params = lent                   ? nullptr
-                            : param_buffer.empty() ? c.memory->param_home[layout.unit.value()] +
-                                                         layout.offset * param_size
+                            : param_buffer.empty() ? c.memory->ParamsOf(layout)
                                                    : param_buffer.data();
-  const std::byte* const grads = c.memory->grads[layout.unit.value()] + layout.offset * grad_size;
+  const std::byte* const grads = c.memory->GradsOf(layout);
   for (const ChunkRun& run : c.layout->runs(layout)) {
     const auto at = static_cast<size_t>(run.chunk_offset);
     const auto n = static_cast<size_t>(run.elements);
     const std::optional<TensorUpdate>& update = owner_->updates_[run.tensor.value()];
     if (update) {
-      const FloatType type = lent ? update->lent.type : c.types.param_type;
+      const FloatType type = lent ? update->lent.type : param_type;
       std::byte* const out = lent ? update->lent.data + run.tensor_offset * SizeOf(type)
-                                  : params + run.chunk_offset * param_size;
+                                  : params + run.chunk_offset * SizeOf(type);
       if (lent) AdoptChanged(out, type, all.master.data() + at, n);
       AdamWUpdateOn(stream, update->coefficients,
                     {.master = all.master.subspan(at, n),
                      .exp_avg = all.exp_avg.subspan(at, n),
                      .exp_avg_sq = all.exp_avg_sq.subspan(at, n),
-                     .grad = grads + run.chunk_offset * grad_size,
-                     .grad_type = c.types.grad_type,
+                     .grad = grads + run.chunk_offset * SizeOf(grad_type),
+                     .grad_type = grad_type,
                      .param_out = out,
                      .param_type = type});
     } else if (!param_buffer.empty()) {  // never on the device
       // The buffer replaces the whole chunk, so it also needs what is left alone.
-      Convert(all.master.data() + at, FloatType::kF32, params + run.chunk_offset * param_size,
-              c.types.param_type, n);
+      Convert(all.master.data() + at, FloatType::kF32,
+              params + run.chunk_offset * SizeOf(param_type), param_type, n);
     }
   }
 }

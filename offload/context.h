@@ -44,7 +44,6 @@ struct ParamPlace {
 struct Context {
   const ModelLayout* layout;
   const Placement* placement;
-  PlacementOptions types;  // param_type and grad_type
   TierMemory* memory;
   BlockStore* store;
   Executor* executor;

@@ -61,8 +61,10 @@ absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConf
   const int64_t chunk_elements_default =
       input.options.lowest_state_tier == Tier::kHbm ? kChunkElementsInHbm : kChunkElementsDefault;
   SLUICE_ASSIGN_OR_RETURN(
-      input.layout, ModelLayout::Make(spec, config.chunk_elements > 0 ? config.chunk_elements
-                                                                      : chunk_elements_default));
+      input.layout,
+      ModelLayout::Make(spec,
+                        config.chunk_elements > 0 ? config.chunk_elements : chunk_elements_default,
+                        config.types));
   Budgets given = config.budgets;
   if (given.hbm < Bytes(0) && config.hbm != nullptr)
     given.hbm = Bytes(static_cast<int64_t>(config.hbm->memory().size()));
@@ -84,8 +86,8 @@ absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config
               std::move(placement)};
 }
 
-SegmentTable SegmentsOf(const Plan& plan, const RuntimeConfig& config, uint32_t paths) {
-  const BlockMap blocks = MapBlocks(plan.layout, plan.placement, config.placement.param_type);
+SegmentTable SegmentsOf(const Plan& plan, uint32_t paths) {
+  const BlockMap blocks = MapBlocks(plan.layout, plan.placement);
   Bytes largest = kSegmentBytes;
   for (Bytes size : blocks.sizes) largest = std::max(largest, RoundUp(size, kExtentAlignment));
   return PlanSegments(blocks.sizes, paths, largest);
@@ -93,7 +95,6 @@ SegmentTable SegmentsOf(const Plan& plan, const RuntimeConfig& config, uint32_t 
 
 RuntimeOptions OptionsOf(const RuntimeConfig& config, const Budgets& budgets) {
   return {.budgets = budgets,
-          .placement = config.placement,
           .io = config.io,
           .loss_scale = config.loss_scale,
           .overlap = config.overlap,
@@ -111,7 +112,7 @@ absl::StatusOr<std::unique_ptr<Runtime>> MakeRuntime(const ModelSpec& spec,
   SLUICE_ASSIGN_OR_RETURN(seams.device, DeviceOf(plan, config));
   seams.device_reason = plan.device.reason;
   if (plan.placement.nvme() > Bytes(0)) {
-    seams.segments = SegmentsOf(plan, config, static_cast<uint32_t>(config.nvme_paths.size()));
+    seams.segments = SegmentsOf(plan, static_cast<uint32_t>(config.nvme_paths.size()));
     SLUICE_ASSIGN_OR_RETURN(seams.files, CreateSegments(seams.segments, config.nvme_paths));
   }
   seams.make_engine = [config](std::span<const MemoryView> arenas,

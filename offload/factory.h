@@ -18,6 +18,7 @@ namespace sluice {
 
 // What a caller may say; the C ABI's sluice_options in C++ terms. Negative or zero: chosen.
 struct RuntimeConfig {
+  UnitTypes types;  // of units that don't say theirs
   PlacementOptions placement;
   Budgets budgets{Bytes(-1), Bytes(-1), Bytes(-1)};
   std::vector<std::string> nvme_paths;
@@ -69,7 +70,7 @@ absl::StatusOr<std::unique_ptr<Runtime>> MakeRuntime(const ModelSpec& spec,
 RuntimeOptions OptionsOf(const RuntimeConfig& config, const Budgets& budgets);
 
 // The segments that the blocks of `plan` need on `paths` drives.
-SegmentTable SegmentsOf(const Plan& plan, const RuntimeConfig& config, uint32_t paths);
+SegmentTable SegmentsOf(const Plan& plan, uint32_t paths);
 
 }  // namespace sluice
 

@@ -56,7 +56,7 @@ class Fetcher::Piece final : public BufferPool::Waiter,
     if (!verified.ok()) return owner_->EndPiece(this, verified);
     const Context& c = owner_->context_;
     const ChunkLayout& layout = c.layout->chunk(chunk);
-    const int64_t size = SizeOf(c.types.param_type);
+    const int64_t size = layout.types.param.size();
     copy.stream = StreamKind::kHostToDevice;
     copy.from = buffer.first(static_cast<size_t>(layout.elements * size));
     copy.to = fetch->to + layout.offset * size;
@@ -110,7 +110,7 @@ void Fetcher::Fetch(UnitIndex unit, std::byte* to) {
   fetch->begin = context_.clock->Now();
   ++active_;
   const UnitLayout& layout = context_.layout->unit(unit);
-  const int64_t bytes = layout.elements * SizeOf(context_.types.param_type);
+  const int64_t bytes = layout.param_bytes().value();
   fetches_count_->Add();
   fetched_bytes_->Add(bytes);
   if (context_.placement->param_home[unit.value()] == Tier::kNvme) {

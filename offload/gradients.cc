@@ -32,7 +32,7 @@ class Gradients::PushOp final : public Event,
     owner_->context_.inbox->Post(&added);
   }
   void Launch(void* stream) override {
-    const FloatType type = owner_->context_.types.grad_type;
+    const FloatType type = owner_->TypeOf(tensor);
     AccumulateOn(stream, owner_->Home(tensor) + offset, buffer.data(), type,
                  piece / static_cast<size_t>(SizeOf(type)));
   }
@@ -105,7 +105,7 @@ class Gradients::SumTask final : public Task, public DeviceWork, public Event {
 
   void Sum(void* stream, double* sums) {
     const Context& c = owner_->context_;
-    const FloatType type = c.types.grad_type;
+    const FloatType type = owner_->TypeOf(tensor_);
     const int64_t begin = first_ * kCellElements;
     const int64_t end = std::min(last_ * kCellElements, c.layout->tensor(tensor_).elements);
     CellSquareSumsOn(stream, owner_->Home(tensor_) + begin * SizeOf(type), type,
@@ -142,8 +142,14 @@ Gradients::Gradients(const Context& context)
 Gradients::~Gradients() = default;
 
 std::byte* Gradients::Home(TensorIndex tensor) const {
+  return context_.memory->GradsOf(context_.layout->tensor(tensor));
+}
+
+absl::Status Gradients::CheckTakes(TensorIndex tensor) const {
   const TensorLayout& t = context_.layout->tensor(tensor);
-  return context_.memory->grads[t.unit.value()] + t.offset * SizeOf(context_.types.grad_type);
+  if (t.keep != Keep::kParam) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      fmt::format("tensor '{}' is frozen: it takes no gradient", t.name));
 }
 
 BufferPool* Gradients::buffers() const {
@@ -273,6 +279,20 @@ void Gradients::CheckFinished() {
     if (tensors_[i].present && !tensors_[i].summed) return StartSums(TensorIndex(i));
   }
   std::exchange(finish_, nullptr)();
+}
+
+void Gradients::Replaced(TensorIndex tensor) {
+  SLUICE_CHECK(active_ == 0);
+  tensors_[tensor.value()].present = true;
+  tensors_[tensor.value()].summed = false;  // by the step: more may be written before
+}
+
+void Gradients::Clear(TensorIndex tensor) {
+  SLUICE_CHECK(active_ == 0);
+  tensors_[tensor.value()].present = tensors_[tensor.value()].summed = false;
+  const TensorLayout& t = context_.layout->tensor(tensor);
+  const auto first = cells_.begin() + t.first_cell;
+  std::fill(first, first + CellCount(t.elements), 0.0);
 }
 
 void Gradients::ClearAll() {

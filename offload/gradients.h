@@ -33,8 +33,11 @@ class Gradients {
   // Gradients that arrive from now on are final, so that their sums may be computed at once.
   void SetBoundary(bool boundary) { boundary_ = boundary; }
 
-  // Sets or adds `data` (the tensor's elements in grad_type), which is there when `fence` is
-  // complete.
+  // Errors: FailedPrecondition if the tensor is frozen. Any thread.
+  absl::Status CheckTakes(TensorIndex tensor) const;
+
+  // Sets or adds `data` (the tensor's elements in its unit's grad type), which is there when
+  // `fence` is complete.
   void Push(TensorIndex tensor, ConstMemoryView data, Fence fence, Done done);
 
   // Calls `done` once everything pushed has arrived and all sums are computed. One at a time.
@@ -43,9 +46,12 @@ class Gradients {
 
   bool present(TensorIndex tensor) const { return tensors_[tensor.value()].present; }
   std::span<const double> cells() const { return cells_; }
+  // The tensor's gradient was written, by others, into its home: present, and no sum is of it yet.
+  void Replaced(TensorIndex tensor);
   // Forgets gradients. The memory is reused by the next push, which the caller holds back while an
   // update reads it.
   void ClearAll();
+  void Clear(TensorIndex tensor);
   bool idle() const { return active_ == 0; }
 
  private:
@@ -68,6 +74,7 @@ class Gradients {
   void OnSummed(TensorIndex tensor);
   void CheckFinished();
   std::byte* Home(TensorIndex tensor) const;
+  FloatType TypeOf(TensorIndex tensor) const { return context_.layout->tensor(tensor).types.grad; }
   bool in_hbm() const { return context_.placement->grad_home == Tier::kHbm; }
   BufferPool* buffers() const;  // that gradients to be added pass through, where their home is
 

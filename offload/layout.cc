@@ -16,7 +16,8 @@ constexpr int64_t AlignElements(int64_t n) {
 
 }  // namespace
 
-absl::StatusOr<ModelLayout> ModelLayout::Make(const ModelSpec& spec, int64_t chunk_elements) {
+absl::StatusOr<ModelLayout> ModelLayout::Make(const ModelSpec& spec, int64_t chunk_elements,
+                                              UnitTypes types) {
   if (chunk_elements <= 0 || chunk_elements % kCellElements != 0) {
     return absl::InvalidArgumentError(
         fmt::format("chunk_elements is {}; it must be a positive multiple of {}", chunk_elements,
@@ -24,12 +25,14 @@ absl::StatusOr<ModelLayout> ModelLayout::Make(const ModelSpec& spec, int64_t chu
   }
   ModelLayout layout;
   layout.chunk_elements_ = chunk_elements;
+  layout.default_types_ = types;
   for (const ModelSpec::Unit& unit : spec.units) {
     layout.units_.push_back({.name = unit.name,
                              .elements = 0,
                              .updated_elements = 0,
                              .lent = false,
                              .stays_in_hbm = unit.stays_in_hbm,
+                             .types = unit.types.value_or(types),
                              .first_chunk = 0,
                              .chunk_count = 0,
                              .tensors = {}});
@@ -71,6 +74,12 @@ absl::Status ModelLayout::AddTensor(const ModelSpec::Tensor& tensor) {
         "caller: put them into different units",
         unit.name, tensor.name));
   }
+  if (unit.types.param.is_bytes() && tensor.keep != Keep::kParam) {
+    return absl::InvalidArgumentError(fmt::format(
+        "unit '{}' is of bytes, but tensor '{}' is updated: bytes are not numbers, so all tensors "
+        "of the unit must be frozen (SLUICE_KEEP_PARAM); put others into a unit of a float type",
+        unit.name, tensor.name));
+  }
   unit.lent = lent;
   unit.tensors.push_back(TensorIndex(static_cast<uint32_t>(tensors_.size())));
   tensors_.push_back({.name = tensor.name,
@@ -79,6 +88,7 @@ absl::Status ModelLayout::AddTensor(const ModelSpec::Tensor& tensor) {
                       .offset = 0,
                       .group = tensor.group,
                       .keep = tensor.keep,
+                      .types = unit.types,
                       .first_cell = cell_count_});
   cell_count_ += CellCount(tensor.elements);
   parameter_count_ += tensor.elements;
@@ -118,7 +128,8 @@ absl::Status ModelLayout::CutIntoChunks(UnitIndex unit_index) {
                            .capacity = 0,
                            .first_run = static_cast<uint32_t>(runs_.size()),
                            .run_count = 0,
-                           .keep = tensor.keep});
+                           .keep = tensor.keep,
+                           .types = unit.types});
       }
       ChunkLayout& chunk = chunks_.back();
       if (chunk.run_count > 0 && runs_.back().tensor == t) {

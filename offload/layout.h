@@ -8,11 +8,15 @@
 // run which is moved and updated as a whole: whole cells of the canonical grid (core/grid.h), of
 // one or several neighbouring tensors of which the same is kept. On a tier, a chunk's states are
 // three arrays of `capacity` floats side by side: master, exp_avg, exp_avg_sq.
+//
+// Every unit has types of its own (unit_types.h), and its chunks and tensors say them too: whoever
+// touches a parameter or a gradient has its type from here.
 
 #ifndef SLUICE_OFFLOAD_LAYOUT_H_
 #define SLUICE_OFFLOAD_LAYOUT_H_
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -20,6 +24,7 @@
 #include "absl/status/statusor.h"
 #include "core/grid.h"
 #include "core/types.h"
+#include "offload/unit_types.h"
 
 namespace sluice {
 
@@ -36,7 +41,8 @@ enum class Keep : uint8_t { kAll = 0, kParam = 1, kStates = 2 };
 struct ModelSpec {
   struct Unit {
     std::string name;
-    bool stays_in_hbm = false;  // as others are acquired while it is
+    bool stays_in_hbm = false;         // as others are acquired while it is
+    std::optional<UnitTypes> types{};  // none: the default. Bytes: only if all of it is frozen
   };
   struct Tensor {
     std::string name;
@@ -65,7 +71,12 @@ struct ChunkLayout {
   uint32_t first_run;
   uint32_t run_count;
   Keep keep;
+  UnitTypes types;
 
+  Bytes param_bytes() const { return Bytes(capacity * types.param.size()); }
+  Bytes grad_bytes() const {
+    return keep == Keep::kParam ? Bytes(0) : Bytes(capacity * SizeOf(types.grad));
+  }
   Bytes state_bytes() const { return keep == Keep::kParam ? Bytes(0) : Bytes(capacity * 12); }
 };
 
@@ -76,6 +87,7 @@ struct TensorLayout {
   int64_t offset;  // in the unit, elements
   uint32_t group;
   Keep keep;
+  UnitTypes types;
   int64_t first_cell;  // of all cells of the model, in canonical order
 };
 
@@ -85,19 +97,24 @@ struct UnitLayout {
   int64_t updated_elements;  // of its beginning, where what is not frozen lies
   bool lent;                 // its parameters are with the caller
   bool stays_in_hbm;         // for good
+  UnitTypes types;
   uint32_t first_chunk;
   uint32_t chunk_count;
   std::vector<TensorIndex> tensors;  // in the order in which they lie
 
-  int64_t param_elements() const { return lent ? 0 : elements; }  // on the tiers
+  // On the tiers, without what aligns them.
+  Bytes param_bytes() const { return Bytes(lent ? 0 : elements * types.param.size()); }
+  Bytes grad_bytes() const { return Bytes(updated_elements * SizeOf(types.grad)); }
 };
 
 class ModelLayout {
  public:
-  // `chunk_elements`: a multiple of kCellElements, the most a chunk may span.
-  // Errors: InvalidArgument naming the unit or tensor (no tensors, no elements, unknown unit, some
-  // of a unit lent and some not), or for more than kElementsMax elements or kChunksMax chunks.
-  static absl::StatusOr<ModelLayout> Make(const ModelSpec& spec, int64_t chunk_elements);
+  // `chunk_elements`: a multiple of kCellElements, the most a chunk may span. `types`: of units
+  // that don't say theirs. Errors: InvalidArgument naming the unit or tensor (no tensors, no
+  // elements, unknown unit, some of a unit lent and some not, bytes that are not frozen), or for
+  // more than kElementsMax elements or kChunksMax chunks.
+  static absl::StatusOr<ModelLayout> Make(const ModelSpec& spec, int64_t chunk_elements,
+                                          UnitTypes types = {});
 
   std::span<const UnitLayout> units() const { return units_; }
   std::span<const TensorLayout> tensors() const { return tensors_; }
@@ -110,6 +127,7 @@ class ModelLayout {
   }
 
   int64_t chunk_elements() const { return chunk_elements_; }
+  UnitTypes default_types() const { return default_types_; }  // for people; no unit's
   int64_t cell_count() const { return cell_count_; }
   int64_t parameter_count() const { return parameter_count_; }  // without gaps
   int64_t updated_count() const { return updated_count_; }      // of those that are not frozen
@@ -121,6 +139,7 @@ class ModelLayout {
   absl::Status TooManyChunks() const;
 
   int64_t chunk_elements_ = 0;
+  UnitTypes default_types_;
   int64_t cell_count_ = 0;
   int64_t parameter_count_ = 0;
   int64_t updated_count_ = 0;

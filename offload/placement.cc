@@ -44,23 +44,18 @@ class Placer {
   }
 
  private:
-  Bytes ParamBytes(const UnitLayout& unit) const {
-    return Bytes(unit.param_elements() * SizeOf(options_.param_type));
-  }
-
   bool StaysInHbm(const UnitLayout& unit) const {
     return unit.lent || unit.stays_in_hbm || unit.elements <= options_.resident_elements_max;
   }
 
   void MeasureGradients() {
     for (const UnitLayout& unit : layout_.units())
-      p_.grads +=
-          RoundUp(Bytes(unit.updated_elements * SizeOf(options_.grad_type)), kSlotAlignment);
+      p_.grads += RoundUp(unit.grad_bytes(), kSlotAlignment);
   }
 
   absl::Status PlaceAllInHbm() {
     for (const UnitLayout& unit : layout_.units()) {
-      p_.slot_bytes.push_back(RoundUp(ParamBytes(unit), kSlotAlignment));
+      p_.slot_bytes.push_back(RoundUp(unit.param_bytes(), kSlotAlignment));
       p_.param_home.push_back(Tier::kHbm);
       p_.hbm_fixed += p_.slot_bytes.back();
     }
@@ -69,8 +64,7 @@ class Placer {
       if (chunk.keep == Keep::kParam) continue;
       p_.states_hbm += RoundUp(chunk.state_bytes(), kSlotAlignment);
       p_.grad_buffer_bytes =
-          std::max(p_.grad_buffer_bytes,
-                   RoundUp(Bytes(chunk.capacity * SizeOf(options_.grad_type)), kSlotAlignment));
+          std::max(p_.grad_buffer_bytes, RoundUp(chunk.grad_bytes(), kSlotAlignment));
     }
     p_.grad_home = Tier::kHbm;
     p_.grad_buffers = kBuffersMin;
@@ -85,7 +79,7 @@ class Placer {
   absl::Status PlaceInHbm() {
     Bytes all, largest, fixed;
     for (const UnitLayout& unit : layout_.units()) {
-      const Bytes slot = RoundUp(ParamBytes(unit), kSlotAlignment);
+      const Bytes slot = RoundUp(unit.param_bytes(), kSlotAlignment);
       p_.slot_bytes.push_back(slot);
       all += slot;
       if (StaysInHbm(unit)) {
@@ -121,9 +115,7 @@ class Placer {
     for (const ChunkLayout& chunk : layout_.chunks()) {
       if (!states_elsewhere) all_states += RoundUp(chunk.state_bytes(), kSlotAlignment);
       largest_states = std::max(largest_states, RoundUp(chunk.state_bytes(), kSlotAlignment));
-      largest_params =
-          std::max(largest_params,
-                   RoundUp(Bytes(chunk.capacity * SizeOf(options_.param_type)), kSlotAlignment));
+      largest_params = std::max(largest_params, RoundUp(chunk.param_bytes(), kSlotAlignment));
     }
     for (uint32_t u = 0; u < layout_.units().size(); ++u) {
       if (p_.param_home[u] == Tier::kPinned) all_params += p_.slot_bytes[u];
@@ -184,8 +176,7 @@ class Placer {
       p_.param_home[u] = Tier::kNvme;
       for (uint32_t c = 0; c < layout_.units()[u].chunk_count; ++c) {
         const ChunkLayout& chunk = layout_.chunks()[layout_.units()[u].first_chunk + c];
-        p_.params_nvme +=
-            RoundUp(Bytes(chunk.capacity * SizeOf(options_.param_type)), kSlotAlignment);
+        p_.params_nvme += RoundUp(chunk.param_bytes(), kSlotAlignment);
       }
     }
   }
@@ -247,7 +238,7 @@ Budgets DefaultBudgets(const Budgets& given, const ModelLayout& layout,
                        std::optional<Bytes> gpu_available) {
   Bytes params, grads_and_states;
   for (const UnitLayout& unit : layout.units()) {
-    params += RoundUp(Bytes(unit.param_elements() * SizeOf(options.param_type)), kSlotAlignment);
+    params += RoundUp(unit.param_bytes(), kSlotAlignment);
     grads_and_states += RoundUp(Bytes(unit.updated_elements * 4), kSlotAlignment);
   }
   for (const ChunkLayout& chunk : layout.chunks())

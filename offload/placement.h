@@ -36,8 +36,6 @@ struct Budgets {
 };
 
 struct PlacementOptions {
-  FloatType param_type = FloatType::kF32;
-  FloatType grad_type = FloatType::kF32;
   Tier lowest_param_tier = Tier::kNvme;
   Tier lowest_state_tier = Tier::kNvme;   // kHbm: states and gradients live there, all of them
   int64_t resident_elements_max = 16384;  // units of at most so many elements live in HBM for good

@@ -2,7 +2,9 @@
 
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <thread>
+#include <vector>
 
 #include "core/arena.h"
 #include "core/budget.h"
@@ -26,14 +28,37 @@ Json Tiers(Bytes hbm, Bytes pinned, Bytes nvme) {
   return {{"hbm", hbm.value()}, {"pinned", pinned.value()}, {"nvme", nvme.value()}};
 }
 
-Json PlacementObject(const ModelLayout& layout, const Placement& p, const Budgets& budgets,
-                     const PlacementOptions& options) {
+// The pairs of types that units have, in the order of the first unit of each.
+Json TypesObject(const ModelLayout& layout) {
+  struct Pair {
+    UnitTypes types;
+    int64_t units = 0;
+    Bytes params;
+  };
+  std::vector<Pair> pairs;
+  for (const UnitLayout& unit : layout.units()) {
+    auto pair = std::find_if(pairs.begin(), pairs.end(),
+                             [&unit](const Pair& p) { return p.types == unit.types; });
+    if (pair == pairs.end()) pair = pairs.insert(pairs.end(), {.types = unit.types});
+    ++pair->units;
+    pair->params += unit.param_bytes();
+  }
+  Json list = Json::array();
+  for (const Pair& pair : pairs) {
+    list.push_back({{"param_dtype", pair.types.param.name()},
+                    {"grad_dtype", Name(pair.types.grad)},
+                    {"units", pair.units},
+                    {"param_bytes", pair.params.value()}});
+  }
+  return list;
+}
+
+Json PlacementObject(const ModelLayout& layout, const Placement& p, const Budgets& budgets) {
   int64_t params[3] = {0, 0, 0};
   for (size_t u = 0; u < layout.units().size(); ++u) {
-    params[static_cast<int>(p.param_home[u])] +=
-        layout.units()[u].param_elements() * SizeOf(options.param_type);
+    params[static_cast<int>(p.param_home[u])] += layout.units()[u].param_bytes().value();
   }
-  const StepTraffic traffic = TrafficOf(layout, p, options);
+  const StepTraffic traffic = TrafficOf(layout, p);
   const bool grads_in_hbm = p.grad_home == Tier::kHbm;
   return {
       {"parameters", layout.parameter_count()},
@@ -42,8 +67,9 @@ Json PlacementObject(const ModelLayout& layout, const Placement& p, const Budget
       {"tensors", layout.tensors().size()},
       {"chunks", layout.chunks().size()},
       {"chunk_elements", layout.chunk_elements()},
-      {"param_dtype", Name(options.param_type)},
-      {"grad_dtype", Name(options.grad_type)},
+      {"param_dtype", layout.default_types().param.name()},
+      {"grad_dtype", Name(layout.default_types().grad)},
+      {"types", TypesObject(layout)},
       {"budgets_bytes", Tiers(budgets.hbm, budgets.pinned, budgets.nvme)},
       {"planned_bytes", Tiers(p.hbm(), p.pinned(), p.nvme())},
       {"hbm",
@@ -119,8 +145,7 @@ std::string EngineReport(const std::string& path, MemoryResource* memory, Json* 
 
 }  // namespace
 
-StepTraffic TrafficOf(const ModelLayout& layout, const Placement& p,
-                      const PlacementOptions& options) {
+StepTraffic TrafficOf(const ModelLayout& layout, const Placement& p) {
   StepTraffic t;
   if (p.grad_home == Tier::kHbm) return t;  // nothing moves
   t.elements_updated = layout.updated_count();
@@ -128,7 +153,7 @@ StepTraffic TrafficOf(const ModelLayout& layout, const Placement& p,
   t.nvme_written = p.states_nvme;
   for (const ChunkLayout& chunk : layout.chunks()) {
     if (p.param_home[chunk.unit.value()] == Tier::kNvme && chunk.keep != Keep::kParam)
-      t.nvme_written += RoundUp(Bytes(chunk.capacity * SizeOf(options.param_type)), kSlotAlignment);
+      t.nvme_written += RoundUp(chunk.param_bytes(), kSlotAlignment);
   }
   t.read_ahead = std::min(p.states_nvme, p.state_buffer_bytes * p.state_buffers);
   const double evicted = p.hbm() == Bytes(0) ? 0.0 : 1.0;
@@ -146,22 +171,23 @@ StepTraffic TrafficOf(const ModelLayout& layout, const Placement& p,
         Bytes(static_cast<int64_t>(share * static_cast<double>((t.to_hbm - streamed).value())));
   }
   t.checksummed = t.nvme_read + t.nvme_written;
-  t.grads = Bytes(layout.updated_count() * SizeOf(options.grad_type));
+  for (const TensorLayout& tensor : layout.tensors()) {
+    if (tensor.keep != Keep::kParam) t.grads += Bytes(tensor.elements * SizeOf(tensor.types.grad));
+  }
   return t;
 }
 
 std::string PlacementJson(const ModelLayout& layout, const DeviceChoice& device,
-                          const Placement& placement, const Budgets& budgets,
-                          const PlacementOptions& options) {
-  Json json = PlacementObject(layout, placement, budgets, options);
+                          const Placement& placement, const Budgets& budgets) {
+  Json json = PlacementObject(layout, placement, budgets);
   json["device"] = DeviceObject(device);
   return json.dump(2);
 }
 
-StepTraffic Runtime::Traffic() const { return TrafficOf(layout_, placement_, options_.placement); }
+StepTraffic Runtime::Traffic() const { return TrafficOf(layout_, placement_); }
 
 std::string Runtime::ReportJson() const {
-  Json report = PlacementObject(layout_, placement_, options_.budgets, options_.placement);
+  Json report = PlacementObject(layout_, placement_, options_.budgets);
   Bytes on_disk;
   Json paths = Json::array();
   for (const DirectFile& file : seams_.files) {

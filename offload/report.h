@@ -11,8 +11,10 @@
 //   tensors
 //   chunks                       pieces of states that move together
 //   chunk_elements               the most that one spans
-//   param_dtype                  of parameters in compute: fp32, bf16 or fp16
-//   grad_dtype                   of gradients
+//   param_dtype                  of parameters in compute: fp32, bf16 or fp16; of units that say
+//   none grad_dtype                   of gradients, likewise types                        a list:
+//   of each pair of types that some unit has, its param_dtype
+//                                (also bytes), grad_dtype, units and param_bytes
 //   budgets_bytes.TIER           as given or chosen; 4611686018427387903 is no limit
 //   planned_bytes.TIER           what will be taken
 //   hbm.resident_bytes           units that live there for good
@@ -111,12 +113,10 @@
 namespace sluice {
 
 // What one step moves under `placement`, when every tensor has a gradient.
-StepTraffic TrafficOf(const ModelLayout& layout, const Placement& placement,
-                      const PlacementOptions& options);
+StepTraffic TrafficOf(const ModelLayout& layout, const Placement& placement);
 
 std::string PlacementJson(const ModelLayout& layout, const DeviceChoice& device,
-                          const Placement& placement, const Budgets& budgets,
-                          const PlacementOptions& options);
+                          const Placement& placement, const Budgets& budgets);
 
 // The machine as Sluice sees it, with advice; `path` (may be empty) is a directory that could hold
 // swap files.

@@ -18,8 +18,7 @@ constexpr Nanos kPlanAround = std::chrono::milliseconds(50);
 Residency::Residency(const Context& context, std::shared_ptr<Arena> hbm, Nanos stuck_after)
     : context_(context),
       views_(
-          std::move(hbm), context.types.param_type, context.device, context.inbox,
-          [this] { OnFreed(); }, context.fail),
+          std::move(hbm), context.device, context.inbox, [this] { OnFreed(); }, context.fail),
       fetcher_(context, this),
       units_(context.layout->units().size()),
       stuck_after_(stuck_after),
@@ -123,7 +122,8 @@ void Residency::Serve(UnitIndex unit) {
     --waiting_;
     (wait.was_pending ? stall_update_ns_ : stall_fetch_ns_)->Add((now - wait.since).count());
     ++u.acquired;
-    views_.Show(unit, u.address, context_.layout->unit(unit).elements, wait.stream);
+    const UnitLayout& layout = context_.layout->unit(unit);
+    views_.Show(unit, u.address, layout.elements, layout.types.param, wait.stream);
     wait.done(absl::OkStatus());
   }
 }

@@ -39,8 +39,8 @@ absl::StatusOr<std::unique_ptr<Runtime>> Runtime::Create(ModelLayout layout, Pla
 }
 
 absl::Status Runtime::Init() {
-  SLUICE_ASSIGN_OR_RETURN(memory_, TierMemory::Make(layout_, placement_, options_.placement,
-                                                    seams_.device.get(), seams_.host_memory));
+  SLUICE_ASSIGN_OR_RETURN(
+      memory_, TierMemory::Make(layout_, placement_, seams_.device.get(), seams_.host_memory));
   hbm_ = std::make_shared<Arena>(std::move(memory_.hbm));
   const absl::Status pinned = seams_.device->RegisterHost(memory_.pinned.memory());
   pinning_ = pinned.ok() ? "registered with the device" : std::string(Message(pinned));
@@ -52,7 +52,6 @@ absl::Status Runtime::Init() {
                                         options_.io, &metrics_, &trace_);
   const Context context{.layout = &layout_,
                         .placement = &placement_,
-                        .types = options_.placement,
                         .memory = &memory_,
                         .store = store_.get(),
                         .executor = seams_.executor.get(),
@@ -177,7 +176,14 @@ absl::StatusOr<DlManagedTensor*> Runtime::MakeView(UnitIndex unit) {
   return residency_->views()->MakeView(unit);
 }
 
-void Runtime::ZeroGrad() { Send({.run = &Runtime::RunTurn, .turn = TurnKind::kZeroGrad}); }
+void Runtime::ZeroGrad() { Send({.run = &Runtime::RunTurn, .turn = TurnKind::kClearGrads}); }
+
+absl::Status Runtime::ClearGrad(TensorIndex tensor) {
+  SLUICE_RETURN_IF_ERROR(failure());
+  SLUICE_RETURN_IF_ERROR(gradients_->CheckTakes(tensor));
+  Send({.run = &Runtime::RunTurn, .turn = TurnKind::kClearGrads, .cleared = tensor});
+  return absl::OkStatus();
+}
 
 std::optional<absl::Status> Runtime::Wait(Ticket ticket, std::chrono::milliseconds timeout) {
   if (seams_.threaded) return tickets_.Wait(ticket, timeout);
@@ -284,13 +290,9 @@ void Runtime::RunRelease(Command& command) {
 void Runtime::RunPushGrad(Command& command) {
   if (const absl::Status status = failure(); !status.ok())
     return tickets_.Complete(command.ticket, status);
-  const TensorLayout& tensor = layout_.tensor(command.tensor);
-  const UnitIndex unit = tensor.unit;
-  if (tensor.keep == Keep::kParam) {
-    return tickets_.Complete(command.ticket,
-                             absl::FailedPreconditionError(fmt::format(
-                                 "tensor '{}' is frozen: it takes no gradient", tensor.name)));
-  }
+  const UnitIndex unit = layout_.tensor(command.tensor).unit;
+  if (const absl::Status takes = gradients_->CheckTakes(command.tensor); !takes.ok())
+    return tickets_.Complete(command.ticket, takes);
   if (const absl::Status loaded = CheckLoaded(command.tensor); !loaded.ok())
     return tickets_.Complete(command.ticket, loaded);
   HeldPush push{command.tensor, command.data, std::move(command.fence), command.ticket};
@@ -324,6 +326,7 @@ void Runtime::RunTurn(Command& command) {
   Turn turn{.kind = command.turn,
             .step = std::move(command.step),
             .value = std::move(command.value),
+            .cleared = command.cleared,
             .ticket = command.ticket};
   turns_.push_back(std::move(turn));
   Advance();

@@ -4,8 +4,7 @@
 //
 // - Residency: which units are in HBM. Follows the trace, plans, fetches ahead (Fetcher), serves
 //   acquisitions.
-// - Gradients: takes gradients into their home, adds them up, computes the sums that norm and
-//   overflow need.
+// - Gradients: takes gradients into their home, adds them up, sums their squares for the norm.
 // - Updater: AdamW over the states, chunk by chunk, under the next forward.
 // - ValueAccess: whole tensors in and out: initial values, state_dict.
 // - BlockStore (nvme/): what lives on the drives.
@@ -62,8 +61,7 @@ struct Seams {
 };
 
 struct RuntimeOptions {
-  Budgets budgets;             // for the report
-  PlacementOptions placement;  // as the placement was made with
+  Budgets budgets;  // for the report
   IoEngine::Limits io;
   LossScaleOptions loss_scale = {.static_scale = 1};
   bool overlap = true;
@@ -94,7 +92,6 @@ class Runtime final : public Updater::Observer {
   ~Runtime() override;
 
   const ModelLayout& layout() const { return layout_; }
-  FloatType grad_type() const { return options_.placement.grad_type; }
 
   // Operations with a ticket; see sluice.h for what each promises. Indices are valid (checked by
   // the caller). A stream's point is taken in the calling thread.
@@ -109,6 +106,7 @@ class Runtime final : public Updater::Observer {
   // Errors: FailedPrecondition if the unit is not acquired or the stream is being captured.
   absl::Status Release(UnitIndex unit, CallerStream stream = {});
   void ZeroGrad();
+  absl::Status ClearGrad(TensorIndex tensor);
 
   std::optional<absl::Status> Wait(Ticket ticket, std::chrono::milliseconds timeout);
   absl::StatusOr<DlManagedTensor*> MakeView(UnitIndex unit);
@@ -132,12 +130,13 @@ class Runtime final : public Updater::Observer {
   std::string Unsettled() const;
 
  private:
-  enum class TurnKind : uint8_t { kNone, kStep, kValue, kZeroGrad };
+  enum class TurnKind : uint8_t { kNone, kStep, kValue, kClearGrads };
   struct Command {
     void (Runtime::*run)(Command&) = nullptr;
     TurnKind turn = TurnKind::kNone;  // if `run` is RunTurn
     UnitIndex unit;
     TensorIndex tensor;
+    std::optional<TensorIndex> cleared;  // of kClearGrads; none: all
     uint32_t key = 0;
     bool boundary = false;
     Ticket ticket = 0;
@@ -158,6 +157,7 @@ class Runtime final : public Updater::Observer {
     TurnKind kind = TurnKind::kNone;
     StepRequest step;
     ValueRequest value;
+    std::optional<TensorIndex> cleared;
     Ticket ticket = 0;
     bool summing = false;                  // the step waits for sums
     bool summed = false;                   // all gradients have arrived and are summed
@@ -187,7 +187,7 @@ class Runtime final : public Updater::Observer {
   void Advance();  // begins whatever turn can begin
   bool AdvanceStep(Turn& turn);
   bool AdvanceValue(Turn& turn);
-  bool AdvanceZeroGrad();
+  bool AdvanceClearGrads(std::optional<TensorIndex> tensor);
   absl::Status CheckLoaded(TensorIndex tensor) const;
   absl::Status CheckValueRequest(const ValueRequest& request) const;
   absl::Status CheckStep(const StepRequest& request) const;

@@ -29,7 +29,7 @@ absl::StatusOr<SimRuntime> MakeSimRuntime(const ModelSpec& spec, const RuntimeCo
       MakeSimDevice({.link_bytes_per_second = 1e9 * static_cast<double>(world->Uniform(1, 16))},
                     world, sim.memory.get());
   const auto paths = static_cast<uint32_t>(std::max<size_t>(1, config.nvme_paths.size()));
-  seams.segments = SegmentsOf(plan, config, paths);
+  seams.segments = SegmentsOf(plan, paths);
   seams.make_engine =
       [world, sizes = seams.segments.file_sizes, limits = config.io, latency = options.io_latency](
           std::span<const MemoryView>,

@@ -55,7 +55,13 @@ typedef uint64_t sluice_model;   /* a description of a model; 0 is never valid *
 typedef uint64_t sluice_runtime; /* a running engine */
 typedef uint64_t sluice_ticket;  /* an operation under way */
 
-typedef enum sluice_dtype { SLUICE_F32 = 0, SLUICE_BF16 = 1, SLUICE_F16 = 2 } sluice_dtype;
+/* SLUICE_BYTES: raw bytes, of a unit that sluice_model_set_unit_types says so of. */
+typedef enum sluice_dtype {
+  SLUICE_F32 = 0,
+  SLUICE_BF16 = 1,
+  SLUICE_F16 = 2,
+  SLUICE_BYTES = 3
+} sluice_dtype;
 typedef enum sluice_tier { SLUICE_HBM = 0, SLUICE_PINNED = 1, SLUICE_NVME = 2 } sluice_tier;
 
 SLUICE_API uint32_t sluice_abi_version(void);
@@ -95,6 +101,16 @@ typedef enum sluice_keep {
 } sluice_keep;
 SLUICE_API sluice_status sluice_model_set_keep(sluice_model model, uint32_t tensor, int32_t keep);
 
+/* The types of this unit's compute copies and of its gradients, instead of the options'. Call
+ * before the runtime is created.
+ *
+ * SLUICE_BYTES as param_dtype (grad_dtype is then ignored): the elements are bytes, such as a
+ * quantized weight, which are never converted. All tensors of the unit must be SLUICE_KEEP_PARAM,
+ * and are read and written as SLUICE_BYTES, SLUICE_PARAM and SLUICE_MASTER alike. Every bit
+ * survives, as it does in a frozen tensor of a float type that is read and written in its own. */
+SLUICE_API sluice_status sluice_model_set_unit_types(sluice_model model, uint32_t unit,
+                                                     int32_t param_dtype, int32_t grad_dtype);
+
 SLUICE_API sluice_status sluice_model_destroy(sluice_model model);
 
 /* ---- The runtime
@@ -124,9 +140,11 @@ typedef enum sluice_executor_kind {
  * what. */
 typedef struct sluice_options {
   size_t struct_size;
-  int32_t param_dtype; /* sluice_dtype of the copy used in compute */
-  int32_t grad_dtype;  /* sluice_dtype gradients are handed over and accumulated in */
-  int64_t hbm_bytes;   /* budget of each tier; -1 chosen */
+  /* The copy used in compute, and gradients, handed over and accumulated: of units that say nothing
+   * else (sluice_model_set_unit_types). */
+  int32_t param_dtype;
+  int32_t grad_dtype;
+  int64_t hbm_bytes; /* budget of each tier; -1 chosen */
   int64_t pinned_bytes;
   int64_t nvme_bytes;            /* -1: as needed */
   const char* const* nvme_paths; /* directories, one per drive; NULL if nothing may go to NVMe */
@@ -224,8 +242,9 @@ SLUICE_API sluice_status sluice_acquire(sluice_runtime runtime, uint32_t unit, v
 SLUICE_API sluice_status sluice_release(sluice_runtime runtime, uint32_t unit, void* stream);
 
 /* An acquired unit's memory as a one-dimensional DLPack tensor (DLManagedTensor*, DLPack 0.6
- * layout) of param_dtype. The memory is not reused before the deleter was called, whoever calls it
- * on whatever thread, and the stream that acquired the unit has run what it then holds. */
+ * layout) of the unit's param_dtype, bytes as uint8. The memory is not reused before the deleter
+ * was called, whoever calls it on whatever thread, and the stream that acquired the unit has run
+ * what it then holds. */
 SLUICE_API sluice_status sluice_unit_view(sluice_runtime runtime, uint32_t unit, void** dlpack);
 
 typedef struct sluice_tensor_info {
@@ -245,13 +264,15 @@ SLUICE_API sluice_status sluice_tensor_set_step(sluice_runtime runtime, uint32_t
 /* ---- Gradients and the step
  * ------------------------------------------------------------------------------------ */
 
-/* Adds `elements` values of grad_dtype at `data` to the tensor's gradient (the first since the last
- * step sets it). `data` may be in device or host memory; it is read when `stream` has run what it
- * holds now, and must stay as it is until the ticket is done. */
+/* Adds `elements` values of the unit's grad_dtype at `data` to the tensor's gradient (the first
+ * since the last step sets it). `data` may be in device or host memory; it is read when `stream`
+ * has run what it holds now, and must stay as it is until the ticket is done. */
 SLUICE_API sluice_status sluice_grad(sluice_runtime runtime, uint32_t tensor, const void* data,
                                      int64_t elements, void* stream, sluice_ticket* ticket);
 SLUICE_API sluice_status
 sluice_zero_grad(sluice_runtime runtime); /* forgets what was handed over */
+/* Forgets one tensor's, if there is any. Errors: SLUICE_FAILED_PRECONDITION if it is frozen. */
+SLUICE_API sluice_status sluice_grad_clear(sluice_runtime runtime, uint32_t tensor);
 
 typedef struct sluice_group {
   size_t struct_size;
@@ -302,11 +323,12 @@ SLUICE_API sluice_status sluice_drain(sluice_runtime runtime, sluice_ticket* tic
  * -------------------------------------------------------------------------------- */
 
 typedef enum sluice_field {
-  SLUICE_PARAM = 0,   /* the compute copy, param_dtype; read only */
+  SLUICE_PARAM = 0,   /* the compute copy, the unit's param_dtype; read only, except bytes */
   SLUICE_MASTER = 1,  /* fp32; writing it also sets the compute copy, which it is if frozen */
   SLUICE_EXP_AVG = 2, /* this and the next: NOT_FOUND if frozen */
   SLUICE_EXP_AVG_SQ = 3,
-  SLUICE_GRAD = 4 /* grad_dtype; read only; NOT_FOUND if there is none */
+  SLUICE_GRAD = 4 /* the unit's grad_dtype; NOT_FOUND if there is none. Written: it is replaced, or
+                     set if there is none, and sluice_grad adds to it; not of frozen tensors */
 } sluice_field;
 
 /* The whole tensor, after all updates started before this call. `data` is host memory that holds

@@ -144,6 +144,12 @@ class Model {
   Status SetKeep(Tensor tensor, sluice_keep keep) {
     return Status::Of(sluice_model_set_keep(handle_, static_cast<uint32_t>(tensor), keep));
   }
+  // Of the unit's compute copies and gradients, instead of the options'. SLUICE_BYTES: if all of it
+  // is frozen.
+  Status SetUnitTypes(Unit unit, sluice_dtype param, sluice_dtype grad) {
+    return Status::Of(
+        sluice_model_set_unit_types(handle_, static_cast<uint32_t>(unit), param, grad));
+  }
   // What would be placed where.
   Result<std::string> PlanJson(const sluice_options& options) const {
     return internal::Json([&](char* json, size_t capacity, size_t* needed) {
@@ -175,9 +181,9 @@ class UnitView {
   }
 
   int64_t elements() const { return tensor_->shape[0]; }
-  // Of the type the runtime's param_dtype says; on a CUDA device, memory of the device.
+  // Of the unit's param_dtype; on a CUDA device, memory of the device.
   void* data() const { return static_cast<std::byte*>(tensor_->data) + tensor_->byte_offset; }
-  // If param_dtype is SLUICE_F32 and the device is the host.
+  // If the unit's param_dtype is SLUICE_F32 and the device is the host.
   std::span<const float> f32() const {
     return {static_cast<const float*>(data()), static_cast<size_t>(elements())};
   }
@@ -251,7 +257,7 @@ class Runtime {
     return info;
   }
 
-  // Adds to the gradient. `data` holds values of grad_dtype; float is SLUICE_F32.
+  // Adds to the gradient. `data` holds values of the unit's grad_dtype; float is SLUICE_F32.
   Result<Ticket> Grad(Tensor tensor, std::span<const float> data) {
     return Grad(tensor, data.data(), static_cast<int64_t>(data.size()), nullptr);
   }
@@ -261,6 +267,9 @@ class Runtime {
     });
   }
   Status ZeroGrad() { return Status::Of(sluice_zero_grad(handle_)); }
+  Status ClearGrad(Tensor tensor) {
+    return Status::Of(sluice_grad_clear(handle_, static_cast<uint32_t>(tensor)));
+  }
 
   // clip_norm 0: no clipping. places: by tensor, where the parameters of those lie of which only
   // the states are kept. LastStep says what was decided when the ticket is done.
@@ -292,6 +301,20 @@ class Runtime {
     return Started([&](sluice_ticket* ticket) {
       return sluice_write(handle_, static_cast<uint32_t>(tensor), static_cast<int32_t>(field),
                           values.data(), SLUICE_F32, static_cast<int64_t>(values.size()), ticket);
+    });
+  }
+
+  // The whole tensor of a unit of SLUICE_BYTES, as it is.
+  Result<Ticket> ReadBytes(Tensor tensor, std::span<std::byte> out) {
+    return Started([&](sluice_ticket* ticket) {
+      return sluice_read(handle_, static_cast<uint32_t>(tensor), SLUICE_PARAM, out.data(),
+                         SLUICE_BYTES, static_cast<int64_t>(out.size()), ticket);
+    });
+  }
+  Result<Ticket> WriteBytes(Tensor tensor, std::span<const std::byte> bytes) {
+    return Started([&](sluice_ticket* ticket) {
+      return sluice_write(handle_, static_cast<uint32_t>(tensor), SLUICE_PARAM, bytes.data(),
+                          SLUICE_BYTES, static_cast<int64_t>(bytes.size()), ticket);
     });
   }
 

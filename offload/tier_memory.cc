@@ -4,7 +4,7 @@
 
 namespace sluice {
 
-BlockMap MapBlocks(const ModelLayout& layout, const Placement& placement, FloatType param_type) {
+BlockMap MapBlocks(const ModelLayout& layout, const Placement& placement) {
   BlockMap map;
   map.states.resize(layout.chunks().size());
   map.params.resize(layout.chunks().size());
@@ -16,19 +16,18 @@ BlockMap MapBlocks(const ModelLayout& layout, const Placement& placement, FloatT
     const ChunkLayout& chunk = layout.chunks()[c];
     if (placement.state_home[c] == Tier::kNvme) map.states[c] = add(chunk.state_bytes());
     if (placement.param_home[chunk.unit.value()] == Tier::kNvme) {
-      map.params[c] = add(Bytes(chunk.capacity * SizeOf(param_type)));
+      map.params[c] = add(chunk.param_bytes());
     }
   }
   return map;
 }
 
 absl::StatusOr<TierMemory> TierMemory::Make(const ModelLayout& layout, const Placement& placement,
-                                            const PlacementOptions& options, Device* device,
-                                            MemoryResource* host) {
+                                            Device* device, MemoryResource* host) {
   TierMemory memory;
   SLUICE_ASSIGN_OR_RETURN(memory.hbm, device->MakeHbmArena(placement.hbm()));
   SLUICE_ASSIGN_OR_RETURN(memory.pinned, Arena::Create(host, placement.pinned()));
-  memory.blocks = MapBlocks(layout, placement, options.param_type);
+  memory.blocks = MapBlocks(layout, placement);
   for (size_t u = 0; u < layout.units().size(); ++u) {
     Arena* arena = placement.param_home[u] == Tier::kHbm      ? &memory.hbm
                    : placement.param_home[u] == Tier::kPinned ? &memory.pinned
@@ -40,8 +39,7 @@ absl::StatusOr<TierMemory> TierMemory::Make(const ModelLayout& layout, const Pla
       home = view.data();
     }
     memory.param_home.push_back(home);
-    const Bytes grads = RoundUp(
-        Bytes(layout.units()[u].updated_elements * SizeOf(options.grad_type)), kSlotAlignment);
+    const Bytes grads = RoundUp(layout.units()[u].grad_bytes(), kSlotAlignment);
     Arena& grad_arena = placement.grad_home == Tier::kHbm ? memory.hbm : memory.pinned;
     SLUICE_ASSIGN_OR_RETURN(const MemoryView view, grad_arena.Carve(grads, kSlotAlignment));
     memory.grads.push_back(view.data());

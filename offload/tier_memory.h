@@ -26,7 +26,7 @@ struct BlockMap {
   std::vector<std::optional<BlockIndex>> params;  // by chunk
   std::vector<Bytes> sizes;                       // by block
 };
-BlockMap MapBlocks(const ModelLayout& layout, const Placement& placement, FloatType param_type);
+BlockMap MapBlocks(const ModelLayout& layout, const Placement& placement);
 
 struct TierMemory {
   Arena hbm;
@@ -44,8 +44,18 @@ struct TierMemory {
 
   // Takes both arenas. Errors: ResourceExhausted from the device or the memory resource.
   static absl::StatusOr<TierMemory> Make(const ModelLayout& layout, const Placement& placement,
-                                         const PlacementOptions& options, Device* device,
-                                         MemoryResource* host);
+                                         Device* device, MemoryResource* host);
+
+  // Where the chunk's parameters lie, unless they live on NVMe, and its gradients; a tensor's.
+  std::byte* ParamsOf(const ChunkLayout& chunk) const {
+    return param_home[chunk.unit.value()] + chunk.offset * chunk.types.param.size();
+  }
+  std::byte* GradsOf(const ChunkLayout& chunk) const {
+    return grads[chunk.unit.value()] + chunk.offset * SizeOf(chunk.types.grad);
+  }
+  std::byte* GradsOf(const TensorLayout& tensor) const {
+    return grads[tensor.unit.value()] + tensor.offset * SizeOf(tensor.types.grad);
+  }
 };
 
 // The three arrays of a chunk's states.

@@ -21,7 +21,7 @@ void Runtime::Advance() {
     if (values_begun_ > 0 && turn.kind != TurnKind::kValue) return;
     const bool went_on = turn.kind == TurnKind::kStep    ? AdvanceStep(turn)
                          : turn.kind == TurnKind::kValue ? AdvanceValue(turn)
-                                                         : AdvanceZeroGrad();
+                                                         : AdvanceClearGrads(turn.cleared);
     if (!went_on) return;
   }
 }
@@ -142,8 +142,12 @@ absl::Status Runtime::CheckValueRequest(const ValueRequest& request) const {
     return absl::NotFoundError(
         fmt::format("tensor '{}' is frozen: it has no optimizer states", tensor.name));
   }
-  if (request.write) return absl::OkStatus();
-  if (request.field == Field::kGrad) {
+  if (request.renews()) return absl::OkStatus();
+  if (request.write) {
+    SLUICE_RETURN_IF_ERROR(gradients_->CheckTakes(request.tensor));
+    return CheckLoaded(request.tensor);
+  }
+  if (request.of_gradient()) {
     return gradients_->present(request.tensor)
                ? absl::OkStatus()
                : absl::NotFoundError(fmt::format("tensor '{}' has no gradient", tensor.name));
@@ -160,19 +164,21 @@ bool Runtime::AdvanceValue(Turn& turn) {
   ValueRequest& request = turn.value;
   const UnitIndex unit = layout_.tensor(request.tensor).unit;
   absl::Status refused = CheckValueRequest(request);
-  if (refused.ok() && request.write) refused = residency_->BeginUpdate(unit);
+  if (refused.ok() && request.renews()) refused = residency_->BeginUpdate(unit);
   if (!refused.ok()) {
     if (values_->busy()) return false;  // what it lacks may be among what is being written
     EndTurn(refused);
     return true;
   }
+  const bool state = request.field == Field::kExpAvg || request.field == Field::kExpAvgSq;
   request.done = [this, unit, tensor = request.tensor, write = request.write,
-                  master = request.write &&
-                           request.field == Field::kMaster](const absl::Status& status) {
+                  renews = request.renews(),
+                  loads = request.renews() && !state](const absl::Status& status) {
     const absl::Status failed = failure();  // a write before this one
     if (!status.ok() && write) Fail(status);
-    if (status.ok() && master) loaded_[tensor.value()] = true;
-    if (write && !values_->Writes(unit)) residency_->EndUpdate(unit);
+    if (status.ok() && loads) loaded_[tensor.value()] = true;
+    if (status.ok() && write && !renews) gradients_->Replaced(tensor);
+    if (renews && !values_->Renews(unit)) residency_->EndUpdate(unit);
     --values_begun_;
     EndTurn(failed.ok() ? status : failed);
   };
@@ -183,13 +189,20 @@ bool Runtime::AdvanceValue(Turn& turn) {
 
 // Gradients that an update holds back are forgotten before they were taken; those on their way are
 // waited for.
-bool Runtime::AdvanceZeroGrad() {
+bool Runtime::AdvanceClearGrads(std::optional<TensorIndex> tensor) {
   for (std::vector<HeldPush>& pushes : held_pushes_) {
-    for (const HeldPush& push : std::exchange(pushes, {}))
-      tickets_.Complete(push.ticket, absl::OkStatus());
+    std::vector<HeldPush> kept;
+    for (HeldPush& push : pushes) {
+      if (tensor && push.tensor != *tensor) {
+        kept.push_back(std::move(push));
+      } else {
+        tickets_.Complete(push.ticket, absl::OkStatus());
+      }
+    }
+    pushes = std::move(kept);
   }
   if (!gradients_->idle()) return false;
-  gradients_->ClearAll();
+  tensor ? gradients_->Clear(*tensor) : gradients_->ClearAll();
   EndTurn(absl::OkStatus());
   return true;
 }

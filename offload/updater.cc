@@ -251,10 +251,10 @@ void Updater::StoreParams(ChunkWork* work) {
   if (work->param_on_nvme) {
     context_.store->StartWrite(&work->param_write, IoPriority::kUrgent);
   } else if (!work->param_buffer.empty()) {
-    const int64_t size = SizeOf(context_.types.param_type);
+    const auto bytes = static_cast<size_t>(chunk.elements * chunk.types.param.size());
     work->upload.stream = StreamKind::kHostToDevice;
-    work->upload.from = work->param_buffer.first(static_cast<size_t>(chunk.elements * size));
-    work->upload.to = context_.memory->param_home[chunk.unit.value()] + chunk.offset * size;
+    work->upload.from = work->param_buffer.first(bytes);
+    work->upload.to = context_.memory->ParamsOf(chunk);
     work->upload.inbox = context_.inbox;
     work->upload.event = &work->uploaded;
     context_.device->Enqueue(&work->upload);

@@ -25,9 +25,9 @@ ValueAccess::ValueAccess(const Context& context)
 
 ValueAccess::~ValueAccess() = default;
 
-bool ValueAccess::Writes(UnitIndex unit) const {
+bool ValueAccess::Renews(UnitIndex unit) const {
   return std::any_of(requests_.begin(), requests_.end(), [&](const Request& request) {
-    return request.asked.write && context_.layout->tensor(request.asked.tensor).unit == unit;
+    return request.asked.renews() && context_.layout->tensor(request.asked.tensor).unit == unit;
   });
 }
 

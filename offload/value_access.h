@@ -5,7 +5,8 @@
 // pools have buffers for. A write of part of a chunk is a read, a change and a write, so a chunk is
 // under way for one request at a time, in the order of the requests. Writing the master also renews
 // the parameter copy. A frozen tensor has nothing but that copy: it stands for the master. A lent
-// tensor's parameter is with the caller, so nothing is renewed.
+// tensor's parameter is with the caller, so nothing is renewed. Writing a gradient replaces it, and
+// renews nothing.
 //
 // Runs only while nothing else moves (the Runtime sees to that), so all buffers are free for it. A
 // chunk takes all that it needs before it begins, so none waits for another's.
@@ -30,9 +31,12 @@ struct ValueRequest {
   bool write = false;
   TensorIndex tensor;
   Field field = Field::kMaster;
-  std::byte* data = nullptr;  // the tensor's elements in `type`; read from if `write`
-  FloatType type = FloatType::kF32;
+  std::byte* data = nullptr;           // the tensor's elements in `type`; read from if `write`
+  ElementType type = FloatType::kF32;  // bytes, if the unit's are
   std::function<void(const absl::Status&)> done;
+
+  bool of_gradient() const { return field == Field::kGrad; }
+  bool renews() const { return write && !of_gradient(); }  // the unit's parameters or states
 };
 
 class ValueAccess {
@@ -50,7 +54,7 @@ class ValueAccess {
     return !saturated_ && !free_steps_.empty() &&
            requests_.size() < kRequestsPerStep * steps_.size();
   }
-  bool Writes(UnitIndex unit) const;  // for a request whose `done` was not called yet
+  bool Renews(UnitIndex unit) const;  // for a request whose `done` was not called yet
 
  private:
   static constexpr size_t kRequestsPerStep = 8;

@@ -3,12 +3,27 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <cstring>
 #include <utility>
 
 #include "core/status.h"
 #include "optim/convert.h"
 
 namespace sluice {
+
+namespace {
+
+// Bytes to bytes as they are; anything else is a number.
+void ConvertElements(const std::byte* from, ElementType from_type, std::byte* to,
+                     ElementType to_type, size_t n) {
+  if (from_type.is_bytes() && to_type.is_bytes()) {
+    std::memcpy(to, from, n);
+  } else {
+    Convert(from, from_type.floats(), to, to_type.floats(), n);
+  }
+}
+
+}  // namespace
 
 void ValueAccess::ChunkStep::Copy::Start(ConstMemoryView from, std::byte* to) {
   op.stream = next == &ChunkStep::OnRead ? StreamKind::kDeviceToHost : StreamKind::kHostToDevice;
@@ -20,12 +35,12 @@ void ValueAccess::ChunkStep::Copy::Start(ConstMemoryView from, std::byte* to) {
 }
 
 bool ValueAccess::ChunkStep::StatesPass() const {
-  if (asked().field == Field::kGrad) return context_.placement->grad_home != Tier::kPinned;
+  if (asked().of_gradient()) return context_.placement->grad_home != Tier::kPinned;
   return layout().keep != Keep::kParam && home() != Tier::kPinned;
 }
 
 bool ValueAccess::ChunkStep::ParamsPass() const {
-  if (asked().field == Field::kGrad || param_tier() == Tier::kPinned) return false;
+  if (asked().of_gradient() || param_tier() == Tier::kPinned) return false;
   return layout().keep == Keep::kParam || (layout().keep == Keep::kAll && asked().write);
 }
 
@@ -51,7 +66,7 @@ void ValueAccess::ChunkStep::Start() {
   status_ = absl::OkStatus();
   was_read_ = false;
   fresh_ = {};
-  if (asked().field == Field::kGrad) return StartGrad();
+  if (asked().of_gradient()) return StartGrad();
   if (layout().keep == Keep::kParam) return StartFrozen();
   states_ = context_.memory->state_home[chunk_.value()];
   if (buffer_.empty()) return Prepare();
@@ -62,12 +77,14 @@ void ValueAccess::ChunkStep::Start() {
   context_.store->StartRead(&read_, *state_block(), buffer_, IoPriority::kUrgent);
 }
 
+// A gradient that is written passes through the buffer without what lies beside it.
 void ValueAccess::ChunkStep::StartGrad() {
-  const int64_t size = SizeOf(context_.types.grad_type);
-  grads_ = context_.memory->grads[layout().unit.value()] + layout().offset * size;
+  grads_ = context_.memory->GradsOf(layout());
   if (buffer_.empty()) return Prepare();
   const std::byte* const in_hbm = std::exchange(grads_, buffer_.data());
-  download_.Start({in_hbm, static_cast<size_t>(layout().elements * size)}, buffer_.data());
+  if (asked().write) return Prepare();
+  const auto size = static_cast<size_t>(layout().elements * SizeOf(layout().types.grad));
+  download_.Start({in_hbm, size}, buffer_.data());
 }
 
 // A frozen chunk is its parameters: where they lie, or in a buffer.
@@ -95,7 +112,7 @@ void ValueAccess::ChunkStep::OnRead(const absl::Status& status) {
 }
 
 void ValueAccess::ChunkStep::Prepare() {
-  if (asked().write) {
+  if (asked().renews()) {
     if (to_drive()) context_.store->PrepareWrite(&write_, *state_block(), buffer_);
     if (param_block()) context_.store->PrepareWrite(&param_write_, *param_block(), param_buffer_);
   }
@@ -106,33 +123,41 @@ void ValueAccess::ChunkStep::Run() {
   if (was_read_) status_ = BlockStore::Verify(read_);
   if (status_.ok()) {
     std::fill(fresh_.begin(), fresh_.end(), std::byte{0});
-    layout().keep == Keep::kParam ? ApplyFrozen(ThisRun()) : Apply(ThisRun());
-    if (asked().write) RenewParams();
+    asked().of_gradient()           ? ApplyGrad(ThisRun())
+    : layout().keep == Keep::kParam ? ApplyFrozen(ThisRun())
+                                    : Apply(ThisRun());
+    if (asked().renews()) RenewParams();
   }
   context_.inbox->Post(this);
+}
+
+void ValueAccess::ChunkStep::ApplyGrad(const ChunkRun& run) {
+  const FloatType type = layout().types.grad;
+  std::byte* const ours = grads_ + run.chunk_offset * SizeOf(type);
+  std::byte* const theirs = asked().data + run.tensor_offset * asked().type.size();
+  const auto n = static_cast<size_t>(run.elements);
+  asked().write ? ConvertElements(theirs, asked().type, ours, type, n)
+                : ConvertElements(ours, type, theirs, asked().type, n);
 }
 
 void ValueAccess::ChunkStep::ApplyFrozen(const ChunkRun& run) {
   const ValueRequest& request = asked();
   std::byte* const params = param_tier() == Tier::kPinned ? ParamHome() : param_buffer_.data();
   std::byte* const ours = params + run.chunk_offset * param_size();
-  std::byte* const theirs = request.data + run.tensor_offset * SizeOf(request.type);
+  std::byte* const theirs = request.data + run.tensor_offset * request.type.size();
   const auto n = static_cast<size_t>(run.elements);
   if (request.write) {
-    Convert(theirs, request.type, ours, context_.types.param_type, n);
+    ConvertElements(theirs, request.type, ours, layout().types.param, n);
   } else {
-    Convert(ours, context_.types.param_type, theirs, request.type, n);
+    ConvertElements(ours, layout().types.param, theirs, request.type, n);
   }
 }
 
 void ValueAccess::ChunkStep::Apply(const ChunkRun& run) {
   const ValueRequest& request = asked();
-  std::byte* const theirs = request.data + run.tensor_offset * SizeOf(request.type);
+  const FloatType type = request.type.floats();
+  std::byte* const theirs = request.data + run.tensor_offset * SizeOf(type);
   const auto n = static_cast<size_t>(run.elements);
-  if (request.field == Field::kGrad) {
-    const FloatType type = context_.types.grad_type;
-    return Convert(grads_ + run.chunk_offset * SizeOf(type), type, theirs, request.type, n);
-  }
   const StateSpans all = SplitStates(layout(), states_);
   const std::span<float> field = request.field == Field::kExpAvg     ? all.exp_avg
                                  : request.field == Field::kExpAvgSq ? all.exp_avg_sq
@@ -141,20 +166,20 @@ void ValueAccess::ChunkStep::Apply(const ChunkRun& run) {
   if (request.field == Field::kParam) {
     RoundedToParams(values, n, theirs);
   } else if (request.write) {
-    Convert(theirs, request.type, values, FloatType::kF32, n);
+    Convert(theirs, type, values, FloatType::kF32, n);
   } else {
-    Convert(values, FloatType::kF32, theirs, request.type, n);
+    Convert(values, FloatType::kF32, theirs, type, n);
   }
 }
 
 // The compute copies of `n` masters, in the type asked for.
 void ValueAccess::ChunkStep::RoundedToParams(const float* masters, size_t n, std::byte* out) const {
-  const FloatType type = asked().type;
+  const FloatType type = asked().type.floats();
+  const FloatType param_type = layout().types.param.floats();
   const auto cell = static_cast<size_t>(kCellElements);
   std::array<std::byte, kCellElements * sizeof(float)> rounded;
   for (size_t at = 0; at < n; at += cell) {
     const size_t count = std::min(cell, n - at);
-    const FloatType param_type = context_.types.param_type;
     Convert(masters + at, FloatType::kF32, rounded.data(), param_type, count);
     Convert(rounded.data(), param_type, out + at * static_cast<size_t>(SizeOf(type)), type, count);
   }
@@ -164,15 +189,26 @@ void ValueAccess::ChunkStep::RoundedToParams(const float* masters, size_t n, std
 void ValueAccess::ChunkStep::RenewParams() {
   if (layout().keep == Keep::kAll) {
     Convert(SplitStates(layout(), states_).master.data(), FloatType::kF32,
-            param_buffer_.empty() ? ParamHome() : param_buffer_.data(), context_.types.param_type,
-            static_cast<size_t>(layout().elements));
+            param_buffer_.empty() ? ParamHome() : param_buffer_.data(),
+            layout().types.param.floats(), static_cast<size_t>(layout().elements));
   }
   if (to_drive()) BlockStore::Seal(&write_);
   if (param_block()) BlockStore::Seal(&param_write_);
 }
 
+// Gradients that live in HBM are in the buffer so far.
+void ValueAccess::ChunkStep::StoreGrad() {
+  if (buffer_.empty() || !status_.ok()) return End();
+  stores_left_ = 1;
+  const int64_t element = SizeOf(layout().types.grad);
+  const auto begin = static_cast<size_t>(ThisRun().chunk_offset * element);
+  const auto size = static_cast<size_t>(ThisRun().elements * element);
+  upload_.Start(buffer_.subspan(begin, size), context_.memory->GradsOf(layout()) + begin);
+}
+
 void ValueAccess::ChunkStep::Handle() {
   if (!asked().write) return End();
+  if (asked().of_gradient()) return StoreGrad();
   if (!status_.ok()) {
     if (to_drive()) context_.store->Cancel(&write_);
     if (param_block()) context_.store->Cancel(&param_write_);
@@ -201,7 +237,7 @@ void ValueAccess::ChunkStep::Handle() {
 void ValueAccess::ChunkStep::OnStored(const absl::Status& status) {
   if (status_.ok()) status_ = status;
   if (--stores_left_ == 0) {
-    if (status_.ok()) owner_->written_[chunk_.value()] = true;
+    if (status_.ok() && asked().renews()) owner_->written_[chunk_.value()] = true;
     End();
   }
 }

@@ -66,19 +66,19 @@ class ValueAccess::ChunkStep final : public Task, public Event {
     return context_.memory->blocks.states[chunk_.value()];
   }
   Tier param_tier() const { return context_.placement->param_home[layout().unit.value()]; }
-  int64_t param_size() const { return SizeOf(context_.types.param_type); }
+  int64_t param_size() const { return layout().types.param.size(); }
   const std::optional<BlockIndex>& param_block() const {
     return context_.memory->blocks.params[chunk_.value()];
   }
   // The chunk's parameters, unless they live on NVMe.
-  std::byte* ParamHome() const {
-    return context_.memory->param_home[layout().unit.value()] + layout().offset * param_size();
-  }
+  std::byte* ParamHome() const { return context_.memory->ParamsOf(layout()); }
   const ChunkRun& ThisRun() const;  // the part of the chunk that the request is about
   bool StatesPass() const;          // through a buffer on their way; or gradients do
   bool ParamsPass() const;
 
   void StartGrad();
+  void ApplyGrad(const ChunkRun& run);
+  void StoreGrad();
   void StartFrozen();
   void PrepareFresh(MemoryView buffer);
   void Prepare();

@@ -16,6 +16,7 @@ struct Views::Shared final : Event {
   struct Shown {
     std::byte* address = nullptr;
     int64_t elements = 0;
+    ElementType type = FloatType::kF32;
     CallerStream stream;
   };
   struct Death {
@@ -33,7 +34,6 @@ struct Views::Shared final : Event {
 
   mutable std::mutex mutex;
   std::shared_ptr<Arena> arena;              // constant
-  FloatType type;                            // constant
   DlDevice device;                           // constant
   pid_t pid;                                 // constant
   Views* owner;                              // control thread
@@ -64,9 +64,19 @@ struct View {
   std::shared_ptr<void> keep;
 };
 
+DlDataType DlTypeOf(ElementType type) {
+  constexpr uint8_t kUInt = 1;
+  constexpr uint8_t kFloat = 2;
+  constexpr uint8_t kBfloat = 4;
+  const uint8_t code = type.is_bytes()                     ? kUInt
+                       : type.floats() == FloatType::kBf16 ? kBfloat
+                                                           : kFloat;
+  return {.code = code, .bits = static_cast<uint8_t>(8 * type.size()), .lanes = 1};
+}
+
 }  // namespace
 
-Views::Views(std::shared_ptr<Arena> arena, FloatType type, Device* device, Inbox* inbox,
+Views::Views(std::shared_ptr<Arena> arena, Device* device, Inbox* inbox,
              std::function<void()> on_free, std::function<void(const absl::Status&)> on_error)
     : shared_(std::make_shared<Shared>()),
       device_(device),
@@ -74,7 +84,6 @@ Views::Views(std::shared_ptr<Arena> arena, FloatType type, Device* device, Inbox
       on_free_(std::move(on_free)),
       on_error_(std::move(on_error)) {
   shared_->arena = std::move(arena);
-  shared_->type = type;
   shared_->device = device->dl_device();
   shared_->pid = getpid();
   shared_->owner = this;
@@ -87,10 +96,11 @@ Views::~Views() {
   shared_->shown.clear();
 }
 
-void Views::Show(UnitIndex unit, std::byte* address, int64_t elements, CallerStream stream) {
+void Views::Show(UnitIndex unit, std::byte* address, int64_t elements, ElementType type,
+                 CallerStream stream) {
   const std::lock_guard lock(shared_->mutex);
   if (shared_->shown.size() <= unit.value()) shared_->shown.resize(unit.value() + 1);
-  shared_->shown[unit.value()] = {address, elements, stream};
+  shared_->shown[unit.value()] = {address, elements, type, stream};
   shared_->uses.try_emplace(address, 0);
 }
 
@@ -115,6 +125,7 @@ absl::StatusOr<DlManagedTensor*> Views::MakeView(UnitIndex unit) {
     const Shared::Shown& shown = shared_->shown[unit.value()];
     view->shape = shown.elements;
     view->stream = shown.stream;
+    view->tensor.dl_tensor.dtype = DlTypeOf(shown.type);
     view->tensor.dl_tensor.data = shown.address;
     ++shared_->uses[shown.address];
   }
@@ -122,9 +133,6 @@ absl::StatusOr<DlManagedTensor*> Views::MakeView(UnitIndex unit) {
   DlTensor& t = view->tensor.dl_tensor;
   t.device = shared_->device;
   t.ndim = 1;
-  t.dtype = {.code = static_cast<uint8_t>(shared_->type == FloatType::kBf16 ? 4 : 2),
-             .bits = static_cast<uint8_t>(8 * SizeOf(shared_->type)),
-             .lanes = 1};
   t.shape = &view->shape;
   view->tensor.manager_ctx = view.get();
   view->tensor.deleter = [](DlManagedTensor* self) {

@@ -24,6 +24,7 @@
 #include "core/event.h"
 #include "core/grid.h"
 #include "core/types.h"
+#include "offload/unit_types.h"
 
 namespace sluice {
 
@@ -32,13 +33,14 @@ class Views {
   // Keeps `arena` until the last view is gone. `on_free` is called on the control thread, through
   // `inbox`, some time after an address has come out of use; `on_error` when waiting for a fence
   // failed.
-  Views(std::shared_ptr<Arena> arena, FloatType type, Device* device, Inbox* inbox,
-        std::function<void()> on_free, std::function<void(const absl::Status&)> on_error);
+  Views(std::shared_ptr<Arena> arena, Device* device, Inbox* inbox, std::function<void()> on_free,
+        std::function<void(const absl::Status&)> on_error);
   ~Views();
 
-  // From Show to Hide, MakeView(unit) gives views of `elements` values at `address`, used on
-  // `stream`.
-  void Show(UnitIndex unit, std::byte* address, int64_t elements, CallerStream stream);
+  // From Show to Hide, MakeView(unit) gives views of `elements` values of `type` at `address`, used
+  // on `stream`.
+  void Show(UnitIndex unit, std::byte* address, int64_t elements, ElementType type,
+            CallerStream stream);
   void Hide(UnitIndex unit);
   bool Shown(UnitIndex unit) const;  // any thread
 

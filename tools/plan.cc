@@ -51,9 +51,8 @@ Bytes BudgetOf(const std::string& text) {
 
 RuntimeConfig ConfigOf(const PlanOptions& options) {
   RuntimeConfig config;
-  config.placement.param_type = TypeOf(options.dtype);
-  config.placement.grad_type =
-      TypeOf(options.grad_dtype.empty() ? options.dtype : options.grad_dtype);
+  config.types = {.param = TypeOf(options.dtype),
+                  .grad = TypeOf(options.grad_dtype.empty() ? options.dtype : options.grad_dtype)};
   config.budgets = {BudgetOf(options.hbm), BudgetOf(options.pinned), BudgetOf(options.nvme)};
   config.nvme_paths = options.nvme_paths;
   config.chunk_elements = options.chunk_elements;
@@ -79,9 +78,8 @@ void AddModel(const ModelLayout& layout, const DeviceChoice& device, const Runti
   page->Row("parameters", fmt::format("{} in {} units, {} tensors, {} chunks of states",
                                       CountText(layout.parameter_count()), layout.units().size(),
                                       layout.tensors().size(), layout.chunks().size()));
-  page->Row("types",
-            fmt::format("parameters {}, gradients {}, states fp32",
-                        Name(config.placement.param_type), Name(config.placement.grad_type)));
+  page->Row("types", fmt::format("parameters {}, gradients {}, states fp32",
+                                 config.types.param.name(), Name(config.types.grad)));
   page->Row("device", fmt::format("{}: {}", Name(device.kind), device.reason));
 }
 
@@ -133,7 +131,7 @@ std::string PlanText(const Plan& plan, const RuntimeConfig& config) {
   Page page;
   AddModel(plan.layout, plan.device, config, &page);
   AddPlacement(plan, &page);
-  AddTraffic(TrafficOf(plan.layout, plan.placement, config.placement), &page);
+  AddTraffic(TrafficOf(plan.layout, plan.placement), &page);
   return page.Text();
 }
 
@@ -195,13 +193,12 @@ ExitCode RunPlan(const PlanOptions& options) {
                   *std::move(placement)};
   if (plan.placement.nvme() > Bytes(0)) {
     const auto paths = static_cast<uint32_t>(config.nvme_paths.size());
-    const absl::Status space = CheckSpace(SegmentsOf(plan, config, paths), config.nvme_paths);
+    const absl::Status space = CheckSpace(SegmentsOf(plan, paths), config.nvme_paths);
     if (!space.ok()) return refuse(space);
   }
-  return Print(options.json ? PlacementJson(plan.layout, plan.device, plan.placement, plan.budgets,
-                                            config.placement) +
-                                  "\n"
-                            : PlanText(plan, config));
+  return Print(options.json
+                   ? PlacementJson(plan.layout, plan.device, plan.placement, plan.budgets) + "\n"
+                   : PlanText(plan, config));
 }
 
 // "" or why `text` can't be read: what CLI11 asks of a check.

@@ -11,8 +11,7 @@ import pathlib
 
 from .lent import Lent
 
-F32, BF16, F16 = 0, 1, 2
-BYTES = 3
+F32, BF16, F16, BYTES = range(4)
 HBM, PINNED, NVME = 0, 1, 2
 DEVICE_AUTO, DEVICE_HOST, DEVICE_CUDA = 0, 1, 2
 PARAM, MASTER, EXP_AVG, EXP_AVG_SQ, GRAD = range(5)
@@ -218,6 +217,7 @@ _FUNCTIONS = {
     "sluice_model_add_tensor": [_u64, _u32, ctypes.c_char_p, _i64, _u32, _p(_u32)],
     "sluice_model_keep_in_hbm": [_u64, _u32],
     "sluice_model_set_keep": [_u64, _u32, _i32],
+    "sluice_model_set_unit_types": [_u64, _u32, _i32, _i32],
     "sluice_model_destroy": [_u64],
     "sluice_plan": [_u64, _p(Options), *_JSON],
     "sluice_runtime_create": [_u64, _p(Options), _p(_u64)],
@@ -232,6 +232,7 @@ _FUNCTIONS = {
     "sluice_tensor_set_step": [_u64, _u32, _i64],
     "sluice_grad": [_u64, _u32, ctypes.c_void_p, _i64, ctypes.c_void_p, _p(_u64)],
     "sluice_zero_grad": [_u64],
+    "sluice_grad_clear": [_u64, _u32],
     "sluice_step": [_u64, _p(StepArgs), _p(_u64)],
     "sluice_last_step": [_u64, _p(StepResult)],
     "sluice_loss_scale": [_u64, _p(ctypes.c_double)],
@@ -324,9 +325,10 @@ class Library:
 
 class ModelSpec:
     """units: list of (name, [(tensor name, elements, group)]). keep: tensor number -> KEEP_..., where not KEEP_ALL.
-    stay: numbers of the units that live in HBM for good."""
+    stay: numbers of the units that live in HBM for good. types: unit number -> (param dtype, grad dtype), where not the
+    options'."""
 
-    def __init__(self, library, units, keep=None, stay=()):
+    def __init__(self, library, units, keep=None, stay=(), types=None):
         self._library = library
         self.handle = _u64()
         library.call("sluice_model_create", ctypes.byref(self.handle))
@@ -342,6 +344,8 @@ class ModelSpec:
             library.call("sluice_model_set_keep", self.handle, tensor, kept)
         for unit in stay:
             library.call("sluice_model_keep_in_hbm", self.handle, unit)
+        for unit, (param, grad) in (types or {}).items():
+            library.call("sluice_model_set_unit_types", self.handle, unit, param, grad)
 
     def plan(self, options):
         return self._library.json("sluice_plan", self.handle, ctypes.byref(options))
@@ -366,7 +370,7 @@ class Runtime:
         self.lent = Lent(self)
         self._handle = _u64()
         self._pid = os.getpid()
-        spec = ModelSpec(self.library, units, keep, stay)
+        spec = ModelSpec(self.library, units, keep, stay, types)
         try:
             if seed is None:
                 if device is not None:
@@ -455,6 +459,9 @@ class Runtime:
 
     def zero_grad(self):
         self._call("sluice_zero_grad")
+
+    def clear_grad(self, tensor):
+        self._call("sluice_grad_clear", tensor)
 
     def step(self, groups, clip_norm, places=()):
         """groups: list of Group. Returns StepResult."""

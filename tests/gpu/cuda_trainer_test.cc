@@ -34,8 +34,8 @@ TEST_P(CudaTrainerTest, TrainsTheBitsOfTheReference) {
   TempDir drive;
   RuntimeConfig config;
   config.device = DeviceKind::kCuda;
-  config.placement.param_type = setup.type;
-  config.placement.grad_type = setup.type;
+  config.types.param = setup.type;
+  config.types.grad = setup.type;
   config.placement.resident_elements_max = 100;
   config.placement.lowest_state_tier = setup.lowest_state_tier;
   config.chunk_elements = kCellElements;

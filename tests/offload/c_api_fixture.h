@@ -159,6 +159,7 @@ inline std::vector<RuntimeCall> EveryRuntimeCall() {
       {"tensor_set_step", [](R r) { return sluice_tensor_set_step(r, 0, 1); }},
       {"grad", [](R r) { return sluice_grad(r, 0, data, 300, nullptr, &ticket); }},
       {"zero_grad", [](R r) { return sluice_zero_grad(r); }},
+      {"grad_clear", [](R r) { return sluice_grad_clear(r, 0); }},
       {"step", [](R r) { return sluice_step(r, &args, &ticket); }},
       {"last_step", [](R r) { return sluice_last_step(r, &result); }},
       {"loss_scale", [](R r) { return sluice_loss_scale(r, &scale); }},

@@ -20,8 +20,8 @@ using testing::TrainerOptions;
 RuntimeConfig ConfigOf(uint64_t seed) {
   SimWorld dice(seed ^ 0xfe7ce);
   RuntimeConfig config;
-  config.placement.param_type = FloatType::kBf16;
-  config.placement.grad_type = FloatType::kBf16;
+  config.types.param = FloatType::kBf16;
+  config.types.grad = FloatType::kBf16;
   config.placement.resident_elements_max = dice.OneIn(2) ? 100 : 6000;
   config.chunk_elements = kCellElements * static_cast<int64_t>(dice.Uniform(1, 3));
   config.budgets.hbm = KiB(static_cast<int64_t>(dice.Uniform(90, 320)));

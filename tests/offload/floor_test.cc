@@ -73,15 +73,14 @@ class TrafficTest : public testing::Test {
     const ModelSpec spec = {
         .units = {{"a"}, {"b"}},
         .tensors = {{"x", UnitIndex(0), 8192, 0}, {"y", UnitIndex(1), 8192, 0}}};
-    layout_ = *ModelLayout::Make(spec, 4096);
-    options_.param_type = options_.grad_type = FloatType::kBf16;
+    layout_ = *ModelLayout::Make(spec, 4096, {.param = FloatType::kBf16, .grad = FloatType::kBf16});
     options_.resident_elements_max = 0;
     options_.state_buffers = options_.param_buffers = 2;
   }
   StepTraffic Traffic(const Budgets& budgets) {
     const absl::StatusOr<Placement> placement = MakePlacement(layout_, budgets, options_);
     EXPECT_TRUE(placement.ok()) << placement.status();
-    return TrafficOf(layout_, *placement, options_);
+    return TrafficOf(layout_, *placement);
   }
 
   ModelLayout layout_;

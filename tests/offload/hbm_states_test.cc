@@ -34,8 +34,9 @@ RuntimeConfig InHbm(uint64_t seed) {
 
 TrainerOptions TypesOf(uint64_t seed, RuntimeConfig* config) {
   TrainerOptions options{.steps = 3, .micro_steps = 2};
-  options.param_type = config->placement.param_type = kTypes[seed % 3];
-  options.grad_type = config->placement.grad_type = kTypes[seed / 3 % 3];
+  options.param_type = kTypes[seed % 3];
+  options.grad_type = kTypes[seed / 3 % 3];
+  config->types = {.param = options.param_type, .grad = options.grad_type};
   return options;
 }
 
@@ -97,7 +98,7 @@ TEST(HbmStatesTest, TheHostDeviceIsExactAndReportsWhereThingsAre) {
 
 TEST(HbmStatesTest, ValuesAndGradientsAreReadAsTheyWereWritten) {
   RuntimeConfig config = InHbm(1);
-  config.placement.grad_type = FloatType::kF32;
+  config.types.grad = FloatType::kF32;
   absl::StatusOr<SimRuntime> sim = MakeSimRuntime(OddModel(), config, {.seed = 1});
   ASSERT_TRUE(sim.ok()) << sim.status();
   Trainer trainer(sim->runtime.get(), OddModel(), {});

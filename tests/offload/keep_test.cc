@@ -25,8 +25,8 @@ const TrainerOptions kOptions{.steps = 3};
 RuntimeConfig ConfigOf(uint64_t seed) {
   SimWorld dice(seed ^ 0x4ee9);
   RuntimeConfig config;
-  config.placement.param_type = kType;
-  config.placement.grad_type = kType;
+  config.types.param = kType;
+  config.types.grad = kType;
   config.placement.resident_elements_max = dice.OneIn(2) ? 100 : 6000;
   config.placement.state_buffers = static_cast<int>(dice.Uniform(2, 6));
   config.placement.param_buffers = static_cast<int>(dice.Uniform(2, 6));

@@ -1,13 +1,14 @@
 // tests/offload/random_model.h
 //
 // RapidCheck's source of models: a few units with a few tensors of sizes that are multiples of
-// nothing, the tensors of different units in any order.
+// nothing, the tensors of different units in any order, units of any types.
 
 #ifndef SLUICE_TESTS_OFFLOAD_RANDOM_MODEL_H_
 #define SLUICE_TESTS_OFFLOAD_RANDOM_MODEL_H_
 
 #include <rapidcheck.h>
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,13 +18,26 @@
 
 namespace sluice {
 
+inline UnitTypes AnyFloatTypes() {
+  const auto type = rc::gen::element(FloatType::kF32, FloatType::kBf16, FloatType::kF16);
+  return {.param = *type, .grad = *type};
+}
+
+// Some of bytes, whose tensors are then frozen; some say none.
+inline std::optional<UnitTypes> AnyUnitTypes() {
+  const int kind = *rc::gen::inRange(0, 6);
+  if (kind < 2) return std::nullopt;
+  return kind == 2 ? UnitTypes{.param = ElementType::Bytes()} : AnyFloatTypes();
+}
+
 inline ModelSpec AnyModel() {
   ModelSpec spec;
   const auto units = *rc::gen::inRange<uint32_t>(1, 6);
   std::vector<uint32_t> owners;
   for (uint32_t u = 0; u < units; ++u) {
-    spec.units.push_back(
-        {.name = "unit" + std::to_string(u), .stays_in_hbm = *rc::gen::inRange(0, 5) == 0});
+    spec.units.push_back({.name = "unit" + std::to_string(u),
+                          .stays_in_hbm = *rc::gen::inRange(0, 5) == 0,
+                          .types = AnyUnitTypes()});
     owners.insert(owners.end(), *rc::gen::inRange<size_t>(1, 5), u);
   }
   // Many tensors are tiny, some are several cells long.
@@ -33,10 +47,12 @@ inline ModelSpec AnyModel() {
   for (size_t i = owners.size(); i > 1; --i)
     std::swap(owners[i - 1], owners[*rc::gen::inRange<size_t>(0, i)]);
   for (const uint32_t owner : owners) {
+    const std::optional<UnitTypes>& types = spec.units[owner].types;
     spec.tensors.push_back({.name = "tensor" + std::to_string(spec.tensors.size()),
                             .unit = UnitIndex(owner),
                             .elements = *size,
-                            .group = 0});
+                            .group = 0,
+                            .keep = types && types->param.is_bytes() ? Keep::kParam : Keep::kAll});
   }
   return spec;
 }
@@ -49,8 +65,11 @@ namespace rc {
 
 // What a failure prints.
 inline void showValue(const sluice::ModelSpec& spec, std::ostream& out) {
-  for (const auto& tensor : spec.tensors)
-    out << "{unit " << tensor.unit.value() << ": " << tensor.elements << "} ";
+  for (const auto& tensor : spec.tensors) {
+    const auto& types = spec.units[tensor.unit.value()].types;
+    out << "{unit " << tensor.unit.value() << ": " << tensor.elements << " "
+        << (types ? types->param.name() : "") << "} ";
+  }
 }
 
 }  // namespace rc

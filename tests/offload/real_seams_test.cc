@@ -51,8 +51,8 @@ RuntimeConfig ConfigFor(Where where, const std::string& path) {
   RuntimeConfig config;
   config.executor = kExecutor;
   config.chunk_elements = kChunkElements;
-  config.placement.param_type = FloatType::kBf16;
-  config.placement.grad_type = FloatType::kBf16;
+  config.types.param = FloatType::kBf16;
+  config.types.grad = FloatType::kBf16;
   config.placement.resident_elements_max = 100;
   config.placement.state_buffers = 4;
   config.placement.param_buffers = 4;

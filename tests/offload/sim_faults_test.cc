@@ -41,8 +41,8 @@ ModelSpec SmallModel() {
 
 RuntimeConfig SmallConfig() {
   RuntimeConfig config;
-  config.placement.param_type = FloatType::kBf16;
-  config.placement.grad_type = FloatType::kBf16;
+  config.types.param = FloatType::kBf16;
+  config.types.grad = FloatType::kBf16;
   config.placement.resident_elements_max = 100;
   config.chunk_elements = kCellElements;
   config.nvme_paths = {"simulated", "also simulated"};

@@ -108,8 +108,8 @@ TEST(SimTest, EveryTypeIsExact) {
                                  .param_type = kTypes[seed % 3],
                                  .grad_type = kTypes[seed / 3 % 3]};
     RuntimeConfig config = ConfigOf(seed);
-    config.placement.param_type = options.param_type;
-    config.placement.grad_type = options.grad_type;
+    config.types.param = options.param_type;
+    config.types.grad = options.grad_type;
     config.budgets.hbm = config.budgets.hbm * 2;
     config.budgets.pinned = config.budgets.pinned * 2;
     ExpectExact(testing::Simulate(OddModel(), config, {.seed = seed}, options),

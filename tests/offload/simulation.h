@@ -31,8 +31,8 @@ struct Outcome {
 inline RuntimeConfig ConfigOf(uint64_t seed) {
   SimWorld dice(seed ^ 0x5eed);
   RuntimeConfig config;
-  config.placement.param_type = FloatType::kBf16;
-  config.placement.grad_type = FloatType::kBf16;
+  config.types.param = FloatType::kBf16;
+  config.types.grad = FloatType::kBf16;
   config.placement.resident_elements_max = dice.OneIn(2) ? 100 : 6000;
   config.placement.state_buffers = static_cast<int>(dice.Uniform(2, 12));
   config.placement.param_buffers = static_cast<int>(dice.Uniform(2, 12));

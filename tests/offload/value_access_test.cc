@@ -43,8 +43,8 @@ ModelSpec OneUnit(size_t tensors, int64_t elements) {
 // Room for two buffers of each kind and `more`, if what is kept for good leaves it.
 RuntimeConfig Tight(const ModelSpec& spec, Bytes more) {
   RuntimeConfig config;
-  config.placement.param_type = FloatType::kBf16;
-  config.placement.grad_type = FloatType::kBf16;
+  config.types.param = FloatType::kBf16;
+  config.types.grad = FloatType::kBf16;
   config.placement.resident_elements_max = 100;
   config.chunk_elements = kCellElements;
   config.nvme_paths = {"simulated"};

@@ -23,7 +23,7 @@ class ViewsTest : public testing::Test {
     base_ = arena->memory().data();
     device_ = MakeHostDevice({}, &clock_, &memory_).value();
     views_ = std::make_unique<Views>(
-        std::move(arena), FloatType::kBf16, device_.get(), waiting_.inbox(), [this] { ++freed_; },
+        std::move(arena), device_.get(), waiting_.inbox(), [this] { ++freed_; },
         [](const absl::Status& status) { ADD_FAILURE() << status; });
   }
 
@@ -48,7 +48,7 @@ class ViewsTest : public testing::Test {
 };
 
 TEST_F(ViewsTest, AViewSaysWhereWhatAndHowMuch) {
-  views_->Show(UnitIndex(3), base_ + 4096, 1000, {});
+  views_->Show(UnitIndex(3), base_ + 4096, 1000, FloatType::kBf16, {});
   DlManagedTensor* view = View(3);
   const DlTensor& t = view->dl_tensor;
   EXPECT_EQ(base_ + 4096, static_cast<std::byte*>(t.data) + t.byte_offset);
@@ -64,7 +64,7 @@ TEST_F(ViewsTest, AViewSaysWhereWhatAndHowMuch) {
 
 TEST_F(ViewsTest, OnlyWhatIsShownCanBeViewed) {
   EXPECT_TRUE(absl::IsFailedPrecondition(views_->MakeView(UnitIndex(0)).status()));
-  views_->Show(UnitIndex(0), base_, 10, {});
+  views_->Show(UnitIndex(0), base_, 10, FloatType::kBf16, {});
   EXPECT_TRUE(views_->Shown(UnitIndex(0)));
   EXPECT_FALSE(views_->Shown(UnitIndex(1)));
   views_->Hide(UnitIndex(0));
@@ -73,7 +73,7 @@ TEST_F(ViewsTest, OnlyWhatIsShownCanBeViewed) {
 }
 
 TEST_F(ViewsTest, MemoryIsInUseWhileAnyViewOfItLives) {
-  views_->Show(UnitIndex(0), base_, 10, {});
+  views_->Show(UnitIndex(0), base_, 10, FloatType::kBf16, {});
   EXPECT_FALSE(views_->InUse(base_));
   DlManagedTensor* first = View(0);
   DlManagedTensor* second = View(0);
@@ -89,8 +89,8 @@ TEST_F(ViewsTest, MemoryIsInUseWhileAnyViewOfItLives) {
 }
 
 TEST_F(ViewsTest, ADeleterMayRunOnAnyThread) {
-  views_->Show(UnitIndex(0), base_, 10, {});
-  views_->Show(UnitIndex(1), base_ + 4096, 10, {});
+  views_->Show(UnitIndex(0), base_, 10, FloatType::kBf16, {});
+  views_->Show(UnitIndex(1), base_ + 4096, 10, FloatType::kBf16, {});
   for (int round = 0; round < 50; ++round) {
     const int before = freed_;
     std::vector<std::thread> threads;
@@ -104,7 +104,7 @@ TEST_F(ViewsTest, ADeleterMayRunOnAnyThread) {
 }
 
 TEST_F(ViewsTest, ManyThreadsMakeAndDeleteViews) {
-  views_->Show(UnitIndex(0), base_, 10, {});
+  views_->Show(UnitIndex(0), base_, 10, FloatType::kBf16, {});
   DlManagedTensor* last = View(0);
   std::vector<std::thread> threads;
   for (int t = 0; t < 4; ++t) {
@@ -127,8 +127,8 @@ TEST_F(ViewsTest, ADeathThatWasSettledBeforeItsEventIsHandledIsNotPostedTwice) {
     void Handle() override { ++handled; }
     int handled = 0;
   } other;
-  views_->Show(UnitIndex(0), base_, 10, {});
-  views_->Show(UnitIndex(1), base_ + 4096, 10, {});
+  views_->Show(UnitIndex(0), base_, 10, FloatType::kBf16, {});
+  views_->Show(UnitIndex(1), base_ + 4096, 10, FloatType::kBf16, {});
   DlManagedTensor* first = View(0);
   DlManagedTensor* second = View(1);
   first->deleter(first);
@@ -142,7 +142,7 @@ TEST_F(ViewsTest, ADeathThatWasSettledBeforeItsEventIsHandledIsNotPostedTwice) {
 }
 
 TEST_F(ViewsTest, AViewKeepsItsMemoryBeyondTheRuntimesEnd) {
-  views_->Show(UnitIndex(0), base_, 10, {});
+  views_->Show(UnitIndex(0), base_, 10, FloatType::kBf16, {});
   DlManagedTensor* view = View(0);
   views_.reset();
   EXPECT_EQ(KiB(64), counted_.used());
@@ -157,7 +157,7 @@ TEST_F(ViewsTest, WithoutViewsTheMemoryGoesWithTheRuntime) {
 }
 
 TEST_F(ViewsTest, InAForkedChildADeleterDoesNothing) {
-  views_->Show(UnitIndex(0), base_, 10, {});
+  views_->Show(UnitIndex(0), base_, 10, FloatType::kBf16, {});
   DlManagedTensor* view = View(0);
   const pid_t child = fork();
   if (child == 0) {
