@@ -242,6 +242,8 @@ def _serve(func, args, kwargs):
         taken = owner_of(args[0]).taken(args[0])
         if taken is not None:
             return taken
+    if func is torch.Tensor.__repr__:
+        return _lent(_repr, (args[0], args[0].requires_grad), {})
     if func in _STRIDES or func in _LIKE or func in _NEW:
         return _of_shape(func, args, kwargs)
     return _lent(func, args, kwargs)
@@ -270,6 +272,10 @@ def _of_shape(func, args, kwargs):
         if func in _LIKE:
             kwargs = {"memory_format": torch.contiguous_format, **kwargs}
         return func(one.expand(first.shape), *others, **kwargs)
+
+
+def _repr(tensor, requires_grad):
+    return repr(tensor.detach().requires_grad_(requires_grad))
 
 
 def _is_compiling():

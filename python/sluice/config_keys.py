@@ -252,6 +252,9 @@ KEYS = {
         "unit_elements": _use(
             "count", None, "modules of at most so many elements are moved as one; default: by budget"
         ),
+        "cast_buffers": _use(
+            "bool", False, "true: all buffers of floating point get the model's type, also tables such as rotary frequencies"
+        ),
         "overlap": _use("bool", True, "false: every movement waits for the one before (to find faults)"),
         "link_bytes_per_second": _use("number", None, "host device: speed of the modelled link; default: as memory"),
         "trace_spans": _use("count", 0, "room for so many spans of Engine.write_trace()"),

@@ -1,5 +1,6 @@
 """initialize() and the engine it returns: DeepSpeed's calls over a Sluice runtime."""
 
+import collections
 import contextlib
 import dataclasses
 import itertools
@@ -45,6 +46,7 @@ class Engine(EngineCalls, torch.nn.Module):
         self.micro_steps = 0
         self.skipped_steps = 0
         self._closed = False
+        self._in_pass = False
         self._iteration_open = False
         self._grad_norm = None
         self._applied = False
@@ -85,6 +87,9 @@ class Engine(EngineCalls, torch.nn.Module):
         self._units = units
         try:
             self._attach(doors)
+            self._place_buffers(precision)
+            if not is_compiled(model):
+                model._compiled_call_impl = self._call  # which keeps the engine as long as the model. Copies don't have it.
         except BaseException:
             self.close()
             raise
@@ -93,10 +98,8 @@ class Engine(EngineCalls, torch.nn.Module):
 
     def _attach(self, doors):
         self._attached = attached.Attached(self.runtime, self._units, doors, self.optimizer.groups_by_id)
-        self._names = [(n, self._attached.tensors[id(p)], p.shape) for u in self._units for n, p in u.parameters]
         registry.add(self)
         self._load(self._units)
-        self._place_buffers()
 
     def _find_frozen(self, model):
         advice = "name what is to train later in model_parameters (or the optimizer) of sluice.initialize()"
@@ -122,12 +125,15 @@ class Engine(EngineCalls, torch.nn.Module):
 
     def _precision(self, model):
         grad_dtype = self.config.grad_dtype and _DTYPES[self.config.grad_dtype]
-        return Precision(model, self.dtype, grad_dtype=grad_dtype)
+        return Precision(model, self.dtype, grad_dtype=grad_dtype, cast_buffers=self.config.own.get("cast_buffers", False))
 
-    def _place_buffers(self):
+    def _place_buffers(self, precision):
         """And parameters without elements, which are on no tier."""
-        for tensor in (*self.module.buffers(), *(p for p in self.module.parameters() if p.numel() == 0)):
-            tensor.data = tensor.data.to(self.device)
+        for _, buffer, dtype in list(precision.buffers(self.module)):
+            buffer.data = buffer.data.to(self.device, dtype)
+        for name, parameter in self.module.named_parameters():
+            if parameter.numel() == 0:
+                parameter.data = parameter.data.to(self.device, precision.of(name, parameter).dtype)
 
     def _unit_sizes(self):
         """Elements of a unit at most, and of tiny ones that are merged: those that stay in HBM either way."""
@@ -193,16 +199,20 @@ class Engine(EngineCalls, torch.nn.Module):
     # ---- Training
 
     def forward(self, *args, **kwargs):
-        with self._printer.timed("forward"):
-            return self._forward(args, kwargs)
-
-    def _forward(self, args, kwargs):
-        with self._forward_pass():
+        with self._printer.timed("forward"), self._forward_pass():
             return self.module(*args, **kwargs)
+
+    def _call(self, *args, **kwargs):
+        """What the module does when it is called."""
+        with self._forward_pass():
+            return self.module._call_impl(*args, **kwargs)
 
     @contextlib.contextmanager
     def _forward_pass(self):
-        """What surrounds a forward of the whole model."""
+        """What surrounds a forward of the whole model, which may call itself."""
+        if self._in_pass:
+            yield
+            return
         self._check_open()
         self._attached.settle_all()
         self._attached.settle_values()
@@ -213,6 +223,7 @@ class Engine(EngineCalls, torch.nn.Module):
         self._iteration_open = True
         cache = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)  # it would serve stale weights
+        self._in_pass = True
         try:
             with self._attached.saved_tensors_hooks():
                 yield
@@ -220,6 +231,7 @@ class Engine(EngineCalls, torch.nn.Module):
             self._end_backward()
             raise
         finally:
+            self._in_pass = False
             torch.set_autocast_cache_enabled(cache)
         if not training:
             self._end_iteration()
@@ -259,6 +271,7 @@ class Engine(EngineCalls, torch.nn.Module):
         has changed then."""
         self._check_open()
         self._frozen.check_still()
+        self._check_parameters()
         boundary = self.is_gradient_accumulation_boundary()
         self.micro_steps += 1
         self._applied = False
@@ -285,6 +298,15 @@ class Engine(EngineCalls, torch.nn.Module):
         if self.lr_scheduler is not None and self._applied:
             self.lr_scheduler.step(**(lr_kwargs or {}))
         self._printer.stepped(self.global_steps, self.skipped_steps, self.optimizer)
+
+    def _check_parameters(self):
+        """Errors: FailedPrecondition if the model has parameters to train that came after the engine: it does not know them."""
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad and id(parameter) not in self._placed and parameter.numel():
+                raise _abi.FailedPrecondition(
+                    f"parameter {name} was not the model's when the engine was made, and would not be trained: change the model "
+                    "first, then call sluice.initialize() or sluice.attach()"
+                )
 
     lr_scheduler = None
     training_dataloader = None
@@ -381,9 +403,24 @@ class Engine(EngineCalls, torch.nn.Module):
         return self.module.buffers(*args, **kwargs)
 
     def fp32_state_dict(self):
-        """The fp32 masters by parameter name."""
+        """What a plain model loads strictly: the fp32 masters under all the names of each parameter (those without values of
+        floating point as they are), and buffers as the model's state_dict has them."""
         self._attached.settle_values()
-        return values.read_all(self.runtime, self._names, _abi.MASTER, torch.float32)
+        found = values.read_all(self.runtime, self._master_requests(), _abi.MASTER)
+        result = collections.OrderedDict()
+        for name, parameter in self.module.named_parameters(remove_duplicate=False):
+            result[name] = found[id(parameter)] if id(parameter) in found else parameter.detach()
+        for prefix, module in self.module.named_modules(remove_duplicate=False):
+            start = prefix + "." if prefix else ""
+            buffers = ((n, b) for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set)
+            result.update((start + n, b.detach().clone()) for n, b in buffers if b is not None)
+            if type(module).get_extra_state is not torch.nn.Module.get_extra_state:
+                result[start + "_extra_state"] = module.get_extra_state()
+        return result
+
+    def _master_requests(self):
+        for place in self._attached.place_of.values():
+            yield id(place.parameter), place.tensor, place.shape, place.dtype if place.raw else torch.float32
 
     def optimizer_state_dict(self):
         """exp_avg and exp_avg_sq (fp32) and the number of updates, by parameter name."""
@@ -432,6 +469,8 @@ class Engine(EngineCalls, torch.nn.Module):
             return
         self._closed = True
         registry.discard(self)
+        if not is_compiled(self.module):
+            self.module._compiled_call_impl = None
         if "_attached" in self.__dict__:  # not after a failed __init__
             self._attached.disown()
         if "runtime" in self.__dict__:
@@ -450,6 +489,12 @@ class Engine(EngineCalls, torch.nn.Module):
 
     def __deepcopy__(self, memo):
         raise TypeError("an engine can't be copied: take module_state_dict() and load it into a new model")
+
+
+def is_compiled(module):
+    """Whether torch.compile was asked for all of it."""
+    call = module._compiled_call_impl
+    return call is not None and not isinstance(getattr(call, "__self__", None), Engine)
 
 
 def _choice(name, value, choices):

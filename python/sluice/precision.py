@@ -29,13 +29,17 @@ class Kind:
 
 class Precision:
     """wanted: the type that floating-point parameters are to have, None: each keeps its own. own_types: those that are fp32 on
-    purpose keep that: in a model that has parameters of the wanted type already, all that are fp32; and those of
-    modules that Transformers' models name for it. grad_dtype: None: as the parameter."""
+    purpose keep that: in a model that was built in the wanted type, since it has parameters of it, all that are fp32; and
+    those of modules that Transformers' models name for it. grad_dtype: None: as the parameter. cast_buffers: all buffers get
+    the wanted type; else those of a model that was built in it keep their own, and of one that is converted those
+    that its state_dict lacks, which are tables, such as rotary frequencies, that are computed in fp32 for a reason."""
 
-    def __init__(self, model, wanted, own_types=True, grad_dtype=None):
+    def __init__(self, model, wanted, own_types=True, grad_dtype=None, cast_buffers=False):
         self._wanted, self._grad_dtype = wanted, grad_dtype
+        self._cast_buffers = cast_buffers
         found = {p.dtype for p in model.parameters()}
-        self._mixed = own_types and wanted in found and torch.float32 in found
+        self._built = own_types and wanted in found
+        self._mixed = self._built and torch.float32 in found
         self._fp32_names = _fp32_names(model, wanted) if own_types else None
 
     def of(self, name, parameter):
@@ -55,6 +59,15 @@ class Precision:
     def _is_named(self, name):
         return self._fp32_names is not None and self._fp32_names.search(name) is not None
 
+    def buffers(self, model):
+        """(name, buffer, the type it is to have)"""
+        for prefix, module in model.named_modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    table = self._built or name in module._non_persistent_buffers_set
+                    cast = buffer.is_floating_point() and self._wanted and (self._cast_buffers or not table)
+                    yield f"{prefix}.{name}" if prefix else name, buffer, self._wanted if cast else buffer.dtype
+
     def notes(self, model):
         """What the configuration's reader should know: types that differ from the wanted one, before or after."""
         floats = [(n, p) for n, p in model.named_parameters() if p.dtype in (*NUMBERS, torch.float64) and p.numel()]
@@ -65,12 +78,9 @@ class Precision:
         if changed:
             key = "neither bf16 nor fp16 is enabled" if self._wanted == torch.float32 else "as configured"
             yield f"types: parameters that were {', '.join(changed)} compute in {_name(self._wanted)}: {key}"
-        buffers = [n for n, b in model.named_buffers() if b.is_floating_point() and b.dtype != (self._wanted or b.dtype)]
+        buffers = [n for n, b, to in self.buffers(model) if b.is_floating_point() and to != (self._wanted or to)]
         if buffers:
-            yield (
-                f"types: buffers keep their own type ({_some(buffers)}): where one should compute in another, convert it before "
-                "sluice.initialize()"
-            )
+            yield f"types: buffers keep their own type ({_some(buffers)}); sluice.cast_buffers gives them the model's"
 
 
 def _name(dtype):

@@ -14,7 +14,7 @@ import torch
 
 from .away import placeholder
 from .config import Config, parse_bytes
-from .engine import Engine
+from .engine import Engine, is_compiled
 from .frozen import Frozen
 from .init import take_values
 from .precision import Precision
@@ -29,25 +29,11 @@ class Attachment(Engine):
     def __init__(self, module, config, optimizer, weights, cast):
         self.__dict__["_weights"] = weights
         self.__dict__["_cast"] = cast
-        self.__dict__["_running"] = False  # a forward of the module, which may call itself
-        compiled = module._compiled_call_impl
-        if compiled is not None and not isinstance(getattr(compiled, "__self__", None), Attachment):
+        if is_compiled(module):
             raise ValueError(
                 "a module that was compiled as a whole can't be attached: compile what layers call instead"
             )
         super().__init__(module, config, optimizer)
-        # What module(...) does from now on. Copies of the module don't have it.
-        module._compiled_call_impl = self._call
-
-    def _call(self, *args, **kwargs):
-        if self._running:
-            return self.module._call_impl(*args, **kwargs)
-        self._running = True
-        try:
-            with self._forward_pass():
-                return self.module._call_impl(*args, **kwargs)
-        finally:
-            self._running = False
 
     def _find_frozen(self, model):
         return Frozen(model, (), "the module was attached", "let what is to train require one before sluice.attach()")
@@ -56,22 +42,10 @@ class Attachment(Engine):
         return self._weights.read_for(parameter) if parameter in self._weights else take_values(parameter)
 
     def _precision(self, model):
-        return Precision(model, self.dtype if self._cast else None, own_types=False)
-
-    def _place_buffers(self):
-        super()._place_buffers()
-        for buffer in self.module.buffers():
-            if self._cast and buffer.is_floating_point():
-                buffer.data = buffer.data.to(self.dtype)
+        return Precision(model, self.dtype if self._cast else None, own_types=False, cast_buffers=self._cast)
 
     def forward(self, *args, **kwargs):
         return self.module(*args, **kwargs)
-
-    def close(self):
-        """Ends the runtime. The module keeps placeholders, and its hooks raise; read values before."""
-        if not self._closed and "module" in self.__dict__:
-            self.module._compiled_call_impl = None
-        super().close()
 
 
 class _Weights:

@@ -2,7 +2,7 @@
 
 import torch
 
-from . import _refusal, away
+from . import _refusal, away, registry
 from .config import load_config
 from .init import init
 
@@ -64,6 +64,8 @@ class GatheredParameters:
                     owner = away.owner_of(parameter)
                     if owner.gather(parameter):
                         self._open.append((owner, parameter))
+                elif (found := registry.find(parameter)) is not None:
+                    found.holder.synchronize()
         except BaseException:
             self._end()
             raise

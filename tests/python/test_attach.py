@@ -383,8 +383,14 @@ def test_types_are_kept_or_converted():
     attached.close()
     mixed = make_model()
     mixed[0].bfloat16()
-    with pytest.raises(ValueError, match="dtype: one of fp32, bf16 and fp16 for all parameters is needed"):
-        sluice.attach(mixed, **TIERS)
+    types = {name: value.dtype for name, value in mixed.state_dict().items()}
+    attached = sluice.attach(mixed, **TIERS)
+    assert {name: value.dtype for name, value in mixed.state_dict().items()} == types
+    attached.close()
+    mixed = make_model()
+    mixed[0].bfloat16()
+    with pytest.raises(ValueError, match="dtype: must be torch.float32, torch.bfloat16 or torch.float16"):
+        sluice.attach(mixed, dtype=torch.float64, **TIERS)
     attached = sluice.attach(mixed, dtype=torch.bfloat16, **TIERS)
     assert {value.dtype for value in mixed.state_dict().values()} == {torch.bfloat16}
     attached.close()

@@ -98,8 +98,9 @@ def test_hooks_of_others_for_saved_tensors(engines, tmp_path, hooks, frozen):
 
 
 @pytest.mark.parametrize("where", ["embedding", "clamp"])
-def test_a_write_in_forward_is_an_error(engines, tmp_path, where):
-    """It would be lost: what counts is the optimizer's value."""
+@pytest.mark.parametrize("hbm", [1.5, None])
+def test_a_write_in_forward_is_taken(engines, tmp_path, where, hbm):
+    """Whatever the budget."""
 
     class Writes(torch.nn.Module):
         def __init__(self):
@@ -118,12 +119,19 @@ def test_a_write_in_forward_is_an_error(engines, tmp_path, where):
         net.blocks[1] = Writes()
         return net
 
-    engine = engines(make(), given(tmp_path))
-    name = "words.weight" if where == "embedding" else "scale"
-    with pytest.raises(RuntimeError, match=f"parameter blocks.1.{name} was written to in forward, which would be lost"):
-        engine(batch(0)[0])
-    engine.module.blocks[1] = torch.nn.Identity()
-    one_step(engine, 0)
+    own = given(tmp_path, hbm="64MiB")
+    if hbm:
+        own["sluice"]["hbm"] = int(hbm * smallest(make(), own, "hbm"))
+    engine, plain = engines(make(), own), make()
+    optimizer = torch.optim.AdamW(plain.parameters(), foreach=False, **own["optimizer"]["params"])
+    for step in range(3):
+        one_step(engine, step)
+        optimizer.zero_grad()
+        x, y = batch(step)
+        loss_of(plain(x), y).backward()
+        optimizer.step()
+        for name, value in engine.module_state_dict().items():
+            torch.testing.assert_close(value, plain.state_dict()[name], rtol=1e-4, atol=1e-5)
 
 
 class Tied(torch.nn.Module):

@@ -132,22 +132,6 @@ def test_evaluation_is_a_trace_of_its_own(engines, tmp_path):
     assert counters["trace_departures"] == 0 and counters["acquires"] > 0
 
 
-def test_a_placeholder_has_shape_reads_nan_and_refuses_writes(engines):
-    engine = engines(mlp(), config())
-    weight = engine.module[2].weight
-    assert weight.shape == (211, 211) and weight.isnan().all()
-    before = engine.module_state_dict()
-    with pytest.raises(RuntimeError):
-        weight.data.copy_(torch.zeros(211, 211))
-    with pytest.raises(RuntimeError):
-        engine.module.load_state_dict(mlp(seed=1).state_dict())
-    torch.nn.init.zeros_(weight)  # PyTorch lets a fill pass
-    with pytest.raises(RuntimeError, match="unit '2' was written to"):
-        engine(batch(0)[0])
-    assert same(dict(engine.module_state_dict()), dict(before))
-    one_step(engine, 0)
-
-
 def test_requires_grad_toggled(engines, tmp_path):
     """Frozen in some steps and trained in others, one from the beginning."""
 

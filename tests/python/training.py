@@ -112,7 +112,8 @@ def paired(engines, make, given, body, steps=3, hbm=None, pinned=None):
         results.append([body(trainer, step) for step in range(steps)])
     assert same(results[0], results[1])
     names = [name for name, _ in loop.model.named_parameters()]
-    assert same(dict(engine.fp32_state_dict()), {n: m for n, m in zip(names, loop.masters)})
+    masters = engine.fp32_state_dict()
+    assert same({name: masters[name] for name in names}, dict(zip(names, loop.masters)))
     states = engine.optimizer_state_dict()
     assert [states[name]["step"] for name in names] == loop.steps
     return engine
