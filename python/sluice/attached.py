@@ -28,7 +28,7 @@ import torch
 
 from . import _abi, away, copies, values
 from .gradients import Gradients
-from .loans import Loans, merged
+from .loans import Loans, fingerprint, merged
 
 _capsule_new = ctypes.pythonapi.PyCapsule_New
 _capsule_new.restype = ctypes.py_object
@@ -62,6 +62,7 @@ class Place:
     grad_dtype: torch.dtype
     placeholder: torch.Tensor
     version: int = 0  # of the parameter, up to which the tiers know its values
+    fingerprint: int | None = None  # of its memory in the slot, if a module asked for `.data`
 
     @property
     def nbytes(self):
@@ -263,8 +264,18 @@ class Attached:
             return away.alias(parameter)
 
     def used(self, parameter, tensor, shared):
-        if shared and parameter in self.loans:
+        if not shared:
+            return
+        if parameter in self.loans:
             self.loans.share(parameter)
+        elif tensor is parameter:
+            self._share_slot(parameter)
+
+    def _share_slot(self, parameter):
+        """Others see the memory of one that is Here: numpy may write to it past its version."""
+        place = self.place_of[id(parameter)]
+        if place.fingerprint is None and self.device.type == "cpu":
+            place.fingerprint = fingerprint(parameter)
 
     def data(self, parameter):
         if isinstance(parameter, away.Away):
@@ -273,6 +284,7 @@ class Attached:
             if tensor is not parameter:
                 return tensor.detach()
         with _unseen():
+            self._share_slot(parameter)
             return away.detached(parameter)
 
     def set_data(self, parameter, tensor):
@@ -326,8 +338,9 @@ class Attached:
 
     def _stored(self, place):
         """A copy in RAM of what the tiers have."""
-        if place.tensor in self._unwritten:
-            return self._unwritten[place.tensor][1].cpu()
+        waiting = self._unwritten.get(place.tensor, (place, None))[1]
+        if waiting is not None:
+            return waiting.cpu()
         request = (0, place.tensor, place.shape)
         return values.read_all(self._runtime, [request], _abi.PARAM, place.dtype)[0]
 
@@ -342,7 +355,10 @@ class Attached:
                 place.values_in(self._flat[place.unit]).copy_(after)
             return
         self._unwritten.pop(place.tensor, None)
-        value = merged(self._stored(place), after.cpu().contiguous(), lambda: self._master(place))
+        if after is None:  # what it was
+            value = None if place.raw else self._master(place)
+        else:
+            value = merged(self._stored(place), after.cpu().contiguous(), lambda: self._master(place))
         if value is not None:
             raw = (place.tensor,) if place.raw else ()
             values.write_all(self._runtime, [(place.tensor, value)], _abi.MASTER, raw)
@@ -449,8 +465,9 @@ class Attached:
             version = away.version(place.parameter)
             if version != place.version and place.parameter not in self.loans:
                 place.version = version
+                self._unwritten[place.tensor] = place, None  # the slot may be the one that was written to
                 raise RuntimeError(
-                    f"parameter {place.name} was written to through a view that was kept from a forward: nothing came of "
+                    f"parameter {place.name} was written to through a view that was kept from a forward: nothing comes of "
                     "it. Write to the parameter itself, or inside sluice.zero.GatheredParameters"
                 )
 
@@ -475,13 +492,20 @@ class Attached:
         self._releasing.discard(unit)
 
     def _take_writes(self, unit):
-        """What modules wrote to parameters while they were in the slot."""
+        """What was written to parameters while they were in the slot."""
         for place in self._places[unit]:
             version = away.version(place.parameter)
-            if version != place.version and place.parameter not in self.loans:
-                written = place.values_in(self._flat[unit]).clone()
-                self._unwritten[place.tensor] = place, written
+            if place.parameter in self.loans:
+                continue
+            if version != place.version or self._is_written_unseen(place):
+                here = isinstance(place.parameter, away.Here)
+                written = away.detached(place.parameter) if here else place.values_in(self._flat[unit])
+                self._unwritten[place.tensor] = place, written.clone(memory_format=torch.contiguous_format)
                 place.version = version
+
+    def _is_written_unseen(self, place):
+        before, place.fingerprint = place.fingerprint, None
+        return before is not None and isinstance(place.parameter, away.Here) and fingerprint(place.parameter) != before
 
     def _enter(self, unit):
         with self._lock, _unseen():
@@ -504,6 +528,7 @@ class Attached:
             self._count[unit] -= 1
             if self._count[unit] > 0:
                 return
+            self._take_writes(unit)
             self.hide(unit)
             self._release_if_unused(unit)
 

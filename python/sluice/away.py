@@ -3,7 +3,7 @@
 A Parameter says by its class whose it is at the moment. `nn.Parameter`: PyTorch's and the caller's, as ever. Away: its
 owner's; every torch function that is given one (an operation, `.data`, nn.init, a copy, a print) runs on what the owner
 lends for it. Here: its values are in place, under its owner's eyes: operations run on it as on any Parameter, at no
-cost, and what it hands out by `.data` shares its version, so that a write is seen. Of all three isinstance(p, nn.Parameter)
+cost, and what it hands out by `.data` or `detach()` shares its version, so that a write is seen. Of all three isinstance(p, nn.Parameter)
 holds, and the object stays the same.
 
 An owner has
@@ -101,6 +101,17 @@ class _Owned:
     def grad(self):
         owner_of(self).set_grad(self, None)
 
+    # PyTorch asks no torch function for these two.
+
+    def set_(self, source=None, *places):
+        if not isinstance(source, torch.Tensor) or places:
+            raise RuntimeError("set_() of a parameter on the tiers takes one tensor, whose values it gets")
+        owner_of(self).set_data(self, source)
+        return self
+
+    def as_subclass(self, cls):
+        return self.view_as(self).as_subclass(cls)
+
     def __deepcopy__(self, memo):
         if id(self) in memo:
             return memo[id(self)]
@@ -124,6 +135,9 @@ class Here(_Owned, torch.nn.Parameter):
     """A Parameter whose values are in place for now."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def detach(self):
+        return owner_of(self).data(self)
 
 
 _hidden_from_compiler = None
@@ -228,7 +242,7 @@ def alias(parameter):
 def detached(parameter):
     """A tensor over the parameter's present memory, whose version is the parameter's."""
     with _without_torch_function():
-        return parameter.detach()
+        return torch.Tensor.detach(parameter)
 
 
 # ---- Torch functions on parameters that are away

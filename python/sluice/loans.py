@@ -32,7 +32,8 @@ def bytes_of(tensor):
     return tensor.reshape(-1).view(torch.uint8)
 
 
-def _fingerprint(parameter):
+def fingerprint(parameter):
+    """Of its present memory: another if it was written to."""
     memory = bytes_of(away.detached(parameter).contiguous()).cpu()
     return zlib.crc32(memory.numpy().data)
 
@@ -82,7 +83,7 @@ class Loans:
         """Others have the memory, and may write to it past PyTorch's sight."""
         loan = self._loans[id(parameter)]
         if loan.fingerprint is None:
-            loan.fingerprint = _fingerprint(parameter)
+            loan.fingerprint = fingerprint(parameter)
 
     def gather(self, place):
         self.lend(place)
@@ -117,7 +118,7 @@ class Loans:
         loan.version = loan.place.version = away.version(loan.place.parameter)
         loan.written = False
         if loan.fingerprint is not None:
-            loan.fingerprint = _fingerprint(loan.place.parameter)
+            loan.fingerprint = fingerprint(loan.place.parameter)
 
     def _settle(self, loan):
         parameter = loan.place.parameter
@@ -130,7 +131,7 @@ class Loans:
     def _save(self, loan):
         parameter = loan.place.parameter
         written = loan.written or away.version(parameter) != loan.version
-        if written or (loan.fingerprint is not None and _fingerprint(parameter) != loan.fingerprint):
+        if written or (loan.fingerprint is not None and fingerprint(parameter) != loan.fingerprint):
             self._write(loan.place, away.detached(parameter).clone(memory_format=torch.contiguous_format))
             self._known(loan)
 
