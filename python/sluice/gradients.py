@@ -58,7 +58,10 @@ class Gradients:
     def _take(self, parameter, place):
         if not self.is_wanted(parameter):
             return
-        gradient = away.raw_grad(parameter).detach()
+        gradient = away.raw_grad(parameter)
+        if gradient is None:  # another's hook has used it up
+            return
+        gradient = gradient.detach()
         away.set_raw_grad(parameter, None)
         if place.tensor in self._looked_at:
             with torch.no_grad():

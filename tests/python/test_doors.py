@@ -128,10 +128,10 @@ BUDGETS = {"large": {"hbm": "64MiB"}, "tiny": {}, "small units": {"unit_elements
 WITHOUT_GRAD = set(DOORS) - {"autograd.grad", "checkpoint"}
 
 
-def config(own):
+def config(own, **hyper):
     ram = {"device": "cpu"}
     return {
-        "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "weight_decay": 0.1}},
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "weight_decay": 0.1, **hyper}},
         "gradient_clipping": 0,
         "zero_optimization": {
             "stage": 3,
@@ -151,15 +151,15 @@ def smallest_hbm(own):
     raise AssertionError("1 byte was accepted")
 
 
-def placed(face, own):
+def placed(face, own, **hyper):
     """A model on the tiers, what computes with it, and its optimizer."""
     model = Model()
     if "hbm" not in own:
         own = {**own, "hbm": int(1.5 * smallest_hbm(own))}
     if face == "initialize":
-        engine, optimizer, *_ = sluice.initialize(model=model, config=config(own))
+        engine, optimizer, *_ = sluice.initialize(model=model, config=config(own, **hyper))
         return engine, model, optimizer
-    make = lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1)
+    make = lambda p: torch.optim.AdamW(p, **{"lr": 1e-2, "weight_decay": 0.1, **hyper})
     attached = sluice.attach(
         model, optimizer=make, pinned="64MiB", workers=1, chunk_elements=4096, persistence_threshold=0, **own
     )
