@@ -5,7 +5,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstring>
 #include <deque>
 #include <map>
 #include <memory>
@@ -234,71 +233,6 @@ TEST(ValueAccessTest, RequestsSentAtOnceHappenInTheirOrder) {
       EXPECT_EQ(status.code(),
                 one.allowed ? absl::StatusCode::kOk : absl::StatusCode::kFailedPrecondition);
       EXPECT_TRUE(!status.ok() || one.data == one.expected);
-    }
-    EXPECT_EQ(Settle(values.sim()), "");
-  }
-}
-
-// Frozen tensors of every type, whatever bits they have (NaNs with payloads, subnormals, -0), by
-// every field that reads them and in the unit's view; wherever they lie, after they were moved
-// about. Their neighbours are written between.
-TEST(ValueAccessTest, EveryBitOfAFrozenTensorSurvives) {
-  const ElementType types[] = {FloatType::kF32, FloatType::kBf16, FloatType::kF16,
-                               ElementType::Bytes()};
-  ModelSpec spec;
-  for (uint32_t u = 0; u < std::size(types); ++u) {
-    spec.units.push_back({.name = types[u].name(), .types = UnitTypes{.param = types[u]}});
-    for (const int64_t elements : {int64_t{9001}, int64_t{5}, int64_t{4097}}) {
-      spec.tensors.push_back({.name = fmt::format("{} {}", types[u].name(), elements),
-                              .unit = UnitIndex(u),
-                              .elements = elements,
-                              .keep = Keep::kParam});
-    }
-  }
-  const auto type_of = [&](uint32_t t) { return types[spec.tensors[t].unit.value()]; };
-  for (const uint64_t seed : Seeds(20)) {
-    if (HasFailure()) break;
-    SCOPED_TRACE(seed);
-    RuntimeConfig config = ConfigOf(seed);
-    if (seed % 2 == 0) config.budgets = SmallestBudgets(spec, config);  // all on the drive
-    Values values(spec, config, {.seed = seed});
-    SimWorld dice(seed);
-    std::vector<std::vector<std::byte>> bits;
-    for (uint32_t t = 0; t < spec.tensors.size(); ++t) {
-      bits.emplace_back(static_cast<size_t>(spec.tensors[t].elements * type_of(t).size()));
-      for (std::byte& byte : bits[t]) byte = static_cast<std::byte>(dice.Random());
-    }
-    const auto access = [&](bool write, uint32_t t, Field field, std::vector<std::byte>* data) {
-      return values.trainer()->Wait(values.sim()->runtime->Access({.write = write,
-                                                                   .tensor = TensorIndex(t),
-                                                                   .field = field,
-                                                                   .data = data->data(),
-                                                                   .type = type_of(t),
-                                                                   .done = nullptr}));
-    };
-    for (uint32_t t = 0; t < bits.size(); ++t)
-      ASSERT_EQ(access(true, t, Field::kMaster, &bits[t]), absl::OkStatus());
-    Runtime* const runtime = values.sim()->runtime.get();
-    for (int round = 0; round < 2; ++round) {
-      for (uint32_t t = 0; t < bits.size(); ++t) {
-        const TensorLayout& tensor = runtime->layout().tensors()[t];
-        ASSERT_EQ(values.trainer()->Wait(runtime->Acquire(tensor.unit)), absl::OkStatus());
-        const absl::StatusOr<DlManagedTensor*> view = runtime->MakeView(tensor.unit);
-        ASSERT_TRUE(view.ok()) << view.status();
-        EXPECT_EQ((*view)->dl_tensor.dtype.bits, 8 * type_of(t).size());
-        const auto* seen = static_cast<const std::byte*>((*view)->dl_tensor.data) +
-                           tensor.offset * type_of(t).size();
-        EXPECT_EQ(0, std::memcmp(seen, bits[t].data(), bits[t].size())) << tensor.name;
-        (*view)->deleter(*view);
-        ASSERT_EQ(runtime->Release(tensor.unit), absl::OkStatus());
-        for (const Field field : {Field::kParam, Field::kMaster}) {
-          std::vector<std::byte> got(bits[t].size());
-          ASSERT_EQ(access(false, t, field, &got), absl::OkStatus());
-          EXPECT_TRUE(got == bits[t]) << tensor.name;
-        }
-      }
-      for (uint32_t t = 0; t < bits.size(); t += 3)
-        ASSERT_EQ(access(true, t, Field::kMaster, &bits[t]), absl::OkStatus());
     }
     EXPECT_EQ(Settle(values.sim()), "");
   }
