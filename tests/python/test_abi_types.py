@@ -120,7 +120,9 @@ def test_a_view_of_bytes_is_a_tensor_of_uint8():
     runtime.wait(ticket)
     capsule = ctypes.pythonapi.PyCapsule_New
     capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-    view = torch.from_dlpack(capsule(runtime.unit_view(0), b"dltensor", None))
+    pointer = ctypes.c_void_p()
+    runtime.unit_view(0, pointer)
+    view = torch.from_dlpack(capsule(pointer, b"dltensor", None))
     assert view.dtype == torch.uint8
     assert torch.equal(view[:N], value)
     assert torch.equal(view[:5000].view(torch.int32), value[:5000].view(torch.int32))  # packed, as some quantizers do
