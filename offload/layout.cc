@@ -68,16 +68,16 @@ absl::Status ModelLayout::AddTensor(const ModelSpec::Tensor& tensor) {
   }
   UnitLayout& unit = units_[tensor.unit.value()];
   const bool lent = tensor.keep == Keep::kStates;
-  if (!unit.tensors.empty() && unit.lent != lent) {
-    return absl::InvalidArgumentError(fmt::format(
-        "unit '{}' has parameters on the tiers and others, such as tensor '{}', that stay with the "
-        "caller: put them into different units",
-        unit.name, tensor.name));
-  }
   if (unit.types.param.is_bytes() && tensor.keep != Keep::kParam) {
     return absl::InvalidArgumentError(fmt::format(
         "unit '{}' is of bytes, but tensor '{}' is updated: bytes are not numbers, so all tensors "
         "of the unit must be frozen (SLUICE_KEEP_PARAM); put others into a unit of a float type",
+        unit.name, tensor.name));
+  }
+  if (!unit.tensors.empty() && unit.lent != lent) {
+    return absl::InvalidArgumentError(fmt::format(
+        "unit '{}' has parameters on the tiers and others, such as tensor '{}', that stay with the "
+        "caller: put them into different units",
         unit.name, tensor.name));
   }
   unit.lent = lent;

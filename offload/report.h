@@ -11,10 +11,9 @@
 //   tensors
 //   chunks                       pieces of states that move together
 //   chunk_elements               the most that one spans
-//   param_dtype                  of parameters in compute: fp32, bf16 or fp16; of units that say
-//   none grad_dtype                   of gradients, likewise types                        a list:
-//   of each pair of types that some unit has, its param_dtype
-//                                (also bytes), grad_dtype, units and param_bytes
+//   param_dtype                  of parameters in compute, of units that say none of their own
+//   grad_dtype                   of gradients, likewise
+//   types                        units by type: param_dtype, grad_dtype, units, param_bytes
 //   budgets_bytes.TIER           as given or chosen; 4611686018427387903 is no limit
 //   planned_bytes.TIER           what will be taken
 //   hbm.resident_bytes           units that live there for good

@@ -59,6 +59,10 @@ sluice_model AnyModel(Input* input) {
   const auto units = input->ConsumeIntegralInRange<uint32_t>(0, 5);
   for (uint32_t u = 0; u < units; ++u)
     SLUICE_CHECK(sluice_model_add_unit(model, "u", &number) == 0);
+  const auto type = [input] { return input->ConsumeIntegralInRange<int32_t>(-1, 4); };
+  for (uint32_t u = 0; u <= units; ++u) {
+    if (input->ConsumeBool()) (void)sluice_model_set_unit_types(model, u, type(), type());
+  }
   const auto tensors = input->ConsumeIntegralInRange<uint32_t>(0, 8);
   for (uint32_t t = 0; t < tensors; ++t) {
     // Beyond 2^28 a plan takes its time, up to the limit where it is refused.
@@ -67,6 +71,8 @@ sluice_model AnyModel(Input* input) {
     (void)sluice_model_add_tensor(model, input->ConsumeIntegralInRange<uint32_t>(0, units),
                                   input->ConsumeRandomLengthString(8).c_str(), elements,
                                   input->ConsumeIntegralInRange<uint32_t>(0, 3), &number);
+    if (input->ConsumeBool())
+      (void)sluice_model_set_keep(model, t, input->ConsumeIntegralInRange<int32_t>(-1, 3));
   }
   return model;
 }
@@ -98,13 +104,27 @@ void Plan(Input* input) {
   SLUICE_CHECK(sluice_model_destroy(model) == SLUICE_OK);
 }
 
-// A small runtime, made once, that every step and question goes to.
+sluice_status Wait(sluice_runtime runtime, sluice_ticket ticket) {
+  sluice_status status = SLUICE_PENDING;
+  while (status == SLUICE_PENDING) status = sluice_wait(runtime, ticket, 100);
+  return status;
+}
+
+constexpr int64_t kElements = 10;
+
+// A small runtime, made once, that every step and question goes to: a tensor that is trained, and
+// one of bytes.
 sluice_runtime SmallRuntime() {
   sluice_model model = 0;
   uint32_t number = 0;
   SLUICE_CHECK(sluice_model_create(&model) == SLUICE_OK);
   SLUICE_CHECK(sluice_model_add_unit(model, "u", &number) == SLUICE_OK);
-  SLUICE_CHECK(sluice_model_add_tensor(model, 0, "t", 10, 0, &number) == SLUICE_OK);
+  SLUICE_CHECK(sluice_model_add_tensor(model, 0, "t", kElements, 0, &number) == SLUICE_OK);
+  SLUICE_CHECK(sluice_model_add_unit(model, "bytes", &number) == SLUICE_OK);
+  SLUICE_CHECK(sluice_model_add_tensor(model, 1, "b", kElements, 0, &number) == SLUICE_OK);
+  SLUICE_CHECK(sluice_model_set_unit_types(model, 0, SLUICE_BF16, SLUICE_F16) == SLUICE_OK);
+  SLUICE_CHECK(sluice_model_set_unit_types(model, 1, SLUICE_BYTES, 0) == SLUICE_OK);
+  SLUICE_CHECK(sluice_model_set_keep(model, 1, SLUICE_KEEP_PARAM) == SLUICE_OK);
   sluice_options options = SLUICE_OPTIONS_INIT;
   options.device = SLUICE_DEVICE_HOST;
   options.hbm_bytes = options.pinned_bytes = 1 << 20;
@@ -113,11 +133,53 @@ sluice_runtime SmallRuntime() {
   options.io_engine = SLUICE_IO_THREADS;
   sluice_runtime runtime = 0;
   SLUICE_CHECK(sluice_runtime_create(model, &options, &runtime) == SLUICE_OK);
+  const float values[kElements] = {};
+  for (uint32_t t = 0; t < 2; ++t) {
+    sluice_ticket ticket = 0;
+    SLUICE_CHECK(sluice_write(runtime, t, SLUICE_MASTER, values, t == 0 ? SLUICE_F32 : SLUICE_BYTES,
+                              kElements, &ticket) == SLUICE_OK);
+    SLUICE_CHECK(Wait(runtime, ticket) == SLUICE_OK);
+  }
   return runtime;
+}
+
+// Reads and writes of any field in any type, gradients set, pushed and cleared. The values end
+// where they must end.
+void Access(sluice_runtime runtime, Input* input) {
+  const auto calls = input->ConsumeIntegralInRange<size_t>(0, 6);
+  for (size_t i = 0; i < calls; ++i) {
+    const auto tensor = input->ConsumeIntegralInRange<uint32_t>(0, 2);
+    const auto field = input->ConsumeIntegralInRange<int32_t>(-1, 5);
+    const auto dtype = input->ConsumeIntegralInRange<int32_t>(-1, 4);
+    const int64_t elements = input->ConsumeBool() ? kElements : input->ConsumeIntegral<int64_t>();
+    const size_t size = dtype == SLUICE_F32 ? 4 : dtype == SLUICE_BYTES ? 1 : 2;
+    std::vector<char> data = input->ConsumeBytes<char>(kElements * size);
+    data.resize(kElements * size);
+    sluice_ticket ticket = 0;
+    sluice_status status = SLUICE_OK;
+    switch (input->ConsumeIntegralInRange<int>(0, 3)) {
+      case 0:
+        status = sluice_read(runtime, tensor, field, data.data(), dtype, elements, &ticket);
+        break;
+      case 1:
+        status = sluice_write(runtime, tensor, field, data.data(), dtype, elements, &ticket);
+        break;
+      case 2:
+        data.resize(kElements * 2);  // of fp16
+        status = sluice_grad(runtime, tensor, data.data(), elements, nullptr, &ticket);
+        break;
+      default:
+        status = sluice_grad_clear(runtime, tensor);
+    }
+    if (status == SLUICE_OK && ticket != 0) status = Wait(runtime, ticket);
+    SLUICE_CHECK(status != SLUICE_INTERNAL && status != SLUICE_DATA_LOSS);
+    if (status != SLUICE_OK) SLUICE_CHECK(*sluice_last_error() != '\0');
+  }
 }
 
 void Ask(Input* input) {
   static const sluice_runtime runtime = SmallRuntime();
+  Access(runtime, input);
   AnyStruct<sluice_rates> rates(input, {});
   AnyStruct<sluice_floor_terms> terms(input, {});
   (void)sluice_floor(runtime, rates.get(), terms.get());
@@ -134,9 +196,7 @@ void Ask(Input* input) {
   args.Set(offsetof(sluice_step_args, places), input->ConsumeBool() ? &place : nullptr);
   sluice_ticket ticket = 0;
   if (sluice_step(runtime, args.get(), &ticket) != SLUICE_OK) return;
-  sluice_status status = SLUICE_PENDING;
-  while (status == SLUICE_PENDING) status = sluice_wait(runtime, ticket, 100);
-  SLUICE_CHECK(status == SLUICE_OK);
+  SLUICE_CHECK(Wait(runtime, ticket) == SLUICE_OK);
 }
 
 }  // namespace

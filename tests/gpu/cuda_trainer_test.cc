@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "offload/report.h"
 #include "tests/gpu/cuda_caller.h"
 #include "tests/nvme/temp_dir.h"
@@ -25,6 +27,7 @@ struct Variant {
   Bytes pinned;
   FloatType type;
   Tier lowest_state_tier = Tier::kNvme;
+  uint64_t mixed_seed = 0;  // if not 0: units of types drawn from it
 };
 
 class CudaTrainerTest : public ::testing::TestWithParam<Variant> {};
@@ -45,34 +48,39 @@ TEST_P(CudaTrainerTest, TrainsTheBitsOfTheReference) {
   options.param_type = setup.type;
   options.grad_type = setup.type;
 
-  absl::StatusOr<std::unique_ptr<Runtime>> runtime = MakeRuntime(OddModel(), config);
+  const ModelSpec spec = setup.mixed_seed == 0 ? OddModel() : testing::MixedModel(setup.mixed_seed);
+  absl::StatusOr<std::unique_ptr<Runtime>> runtime = MakeRuntime(spec, config);
   ASSERT_TRUE(runtime.ok()) << runtime.status();
   EXPECT_THAT((*runtime)->ReportJson(), HasSubstr("CUDA: "));
   EXPECT_THAT((*runtime)->ReportJson(), HasSubstr("registered with the device"));
   {
     CudaCaller caller(kCallerBytes);
-    Trainer trainer(runtime->get(), OddModel(), options, &caller);
+    Trainer trainer(runtime->get(), spec, options, &caller);
     const absl::Status status = trainer.Run();
     ASSERT_TRUE(status.ok()) << status;
-    const auto expected = testing::TrainReference(OddModel(), options);
+    const auto expected = testing::TrainReference(spec, options);
     for (uint32_t t = 0; t < expected.size(); ++t) {
       const absl::StatusOr<std::vector<float>> master = trainer.Read(t, Field::kMaster);
       ASSERT_TRUE(master.ok()) << master.status();
-      ASSERT_EQ(expected[t], *master) << "tensor " << OddModel().tensors[t].name;
+      ASSERT_EQ(expected[t], *master) << "tensor " << spec.tensors[t].name;
     }
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(
     Budgets, CudaTrainerTest,
-    ::testing::Values(Variant{"EverythingInHbm", MiB(8), MiB(64), FloatType::kBf16},
-                      Variant{"HbmForTwoUnits", KiB(120), MiB(64), FloatType::kBf16},
-                      Variant{"HbmForTwoUnitsAndADrive", KiB(120), KiB(900), FloatType::kBf16},
-                      Variant{"AllInHbmAndADrive", MiB(8), KiB(900), FloatType::kF16},
-                      Variant{"Fp32HbmForTwoUnits", KiB(240), MiB(64), FloatType::kF32},
-                      Variant{"StatesInHbm", MiB(8), MiB(64), FloatType::kBf16, Tier::kHbm},
-                      Variant{"Fp16StatesInHbm", MiB(8), MiB(64), FloatType::kF16, Tier::kHbm},
-                      Variant{"Fp32StatesInHbm", MiB(8), MiB(64), FloatType::kF32, Tier::kHbm}),
+    ::testing::Values(
+        Variant{"EverythingInHbm", MiB(8), MiB(64), FloatType::kBf16},
+        Variant{"HbmForTwoUnits", KiB(120), MiB(64), FloatType::kBf16},
+        Variant{"HbmForTwoUnitsAndADrive", KiB(120), KiB(900), FloatType::kBf16},
+        Variant{"AllInHbmAndADrive", MiB(8), KiB(900), FloatType::kF16},
+        Variant{"Fp32HbmForTwoUnits", KiB(240), MiB(64), FloatType::kF32},
+        Variant{"StatesInHbm", MiB(8), MiB(64), FloatType::kBf16, Tier::kHbm},
+        Variant{"Fp16StatesInHbm", MiB(8), MiB(64), FloatType::kF16, Tier::kHbm},
+        Variant{"Fp32StatesInHbm", MiB(8), MiB(64), FloatType::kF32, Tier::kHbm},
+        Variant{"MixedHbmForOneUnit", KiB(120), MiB(64), FloatType::kBf16, Tier::kNvme, 1},
+        Variant{"MixedAndADrive", KiB(120), KiB(500), FloatType::kBf16, Tier::kNvme, 2},
+        Variant{"MixedStatesInHbm", MiB(8), MiB(64), FloatType::kBf16, Tier::kHbm, 3}),
     [](const auto& info) { return info.param.name; });
 
 // What is pushed again is added on the GPU, wherever it comes from.
@@ -92,6 +100,43 @@ TEST(CudaRuntimeTest, GradientsMayComeFromTheHostWhereStatesAreInHbm) {
   for (float& value : values) value *= 2;
   EXPECT_EQ(trainer.Read(0, Field::kGrad).value(), values);
   EXPECT_EQ(trainer.Read(3, Field::kMaster).value(), testing::InitialValues(3, 4096));
+}
+
+// Set, added to on the GPU, summed there, replaced after that, and cleared.
+TEST(CudaRuntimeTest, GradientsInHbmMayBeSetAndCleared) {
+  RuntimeConfig config;
+  config.device = DeviceKind::kCuda;
+  config.placement.lowest_state_tier = Tier::kHbm;
+  const absl::StatusOr<std::unique_ptr<Runtime>> runtime = MakeRuntime(OddModel(), config);
+  ASSERT_TRUE(runtime.ok()) << runtime.status();
+  Trainer trainer(runtime->get(), OddModel(), {});
+  ASSERT_TRUE(trainer.Load().ok());
+  const TensorIndex tensor(4);  // behind others in its chunks
+  const TensorIndex neighbour(3);
+  std::vector<float> values(12289, 2.0f);
+  std::vector<float> ones(4096, 1.0f);
+  const auto set = [&](TensorIndex t, std::vector<float>* data) {
+    return trainer.Wait((*runtime)->Access({.write = true,
+                                            .tensor = t,
+                                            .field = Field::kGrad,
+                                            .data = reinterpret_cast<std::byte*>(data->data()),
+                                            .type = FloatType::kF32,
+                                            .done = nullptr}));
+  };
+  (*runtime)->BeginIteration(1, true);
+  ASSERT_TRUE(set(neighbour, &ones).ok());
+  ASSERT_TRUE(set(tensor, &values).ok());
+  ASSERT_TRUE(trainer.Wait((*runtime)->PushGrad(tensor, std::as_bytes(std::span(values)))).ok());
+  EXPECT_EQ(trainer.Read(4, Field::kGrad).value(), std::vector<float>(12289, 4.0f));
+  ASSERT_TRUE(set(tensor, &values).ok());
+  EXPECT_EQ(trainer.Read(4, Field::kGrad).value(), values);
+  EXPECT_EQ(trainer.Read(3, Field::kGrad).value(), ones);
+  (*runtime)->EndIteration();
+  ASSERT_TRUE((*runtime)->ClearGrad(neighbour).ok());
+  ASSERT_TRUE(trainer.Wait((*runtime)->Step({.groups = testing::Groups(), .clip_norm = 0})).ok());
+  EXPECT_NEAR((*runtime)->last_step().grad_norm, 2 * std::sqrt(12289.0), 1e-9);
+  EXPECT_EQ((*runtime)->tensor_step(tensor), 1);
+  EXPECT_EQ((*runtime)->tensor_step(neighbour), 0);
 }
 
 TEST(CudaRuntimeTest, ViewsOutliveTheRuntime) {

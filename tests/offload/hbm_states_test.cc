@@ -14,6 +14,7 @@ namespace {
 
 using ::testing::AnyOf;
 using testing::ConfigOf;
+using testing::DrawnFrom;
 using ::testing::HasSubstr;
 using testing::OddModel;
 using testing::Outcome;
@@ -46,9 +47,10 @@ TEST(HbmStatesTest, EverySeedIsExact) {
     SCOPED_TRACE(seed);
     RuntimeConfig config = InHbm(seed);
     const TrainerOptions options = TypesOf(seed, &config);
-    const Outcome outcome = testing::Simulate(OddModel(), config, {.seed = seed}, options);
+    const ModelSpec spec = DrawnFrom(seed).spec;
+    const Outcome outcome = testing::Simulate(spec, config, {.seed = seed}, options);
     ASSERT_TRUE(outcome.status.ok()) << outcome.status;
-    EXPECT_TRUE(SameBits(outcome.masters, TrainReference(OddModel(), options)));
+    EXPECT_TRUE(SameBits(outcome.masters, TrainReference(spec, options)));
     EXPECT_EQ(outcome.unsettled, "");
   }
 }

@@ -139,6 +139,43 @@ TEST(LayoutTest, RefusesWhatIsNoModel) {
   EXPECT_THAT(error(spec), HasSubstr("raise chunk_elements"));
 }
 
+RC_GTEST_PROP(LayoutTest, TypesAreThoseOfTheUnitOrTheDefault, ()) {
+  const ModelSpec spec = AnyModel();
+  const UnitTypes types = AnyFloatTypes();
+  const absl::StatusOr<ModelLayout> layout = ModelLayout::Make(spec, AnyChunkElements(), types);
+  RC_ASSERT(layout.ok());
+  RC_ASSERT(layout->default_types() == types);
+  for (size_t u = 0; u < spec.units.size(); ++u) {
+    const UnitLayout& unit = layout->units()[u];
+    RC_ASSERT(unit.types == spec.units[u].types.value_or(types));
+    RC_ASSERT(unit.param_bytes().value() == unit.elements * unit.types.param.size());
+    RC_ASSERT(unit.grad_bytes().value() == unit.updated_elements * SizeOf(unit.types.grad));
+  }
+  for (const TensorLayout& tensor : layout->tensors())
+    RC_ASSERT(tensor.types == layout->unit(tensor.unit).types);
+  for (const ChunkLayout& chunk : layout->chunks()) {
+    RC_ASSERT(chunk.types == layout->unit(chunk.unit).types);
+    RC_ASSERT(chunk.param_bytes().value() == chunk.capacity * chunk.types.param.size());
+  }
+}
+
+// Bytes in a unit of which all, or one tensor, is not frozen.
+TEST(LayoutTest, BytesAreFrozen) {
+  for (const Keep keep : {Keep::kAll, Keep::kStates}) {
+    for (const bool both : {true, false}) {
+      const ModelSpec spec = {
+          .units = {{"float"},
+                    {.name = "packed", .types = UnitTypes{.param = ElementType::Bytes()}}},
+          .tensors = {{"x", UnitIndex(0), 5, 0},
+                      {"y", UnitIndex(1), 5, 0, both ? keep : Keep::kParam},
+                      {"z", UnitIndex(1), 5, 0, keep}}};
+      const absl::Status status = ModelLayout::Make(spec, kCellElements).status();
+      EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+      EXPECT_THAT(std::string(Message(status)), HasSubstr("unit 'packed' is of bytes, but tensor"));
+    }
+  }
+}
+
 TEST(LayoutTest, AModelOfNothingIsOne) {
   const ModelLayout layout = MakeLayout({}, kCellElements);
   EXPECT_TRUE(layout.chunks().empty());

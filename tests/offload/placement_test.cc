@@ -157,6 +157,31 @@ TEST(PlacementTest, WithRoomForAllNothingMoves) {
   EXPECT_EQ(kBuffersMin, p->state_buffers) << "little moves, so few buffers are needed";
 }
 
+// Each unit takes the room of its own types: 20480 elements of each pair, and of bytes.
+TEST(PlacementTest, RoomIsThatOfTheUnitsTypes) {
+  constexpr FloatType kTypes[] = {FloatType::kF32, FloatType::kBf16, FloatType::kF16};
+  ModelSpec spec;
+  const auto add = [&spec](UnitTypes types, Keep keep) {
+    const UnitIndex unit(static_cast<uint32_t>(spec.units.size()));
+    spec.units.push_back({.name = "unit", .types = types});
+    spec.tensors.push_back({.name = "x", .unit = unit, .elements = 20480, .keep = keep});
+  };
+  for (const FloatType param : kTypes) {
+    for (const FloatType grad : kTypes) add({.param = param, .grad = grad}, Keep::kAll);
+  }
+  add({.param = ElementType::Bytes()}, Keep::kParam);
+  const absl::StatusOr<ModelLayout> layout = ModelLayout::Make(spec, 2 * kCellElements);
+  ASSERT_TRUE(layout.ok());
+  const absl::StatusOr<Placement> p =
+      MakePlacement(*layout, {KiB(200), MiB(1), GiB(1)}, {.resident_elements_max = 0});
+  ASSERT_TRUE(p.ok()) << p.status();
+  for (size_t u = 0; u < 9; ++u) EXPECT_EQ(p->slot_bytes[u], Bytes(20480 * (u < 3 ? 4 : 2)));
+  EXPECT_EQ(p->slot_bytes[9], Bytes(20480));
+  EXPECT_EQ(p->grads, Bytes(20480 * 3 * (4 + 2 + 2)));
+  EXPECT_EQ(p->param_buffer_bytes, Bytes(8192 * 4));
+  EXPECT_EQ(p->params_pinned + p->params_nvme, Bytes(20480 * (3 * 4 + 6 * 2 + 1)));
+}
+
 TEST(PlacementTest, AnErrorSaysWhatElseCouldBeChanged) {
   const ModelLayout layout = TwoUnits();
   EXPECT_THAT(std::string(Message(MakePlacement(layout, {KiB(100), MiB(4), Bytes(0)},

@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <optional>
+
 #include "fmt/format.h"
 #include "tests/core/seeds.h"
 #include "tests/offload/sim_caller.h"
@@ -14,6 +16,8 @@ namespace {
 
 using ::testing::AnyOf;
 using testing::ConfigOf;
+using testing::Drawn;
+using testing::DrawnFrom;
 using ::testing::HasSubstr;
 using testing::Masters;
 using testing::OddModel;
@@ -23,17 +27,23 @@ using testing::Simulate;
 using testing::SmallestBudgets;
 using testing::TrainerOptions;
 
-// Three units, the largest of three chunks, in the smallest budgets: everything streams.
+// Three units of different types, the largest of three chunks, and one of bytes, in the smallest
+// budgets: everything streams.
 ModelSpec SmallModel() {
   ModelSpec spec;
-  const std::vector<std::vector<int64_t>> sizes = {{5003}, {9001, 7}, {4096, 65}};
+  const std::vector<std::vector<int64_t>> sizes = {{5003}, {9001, 7}, {4096, 65}, {5001, 3}};
+  const std::optional<UnitTypes> types[] = {
+      std::nullopt, UnitTypes{.param = FloatType::kF32, .grad = FloatType::kBf16},
+      UnitTypes{.param = FloatType::kF16, .grad = FloatType::kF32},
+      UnitTypes{.param = ElementType::Bytes()}};
   for (uint32_t u = 0; u < sizes.size(); ++u) {
-    spec.units.push_back({.name = fmt::format("unit{}", u)});
+    spec.units.push_back({.name = fmt::format("unit{}", u), .types = types[u]});
     for (size_t t = 0; t < sizes[u].size(); ++t) {
       spec.tensors.push_back({.name = fmt::format("unit{}.{}", u, t),
                               .unit = UnitIndex(u),
                               .elements = sizes[u][t],
-                              .group = static_cast<uint32_t>(t % 2)});
+                              .group = static_cast<uint32_t>(t % 2),
+                              .keep = u == 3 ? Keep::kParam : Keep::kAll});
     }
   }
   return spec;
@@ -134,7 +144,6 @@ TEST_P(SimWalkTest, EveryCallMayFailOnceOrFromThenOn) {
 
 // Faults of every kind, drawn from the seed; from rare to so many that loading fails.
 TEST(SimFaultsTest, WhateverGoesWrongEndsWellOrClearly) {
-  const Masters expected = TrainReference(OddModel(), kTraining);
   int exact = 0;
   int failed = 0;
   int exact_in_spite = 0;
@@ -150,9 +159,10 @@ TEST(SimFaultsTest, WhateverGoesWrongEndsWellOrClearly) {
         f->Draw(seam, fault, rare);
       }
     };
+    const Drawn drawn = DrawnFrom(seed);
     const Outcome outcome =
-        Simulate(OddModel(), ConfigOf(seed), {.seed = seed, .faults = faults}, kTraining);
-    ExpectRightOrClear(outcome, expected);
+        Simulate(drawn.spec, drawn.config, {.seed = seed, .faults = faults}, kTraining);
+    ExpectRightOrClear(outcome, TrainReference(drawn.spec, kTraining));
     if (outcome.faults == 0) {
       EXPECT_TRUE(outcome.status.ok()) << outcome.status;
     }

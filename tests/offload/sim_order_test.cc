@@ -18,12 +18,13 @@
 namespace sluice {
 namespace {
 
-using testing::ConfigOf;
+using testing::DrawnFrom;
 using testing::Groups;
 using testing::Mix;
-using testing::OddModel;
+using testing::ParamsOf;
+using testing::ValuesOf;
 
-constexpr FloatType kType = FloatType::kBf16;  // of parameters and gradients
+const testing::TrainerOptions kDefaults;  // says the types of units that say none
 
 // The model: what the runtime's tensors hold if every call had ended before the next began.
 class Model {
@@ -40,19 +41,28 @@ class Model {
   }
   bool has_grad(uint32_t t) const { return !tensors_[t].grad.empty(); }
   bool loaded(uint32_t t) const { return tensors_[t].loaded; }
-  void SetLoaded(uint32_t t) { tensors_[t].loaded = true; }
-  std::vector<float> grad(uint32_t t) const {
-    std::vector<float> values(static_cast<size_t>(spec_.tensors[t].elements));
-    Convert(tensors_[t].grad.data(), kType, values.data(), FloatType::kF32, values.size());
-    return values;
+  bool frozen(uint32_t t) const { return spec_.tensors[t].keep == Keep::kParam; }
+  UnitTypes types(uint32_t t) const { return kDefaults.TypesOf(spec_, t); }
+  std::vector<float> grad(uint32_t t) const { return ValuesOf(tensors_[t].grad, types(t).grad); }
+
+  // A frozen tensor is its compute copy.
+  void Write(uint32_t t, Field f, const std::vector<float>& values) {
+    const ElementType type = types(t).param;
+    field(t, f) = frozen(t) ? ValuesOf(ParamsOf(values, type), type) : values;
+    tensors_[t].loaded = tensors_[t].loaded || f == Field::kMaster;
   }
+  void WriteGrad(uint32_t t, const std::vector<float>& values) {
+    tensors_[t].grad = ParamsOf(values, types(t).grad);
+  }
+  void ClearGrad(uint32_t t) { tensors_[t].grad.clear(); }
 
   void Push(uint32_t t, const std::vector<std::byte>& grad) {
     std::vector<std::byte>& sum = tensors_[t].grad;
     if (sum.empty()) {
       sum = grad;
     } else {
-      Accumulate(sum.data(), grad.data(), kType, static_cast<size_t>(spec_.tensors[t].elements));
+      Accumulate(sum.data(), grad.data(), types(t).grad,
+                 static_cast<size_t>(spec_.tensors[t].elements));
     }
   }
   void ZeroGrad() {
@@ -64,11 +74,13 @@ class Model {
     for (uint32_t t = 0; t < tensors_.size(); ++t) {
       for (int64_t at = 0; at < spec_.tensors[t].elements; at += kCellElements) {
         const auto n = static_cast<size_t>(std::min(kCellElements, spec_.tensors[t].elements - at));
-        const std::byte* from = tensors_[t].grad.data() + at * SizeOf(kType);
-        cells.push_back(has_grad(t) ? CellSquareSum(from, kType, n) : 0.0);
+        const FloatType type = types(t).grad;
+        const std::byte* from = tensors_[t].grad.data() + at * SizeOf(type);
+        cells.push_back(has_grad(t) ? CellSquareSum(from, type, n) : 0.0);
       }
     }
     const ClipDecision decision = DecideClip(NormOfCells(cells), 1.0, clip_norm);
+    if (decision.overflow) return ZeroGrad();
     const ScopedFlushDenormals flush;
     for (uint32_t t = 0; t < tensors_.size(); ++t) {
       Tensor& tensor = tensors_[t];
@@ -79,16 +91,13 @@ class Model {
            .exp_avg = tensor.states[1],
            .exp_avg_sq = tensor.states[2],
            .grad = tensor.grad.data(),
-           .grad_type = kType});
+           .grad_type = types(t).grad});
     }
     ZeroGrad();
   }
 
   std::vector<std::byte> Params(uint32_t t) {
-    const std::vector<float>& master = field(t, Field::kMaster);
-    std::vector<std::byte> params(master.size() * static_cast<size_t>(SizeOf(kType)));
-    Convert(master.data(), FloatType::kF32, params.data(), kType, master.size());
-    return params;
+    return ParamsOf(field(t, Field::kMaster), types(t).param);
   }
 
  private:
@@ -105,8 +114,8 @@ class Model {
 // Calls a runtime and the model alike, and compares when the runtime's tickets are done.
 class RandomCaller {
  public:
-  RandomCaller(SimRuntime* sim, uint64_t seed)
-      : spec_(OddModel()),
+  RandomCaller(SimRuntime* sim, const ModelSpec& spec, uint64_t seed)
+      : spec_(spec),
         runtime_(sim->runtime.get()),
         faults_(sim->world->faults()),
         dice_(seed * 31),
@@ -124,7 +133,9 @@ class RandomCaller {
     const Field fields[] = {Field::kMaster, Field::kExpAvg, Field::kExpAvgSq};
     const Field field = fields[dice_.Uniform(0, 2)];
     const uint64_t what = dice_.Uniform(0, 99);
-    if (what < 40) return Push(t);
+    if (what < 32) return Push(t);
+    if (what < 37) return WriteGrad(t);
+    if (what < 40) return ClearGrad(t);
     if (what < 50) return Read(t, field);
     if (what < 55) return ReadGrad(t);
     if (what < 60) return Write(t, field);
@@ -190,59 +201,111 @@ class RandomCaller {
   }
 
   void Push(uint32_t t) {
+    const UnitTypes types = model_.types(t);
+    const auto seed = static_cast<int>(dice_.Uniform(0, 1000));
     const auto grad = std::make_shared<std::vector<std::byte>>(
-        testing::MakeGradient(static_cast<int>(dice_.Uniform(0, 1000)), t, model_.Params(t).data(),
-                              kType, kType, spec_.tensors[t].elements));
-    if (model_.loaded(t)) model_.Push(t, *grad);
+        model_.frozen(t)
+            ? ParamsOf(model_.field(t, Field::kMaster), types.grad)
+            : testing::MakeGradient(seed, t, model_.Params(t).data(), types.param.floats(),
+                                    types.grad, spec_.tensors[t].elements));
+    if (TakesGradient(t) == absl::StatusCode::kOk) model_.Push(t, *grad);
     Expect(
         runtime_->PushGrad(TensorIndex(t), *grad), fmt::format("gradient of {}", t),
-        [grad] { return true; }, IfLoaded(t));
+        [grad] { return true; }, TakesGradient(t));
+  }
+
+  // Replaces the gradient, with values of any type.
+  void WriteGrad(uint32_t t) {
+    constexpr FloatType kTypes[] = {FloatType::kF32, FloatType::kBf16, FloatType::kF16};
+    const FloatType type = kTypes[dice_.Uniform(0, 2)];
+    std::vector<float> values(static_cast<size_t>(spec_.tensors[t].elements));
+    const uint64_t salt = dice_.Random() >> 8;
+    for (size_t i = 0; i < values.size(); ++i)
+      values[i] = static_cast<float>(Mix(salt + i) % 1000) * 1e-3f - 0.5f;
+    const auto data = std::make_shared<std::vector<std::byte>>(ParamsOf(values, type));
+    if (TakesGradient(t) == absl::StatusCode::kOk) model_.WriteGrad(t, ValuesOf(*data, type));
+    ValueRequest request = Request(t, Field::kGrad, data.get(), type);
+    request.write = true;
+    Expect(
+        runtime_->Access(std::move(request)), fmt::format("writing the gradient of {}", t),
+        [data] { return true; }, TakesGradient(t));
+  }
+
+  void ClearGrad(uint32_t t) {
+    const absl::Status cleared = runtime_->ClearGrad(TensorIndex(t));
+    if (cleared.ok()) model_.ClearGrad(t);
+    const auto expected =
+        model_.frozen(t) ? absl::StatusCode::kFailedPrecondition : absl::StatusCode::kOk;
+    if (runtime_->failure().ok() && cleared.code() != expected)
+      failure_ = fmt::format("clearing the gradient of {}: {}", t, cleared.ToString());
+  }
+
+  absl::StatusCode TakesGradient(uint32_t t) const {
+    return model_.frozen(t) ? absl::StatusCode::kFailedPrecondition : IfLoaded(t);
   }
 
   absl::StatusCode IfLoaded(uint32_t t) const {
     return model_.loaded(t) ? absl::StatusCode::kOk : absl::StatusCode::kFailedPrecondition;
   }
 
-  ValueRequest Request(uint32_t t, Field field, std::vector<float>* values) const {
+  static ValueRequest Request(uint32_t t, Field field, std::vector<std::byte>* data,
+                              ElementType type) {
     return {.tensor = TensorIndex(t),
             .field = field,
-            .data = reinterpret_cast<std::byte*>(values->data()),
-            .type = FloatType::kF32,
+            .data = data->data(),
+            .type = type,
             .done = nullptr};
+  }
+  // As what values are passed.
+  ElementType TypeOf(uint32_t t) const {
+    return model_.types(t).param.is_bytes() ? ElementType::Bytes() : FloatType::kF32;
+  }
+  std::shared_ptr<std::vector<std::byte>> Room(uint32_t t) const {
+    return std::make_shared<std::vector<std::byte>>(
+        static_cast<size_t>(spec_.tensors[t].elements * TypeOf(t).size()));
+  }
+  absl::StatusCode HasField(uint32_t t, Field field) const {
+    const bool state = field == Field::kExpAvg || field == Field::kExpAvgSq;
+    return model_.frozen(t) && state ? absl::StatusCode::kNotFound : absl::StatusCode::kOk;
   }
 
   void Read(uint32_t t, Field field) {
-    const std::vector<float> expected = model_.field(t, field);
-    const auto found = std::make_shared<std::vector<float>>(expected.size());
+    const auto found = Room(t);
+    const absl::StatusCode has = HasField(t, field);
     Expect(
-        runtime_->Access(Request(t, field, found.get())),
+        runtime_->Access(Request(t, field, found.get(), TypeOf(t))),
         fmt::format("reading field {} of {}", static_cast<int>(field), t),
-        [found, expected] { return *found == expected; }, IfLoaded(t));
+        [found, expected = ParamsOf(model_.field(t, field), TypeOf(t))] {
+          return *found == expected;
+        },
+        has != absl::StatusCode::kOk ? has : IfLoaded(t));
   }
 
   void ReadGrad(uint32_t t) {
     const std::vector<float> expected = model_.has_grad(t) ? model_.grad(t) : std::vector<float>();
-    const auto found =
-        std::make_shared<std::vector<float>>(static_cast<size_t>(spec_.tensors[t].elements));
+    const auto found = Room(t);
     Expect(
-        runtime_->Access(Request(t, Field::kGrad, found.get())),
+        runtime_->Access(Request(t, Field::kGrad, found.get(), TypeOf(t))),
         fmt::format("reading the gradient of {}", t),
-        [found, expected] { return *found == expected; },
+        [found, expected = ParamsOf(expected, TypeOf(t))] { return *found == expected; },
         model_.has_grad(t) ? absl::StatusCode::kOk : absl::StatusCode::kNotFound);
   }
 
   void Write(uint32_t t, Field field) {
-    std::vector<float>& now = model_.field(t, field);
+    std::vector<float> values(static_cast<size_t>(spec_.tensors[t].elements));
     const uint64_t salt = dice_.Random() >> 8;
-    for (size_t i = 0; i < now.size(); ++i)
-      now[i] = static_cast<float>(Mix(salt + i) % 1000) * 1e-3f;
-    const auto values = std::make_shared<std::vector<float>>(now);
-    if (field == Field::kMaster) model_.SetLoaded(t);
-    ValueRequest request = Request(t, field, values.get());
+    for (size_t i = 0; i < values.size(); ++i) {
+      values[i] = TypeOf(t).is_bytes() ? static_cast<float>(Mix(salt + i) % 256)
+                                       : static_cast<float>(Mix(salt + i) % 1000) * 1e-3f;
+    }
+    const auto data = std::make_shared<std::vector<std::byte>>(ParamsOf(values, TypeOf(t)));
+    if (HasField(t, field) == absl::StatusCode::kOk) model_.Write(t, field, values);
+    ValueRequest request = Request(t, field, data.get(), TypeOf(t));
     request.write = true;
-    Expect(runtime_->Access(std::move(request)),
-           fmt::format("writing field {} of {}", static_cast<int>(field), t),
-           [values] { return true; });
+    Expect(
+        runtime_->Access(std::move(request)),
+        fmt::format("writing field {} of {}", static_cast<int>(field), t), [data] { return true; },
+        HasField(t, field));
   }
 
   // Acquires a unit, waits for that alone, looks at its parameters, releases it.
@@ -264,7 +327,7 @@ class RandomCaller {
     for (TensorIndex t : runtime_->layout().unit(unit).tensors) {
       const std::vector<std::byte> expected = model_.Params(t.value());
       const auto* at = static_cast<const std::byte*>((*view)->dl_tensor.data) +
-                       runtime_->layout().tensor(t).offset * SizeOf(kType);
+                       runtime_->layout().tensor(t).offset * model_.types(t.value()).param.size();
       right = right && std::memcmp(at, expected.data(), expected.size()) == 0;
     }
     (*view)->deleter(*view);
@@ -298,12 +361,16 @@ class RandomCaller {
   std::string failure_;
 };
 
-// What went wrong with the calls of `seed`; empty if nothing.
+// What went wrong with the calls of `seed`; empty if nothing. Every third keeps all in HBM.
 std::string CallRandomly(uint64_t seed, const std::function<void(SimFaults*)>& faults) {
-  absl::StatusOr<SimRuntime> sim =
-      MakeSimRuntime(OddModel(), ConfigOf(seed), {.seed = seed, .faults = faults});
+  auto [spec, config] = DrawnFrom(seed);
+  if (seed % 3 == 0) {
+    config.placement.lowest_state_tier = config.highest_state_tier_on_host = Tier::kHbm;
+    config.budgets.hbm = MiB(8);
+  }
+  absl::StatusOr<SimRuntime> sim = MakeSimRuntime(spec, config, {.seed = seed, .faults = faults});
   if (!sim.ok()) return sim.status().ToString();
-  RandomCaller caller(&*sim, seed);
+  RandomCaller caller(&*sim, spec, seed);
   caller.Load(seed % 4 != 0);
   for (int i = 0; i < 120 && caller.failure().empty(); ++i) caller.CallAnything();
   caller.Finish();

@@ -10,6 +10,8 @@ namespace sluice {
 namespace {
 
 using testing::ConfigOf;
+using testing::Drawn;
+using testing::DrawnFrom;
 using testing::Masters;
 using testing::OddModel;
 using testing::Outcome;
@@ -18,19 +20,21 @@ using testing::SmallestBudgets;
 using testing::TrainerOptions;
 
 Outcome Simulate(uint64_t seed, const TrainerOptions& options) {
-  return testing::Simulate(OddModel(), ConfigOf(seed), {.seed = seed}, options);
+  const Drawn drawn = DrawnFrom(seed);
+  return testing::Simulate(drawn.spec, drawn.config, {.seed = seed}, options);
 }
 
 TEST(SimTest, EverySeedIsExact) {
   const TrainerOptions options{.steps = 3, .micro_steps = 2};
-  const auto expected = testing::TrainReference(OddModel(), options);
   for (const uint64_t seed : Seeds(100)) {
+    const ModelSpec spec = DrawnFrom(seed).spec;
+    const auto expected = testing::TrainReference(spec, options);
     const Outcome outcome = Simulate(seed, options);
     ASSERT_TRUE(outcome.status.ok()) << "seed " << seed << ": " << outcome.status;
     for (size_t t = 0; t < expected.size(); ++t) {
       ASSERT_EQ(0, std::memcmp(expected[t].data(), outcome.masters[t].data(),
                                expected[t].size() * sizeof(float)))
-          << "seed " << seed << ", tensor " << OddModel().tensors[t].name;
+          << "seed " << seed << ", tensor " << spec.tensors[t].name;
     }
   }
 }
@@ -73,7 +77,7 @@ TEST(SimTest, RandomTracesStayExact) {
     SCOPED_TRACE(seed);
     TrainerOptions options{.steps = 6, .micro_steps = static_cast<int>(1 + seed % 2)};
     options.order = [seed](int step, size_t units) { return RandomOrder(seed, step, units); };
-    ExpectExact(Simulate(seed, options), TrainReference(OddModel(), options));
+    ExpectExact(Simulate(seed, options), TrainReference(DrawnFrom(seed).spec, options));
   }
 }
 
@@ -82,16 +86,16 @@ TEST(SimTest, TheSmallestBudgetsAreExact) {
   for (const uint64_t seed : Seeds(60)) {
     if (HasFailure()) break;
     SCOPED_TRACE(seed);
-    RuntimeConfig config = ConfigOf(seed);
-    config.budgets = SmallestBudgets(OddModel(), config);
+    auto [spec, config] = DrawnFrom(seed);
+    config.budgets = SmallestBudgets(spec, config);
     TrainerOptions options{.steps = 3, .micro_steps = 2};
     options.order = [seed](int step, size_t units) { return RandomOrder(seed, step, units); };
-    ExpectExact(testing::Simulate(OddModel(), config, {.seed = seed}, options),
-                TrainReference(OddModel(), options));
+    ExpectExact(testing::Simulate(spec, config, {.seed = seed}, options),
+                TrainReference(spec, options));
     for (Bytes Budgets::*tier : {&Budgets::hbm, &Budgets::pinned}) {
       RuntimeConfig smaller = config;
       smaller.budgets.*tier -= kSlotAlignment;
-      EXPECT_TRUE(absl::IsResourceExhausted(MakePlan(OddModel(), smaller).status()));
+      EXPECT_TRUE(absl::IsResourceExhausted(MakePlan(spec, smaller).status()));
     }
   }
 }

@@ -46,6 +46,20 @@ inline RuntimeConfig ConfigOf(uint64_t seed) {
   return config;
 }
 
+// The model of a seed, and its budgets: every second is of mixed types, which take up to twice the
+// room.
+struct Drawn {
+  ModelSpec spec;
+  RuntimeConfig config;
+};
+inline Drawn DrawnFrom(uint64_t seed) {
+  if (seed % 2 == 0) return {OddModel(), ConfigOf(seed)};
+  Drawn drawn{MixedModel(seed), ConfigOf(seed)};
+  drawn.config.budgets.hbm = drawn.config.budgets.hbm * 2;
+  drawn.config.budgets.pinned = drawn.config.budgets.pinned * 2;
+  return drawn;
+}
+
 // The smallest budgets that `spec` can be trained in, HBM first: room for one unit beside those
 // that live there, and two buffers of each kind.
 inline Budgets SmallestBudgets(const ModelSpec& spec, RuntimeConfig config) {

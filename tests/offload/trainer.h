@@ -16,33 +16,10 @@
 #include "absl/status/status.h"
 #include "core/status.h"
 #include "offload/factory.h"
+#include "tests/offload/caller.h"
 #include "tests/offload/training.h"
 
 namespace sluice::testing {
-
-// Where the trainer's model computes, and the stream it is ordered on. This one: in the calling
-// thread, at once.
-class Caller {
- public:
-  using Function = std::function<void(const std::byte* params, std::byte* grad)>;
-
-  virtual ~Caller() = default;
-  virtual CallerStream stream() { return {}; }
-  // Puts a layer's backward on the stream: `function` of the `param_bytes` at `params` in the
-  // device's memory. Returns where its `grad_bytes` are once the stream got there; they stay until
-  // Forget.
-  virtual const std::byte* Compute(const std::byte* params, size_t param_bytes, size_t grad_bytes,
-                                   Function function) {
-    (void)param_bytes;
-    grads_.emplace_back(grad_bytes);
-    function(params, grads_.back().data());
-    return grads_.back().data();
-  }
-  virtual void Forget() { grads_.clear(); }
-
- protected:
-  std::deque<std::vector<std::byte>> grads_;
-};
 
 // Drives a Runtime through the same training.
 class Trainer {
@@ -68,34 +45,36 @@ class Trainer {
     }
     SLUICE_RETURN_IF_ERROR(Wait(runtime_->Drain()));
     if (*torn_)
-      return absl::DataLossError("parameters changed while the caller's stream read them");
+      return absl::DataLossError(
+          "parameters were wrong, or changed while the caller's stream read them");
     return absl::OkStatus();
   }
 
   absl::Status Load() {
     for (uint32_t t = 0; t < spec_.tensors.size(); ++t) {
-      std::vector<float> values = InitialValues(t, spec_.tensors[t].elements);
-      SLUICE_RETURN_IF_ERROR(
-          Wait(runtime_->Access({.write = true,
-                                 .tensor = TensorIndex(t),
-                                 .field = Field::kMaster,
-                                 .data = reinterpret_cast<std::byte*>(values.data()),
-                                 .type = FloatType::kF32,
-                                 .done = nullptr})));
+      const ElementType type = AccessType(t);
+      std::vector<std::byte> values = ParamsOf(InitialOf(spec_, options_, t), type);
+      SLUICE_RETURN_IF_ERROR(Wait(runtime_->Access({.write = true,
+                                                    .tensor = TensorIndex(t),
+                                                    .field = Field::kMaster,
+                                                    .data = values.data(),
+                                                    .type = type,
+                                                    .done = nullptr})));
     }
     return absl::OkStatus();
   }
 
   absl::StatusOr<std::vector<float>> Read(uint32_t tensor, Field field) {
-    std::vector<float> values(static_cast<size_t>(spec_.tensors[tensor].elements));
-    SLUICE_RETURN_IF_ERROR(
-        Wait(runtime_->Access({.write = false,
-                               .tensor = TensorIndex(tensor),
-                               .field = field,
-                               .data = reinterpret_cast<std::byte*>(values.data()),
-                               .type = FloatType::kF32,
-                               .done = nullptr})));
-    return values;
+    const ElementType type = AccessType(tensor);
+    std::vector<std::byte> values(
+        static_cast<size_t>(spec_.tensors[tensor].elements * type.size()));
+    SLUICE_RETURN_IF_ERROR(Wait(runtime_->Access({.write = false,
+                                                  .tensor = TensorIndex(tensor),
+                                                  .field = field,
+                                                  .data = values.data(),
+                                                  .type = type,
+                                                  .done = nullptr})));
+    return ValuesOf(values, type);
   }
 
   absl::Status MicroStep(int step, int micro) {
@@ -116,15 +95,24 @@ class Trainer {
   // failure. Errors: that of the first which doesn't.
   absl::Status ExpectAllRefused() {
     std::vector<float> values(static_cast<size_t>(spec_.tensors[0].elements));
-    std::vector<std::byte> grad(values.size() * static_cast<size_t>(SizeOf(options_.grad_type)));
+    std::vector<std::byte> grad(values.size() * 4);
+    const auto access = [&](bool write, Field field) {
+      return runtime_->Access({.write = write,
+                               .tensor = TensorIndex(0),
+                               .field = field,
+                               .data = reinterpret_cast<std::byte*>(values.data()),
+                               .type = AccessType(0),
+                               .done = nullptr});
+    };
     const Ticket tickets[] = {runtime_->Acquire(UnitIndex(0)),
                               runtime_->PushGrad(TensorIndex(0), grad),
                               runtime_->Step({.groups = Groups(), .clip_norm = options_.clip_norm}),
-                              runtime_->Access({.tensor = TensorIndex(0),
-                                                .data = reinterpret_cast<std::byte*>(values.data()),
-                                                .done = nullptr}),
+                              access(false, Field::kMaster),
+                              access(true, Field::kGrad),
                               runtime_->Drain()};
     absl::Status first;
+    if (runtime_->ClearGrad(TensorIndex(0)) != runtime_->failure())
+      first = absl::InternalError("a gradient of a runtime that has failed was cleared");
     for (Ticket ticket : tickets) {
       absl::Status status = Wait(ticket);
       if (status == runtime_->failure()) continue;
@@ -152,26 +140,36 @@ class Trainer {
     const auto* params = static_cast<const std::byte*>(view->dl_tensor.data);
     std::vector<Ticket> tickets;
     const auto seen = std::make_shared<std::vector<std::byte>>();  // of the unit's first tensor
+    const TensorIndex first = runtime_->layout().unit(unit).tensors[0];
     for (TensorIndex t : runtime_->layout().unit(unit).tensors) {
       const TensorLayout& tensor = runtime_->layout().tensor(t);
-      const auto param_bytes = static_cast<size_t>(tensor.elements * SizeOf(options_.param_type));
-      const auto grad_bytes = static_cast<size_t>(tensor.elements * SizeOf(options_.grad_type));
+      const UnitTypes types = options_.TypesOf(spec_, t.value());
+      const bool frozen = tensor.keep == Keep::kParam;
+      const auto param_bytes = static_cast<size_t>(tensor.elements * types.param.size());
+      const auto grad_bytes =
+          frozen ? 0 : static_cast<size_t>(tensor.elements * SizeOf(types.grad));
       const std::byte* grad = caller_->Compute(
-          params + tensor.offset * SizeOf(options_.param_type), param_bytes, grad_bytes,
-          [seed, t, elements = tensor.elements, param = options_.param_type,
-           grad_type = options_.grad_type, keep = tickets.empty() ? seen : nullptr,
+          params + tensor.offset * types.param.size(), param_bytes, grad_bytes,
+          [seed, t, elements = tensor.elements, types, frozen,
+           loaded = frozen ? ParamsOf(InitialOf(spec_, options_, t.value()), types.param)
+                           : std::vector<std::byte>(),
+           torn = torn_, keep = t == first ? seen : nullptr,
            param_bytes](const std::byte* in, std::byte* out) {
             if (keep != nullptr) keep->assign(in, in + param_bytes);
+            if (frozen) {
+              if (std::memcmp(in, loaded.data(), loaded.size()) != 0) *torn = true;
+              return;
+            }
             const std::vector<std::byte> made =
-                MakeGradient(seed, t.value(), in, param, grad_type, elements);
+                MakeGradient(seed, t.value(), in, types.param.floats(), types.grad, elements);
             std::memcpy(out, made.data(), made.size());
           });
-      tickets.push_back(runtime_->PushGrad(t, {grad, grad_bytes}, stream));
+      if (!frozen) tickets.push_back(runtime_->PushGrad(t, {grad, grad_bytes}, stream));
     }
     // Backward still reads parameters when their gradient has gone.
-    const TensorLayout& first = runtime_->layout().tensor(runtime_->layout().unit(unit).tensors[0]);
-    caller_->Compute(params + first.offset * SizeOf(options_.param_type),
-                     static_cast<size_t>(first.elements * SizeOf(options_.param_type)), 0,
+    const int64_t size = options_.TypesOf(spec_, first.value()).param.size();
+    const TensorLayout& tensor = runtime_->layout().tensor(first);
+    caller_->Compute(params + tensor.offset * size, static_cast<size_t>(tensor.elements * size), 0,
                      [seen, torn = torn_](const std::byte* in, std::byte*) {
                        if (std::memcmp(in, seen->data(), seen->size()) != 0) *torn = true;
                      });
@@ -188,14 +186,20 @@ class Trainer {
     return status;
   }
 
+  // As what the tensor's values are passed.
+  ElementType AccessType(uint32_t tensor) const {
+    const ElementType type = options_.TypesOf(spec_, tensor).param;
+    return type.is_bytes() ? type : FloatType::kF32;
+  }
+
   struct Lingering {
     DlManagedTensor* view;
     std::vector<std::byte> bits;  // that it had
   };
 
-  std::vector<std::byte> Bits(const DlManagedTensor& view) const {
+  static std::vector<std::byte> Bits(const DlManagedTensor& view) {
     const auto* at = static_cast<const std::byte*>(view.dl_tensor.data);
-    return {at, at + view.dl_tensor.shape[0] * SizeOf(options_.param_type)};
+    return {at, at + view.dl_tensor.shape[0] * view.dl_tensor.dtype.bits / 8};
   }
 
   // Lets the oldest views die until `left` are left. Errors: Internal if one has changed.

@@ -2,7 +2,8 @@
 //
 // A small training on plain arrays: what every seam, budget and seed must agree with, bit for bit.
 // The gradient of a tensor is a fixed function of step, tensor and the parameters seen in backward,
-// so stale, torn or misplaced parameters change everything that follows.
+// so stale, torn or misplaced parameters change everything that follows. Units may be of any types,
+// and tensors frozen: those must come out as they went in.
 
 #ifndef SLUICE_TESTS_OFFLOAD_TRAINING_H_
 #define SLUICE_TESTS_OFFLOAD_TRAINING_H_
@@ -41,6 +42,35 @@ inline ModelSpec OddModel() {
 inline uint64_t Mix(uint64_t x) {
   x = (x ^ (x >> 31)) * 0x9E3779B97F4A7C15u;
   return x ^ (x >> 29);
+}
+
+// OddModel, with types of its own for most units, some tensors frozen, and a unit of bytes, all
+// drawn from the seed.
+inline ModelSpec MixedModel(uint64_t seed) {
+  uint64_t dice = Mix(seed + 77);
+  const auto draw = [&dice](uint64_t n) { return (dice = Mix(dice + 1)) % n; };
+  constexpr FloatType kTypes[] = {FloatType::kF32, FloatType::kBf16, FloatType::kF16};
+  ModelSpec spec = OddModel();
+  for (ModelSpec::Unit& unit : spec.units) {
+    if (draw(4) != 0) unit.types = {.param = kTypes[draw(3)], .grad = kTypes[draw(3)]};
+  }
+  for (ModelSpec::Tensor& tensor : spec.tensors) {
+    if (draw(5) == 0) tensor.keep = Keep::kParam;
+  }
+  spec.tensors[0].keep = Keep::kAll;  // something to train
+  const auto quantized = static_cast<uint32_t>(draw(spec.units.size()));
+  spec.units.insert(spec.units.begin() + quantized,
+                    {.name = "quantized", .types = UnitTypes{.param = ElementType::Bytes()}});
+  for (ModelSpec::Tensor& tensor : spec.tensors) {
+    if (tensor.unit.value() >= quantized) tensor.unit = UnitIndex(tensor.unit.value() + 1);
+  }
+  for (const int64_t elements : {int64_t{9001}, int64_t{1}, int64_t{4096}}) {
+    spec.tensors.push_back({.name = "quantized." + std::to_string(elements),
+                            .unit = UnitIndex(quantized),
+                            .elements = elements,
+                            .keep = Keep::kParam});
+  }
+  return spec;
 }
 
 inline std::vector<float> InitialValues(uint32_t tensor, int64_t elements) {
@@ -84,6 +114,12 @@ struct TrainerOptions {
   // How many views of released units are kept alive, and must not change meanwhile.
   size_t lingering_views = 0;
 
+  // Of a tensor of `spec`; param_type and grad_type are of units that say none.
+  UnitTypes TypesOf(const ModelSpec& spec, uint32_t tensor) const {
+    return spec.units[spec.tensors[tensor].unit.value()].types.value_or(
+        UnitTypes{.param = param_type, .grad = grad_type});
+  }
+
   std::vector<uint32_t> Order(int step, size_t units) const {
     if (order) return order(step, units);
     std::vector<uint32_t> all;
@@ -97,17 +133,46 @@ inline std::vector<AdamWHyper> Groups() {
           {.lr = 2e-2, .weight_decay = 0, .decay_mode = WeightDecayMode::kL2}};
 }
 
+// The compute copy of a tensor whose values are given; of bytes, those that the values count.
+inline std::vector<std::byte> ParamsOf(const std::vector<float>& values, ElementType type) {
+  std::vector<std::byte> params(values.size() * static_cast<size_t>(type.size()));
+  if (!type.is_bytes()) {
+    Convert(values.data(), FloatType::kF32, params.data(), type.floats(), values.size());
+    return params;
+  }
+  for (size_t i = 0; i < values.size(); ++i) params[i] = static_cast<std::byte>(values[i]);
+  return params;
+}
+
+inline std::vector<float> ValuesOf(const std::vector<std::byte>& params, ElementType type) {
+  std::vector<float> values(params.size() / static_cast<size_t>(type.size()));
+  if (!type.is_bytes()) {
+    Convert(params.data(), type.floats(), values.data(), FloatType::kF32, values.size());
+    return values;
+  }
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = static_cast<float>(std::to_integer<int>(params[i]));
+  return values;
+}
+
+// What tensor `t` is loaded with.
+inline std::vector<float> InitialOf(const ModelSpec& spec, const TrainerOptions& o, uint32_t t) {
+  std::vector<float> values = InitialValues(t, spec.tensors[t].elements);
+  if (!o.TypesOf(spec, t).param.is_bytes()) return values;
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(Mix(t * 31 + i) % 256);
+  return values;
+}
+
 // Adds to `sum`, or sets it if it is empty, what backward gives tensor `t` whose master is given.
-inline void AddGradient(const TrainerOptions& o, int seed, uint32_t t,
+inline void AddGradient(const UnitTypes& types, int seed, uint32_t t,
                         const std::vector<float>& master, std::vector<std::byte>* sum) {
-  std::vector<std::byte> params(master.size() * static_cast<size_t>(SizeOf(o.param_type)));
-  Convert(master.data(), FloatType::kF32, params.data(), o.param_type, master.size());
-  std::vector<std::byte> grad = MakeGradient(seed, t, params.data(), o.param_type, o.grad_type,
-                                             static_cast<int64_t>(master.size()));
+  std::vector<std::byte> grad =
+      MakeGradient(seed, t, ParamsOf(master, types.param).data(), types.param.floats(), types.grad,
+                   static_cast<int64_t>(master.size()));
   if (sum->empty()) {
     *sum = std::move(grad);
   } else {
-    Accumulate(sum->data(), grad.data(), o.grad_type, master.size());
+    Accumulate(sum->data(), grad.data(), types.grad, master.size());
   }
 }
 
@@ -118,7 +183,9 @@ inline std::vector<std::vector<float>> TrainReference(const ModelSpec& spec,
   const size_t tensors = spec.tensors.size();
   std::vector<std::vector<float>> master, m, v;
   for (uint32_t t = 0; t < tensors; ++t) {
-    master.push_back(InitialValues(t, spec.tensors[t].elements));
+    master.push_back(InitialOf(spec, o, t));
+    const ElementType type = o.TypesOf(spec, t).param;
+    if (spec.tensors[t].keep == Keep::kParam) master[t] = ValuesOf(ParamsOf(master[t], type), type);
     m.emplace_back(master[t].size(), 0.0f);
     v.emplace_back(master[t].size(), 0.0f);
   }
@@ -130,7 +197,8 @@ inline std::vector<std::vector<float>> TrainReference(const ModelSpec& spec,
       for (size_t i = order.size(); i > 0; --i) {
         for (uint32_t t = 0; t < tensors; ++t) {
           if (spec.tensors[t].unit != UnitIndex(order[i - 1])) continue;
-          AddGradient(o, step * 16 + micro, t, master[t], &grads[t]);
+          if (spec.tensors[t].keep == Keep::kParam) continue;
+          AddGradient(o.TypesOf(spec, t), step * 16 + micro, t, master[t], &grads[t]);
         }
       }
     }
@@ -138,9 +206,10 @@ inline std::vector<std::vector<float>> TrainReference(const ModelSpec& spec,
     for (uint32_t t = 0; t < tensors; ++t) {
       for (int64_t at = 0; at < spec.tensors[t].elements; at += kCellElements) {
         const int64_t n = std::min(kCellElements, spec.tensors[t].elements - at);
+        const FloatType type = o.TypesOf(spec, t).grad;
         cells.push_back(grads[t].empty() ? 0.0
-                                         : CellSquareSum(grads[t].data() + at * SizeOf(o.grad_type),
-                                                         o.grad_type, static_cast<size_t>(n)));
+                                         : CellSquareSum(grads[t].data() + at * SizeOf(type), type,
+                                                         static_cast<size_t>(n)));
       }
     }
     const ClipDecision decision = DecideClip(NormOfCells(cells), 1.0, o.clip_norm);
@@ -152,7 +221,7 @@ inline std::vector<std::vector<float>> TrainReference(const ModelSpec& spec,
            .exp_avg = m[t],
            .exp_avg_sq = v[t],
            .grad = grads[t].data(),
-           .grad_type = o.grad_type});
+           .grad_type = o.TypesOf(spec, t).grad});
     }
   }
   return master;

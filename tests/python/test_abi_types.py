@@ -1,0 +1,131 @@
+"""Types of units, bytes, and gradients by hand, through _abi; PyTorch is the oracle."""
+
+import ctypes
+
+import pytest
+import sluice
+import torch
+from sluice import _abi
+
+DTYPES = {_abi.F32: torch.float32, _abi.BF16: torch.bfloat16, _abi.F16: torch.float16, _abi.BYTES: torch.uint8}
+FLOATS = [dtype for dtype in DTYPES if dtype != _abi.BYTES]
+N = 5003
+
+
+def make(types, keep=None):
+    """A runtime with one unit of one tensor for each pair of types."""
+    units = [(f"unit{u}", [(f"tensor{u}", N, 0)]) for u in range(len(types))]
+    options = _abi.Options(lowest_param_tier=_abi.PINNED, lowest_state_tier=_abi.PINNED)
+    return _abi.Runtime(units, options, keep=keep, types=dict(enumerate(types)))
+
+
+def call(runtime, start, tensor, *field, value, dtype):
+    ticket = _abi.Ticket()
+    start(tensor, *field, value.data_ptr(), dtype, value.numel(), ticket)
+    runtime.wait(ticket)
+
+
+def write(runtime, tensor, field, value, dtype):
+    call(runtime, runtime.start_write, tensor, field, value=value, dtype=dtype)
+
+
+def read(runtime, tensor, field, dtype):
+    value = torch.empty(N, dtype=DTYPES[dtype])
+    call(runtime, runtime.start_read, tensor, field, value=value, dtype=dtype)
+    return value
+
+
+def push(runtime, tensor, value):
+    ticket = _abi.Ticket()
+    runtime.start_grad(tensor, value.data_ptr(), value.numel(), ticket)
+    runtime.wait(ticket)
+
+
+def test_every_unit_has_the_copies_and_gradients_of_its_own_types():
+    types = [(param, grad) for param in FLOATS for grad in FLOATS]
+    runtime = make(types)
+    masters, grads = [], []
+    for t, (_, grad) in enumerate(types):
+        torch.manual_seed(t)
+        masters.append(torch.randn(N))
+        grads.append(torch.randn(N).to(DTYPES[grad]))
+        write(runtime, t, _abi.MASTER, masters[t], _abi.F32)
+        push(runtime, t, grads[t])
+        push(runtime, t, grads[t])
+    for t, (param, grad) in enumerate(types):
+        assert torch.equal(read(runtime, t, _abi.PARAM, param), masters[t].to(DTYPES[param]))
+        assert torch.equal(read(runtime, t, _abi.PARAM, _abi.F32), masters[t].to(DTYPES[param]).float())
+        assert torch.equal(read(runtime, t, _abi.GRAD, grad), grads[t] + grads[t])
+    norm = torch.cat([(g + g).double() for g in grads]).norm()
+    result = runtime.step([_abi.Group(lr=0.0, beta1=0.9, beta2=0.999, eps=1e-8)], 0.0)
+    assert result.grad_norm == pytest.approx(norm.item(), rel=1e-12)
+    said = {(entry["param_dtype"], entry["grad_dtype"]): entry["units"] for entry in runtime.report()["types"]}
+    names = ["fp32", "bf16", "fp16"]
+    assert said == {(names[param], names[grad]): 1 for param, grad in types}
+    runtime.close()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_bit_of_a_frozen_tensor_survives(dtype):
+    runtime = make([(dtype, _abi.F32)], keep={0: _abi.KEEP_PARAM})
+    torch.manual_seed(0)
+    value = torch.randint(256, (N * DTYPES[dtype].itemsize,), dtype=torch.uint8).view(DTYPES[dtype])
+    write(runtime, 0, _abi.MASTER, value, dtype)
+    for field in (_abi.PARAM, _abi.MASTER):
+        assert torch.equal(read(runtime, 0, field, dtype).view(torch.uint8), value.view(torch.uint8))
+    runtime.close()
+
+
+def test_gradients_are_set_added_to_and_cleared():
+    runtime = make([(_abi.BF16, _abi.BF16), (_abi.F32, _abi.F32)])
+    for t in range(2):
+        write(runtime, t, _abi.MASTER, torch.zeros(N), _abi.F32)
+    torch.manual_seed(0)
+    value, more = torch.randn(N), torch.randn(N).to(torch.bfloat16)
+    write(runtime, 0, _abi.GRAD, value, _abi.F32)
+    push(runtime, 0, more)
+    assert torch.equal(read(runtime, 0, _abi.GRAD, _abi.BF16), value.to(torch.bfloat16) + more)
+    write(runtime, 1, _abi.GRAD, more, _abi.BF16)
+    assert torch.equal(read(runtime, 1, _abi.GRAD, _abi.F32), more.float())
+    runtime.clear_grad(0)
+    with pytest.raises(sluice.NotFound, match="tensor 'tensor0' has no gradient"):
+        read(runtime, 0, _abi.GRAD, _abi.BF16)
+    result = runtime.step([_abi.Group(lr=0.0, beta1=0.9, beta2=0.999, eps=1e-8)], 0.0)
+    assert result.grad_norm == pytest.approx(more.double().norm().item(), rel=1e-12)
+    runtime.close()
+
+
+def test_what_makes_no_sense_is_refused_by_name():
+    with pytest.raises(sluice.InvalidArgument, match="unit 'unit0' is of bytes, but tensor 'tensor0' is updated"):
+        make([(_abi.BYTES, _abi.F32)])
+    with pytest.raises(sluice.InvalidArgument, match="grad_dtype of unit 'unit0' is 3"):
+        make([(_abi.F32, _abi.BYTES)])
+    runtime = make([(_abi.BYTES, _abi.F32), (_abi.F32, _abi.F32)], keep={0: _abi.KEEP_PARAM})
+    with pytest.raises(sluice.InvalidArgument, match="unit 'unit0' of tensor 'tensor0' is of bytes"):
+        write(runtime, 0, _abi.MASTER, torch.zeros(N), _abi.F32)
+    with pytest.raises(sluice.InvalidArgument, match="dtype is 3 .SLUICE_BYTES., but unit 'unit1'"):
+        write(runtime, 1, _abi.MASTER, torch.zeros(N, dtype=torch.uint8), _abi.BYTES)
+    for refused in (lambda: runtime.clear_grad(0), lambda: push(runtime, 0, torch.zeros(N))):
+        with pytest.raises(sluice.FailedPrecondition, match="tensor 'tensor0' is frozen: it takes no gradient"):
+            refused()
+    runtime.close()
+
+
+def test_a_view_of_bytes_is_a_tensor_of_uint8():
+    runtime = make([(_abi.BYTES, _abi.F32)], keep={0: _abi.KEEP_PARAM})
+    value = (torch.arange(N) % 256).to(torch.uint8)
+    write(runtime, 0, _abi.MASTER, value, _abi.BYTES)
+    ticket = _abi.Ticket()
+    runtime.start_acquire(0, ticket)
+    runtime.wait(ticket)
+    capsule = ctypes.pythonapi.PyCapsule_New
+    capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    pointer = ctypes.c_void_p()
+    runtime.unit_view(0, pointer)
+    view = torch.from_dlpack(capsule(pointer, b"dltensor", None))
+    assert view.dtype == torch.uint8
+    assert torch.equal(view[:N], value)
+    assert torch.equal(view[:5000].view(torch.int32), value[:5000].view(torch.int32))  # packed, as some quantizers do
+    del view
+    runtime.release(0)
+    runtime.close()
