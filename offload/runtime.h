@@ -113,6 +113,7 @@ class Runtime final : public Updater::Observer {
   StepResult last_step() const;
   int64_t tensor_step(TensorIndex tensor) const;
   void set_tensor_step(TensorIndex tensor, int64_t step);
+  int64_t tensor_unwritten(TensorIndex tensor) const { return updater_->unwritten(tensor); }
   absl::Status failure() const;
 
   StepTraffic Traffic() const;  // of one step in which every tensor has a gradient

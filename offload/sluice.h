@@ -253,6 +253,9 @@ typedef struct sluice_tensor_info {
   int64_t elements;
   int64_t offset; /* of the tensor in its unit's view, in elements */
   int64_t step;   /* updates it has had, as of the last step whose ticket is done */
+  /* Of that update: elements whose parameter is not written yet. After an error in an update, once
+   * sluice_drain has returned it: elements that keep their old value for good. */
+  int64_t unwritten;
 } sluice_tensor_info;
 SLUICE_API sluice_status sluice_tensor_query(sluice_runtime runtime, uint32_t tensor,
                                              sluice_tensor_info* info);
@@ -316,7 +319,8 @@ SLUICE_API sluice_status sluice_step(sluice_runtime runtime, const sluice_step_a
 SLUICE_API sluice_status sluice_last_step(sluice_runtime runtime, sluice_step_result* result);
 SLUICE_API sluice_status sluice_loss_scale(sluice_runtime runtime, double* scale);
 
-/* Done when every update and write that was started has ended. */
+/* Done when every update and write that was started has ended; in error after one, when nothing
+ * writes parameters that are lent any more. */
 SLUICE_API sluice_status sluice_drain(sluice_runtime runtime, sluice_ticket* ticket);
 
 /* ---- Reading and writing values
@@ -386,6 +390,11 @@ SLUICE_API sluice_status sluice_trace_span(sluice_runtime runtime, const char* n
  * `path` may be NULL. */
 SLUICE_API sluice_status sluice_doctor(const char* path, char* json, size_t capacity,
                                        size_t* needed);
+
+/* The checksum of `bytes` bytes at `data` as record `block`, in its version `generation`: what the
+ * blocks on the drives are verified with, for what a caller itself keeps in a file. */
+SLUICE_API sluice_status sluice_checksum(const void* data, uint64_t bytes, uint32_t block,
+                                         uint64_t generation, uint64_t* checksum);
 
 #ifdef __cplusplus
 } /* extern "C" */
