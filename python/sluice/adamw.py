@@ -169,6 +169,7 @@ class AdamW(torch.optim.Optimizer):
             self._applied = store.update(groups)
             if self._applied:
                 torch.autograd.graph.increment_version(chosen)
+                self._under_way.watch()
             if waits or not self._applied:
                 self._settle()
         except BaseException:
@@ -204,8 +205,15 @@ class AdamW(torch.optim.Optimizer):
             taken = self._store.settle()
         except _abi.SluiceError as error:
             self._fail(error)
-        self._under_way.give_all_back()
+        self._check_unwritten(self._under_way.give_all_back())
         return taken
+
+    def _check_unwritten(self, parameter):
+        if parameter is not None:
+            raise _abi.FailedPrecondition(
+                f"parameter {self._name_of(parameter)} was written to through a view while its update was under way: what was "
+                "written may be lost in part; write through the parameter itself, or call synchronize() before"
+            )
 
     def _ready(self, parameter):
         """Called before a parameter is used whose update is under way."""
@@ -216,7 +224,7 @@ class AdamW(torch.optim.Optimizer):
             self._store.wait_for_unit(self._store.unit_of[id(parameter)])
         except _abi.SluiceError as error:
             self._fail(error)
-        self._under_way.give_back([parameter])
+        self._check_unwritten(self._under_way.give_back([parameter]))
 
     def _started(self):
         self._check_alive()

@@ -101,6 +101,15 @@ class _Owned:
     def grad(self):
         owner_of(self).set_grad(self, None)
 
+    def set_(self, source=None, *place, **named):
+        """What PyTorch does without asking a class."""
+        if source is not self:
+            if place or named or not isinstance(source, torch.Tensor):
+                empty = torch.empty(0, dtype=self.dtype, device=self.device)
+                source = empty.set_(*(() if source is None else (source,)), *place, **named)
+            owner_of(self).set_data(self, source)
+        return self
+
     def __deepcopy__(self, memo):
         if id(self) in memo:
             return memo[id(self)]

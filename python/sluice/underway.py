@@ -18,21 +18,32 @@ class UnderWay:
     def __init__(self, ready):
         self._ready = weakref.WeakMethod(ready)
         self._kept = {}  # id -> Parameter
+        self._versions = {}  # id -> version when the update began
 
     def keep(self, parameters):
+        self._versions = {}
         for parameter in parameters:
             self._kept[id(parameter)] = parameter
             away.put_away(parameter, self)
 
+    def watch(self):
+        """From now on nobody but the update writes them."""
+        self._versions = {key: away.version(parameter) for key, parameter in self._kept.items()}
+
     def give_back(self, parameters):
-        """Those of them that are kept."""
+        """Those of them that are kept. Returns the first that was written to, or None: through a view of before, as nothing
+        else reaches it."""
+        written = None
         for parameter in parameters:
             if id(parameter) in self._kept:
                 away.give_back(parameter)
+                if self._versions.pop(id(parameter), parameter._version) != parameter._version:
+                    written = parameter if written is None else written
                 self._kept.pop(id(parameter), None)
+        return written
 
     def give_all_back(self):
-        self.give_back(list(self._kept.values()))
+        return self.give_back(list(self._kept.values()))
 
     def __len__(self):
         return len(self._kept)
