@@ -538,8 +538,11 @@ class Runtime:
     def close(self):
         """Waits a few seconds for updates under way, then gives everything back. In a forked child: nothing."""
         if self._handle.value and os.getpid() == self._pid:
-            handle, self._handle = self._handle, _u64()
-            self.library.call("sluice_runtime_destroy", handle)
+            try:
+                self.library.call("sluice_runtime_destroy", self._handle)
+            except InvalidArgument:
+                pass  # it is gone: an interrupt came between its end and the next line
+            self._handle = _u64()
             self.lent.drop()
 
     def __del__(self):

@@ -14,8 +14,16 @@ import sys
 import sluice
 
 _PACKAGE = str(pathlib.Path(sluice.__file__).parent)
-# Where Python drops what is raised, so that an interrupt is lost, or comes at a time of the collector's.
+# Python drops what is raised in these, and what they call; and the collector decides when they run.
 _DROPPED = {"__del__", "_forget"}
+
+
+def _is_dropped(frame):
+    while frame is not None:
+        if frame.f_code.co_name in _DROPPED:
+            return True
+        frame = frame.f_back
+    return False
 
 
 class _Tracer:
@@ -27,7 +35,7 @@ class _Tracer:
 
     def __call__(self, frame, event, argument):
         name = frame.f_code.co_filename
-        if not name.startswith(_PACKAGE) or frame.f_code.co_name in _DROPPED:
+        if not name.startswith(_PACKAGE) or event == "call" and _is_dropped(frame):
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":

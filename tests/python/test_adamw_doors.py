@@ -348,6 +348,43 @@ def test_an_assigned_parameter_is_another():
     compare(assign, TIERS)
 
 
+class Past(Net):
+    """As OPT and others: what is called are modules below the layers, methods of layers, and functions over their weights."""
+
+    def forward(self, ids):
+        x = torch.nn.functional.embedding(ids, self.embed.weight)
+        for block in self.blocks:
+            x = x + block.b(torch.tanh(block.scaled(x))) * block.own()
+        x = x + self.encoder.self_attn(x, x, x, need_weights=False)[0]
+        x = self.encoder.linear2(torch.relu(self.encoder.linear1(x)))
+        return torch.nn.functional.linear(self.lstm(x)[0] * self.free, self.embed.weight)
+
+
+@pytest.mark.parametrize("tiers", [TIERS, SIMULATED], ids=["real", "simulated"])
+@pytest.mark.parametrize("kind", [Net, Past])
+def test_every_step_counts_whatever_the_forward_calls(kind, tiers):
+    def run(overlap):
+        torch.manual_seed(1)
+        net = kind()
+        optimizer = sluice.AdamW(net.parameters(), lr=1e-2, overlap=net if overlap else None, **tiers)
+        losses = []
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss = net(IDS).square().mean()
+            loss.backward()
+            optimizer.step()
+            assert optimizer.was_step_applied()
+            losses.append(loss.item())
+        optimizer.synchronize()
+        result = values(net)
+        optimizer.close()
+        return losses, result
+
+    (losses, ours), (expected, theirs) = run(True), run(False)
+    assert losses == expected and len(set(losses)) == 6
+    assert_equal(ours, theirs)
+
+
 def test_what_only_asks_for_shape_or_gradient_does_not_wait():
     run = Run(True, SIMULATED)
     run.step()
