@@ -184,11 +184,12 @@ void Updater::OnRead(ChunkWork* work, const absl::Status& status) {
     FailWork(work, status);
     return Retire(work);
   }
+  if (failed_) return Retire(work);
   if (started_) {
     if (Active(work->chunk)) return BeginCompute(work);
     return Retire(work);
   }
-  if (read_ahead_ && !failed_) return staged_.push_back(work);
+  if (read_ahead_) return staged_.push_back(work);
   Retire(work);
 }
 

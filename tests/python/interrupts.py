@@ -1,13 +1,17 @@
-"""Ctrl-C at every point of a call: before each bytecode instruction that runs in Sluice's own files.
+"""Ctrl-C at every point of a call where Python looks for signals: after each call and jump back in Sluice's own files, and
+where a function begins.
 
     for point in interrupts.points(call):     # call() runs once, to find them
         if interrupts.interrupt(call, point):
             ...                               # a KeyboardInterrupt came out
 
-Deterministic, and finer than signals, which come between fewer instructions. A call may run an instruction many times: it
-is interrupted the first time and the last.
+Deterministic. As with signals, an interrupt is handled where the exceptions of the instruction before are; so between the
+body of a `with` and its end, say, none comes. A call may run an instruction many times: it is interrupted the first time
+and the last.
 """
 
+import dis
+import functools
 import pathlib
 import sys
 
@@ -26,22 +30,45 @@ def _is_dropped(frame):
     return False
 
 
+def _looks(name):
+    return name in ("RESUME", "CALL", "CALL_FUNCTION_EX") or name.startswith(("JUMP_BACKWARD", "POP_JUMP_BACKWARD"))
+
+
+@functools.cache
+def _handlers(code):
+    """By offset of every instruction: where its exceptions go, and whether Python looks for signals at its end."""
+    table = dis._parse_exception_table(code)
+
+    def handler(offset):
+        return next((entry.target for entry in table if entry.start <= offset < entry.end), None)
+
+    return {i.offset: (handler(i.offset), _looks(i.opname)) for i in dis.get_instructions(code)}
+
+
 class _Tracer:
-    """at: the number of the instruction before which KeyboardInterrupt is raised; None: none is."""
+    """at: the number of the place at which KeyboardInterrupt is raised; None: nowhere."""
 
     def __init__(self, at=None):
         self._at = at
-        self.places = []  # (code, offset) of each instruction that ran
+        self._before = {}  # frame -> the instruction it ran last
+        self.places = []  # (code, offset) of what would be next
 
     def __call__(self, frame, event, argument):
-        name = frame.f_code.co_filename
-        if not name.startswith(_PACKAGE) or event == "call" and _is_dropped(frame):
+        code = frame.f_code
+        if not code.co_filename.startswith(_PACKAGE) or event == "call" and _is_dropped(frame):
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
-            self.places.append((frame.f_code, frame.f_lasti))
-            if len(self.places) == self._at:
-                raise KeyboardInterrupt
+            handlers = _handlers(code)
+            handler, looks = handlers.get(self._before.get(frame), (None, False))
+            self._before[frame] = frame.f_lasti
+            if looks and handler == handlers[frame.f_lasti][0]:
+                self.places.append((code, frame.f_lasti))
+                if len(self.places) == self._at:
+                    self._before.clear()
+                    raise KeyboardInterrupt
+        elif event == "return":
+            self._before.pop(frame, None)
         return self
 
 
@@ -55,7 +82,7 @@ def _run(call, tracer):
 
 
 def points(call, every=1):
-    """Numbers of instructions of call(), which is run once. every: only each such of them, for a quick look."""
+    """Numbers of places in call(), which is run once. every: only each such of them, for a quick look."""
     tracer = _Tracer()
     _run(call, tracer)
     first, last = {}, {}
