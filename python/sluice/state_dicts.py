@@ -103,18 +103,18 @@ def _checked(parameter, entry, name_of):
     if extra:
         raise ValueError(f"{where} it has {', '.join(extra)}, which AdamW does not have")
     for key in STATES.keys() & entry.keys():
-        _check_tensor(entry[key], parameter.shape, f"{where} {key}")
-    return {**entry, "step": _steps(entry["step"], f"{where} step")}
+        _check_tensor(entry[key], parameter.shape, f"{where} it has {key}")
+    return {**entry, "step": _steps(entry["step"], f"{where} it has step")}
 
 
 def _check_tensor(value, shape, what):
     if not isinstance(value, torch.Tensor):
-        raise ValueError(f"{what} is not a tensor, but {type(value).__name__}")
+        raise ValueError(f"{what} that is not a tensor, but {type(value).__name__}")
     if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
         kind = "on the meta device" if value.is_meta else f"{value.dtype}, {value.layout}"
-        raise ValueError(f"{what} is {kind}: a dense floating-point tensor with values is needed")
+        raise ValueError(f"{what} that is {kind}: a dense floating-point tensor with values is needed")
     if value.shape != shape:
-        raise ValueError(f"{what} has shape {tuple(value.shape)}, the parameter {tuple(shape)}")
+        raise ValueError(f"{what} of shape {tuple(value.shape)}, not {tuple(shape)}")
 
 
 def _steps(value, what):
@@ -122,5 +122,5 @@ def _steps(value, what):
         value = value.item()
     whole = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value) and value == int(value)
     if not whole or not 0 <= value <= _STEPS_MAX:
-        raise ValueError(f"{what} is {value!r}: a whole number from 0 to 2^48 is needed")
+        raise ValueError(f"{what} {value!r}: a whole number from 0 to 2^48 is needed")
     return int(value)

@@ -227,6 +227,9 @@ def test_a_flipped_bit_in_the_file_of_init_names_the_parameter(tmp_path):
     os.pwrite(fd, bytes([byte[0] ^ 4]), 100)
     with pytest.raises(sluice.DataLoss, match=r"Linear.weight of shape \(96, 8\) was not read back"):
         sluice.initialize(model=model, config={"sluice": {"hbm": "1MiB", "pinned": "8MiB", "device": "host"}})
+    del model
+    gc.collect()
+    assert descriptors(tmp_path) == []
 
 
 @pytest.mark.parametrize("damage", ["flip", "swap", "truncate", None])
