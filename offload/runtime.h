@@ -100,7 +100,6 @@ class Runtime final : public Updater::Observer {
   Ticket Step(StepRequest request);
   Ticket Access(ValueRequest request);  // `request.done` is set here
   Ticket Drain();
-
   void BeginIteration(uint32_t key, bool boundary);
   void EndIteration();
   // Errors: FailedPrecondition if the unit is not acquired or the stream is being captured.

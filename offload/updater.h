@@ -66,7 +66,7 @@ class Updater {
 
   bool updating() const { return chunks_left_ > 0; }
   bool idle() const { return busy_ == 0 && chunks_left_ == 0; }
-  bool busy() const { return busy_ > 0; }  // chunks are on their way, or wait for Start
+  bool busy() const { return busy_ > 0; }            // chunks are on their way, or wait for Start
   bool computing() const { return computing_ > 0; }  // and so may write what is lent
   // Elements whose parameter the tensor's last update has yet to store; after Fail and once nothing
   // computes: that it never will. Any thread.
@@ -117,7 +117,7 @@ class Updater {
   size_t chunks_left_ = 0;           // of this step, including their writes
   std::vector<uint32_t> unit_left_;  // by unit: chunks whose parameters are not stored yet
   std::vector<std::atomic<int64_t>> unwritten_;  // by tensor: elements
-  std::vector<bool> on_its_way_;     // by chunk: some work that streams has it
+  std::vector<bool> on_its_way_;                 // by chunk: some work that streams has it
   std::vector<std::optional<TensorUpdate>> updates_;
   Counter* const chunks_updated_;
   Counter* const elements_updated_;
