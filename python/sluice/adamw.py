@@ -88,6 +88,7 @@ class AdamW(torch.optim.Optimizer):
         self._applied = False
         self._failure = None  # words of the error that ended an update
         self._torn = False  # load_state_dict() did not get to its end
+        self._checked = None  # where parameters were when they were found fit
         self._under_way = UnderWay(self._ready)
         self._handles = []
         self._traceable = []  # hooks that torch.compile would trace into
@@ -149,13 +150,22 @@ class AdamW(torch.optim.Optimizer):
         chosen = [p for p in self._order() if p.grad is not None and p.numel() > 0]
         if not chosen:
             return loss
-        for parameter in chosen:
-            check_parameter(parameter, self._name_of)
-        check_apart(self._parameters(), self._name_of)
+        self._check_parameters(chosen)
         self._step(chosen)
         if not self._applied:
             warnings.warn("sluice.AdamW: a gradient is not finite: this step changed nothing", stacklevel=2)
         return loss
+
+    def _check_parameters(self, chosen):
+        """Those of this step may have got other memory since they were looked at."""
+        mine = self._parameters()
+        now = [(p.data_ptr(), p.dtype, p.shape, p.stride(), p.grad is None) for p in mine]
+        if now == self._checked:
+            return
+        for parameter in chosen:
+            check_parameter(parameter, self._name_of)
+        check_apart(mine, self._name_of)
+        self._checked = now
 
     def _step(self, chosen):
         store = self._started()

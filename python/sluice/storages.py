@@ -1,5 +1,7 @@
 """Which tensors share memory."""
 
+import math
+
 import torch
 
 
@@ -12,6 +14,8 @@ def _span(tensor):
 
 def _dense(tensor):
     """Whether it has every element of its span, each once."""
+    if tensor.is_contiguous():
+        return True
     expected = 1
     for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape) if n > 1):
         if stride != expected:
@@ -20,20 +24,22 @@ def _dense(tensor):
     return True
 
 
-def _mask(tensor, begin, end):
-    """By byte of that range: whether the tensor has it."""
-    size = tensor.element_size()
-    mask = torch.zeros(end - begin, dtype=torch.bool, device="cpu")
+def _mask(tensor, begin, end, unit):
+    """By `unit` bytes of that range: whether the tensor has them."""
+    size = tensor.element_size() // unit
+    mask = torch.zeros((end - begin) // unit, dtype=torch.bool, device="cpu")
     strides = [stride * size for stride in tensor.stride()] + [1]
-    mask.as_strided([*tensor.shape, size], strides, tensor.data_ptr() - begin).fill_(True)
+    mask.as_strided([*tensor.shape, size], strides, (tensor.data_ptr() - begin) // unit).fill_(True)
     return mask
 
 
 def overlaps_itself(tensor):
     """Whether two of its elements are one."""
+    if _dense(tensor):
+        return False
     if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape)):
         return True
-    return not _dense(tensor) and int(_mask(tensor, *_span(tensor)).sum()) < tensor.numel() * tensor.element_size()
+    return int(_mask(tensor, *_span(tensor), tensor.element_size()).sum()) < tensor.numel()
 
 
 def overlapping(tensors):
@@ -54,4 +60,5 @@ def _overlap(a, b):
     if _dense(a) and _dense(b):
         return True
     begin, end = min(_span(a)[0], _span(b)[0]), max(_span(a)[1], _span(b)[1])
-    return bool((_mask(a, begin, end) & _mask(b, begin, end)).any())
+    unit = math.gcd(a.element_size(), b.element_size(), a.data_ptr() - b.data_ptr())
+    return bool((_mask(a, begin, end, unit) & _mask(b, begin, end, unit)).any())
