@@ -8,6 +8,7 @@
 #include <thread>
 #include <utility>
 
+#include "core/checksum.h"
 #include "core/status.h"
 #include "fmt/format.h"
 #include "offload/c_api_internal.h"
@@ -152,7 +153,8 @@ sluice_status sluice_tensor_query(sluice_runtime runtime, uint32_t tensor,
                  .unit = t.unit.value(),
                  .elements = t.elements,
                  .offset = t.offset,
-                 .step = r->tensor_step(TensorIndex(tensor))},
+                 .step = r->tensor_step(TensorIndex(tensor)),
+                 .unwritten = r->tensor_unwritten(TensorIndex(tensor))},
                 info);
     return absl::OkStatus();
   });
@@ -319,5 +321,16 @@ sluice_status sluice_trace_span(sluice_runtime runtime, const char* name, int64_
 sluice_status sluice_doctor(const char* path, char* json, size_t capacity, size_t* needed) {
   return Guarded([&]() -> absl::Status {
     return WriteText(DoctorJson(path == nullptr ? "" : path), json, capacity, needed);
+  });
+}
+
+sluice_status sluice_checksum(const void* data, uint64_t bytes, uint32_t block, uint64_t generation,
+                              uint64_t* checksum) {
+  return Guarded([&]() -> absl::Status {
+    if (bytes > 0) SLUICE_RETURN_IF_ERROR(NotNull(data, "data"));
+    SLUICE_RETURN_IF_ERROR(NotNull(checksum, "checksum"));
+    const ConstMemoryView view(static_cast<const std::byte*>(data), bytes);
+    *checksum = SeededChecksum(view, BlockIndex(block), generation);
+    return absl::OkStatus();
   });
 }

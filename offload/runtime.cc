@@ -372,7 +372,7 @@ std::string Runtime::Unsettled() const {
 void Runtime::CheckDrained() {
   if (drains_.empty()) return;
   const absl::Status status = failure();
-  if (status.ok() && !Quiet()) return;
+  if (status.ok() ? !Quiet() : updater_->computing()) return;
   for (Ticket ticket : std::exchange(drains_, {})) tickets_.Complete(ticket, status);
 }
 

@@ -100,7 +100,6 @@ class Runtime final : public Updater::Observer {
   Ticket Step(StepRequest request);
   Ticket Access(ValueRequest request);  // `request.done` is set here
   Ticket Drain();
-
   void BeginIteration(uint32_t key, bool boundary);
   void EndIteration();
   // Errors: FailedPrecondition if the unit is not acquired or the stream is being captured.
@@ -113,6 +112,7 @@ class Runtime final : public Updater::Observer {
   StepResult last_step() const;
   int64_t tensor_step(TensorIndex tensor) const;
   void set_tensor_step(TensorIndex tensor, int64_t step);
+  int64_t tensor_unwritten(TensorIndex tensor) const { return updater_->unwritten(tensor); }
   absl::Status failure() const;
 
   StepTraffic Traffic() const;  // of one step in which every tensor has a gradient

@@ -71,9 +71,7 @@ SLUICE_API const char* sluice_version(void); /* "0.1.0"; static */
  */
 SLUICE_API const char* sluice_last_error(void);
 
-/* ---- The model
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- The model ---- */
 
 /* A unit is what is fetched and released together, usually one layer. A tensor is one parameter of
  * `elements` > 0 values (its shape is the framework's business). `group` chooses the
@@ -113,8 +111,7 @@ SLUICE_API sluice_status sluice_model_set_unit_types(sluice_model model, uint32_
 
 SLUICE_API sluice_status sluice_model_destroy(sluice_model model);
 
-/* ---- The runtime
- * ---------------------------------------------------------------------------------------------- */
+/* ---- The runtime ---- */
 
 typedef enum sluice_io_engine_kind {
   SLUICE_IO_AUTO = 0,
@@ -212,8 +209,7 @@ SLUICE_API sluice_status sluice_runtime_destroy(sluice_runtime runtime);
 SLUICE_API sluice_status sluice_wait(sluice_runtime runtime, sluice_ticket ticket,
                                      int32_t timeout_ms);
 
-/* ---- Iterations and residency
- * ---------------------------------------------------------------------------------- */
+/* ---- Iterations and residency ---- */
 
 #define SLUICE_ITERATION_BOUNDARY                                 \
   1u /* sluice_step follows: gradients are final when they arrive \
@@ -253,6 +249,9 @@ typedef struct sluice_tensor_info {
   int64_t elements;
   int64_t offset; /* of the tensor in its unit's view, in elements */
   int64_t step;   /* updates it has had, as of the last step whose ticket is done */
+  /* Elements of its parameter that this update has yet to write; when sluice_drain has returned the
+   * error of an update: that stay as they were. */
+  int64_t unwritten;
 } sluice_tensor_info;
 SLUICE_API sluice_status sluice_tensor_query(sluice_runtime runtime, uint32_t tensor,
                                              sluice_tensor_info* info);
@@ -261,8 +260,7 @@ SLUICE_API sluice_status sluice_tensor_query(sluice_runtime runtime, uint32_t te
 SLUICE_API sluice_status sluice_tensor_set_step(sluice_runtime runtime, uint32_t tensor,
                                                 int64_t step);
 
-/* ---- Gradients and the step
- * ------------------------------------------------------------------------------------ */
+/* ---- Gradients and the step ---- */
 
 /* Adds `elements` values of the unit's grad_dtype at `data` to the tensor's gradient (the first
  * since the last step sets it). `data` may be in device or host memory; it is read when `stream`
@@ -316,11 +314,11 @@ SLUICE_API sluice_status sluice_step(sluice_runtime runtime, const sluice_step_a
 SLUICE_API sluice_status sluice_last_step(sluice_runtime runtime, sluice_step_result* result);
 SLUICE_API sluice_status sluice_loss_scale(sluice_runtime runtime, double* scale);
 
-/* Done when every update and write that was started has ended. */
+/* Done when every update and write that was started has ended; in error after one, when nothing
+ * writes parameters that are lent any more. */
 SLUICE_API sluice_status sluice_drain(sluice_runtime runtime, sluice_ticket* ticket);
 
-/* ---- Reading and writing values
- * -------------------------------------------------------------------------------- */
+/* ---- Reading and writing values ---- */
 
 typedef enum sluice_field {
   SLUICE_PARAM = 0,   /* the compute copy, the unit's param_dtype; read only, except bytes */
@@ -341,8 +339,7 @@ SLUICE_API sluice_status sluice_write(sluice_runtime runtime, uint32_t tensor, i
                                       const void* data, int32_t dtype, int64_t elements,
                                       sluice_ticket* ticket);
 
-/* ---- Looking inside
- * -------------------------------------------------------------------------------------------- */
+/* ---- Looking inside ---- */
 
 /* Counters, budgets, peaks, placement and what was chosen, as JSON (docs/api.md lists the keys). */
 SLUICE_API sluice_status sluice_report(sluice_runtime runtime, char* json, size_t capacity,
@@ -386,6 +383,11 @@ SLUICE_API sluice_status sluice_trace_span(sluice_runtime runtime, const char* n
  * `path` may be NULL. */
 SLUICE_API sluice_status sluice_doctor(const char* path, char* json, size_t capacity,
                                        size_t* needed);
+
+/* The checksum of `bytes` bytes at `data` as record `block`, in its version `generation`: what the
+ * blocks on the drives are verified with, for what a caller itself keeps in a file. */
+SLUICE_API sluice_status sluice_checksum(const void* data, uint64_t bytes, uint32_t block,
+                                         uint64_t generation, uint64_t* checksum);
 
 #ifdef __cplusplus
 } /* extern "C" */

@@ -344,6 +344,16 @@ inline Result<std::string> DoctorJson(const char* path) {
   });
 }
 
+// What the blocks on the drives are verified with, for a caller's own files.
+inline Result<uint64_t> Checksum(std::span<const std::byte> data, uint32_t block,
+                                 uint64_t generation) {
+  uint64_t checksum = 0;
+  const Status status =
+      Status::Of(sluice_checksum(data.data(), data.size(), block, generation, &checksum));
+  if (!status.ok()) return status;
+  return checksum;
+}
+
 }  // namespace abi1
 }  // namespace sluice
 

@@ -13,6 +13,7 @@ Updater::Updater(const Context& context, Observer* observer)
     : context_(context),
       observer_(observer),
       unit_left_(context.layout->units().size(), 0),
+      unwritten_(context.layout->tensors().size()),
       on_its_way_(context.layout->chunks().size(), false),
       updates_(context.layout->tensors().size()),
       chunks_updated_(context.metrics->Get("chunks_updated")),
@@ -100,6 +101,9 @@ void Updater::Start(std::vector<std::optional<TensorUpdate>> updates) {
     ++unit_left_[context_.layout->chunks()[c].unit.value()];
   }
   if (chunks_left_ == 0) return;
+  for (uint32_t t = 0; t < updates_.size(); ++t) {
+    if (updates_[t]) unwritten_[t] = context_.layout->tensors()[t].elements;
+  }
   started_ = true;
   next_resident_ = 0;
   // The works that read ahead go on; those that are still reading join when they are done.
@@ -180,11 +184,12 @@ void Updater::OnRead(ChunkWork* work, const absl::Status& status) {
     FailWork(work, status);
     return Retire(work);
   }
+  if (failed_) return Retire(work);
   if (started_) {
     if (Active(work->chunk)) return BeginCompute(work);
     return Retire(work);
   }
-  if (read_ahead_ && !failed_) return staged_.push_back(work);
+  if (read_ahead_) return staged_.push_back(work);
   Retire(work);
 }
 
@@ -213,6 +218,7 @@ void Updater::Submit(ChunkWork* work) {
                                  *context_.memory->blocks.params[work->chunk.value()],
                                  work->param_buffer);
   }
+  ++computing_;
   if (!work->on_device) return context_.executor->Submit(work);
   work->device_op.stream = StreamKind::kCompute;
   work->device_op.work = work;
@@ -222,6 +228,7 @@ void Updater::Submit(ChunkWork* work) {
 }
 
 void Updater::OnComputed(ChunkWork* work) {
+  --computing_;
   if (!work->status.ok()) {
     if (work->streaming) context_.store->Cancel(&work->write);
     if (work->param_on_nvme) context_.store->Cancel(&work->param_write);
@@ -273,8 +280,15 @@ void Updater::OnParamsStored(ChunkWork* work, const absl::Status& status) {
     if (context_.planted_bug == PlantedBug::kDoubleRelease) work->param_buffer = buffer;
   }
   const UnitIndex unit = context_.layout->chunk(work->chunk).unit;
+  if (status.ok()) CountWritten(work->chunk);
   if (status.ok() && --unit_left_[unit.value()] == 0) observer_->OnUnitUpdated(unit);
   if (--work->stores_left == 0) Finish(work);
+}
+
+void Updater::CountWritten(ChunkIndex chunk) {
+  for (const ChunkRun& run : context_.layout->runs(context_.layout->chunk(chunk))) {
+    if (updates_[run.tensor.value()]) unwritten_[run.tensor.value()] -= run.elements;
+  }
 }
 
 void Updater::OnStatesStored(ChunkWork* work, const absl::Status& status) {

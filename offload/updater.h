@@ -20,6 +20,7 @@
 #ifndef SLUICE_OFFLOAD_UPDATER_H_
 #define SLUICE_OFFLOAD_UPDATER_H_
 
+#include <atomic>
 #include <deque>
 #include <memory>
 #include <optional>
@@ -65,7 +66,11 @@ class Updater {
 
   bool updating() const { return chunks_left_ > 0; }
   bool idle() const { return busy_ == 0 && chunks_left_ == 0; }
-  bool busy() const { return busy_ > 0; }  // chunks are on their way, or wait for Start
+  bool busy() const { return busy_ > 0; }            // chunks are on their way, or wait for Start
+  bool computing() const { return computing_ > 0; }  // and so may write what is lent
+  // Elements whose parameter the tensor's last update has yet to store; after Fail and once nothing
+  // computes: that it never will. Any thread.
+  int64_t unwritten(TensorIndex tensor) const { return unwritten_[tensor.value()].load(); }
   bool UnitPending(UnitIndex unit) const { return unit_left_[unit.value()] > 0; }
 
  private:
@@ -86,6 +91,7 @@ class Updater {
   void StoreParams(ChunkWork* work);
   void OnParamsStored(ChunkWork* work, const absl::Status& status);
   void OnStatesStored(ChunkWork* work, const absl::Status& status);
+  void CountWritten(ChunkIndex chunk);
   void Finish(ChunkWork* work);
   void Retire(ChunkWork* work);
   bool Active(ChunkIndex chunk) const;
@@ -107,9 +113,11 @@ class Updater {
   bool started_ = false;
   bool failed_ = false;
   size_t busy_ = 0;                  // works that are not idle
+  size_t computing_ = 0;             // of these: with a worker, or with the device
   size_t chunks_left_ = 0;           // of this step, including their writes
   std::vector<uint32_t> unit_left_;  // by unit: chunks whose parameters are not stored yet
-  std::vector<bool> on_its_way_;     // by chunk: some work that streams has it
+  std::vector<std::atomic<int64_t>> unwritten_;  // by tensor: elements
+  std::vector<bool> on_its_way_;                 // by chunk: some work that streams has it
   std::vector<std::optional<TensorUpdate>> updates_;
   Counter* const chunks_updated_;
   Counter* const elements_updated_;

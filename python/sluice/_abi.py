@@ -138,6 +138,7 @@ class TensorInfo(ctypes.Structure):
         ("elements", ctypes.c_int64),
         ("offset", ctypes.c_int64),
         ("step", ctypes.c_int64),
+        ("unwritten", ctypes.c_int64),
     ]
 
 
@@ -245,6 +246,7 @@ _FUNCTIONS = {
     "sluice_trace_write": [_u64, ctypes.c_char_p],
     "sluice_trace_span": [_u64, ctypes.c_char_p, _i64, _i64],
     "sluice_doctor": [ctypes.c_char_p, *_JSON],
+    "sluice_checksum": [ctypes.c_void_p, _u64, _u32, _u64, _p(_u64)],
 }
 
 
@@ -284,6 +286,8 @@ class Library:
         if self.simulated:
             self._lib.sluice_runtime_create_simulated.argtypes = [_u64, _p(Options), _u64, _p(_u64)]
             self._lib.sluice_runtime_create_simulated.restype = ctypes.c_int
+            self._lib.sluice_simulated_fault.argtypes = [_u64, _u32, _u32, _u64, _u32, _p(_u64)]
+            self._lib.sluice_simulated_fault.restype = ctypes.c_int
 
     @classmethod
     def default(cls):
@@ -318,6 +322,12 @@ class Library:
         buffer = ctypes.create_string_buffer(needed.value + 4096)  # counters may grow in between
         self.call(name, *arguments, buffer, len(buffer), ctypes.byref(needed))
         return json.loads(buffer.value.decode())
+
+    def checksum(self, address, count, block, generation):
+        """Of `count` bytes in host memory, as of a block in one of its versions."""
+        result = _u64()
+        self.call("sluice_checksum", address, count, block, generation, ctypes.byref(result))
+        return result.value
 
     def doctor(self, path=None):
         return self.json("sluice_doctor", None if path is None else os.fsencode(path))
@@ -505,6 +515,13 @@ class Runtime:
         self._call("sluice_floor", ctypes.byref(given), ctypes.byref(terms))
         return {name: getattr(terms, name) for name, _ in FloorTerms._fields_ if name != "struct_size"}
 
+    def script_fault(self, seam, fault, nth, always=False):
+        """Of a simulated runtime: what its `nth` call of a seam from now on ends as (core/sim_faults.h), and, if `always`,
+        all that follow. Returns how many faults there were; nth 0: does nothing else."""
+        happened = _u64()
+        self._call("sluice_simulated_fault", seam, fault, nth, always, ctypes.byref(happened))
+        return happened.value
+
     def reset_counters(self):
         self._call("sluice_reset_counters")
 
@@ -521,8 +538,11 @@ class Runtime:
     def close(self):
         """Waits a few seconds for updates under way, then gives everything back. In a forked child: nothing."""
         if self._handle.value and os.getpid() == self._pid:
-            handle, self._handle = self._handle, _u64()
-            self.library.call("sluice_runtime_destroy", handle)
+            try:
+                self.library.call("sluice_runtime_destroy", self._handle)
+            except InvalidArgument:
+                pass  # it is gone: an interrupt came between its end and the next line
+            self._handle = _u64()
             self.lent.drop()
 
     def __del__(self):

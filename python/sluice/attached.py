@@ -99,14 +99,14 @@ _attached = weakref.WeakKeyDictionary()
 
 
 def _replace(module, attached):
-    previous = _attached.get(module)
+    previous = _attached.get(module, lambda: None)()
     if previous is not None:
         if previous.open:
             raise _abi.FailedPrecondition(
                 "the model is attached already: end that engine first (destroy() gives the model its values back)"
             )
         previous.remove()
-    _attached[module] = attached
+    _attached[module] = weakref.ref(attached)  # which lives in the hooks, and so as long as the module
 
 
 # A region's policy must see the model's operations only, as often in recomputation as before.

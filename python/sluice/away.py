@@ -101,15 +101,17 @@ class _Owned:
     def grad(self):
         owner_of(self).set_grad(self, None)
 
-    # PyTorch asks no torch function for these two.
-
-    def set_(self, source=None, *places):
-        if not isinstance(source, torch.Tensor) or places:
-            raise RuntimeError("set_() of a parameter on the tiers takes one tensor, whose values it gets")
-        owner_of(self).set_data(self, source)
+    def set_(self, source=None, *place, **named):
+        """What PyTorch does without asking a class."""
+        if source is not self:
+            if place or named or not isinstance(source, torch.Tensor):
+                empty = torch.empty(0, dtype=self.dtype, device=self.device)
+                source = empty.set_(*(() if source is None else (source,)), *place, **named)
+            owner_of(self).set_data(self, source)
         return self
 
     def as_subclass(self, cls):
+        """The same."""
         return self.view_as(self).as_subclass(cls)
 
     def __deepcopy__(self, memo):

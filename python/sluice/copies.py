@@ -29,22 +29,3 @@ class Hook:
 
     def __reduce__(self):
         return _nothing, ()
-
-
-def wait_first(parameter, synchronize):
-    """Until wait_no_more(), a copy of the parameter first calls synchronize(), which gives it its values."""
-
-    def deepcopy(memo):
-        synchronize()
-        return type(parameter).__deepcopy__(parameter, memo)
-
-    def reduce(protocol):
-        synchronize()
-        return type(parameter).__reduce_ex__(parameter, protocol)
-
-    parameter.__deepcopy__ = deepcopy
-    parameter.__reduce_ex__ = reduce
-
-
-def wait_no_more(parameter):
-    del parameter.__deepcopy__, parameter.__reduce_ex__

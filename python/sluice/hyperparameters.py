@@ -7,9 +7,14 @@ import torch
 
 from . import _abi
 
+_NOT_OFFERED = ("amsgrad", "maximize")  # each would compute something else
+
 
 def checked(group):
     """The _abi.Group of a parameter group. Errors: InvalidArgument (a ValueError) that names the key."""
+    for key in _NOT_OFFERED:
+        if group.get(key):
+            raise _abi.InvalidArgument(f"{key}: is not offered, but is {group[key]!r}")
     lr, eps, weight_decay = (_number(key, group[key]) for key in ("lr", "eps", "weight_decay"))
     for key, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
         if not 0 <= value < math.inf:

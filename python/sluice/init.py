@@ -8,8 +8,6 @@ memory in construction order, so the same seed gives the same weights as without
 
 import collections
 import ctypes
-import os
-import tempfile
 import weakref
 
 import torch
@@ -17,6 +15,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from .away import placeholder
+from .spool import SpoolFile
 
 DEFAULT_LIMIT_BYTES = 64 << 20
 _TRIM_BYTES = 64 << 20
@@ -41,25 +40,28 @@ class Trimmer:
 
 
 class Spool:
-    """Values of parameters in an unnamed file. One thread."""
+    """Values of parameters in an unnamed file, which is closed when they were taken or the parameters are gone. One
+    thread."""
 
     def __init__(self, directory, limit_bytes):
-        directory = directory or tempfile.gettempdir()
-        try:
-            self._fd = os.open(directory, os.O_TMPFILE | os.O_RDWR, 0o600)
-        except OSError:
-            self._fd, name = tempfile.mkstemp(dir=directory)
-            os.unlink(name)
+        self._file = SpoolFile(
+            directory, "sluice.init()", "another directory is chosen by sluice.init(directory=); the model must be built anew"
+        )
         self._limit = limit_bytes
         self._trimmer = Trimmer()
-        self._end = 0
+        self._sealed = False
         self._resident = collections.OrderedDict()  # id -> Parameter, least recently used first
         self._resident_bytes = 0
-        self._places = {}  # id -> (weak reference to the Parameter, offset)
+        self._labels = {}  # id -> what messages call it
+        self._places = {}  # id -> (weak reference to the Parameter, its Record): whose values are in the file
+        self._spare = {}  # id -> the Record that it had, whose place is its own still
 
-    def track(self, parameter):
+    def track(self, parameter, label="a parameter"):
+        """label: what messages call it."""
         if id(parameter) in self._resident or parameter in self:
             return
+        self._labels[id(parameter)] = label
+        self._spare.pop(id(parameter), None)
         self._resident[id(parameter)] = parameter
         self._resident_bytes += parameter.nbytes
         self._shrink()
@@ -67,6 +69,9 @@ class Spool:
     def seal(self):
         """The model is built: those still in RAM are left to it."""
         self._resident.clear()
+        self._spare.clear()
+        self._sealed = True
+        self._close_if_done()
         self._trimmer.trim()
 
     def __contains__(self, parameter):
@@ -74,7 +79,7 @@ class Spool:
 
     @property
     def empty(self):
-        return all(reference() is None for reference, _ in self._places.values())
+        return not self._places
 
     def touch(self, parameter):
         """Brings the parameter's values back if they are in the file."""
@@ -82,7 +87,7 @@ class Spool:
             self._resident.move_to_end(id(parameter))
         elif parameter in self:
             parameter.data = self._read(parameter)
-            del self._places[id(parameter)]
+            self._spare[id(parameter)] = self._places.pop(id(parameter))[1]
             self._resident[id(parameter)] = parameter
             self._resident_bytes += parameter.nbytes
             self._shrink(keep=id(parameter))
@@ -91,6 +96,7 @@ class Spool:
         """The parameter's values, for good: the caller has them now."""
         values = self._read(parameter)
         del self._places[id(parameter)]
+        self._close_if_done()
         return values
 
     def _shrink(self, keep=None):
@@ -104,34 +110,29 @@ class Spool:
             self._write(parameter)
 
     def _write(self, parameter):
-        values = parameter.data.contiguous()
-        data = memoryview(values.view(-1).view(torch.uint8).numpy())
-        offset = self._end
-        while len(data):
-            n = os.pwrite(self._fd, data[: 8 << 20], self._end)
-            data = data[n:]
-            self._end += n
-        self._places[id(parameter)] = (weakref.ref(parameter), offset)
+        key, size = id(parameter), parameter.nbytes
+        spare = self._spare.pop(key, None)
+        if spare is not None and spare.nbytes != size:
+            spare = None
+        record = self._file.write(parameter.data, self._labels.get(key, "a parameter"), spare)
+        self._places[key] = (weakref.ref(parameter, lambda reference: self._forget(key, reference)), record)
         parameter.data = placeholder(parameter.shape, parameter.dtype)
-        freed = values.nbytes
-        del values, data
-        self._trimmer.freed(freed)
+        self._trimmer.freed(size)
 
     def _read(self, parameter):
-        _, offset = self._places[id(parameter)]
-        values = torch.empty(parameter.shape, dtype=parameter.dtype)
-        data = memoryview(values.view(-1).view(torch.uint8).numpy())
-        done = 0
-        while done < len(data):
-            n = os.preadv(self._fd, [data[done : done + (8 << 20)]], offset + done)
-            if n == 0:
-                raise OSError("the spool file of sluice.init() ended early")
-            done += n
+        values = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+        self._file.read(self._places[id(parameter)][1], values)
         return values
 
-    def __del__(self):
-        if getattr(self, "_fd", None) is not None:
-            os.close(self._fd)
+    def _forget(self, key, reference):
+        """The parameter is gone."""
+        if key in self._places and self._places[key][0] is reference:
+            del self._places[key]
+            self._close_if_done()
+
+    def _close_if_done(self):
+        if self._sealed and not self._places:
+            self._file.close()
 
 
 class _Materialise(TorchFunctionMode):
@@ -176,7 +177,7 @@ class init:
                 self._busy = True
                 try:
                     with torch._C.DisableTorchFunction():
-                        self._spool.track(parameter)
+                        self._spool.track(parameter, f"{type(module).__name__}.{name} of shape {tuple(parameter.shape)}")
                 finally:
                     self._busy = False
 
@@ -188,7 +189,9 @@ class init:
         self._mode.__exit__(*exception)
         self._hook.remove()
         self._spool.seal()
-        _spools.append(self._spool)
+        forget_spools()
+        if not self._spool.empty:
+            _spools.append(self._spool)
         return False
 
 

@@ -36,6 +36,7 @@ class Lent:
         with self._lock:
             while self._open:
                 self._finish_first()
+            self._bytes = 0  # also after an interrupt between two lines of these
 
     def drop(self):
         """Once nothing uses them any more: the runtime has ended."""

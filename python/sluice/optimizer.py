@@ -3,7 +3,7 @@ configuration, or from a client's torch optimizer."""
 
 import torch
 
-from . import _abi, hyperparameters, values
+from . import _abi, hyperparameters, state_dicts, values
 from .adamw import AdamW
 
 DEFAULTS = {
@@ -16,15 +16,13 @@ DEFAULTS = {
 }
 
 
-_STATES = (("exp_avg", _abi.EXP_AVG), ("exp_avg_sq", _abi.EXP_AVG_SQ), ("master", _abi.MASTER))
-
-
 class EngineOptimizer(torch.optim.Optimizer):
     """param_groups are read at each step. The states live in the runtime; step() is the engine's. Parameters in no
     group are left alone."""
 
     def __init__(self, groups, defaults):
         self.engine = None  # a weak reference, set by the engine
+        self._torn = False  # load_state_dict() did not get to its end
         super().__init__(groups, defaults)
 
     def add_param_group(self, group):
@@ -39,6 +37,7 @@ class EngineOptimizer(torch.optim.Optimizer):
 
     def groups_by_id(self):
         """id of Parameter -> its group, as the groups are now."""
+        self._check_whole()
         return {id(p): group for group in self.param_groups for p in group["params"]}
 
     def step(self, closure=None):
@@ -55,53 +54,48 @@ class EngineOptimizer(torch.optim.Optimizer):
     def state_dict(self):
         """As torch.optim.AdamW's, with moments in fp32, and `master` where parameters aren't fp32. All of it is in RAM
         then."""
-        packed = super().state_dict()
         engine = self._alive()
-        stepped = {}
-        for index, parameter in enumerate(self._order()):
-            steps = engine.runtime.tensor_info(engine.tensor_of(parameter)).step
+        self._check_whole()
+        states, numbers = {}, {}
+        for parameter in self._order():
+            number = engine.tensor_of(parameter)
+            steps = engine.runtime.tensor_info(number).step
             if steps > 0:
-                stepped[index] = (engine.tensor_of(parameter), parameter.shape)
-                packed["state"][index] = {"step": torch.tensor(float(steps))}
-        for key, field in _STATES:
-            if key == "master" and engine.dtype == torch.float32:
-                continue
-            requests = [(index, number, shape) for index, (number, shape) in stepped.items()]
-            for index, value in values.read_all(engine.runtime, requests, field, torch.float32).items():
-                packed["state"][index][key] = value
-        return packed
+                numbers[parameter] = number
+                states[parameter] = {"step": state_dicts.step_tensor(steps)}
+        for key, field in state_dicts.STATES.items():
+            requests = [
+                (parameter, number, parameter.shape)
+                for parameter, number in numbers.items()
+                if key != "master" or parameter.dtype != torch.float32
+            ]
+            for parameter, value in values.read_all(engine.runtime, requests, field, torch.float32).items():
+                states[parameter][key] = value
+        with state_dicts.shown_to_pytorch(self, states):
+            return super().state_dict()
 
     def load_state_dict(self, state_dict):
         """From another engine's optimizer, a sluice.AdamW, or torch.optim.AdamW or Adam. Parameters that have no states
-        there begin anew."""
+        there begin anew. Errors: ValueError, naming the parameter, if any of it can't be taken; nothing has changed then."""
         engine = self._alive()
-        names = [name for group in state_dict["param_groups"] for name in group["params"]]
-        mine, saved = (
-            [len(group["params"]) for group in groups] for groups in (self.param_groups, state_dict["param_groups"])
-        )
-        if mine != saved:
-            raise ValueError(f"state_dict: its groups have {saved} parameters, the optimizer's {mine}")
-        entries = list(zip(self._order(), (state_dict["state"].get(name) for name in names)))
-        for parameter, entry in entries:
-            _check_states(parameter, entry)
-        self._load_groups(state_dict["param_groups"])
+        names = {id(p): name for name, p in engine.module.named_parameters()}
+        loading = state_dicts.Loading(self, state_dict, lambda p: names.get(id(p), "(not the model's)"))
         engine.synchronize()
-        for parameter, entry in entries:
-            engine.runtime.set_step(engine.tensor_of(parameter), int(entry["step"]) if entry else 0)
-        for key, field in _STATES:
-            values.write_all(engine.runtime, _tensors_of(entries, key, engine.tensor_of), field)
+        self._torn = True
+        loading.apply_groups()
+        for parameter, entry in loading.entries:
+            engine.runtime.set_step(engine.tensor_of(parameter), entry["step"] if entry else 0)
+        for key, field in state_dicts.STATES.items():
+            values.write_all(engine.runtime, _tensors_of(loading.entries, key, engine.tensor_of), field)
+        self._torn = False
+        loading.finish()
 
-    def _load_groups(self, saved):
-        """Into the very groups there are: a client's optimizer has them too."""
-        mine = self.param_groups
-        missing = [{k: group[k] for k in ("l2_decay", "bias_correction")} for group in mine]
-        super().load_state_dict({"state": {}, "param_groups": saved})
-        for group, loaded, more in zip(mine, self.param_groups, missing, strict=True):
-            if "decoupled_weight_decay" in loaded:  # PyTorch's
-                more["l2_decay"] = not loaded["decoupled_weight_decay"]
-            group.clear()
-            group.update({**more, **loaded})
-        self.param_groups = mine
+    def _check_whole(self):
+        if self._torn:
+            raise _abi.FailedPrecondition(
+                "load_state_dict() of this optimizer was interrupted, so that some states are loaded and others are not: call it "
+                "again"
+            )
 
     def _order(self):
         return [p for group in self.param_groups for p in group["params"]]
@@ -120,28 +114,12 @@ class EngineOptimizer(torch.optim.Optimizer):
     loss_scale = cur_scale
 
 
-def _check_states(parameter, entry):
-    if entry is None:
-        return
-    if "max_exp_avg_sq" in entry:
-        raise ValueError("the state_dict is of an optimizer with amsgrad, which is not offered")
-    for key in ("step", "exp_avg", "exp_avg_sq"):
-        if key not in entry:
-            raise ValueError(f"the state_dict has no {key!r} for a parameter")
-    for key, _ in _STATES:
-        if key in entry and entry[key].shape != parameter.shape:
-            raise ValueError(
-                f"the state_dict has {key} of shape {tuple(entry[key].shape)} for a parameter of shape "
-                f"{tuple(parameter.shape)}"
-            )
-
-
 def _tensors_of(entries, key, tensor_of):
     for parameter, entry in entries:
         if entry is not None and key in entry:
             yield tensor_of(parameter), entry[key]
         elif entry is None and key != "master":
-            yield tensor_of(parameter), torch.zeros(parameter.shape)
+            yield tensor_of(parameter), values.zeros(parameter.shape, torch.float32)
 
 
 def _checked_group(group, l2_decay):

@@ -104,7 +104,7 @@ def memory():
     copy_bytes: bytes copied per second. checksum_bytes: bytes read per second. update_elements: elements that AdamW could
     update per second if it did nothing but move its 28 bytes for each.
     """
-    source = torch.ones(16 * _MIB)  # 64 MiB: more than caches hold
+    source = torch.ones(16 * _MIB, dtype=torch.float32, device="cpu")  # 64 MiB: more than caches hold
     target = torch.zeros_like(source)
     copy = source.nbytes / _best_of(5, lambda: target.copy_(source))
     read = source.nbytes / _best_of(5, lambda: source.sum())
@@ -113,7 +113,7 @@ def memory():
 
 def link(device):
     """Bytes per second between pinned memory and a GPU, each way alone; the slower of both."""
-    here = torch.empty(256 * _MIB, dtype=torch.uint8, pin_memory=True)
+    here = torch.empty(256 * _MIB, dtype=torch.uint8, device="cpu", pin_memory=True)
     there = torch.empty_like(here, device=device)
 
     def copy(to, source):

@@ -22,8 +22,14 @@ discard = _holders.discard
 
 @atexit.register
 def _close_all():
+    errors = []
     for holder in list(_holders):
-        holder.close()
+        try:
+            holder.close()
+        except _abi.SluiceError as error:  # the others are closed all the same
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 class Found:

@@ -2,15 +2,15 @@
 gradients, and writes the new parameters into the parameters' own memory.
 
 Parameters whose memory the library can't write (not contiguous, or not in RAM) are updated in a copy that is kept in
-RAM. One thread.
+RAM. One thread. An interrupt may come between any two lines: settle() puts right whatever it left.
 """
 
 import collections
-import tempfile
 
 import torch
 
-from . import _abi, values
+from . import _abi, storages, values
+from .spool import SpoolFile
 
 _DTYPE_NUMBERS = {torch.float32: _abi.F32, torch.bfloat16: _abi.BF16, torch.float16: _abi.F16}
 _STATES = (_abi.MASTER, _abi.EXP_AVG, _abi.EXP_AVG_SQ)
@@ -29,12 +29,32 @@ def units_of(parameters):
     return units
 
 
-def check_parameter(parameter):
-    """Errors: TypeError, ValueError if states can't be kept for it."""
+def check_parameter(parameter, name_of):
+    """Errors: TypeError, ValueError if states can't be kept for it. name_of(parameter): for messages."""
     if parameter.dtype not in _DTYPE_NUMBERS:
-        raise TypeError(f"a parameter is {parameter.dtype}: only fp32, bf16 and fp16 ones are optimized")
-    if parameter.numel() == 0:
-        raise ValueError("a parameter has no elements: leave it out")
+        raise TypeError(
+            f"parameter {name_of(parameter)} is {parameter.dtype}: only fp32, bf16 and fp16 ones are optimized; leave it to "
+            "another optimizer"
+        )
+    if parameter.is_meta or parameter.layout != torch.strided:
+        kind = "on the meta device" if parameter.is_meta else parameter.layout
+        raise ValueError(f"parameter {name_of(parameter)} is {kind}: only dense ones that have values are optimized")
+    if storages.overlaps_itself(parameter):
+        raise ValueError(
+            f"parameter {name_of(parameter)} has several elements in one place, as expand() makes them, or its values are "
+            "elsewhere, as after sluice.init(): it needs memory of its own"
+        )
+
+
+def check_apart(parameters, name_of):
+    """Errors: ValueError if two of them share memory: each would undo, or half undo, the other's update."""
+    shared = storages.overlapping(parameters)
+    if shared is not None:
+        one, other = (name_of(parameters[number]) for number in shared)
+        raise ValueError(
+            f"parameters {one} and {other} share memory, but are two Parameters: let the modules share one (module.weight = "
+            "other.weight), which counts once, or give one of them a copy"
+        )
 
 
 def in_place(parameter):
@@ -42,25 +62,33 @@ def in_place(parameter):
     return parameter.device.type == "cpu" and parameter.is_contiguous()
 
 
-Spooled = collections.namedtuple("Spooled", "file parameters steps")  # steps: by id of Parameter
+Spooled = collections.namedtuple("Spooled", "file parameters steps records")  # steps, records: by id of Parameter
+
+
+class Progress(collections.namedtuple("Progress", "parameter step unwritten")):
+    """Of a parameter in an update: the step it is to be at, and how many of its elements are not there yet."""
 
 
 class StateStore:
-    """units: [(name, parameters)]; options: keyword arguments of _abi.Options. The masters begin as the parameters."""
+    """units: [(name, parameters)]; options: keyword arguments of _abi.Options; name_of(parameter): for messages. The masters
+    begin as the parameters. grad_dtype: what gradients are kept in meanwhile."""
 
-    def __init__(self, units, options, library=None, seed=None):
+    def __init__(self, units, options, grad_dtype, name_of, library=None, seed=None):
         self.parameters = [p for _, parameters in units for p in parameters]
         self.number = {id(p): n for n, p in enumerate(self.parameters)}
         self.unit_of = {id(p): u for u, (_, parameters) in enumerate(units) for p in parameters}
-        self.grad_dtype = self._common_dtype()
-        self._staged = {}  # number -> copy in RAM
+        self.units = [parameters for _, parameters in units]
+        self.grad_dtype = grad_dtype
+        self._name_of = name_of
+        self._begun = {}  # number -> updates it had had, of those in a step that may not have ended
+        self._places = {}  # number -> _abi.Place, in that step
+        self._staged = {}  # number -> copy in RAM that is its place
+        self._waits = {}  # unit -> ticket of an acquisition that may not have been released
         tensors = iter(range(len(self.parameters)))
-        described = [
-            (name, [(f"{name}.{i}", p.numel(), next(tensors)) for i, p in enumerate(ps)]) for name, ps in units
-        ]
+        described = [(name, [(name_of(p), p.numel(), next(tensors)) for p in ps]) for name, ps in units]
         self.runtime = _abi.Runtime(
             described,
-            _abi.Options(param_dtype=_abi.F32, grad_dtype=_DTYPE_NUMBERS[self.grad_dtype], hbm_bytes=0, **options),
+            _abi.Options(param_dtype=_abi.F32, grad_dtype=_DTYPE_NUMBERS[grad_dtype], hbm_bytes=0, **options),
             library=library,
             seed=seed,
             keep=dict.fromkeys(range(len(self.parameters)), _abi.KEEP_STATES),
@@ -68,60 +96,100 @@ class StateStore:
         masters = ((n, p.detach().to("cpu", torch.float32)) for n, p in enumerate(self.parameters))
         values.write_all(self.runtime, masters, _abi.MASTER)
 
-    def _common_dtype(self):
-        dtypes = {p.dtype for p in self.parameters}
-        return dtypes.pop() if len(dtypes) == 1 else torch.float32
+    # ---- Steps
 
-    def step(self, hyperparameters):
-        """hyperparameters: by tensor number, for parameters that have a gradient. Starts their update; finish() waits
-        for it. Returns the library's StepResult, whose `applied` is 0 if a gradient is not finite: nothing has changed
-        then.
-        """
+    def hand_over(self, numbers):
+        """Gradients of these tensors, for update(), which is told where the parameters lie now."""
+        self._begun = {number: self._updates(number) for number in numbers}
         self.runtime.iteration_begin(0, True)
-        for number in hyperparameters:
+        for number in numbers:
             gradient = self._gradient(self.parameters[number])
             arguments = (number, gradient.data_ptr(), gradient.numel())
             self.runtime.lent.lend(gradient, lambda ticket, a=arguments: self.runtime.start_grad(*a, ticket))
         self.runtime.lent.finish()
         self.runtime.iteration_end()
+        self._places = {number: self._place(number) for number in numbers}
+
+    def update(self, hyperparameters):
+        """Starts the update of those whose gradients were handed over. hyperparameters: by their numbers. Returns whether
+        there is one: not if a gradient is not finite; nothing has changed then. settle() waits for it."""
         any_group = next(iter(hyperparameters.values()))  # of those without gradient: it is not looked at
         groups = [hyperparameters.get(n, any_group) for n in range(len(self.parameters))]
-        places = [self._place(n) if n in hyperparameters else _abi.Place() for n in range(len(self.parameters))]
-        return self.runtime.step(groups, 0.0, places)
+        places = [self._places.get(n) or _abi.Place() for n in range(len(self.parameters))]
+        return bool(self.runtime.step(groups, 0.0, places).applied)
+
+    def settle(self):
+        """Nothing is under way afterwards, and parameters have their values: waits for an update, and forgets what was
+        handed over for one that was not begun. Returns whether there was an update."""
+        if not self._begun and not self._waits:
+            return False
+        self.runtime.lent.finish()
+        self.runtime.drain()
+        for unit in list(self._waits):
+            self._finish_waiting(unit)
+        begun = any(self._updates(number) != before for number, before in self._begun.items())
+        if begun:
+            for number, data in self._staged.items():
+                self.parameters[number].detach().copy_(data)
+        else:
+            self.runtime.iteration_end()
+            self.runtime.zero_grad()
+        self._staged.clear()
+        self._begun = {}
+        return begun
+
+    def wait_for_unit(self, unit):
+        """Waits until the unit's parameters are written, and for nothing else."""
+        if unit in self._waits:
+            self._finish_waiting(unit)
+        self._waits[unit] = _abi.Ticket()
+        self.runtime.start_acquire(unit, self._waits[unit])
+        self._finish_waiting(unit)
+
+    def _finish_waiting(self, unit):
+        self.runtime.wait(self._waits[unit])
+        try:
+            self.runtime.release(unit)
+        except _abi.FailedPrecondition:
+            pass  # an interrupt came before the acquisition, or after the release
+        del self._waits[unit]
+
+    def failure(self):
+        """The error that ended the runtime, or None. Nothing writes parameters afterwards."""
+        try:
+            self.runtime.drain()
+        except _abi.SluiceError as error:
+            return error
+        return None
+
+    def progress(self):
+        """[Progress] of the parameters of the step under way, or of the one that failed."""
+        infos = [(self.parameters[n], self.runtime.tensor_info(n), before) for n, before in self._begun.items()]
+        return [
+            Progress(p, before + 1, info.unwritten if info.step > before else info.elements) for p, info, before in infos
+        ]
+
+    def _updates(self, number):
+        return self.runtime.tensor_info(number).step
 
     def _gradient(self, parameter):
         gradient = parameter.grad.detach()
-        if gradient.is_sparse:
+        if gradient.layout != torch.strided:
             gradient = gradient.to_dense()
         return gradient.to("cpu", self.grad_dtype).contiguous()
 
     def _place(self, number):
         parameter = self.parameters[number]
-        check_parameter(parameter)
         data = parameter.detach()
-        if not in_place(parameter):
+        if not in_place(data):
             data = self._staged[number] = data.to("cpu").contiguous()
         return _abi.Place(data=data.data_ptr(), dtype=_DTYPE_NUMBERS[data.dtype])
-
-    def finish(self):
-        """Waits until every parameter is written."""
-        self.runtime.drain()
-        for number, data in self._staged.items():
-            self.parameters[number].detach().copy_(data)
-        self._staged.clear()
-
-    def wait_for_unit(self, unit):
-        """Waits until the unit's parameters are written, and for nothing else."""
-        ticket = _abi.Ticket()
-        self.runtime.start_acquire(unit, ticket)
-        self.runtime.wait(ticket)
-        self.runtime.release(unit)
 
     # ---- Values
 
     def steps(self, parameter):
         """Updates it has had."""
-        return self.runtime.tensor_info(self.number[id(parameter)]).step
+        return self._updates(self.number[id(parameter)])
 
     def read(self, parameter, field):
         request = (0, self.number[id(parameter)], parameter.shape)
@@ -136,23 +204,22 @@ class StateStore:
     def spool(self, directory=None):
         """Everything, as Spooled: in an unnamed file that restore() of another store takes. Whole tensors pass through
         RAM, one at a time."""
-        file = tempfile.TemporaryFile(dir=directory)
-        steps = {}
+        file = SpoolFile(
+            directory, "sluice.AdamW", "the first nvme_path, or else TMPDIR, says which directory is used while groups are added"
+        )
+        steps, records = {}, {}
         for parameter in self.parameters:
             steps[id(parameter)] = self.steps(parameter)
-            for field in _STATES:
-                file.write(self.read(parameter, field).view(-1).numpy().data)
-        file.flush()
-        return Spooled(file, self.parameters, steps)
+            label = f"the optimizer's states of parameter {self._name_of(parameter)}"
+            records[id(parameter)] = [file.write(self.read(parameter, field), label) for field in _STATES]
+        return Spooled(file, self.parameters, steps, records)
 
     def restore(self, spooled):
-        """Leaves the file open: it has everything still."""
-        spooled.file.seek(0)
+        """Leaves the file as it is: it has everything still."""
         for parameter in spooled.parameters:
-            for field in _STATES:
-                value = torch.empty(parameter.shape)
-                if value.numel() * 4 != spooled.file.readinto(value.view(-1).numpy().data):
-                    raise OSError("the temporary file of the optimizer's states ended early")
+            for field, record in zip(_STATES, spooled.records[id(parameter)], strict=True):
+                value = values.empty(parameter.shape, torch.float32)
+                spooled.file.read(record, value)
                 self.write(parameter, field, value)
             self.set_steps(parameter, spooled.steps[id(parameter)])
 

@@ -9,6 +9,15 @@ from . import _abi
 _DTYPE_NUMBERS = {torch.float32: _abi.F32, torch.bfloat16: _abi.BF16, torch.float16: _abi.F16}
 
 
+def empty(shape, dtype):
+    """Memory in RAM, whatever the process's defaults are."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
+
+
+def zeros(shape, dtype):
+    return torch.zeros(shape, dtype=dtype, device="cpu")
+
+
 def _as_library(tensor):
     """(address, its type, elements) of a contiguous tensor in RAM: one whose type isn't the library's goes as its bytes."""
     if tensor.dtype in _DTYPE_NUMBERS:
@@ -21,7 +30,7 @@ def read_all(runtime, requests, field, dtype=None):
     dict of tensors, exact copies."""
     result = collections.OrderedDict()
     for key, number, shape, *own in requests:
-        tensor = result[key] = torch.empty(shape, dtype=dtype or own[0], device="cpu")
+        tensor = result[key] = empty(shape, dtype or own[0])
         address, kind, elements = _as_library(tensor)
         arguments = (number, field, address, kind, elements)
         runtime.lent.lend(tensor, lambda ticket, a=arguments: runtime.start_read(*a, ticket))

@@ -64,6 +64,7 @@ TEST_F(CApiTest, NullIsNamed) {
   sluice_step_args no_groups{sizeof(no_groups), nullptr, 1, 0};
   const sluice_runtime r = runtime_;
   sluice_runtime made = 0;
+  uint64_t checksum = 0;
   const std::pair<const char*, sluice_status> results[] = {
       {"model", sluice_model_create(nullptr)},
       {"name", sluice_model_add_unit(model_, nullptr, &number)},
@@ -96,6 +97,8 @@ TEST_F(CApiTest, NullIsNamed) {
       {"path", sluice_trace_write(r, nullptr)},
       {"name", sluice_trace_span(r, nullptr, 0, 1)},
       {"json", sluice_doctor(nullptr, nullptr, 1, nullptr)},
+      {"data", sluice_checksum(nullptr, 1, 0, 0, &checksum)},
+      {"checksum", sluice_checksum(data, sizeof(data), 0, 0, nullptr)},
   };
   for (const auto& [name, status] : results) EXPECT_EQ(SLUICE_INVALID_ARGUMENT, status) << name;
   EXPECT_EQ(SLUICE_INVALID_ARGUMENT, sluice_step(r, &no_groups, &ticket));

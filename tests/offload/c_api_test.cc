@@ -66,6 +66,31 @@ TEST_F(CApiTest, TrainsAndReports) {
   EXPECT_EQ(7, info.elements);
   EXPECT_EQ(320, info.offset) << "at a multiple of 64 elements";
   EXPECT_EQ(1, info.step);
+  ASSERT_EQ(SLUICE_OK, sluice_drain(runtime_, &ticket));
+  ASSERT_EQ(SLUICE_OK, Wait(ticket)) << Error();
+  ASSERT_EQ(SLUICE_OK, sluice_tensor_query(runtime_, 1, &info));
+  EXPECT_EQ(0, info.unwritten);
+}
+
+TEST_F(CApiTest, TheChecksumKnowsBitsBlockAndGeneration) {
+  const auto checksum = [](const std::string& data, uint32_t block, uint64_t generation) {
+    uint64_t result = 0;
+    EXPECT_EQ(SLUICE_OK, sluice_checksum(data.data(), data.size(), block, generation, &result));
+    return result;
+  };
+  const std::string data(1000, 'x');
+  std::set<uint64_t> all = {checksum(data, 1, 1), checksum(data, 2, 1), checksum(data, 1, 2),
+                            checksum(data, 2, 2), checksum(data.substr(1), 1, 1)};
+  for (size_t bit = 0; bit < 8 * data.size(); bit += 7) {
+    std::string flipped = data;
+    flipped[bit / 8] = static_cast<char>(flipped[bit / 8] ^ (1 << bit % 8));
+    all.insert(checksum(flipped, 1, 1));
+  }
+  EXPECT_EQ(5 + (8000 + 6) / 7, all.size());
+  EXPECT_EQ(checksum(data, 1, 1), checksum(std::string(1000, 'x'), 1, 1));
+  uint64_t nothing = 0;
+  EXPECT_EQ(SLUICE_OK, sluice_checksum(nullptr, 0, 1, 1, &nothing)) << "no bytes, no address";
+  EXPECT_EQ(checksum("", 1, 1), nothing);
 }
 
 TEST_F(CApiTest, TheComputeCopyIsRoundedWhateverTypeItIsReadIn) {

@@ -9,6 +9,7 @@
 #include "fmt/format.h"
 #include "offload/sim_factory.h"
 #include "tests/core/seeds.h"
+#include "tests/offload/simulation.h"
 #include "tests/offload/trainer.h"
 
 namespace sluice {
@@ -270,6 +271,45 @@ TEST(KeepTest, LentParametersAreExactForEverySeedAndTakeNoRoom) {
       ASSERT_EQ(params[t], Rounded(expected[t])) << "seed " << seed << ", tensor " << t;
     }
   }
+}
+
+// Wherever an update fails: once a drain has said so, nothing writes the caller's memory, and what
+// was written of each parameter is counted.
+TEST(KeepTest, AfterAFailureADrainReturnsWhenLentParametersAreLeftAlone) {
+  int failures = 0;
+  for (const uint64_t seed : Seeds(40)) {
+    RuntimeConfig config = ConfigOf(seed);
+    config.budgets.hbm = Bytes(0);
+    const auto faults = [&](SimFaults* f) {
+      f->Script(SimSeam::kRead, SimFault::kCorrupt, 1 + seed % 23, SimFaults::Repeat::kOnce);
+    };
+    absl::StatusOr<SimRuntime> sim =
+        MakeSimRuntime(LentModel(), config, {.seed = seed, .faults = faults});
+    ASSERT_TRUE(sim.ok()) << "seed " << seed << ": " << sim.status();
+    Runtime* const runtime = sim->runtime.get();
+    std::vector<std::vector<std::byte>> params;
+    std::vector<std::vector<float>> masters;
+    if (TrainLent(runtime, LentModel(), &params, &masters).ok()) continue;
+    ++failures;
+    Trainer trainer(runtime, LentModel(), kOptions);
+    EXPECT_FALSE(trainer.Wait(runtime->Drain()).ok());
+    const auto counts = [&] {
+      std::vector<int64_t> result;
+      for (uint32_t t = 0; t < params.size(); ++t)
+        result.push_back(runtime->tensor_unwritten(TensorIndex(t)));
+      return result;
+    };
+    const auto params_then = params;
+    const auto counts_then = counts();
+    EXPECT_EQ(testing::Settle(&*sim), "");
+    EXPECT_EQ(params, params_then) << "seed " << seed;
+    EXPECT_EQ(counts(), counts_then) << "seed " << seed;
+    for (uint32_t t = 0; t < params.size(); ++t) {
+      EXPECT_GE(counts_then[t], 0) << "seed " << seed;
+      EXPECT_LE(counts_then[t], LentModel().tensors[t].elements) << "seed " << seed;
+    }
+  }
+  EXPECT_GT(failures, 5);
 }
 
 TEST(KeepTest, AStepSaysWhereLentParametersLie) {

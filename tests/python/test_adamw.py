@@ -240,9 +240,6 @@ def test_parameters_of_several_types():
     ours, theirs = run(sluice.AdamW, **TIERS), run(torch.optim.AdamW)
     assert_close({"whole": ours["whole"]}, theirs)
     assert_close({"half": ours["half"]}, theirs, rtol=2e-2, atol=2e-2)  # PyTorch's moments are bf16
-    for bad, error in ((torch.zeros(3, dtype=torch.float64), TypeError), (torch.zeros(0), ValueError)):
-        with pytest.raises(error):
-            sluice.AdamW([torch.nn.Parameter(bad)])
 
 
 def test_sparse_gradients_are_made_dense():
