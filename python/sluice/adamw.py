@@ -15,7 +15,7 @@ import torch
 
 from . import _abi, away, copies, hyperparameters, registry, state_dicts, units, values
 from .config import parse_bytes
-from .state_store import StateStore, check_apart, check_parameter, in_place, units_of
+from .state_store import StateStore, check_apart, check_here, check_parameter, in_place, units_of
 from .underway import UnderWay
 
 _WHOLE = 1 << 60  # elements; no module is cut
@@ -159,9 +159,11 @@ class AdamW(torch.optim.Optimizer):
     def _check_parameters(self, chosen):
         """Those of this step may have got other memory since they were looked at."""
         mine = self._parameters()
+        check_here((p for p in mine if away.is_owned(p)), self._name_of)
         now = [(p.data_ptr(), p.dtype, p.shape, p.stride(), p.grad is None) for p in mine]
         if now == self._checked:
             return
+        check_here(mine, self._name_of)
         for parameter in chosen:
             check_parameter(parameter, self._name_of)
         check_apart(mine, self._name_of)

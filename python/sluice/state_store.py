@@ -9,7 +9,7 @@ import collections
 
 import torch
 
-from . import _abi, storages, values
+from . import _abi, away, storages, values
 from .spool import SpoolFile
 
 _DTYPE_NUMBERS = {torch.float32: _abi.F32, torch.bfloat16: _abi.BF16, torch.float16: _abi.F16}
@@ -29,8 +29,26 @@ def units_of(parameters):
     return units
 
 
+def is_elsewhere(parameter):
+    """Whether its values are not in its memory: an engine has them, or sluice.init() put them into its file."""
+    if away.is_owned(parameter):
+        return True
+    one = parameter.numel() > 1 and parameter.untyped_storage().nbytes() == parameter.element_size()
+    return one and bool(parameter.detach().as_strided((), ()).isnan())
+
+
+def check_here(parameters, name_of):
+    """Errors: FailedPrecondition if one of them is elsewhere. name_of(parameter): for messages."""
+    for parameter in parameters:
+        if is_elsewhere(parameter):
+            raise _abi.FailedPrecondition(
+                f"parameter {name_of(parameter)} has its values elsewhere: if an engine has them, its step() updates them; those of a "
+                "model that was built in sluice.init() must be given to sluice.initialize() or sluice.attach()"
+            )
+
+
 def check_parameter(parameter, name_of):
-    """Errors: TypeError, ValueError if states can't be kept for it. name_of(parameter): for messages."""
+    """Errors: TypeError, ValueError if states can't be kept for it."""
     if parameter.dtype not in _DTYPE_NUMBERS:
         raise TypeError(
             f"parameter {name_of(parameter)} is {parameter.dtype}: only fp32, bf16 and fp16 ones are optimized; leave it to "
@@ -39,15 +57,16 @@ def check_parameter(parameter, name_of):
     if parameter.is_meta or parameter.layout != torch.strided:
         kind = "on the meta device" if parameter.is_meta else parameter.layout
         raise ValueError(f"parameter {name_of(parameter)} is {kind}: only dense ones that have values are optimized")
-    if storages.overlaps_itself(parameter):
+    if not is_elsewhere(parameter) and storages.overlaps_itself(parameter):
         raise ValueError(
-            f"parameter {name_of(parameter)} has several elements in one place, as expand() makes them, or its values are "
-            "elsewhere, as after sluice.init(): it needs memory of its own"
+            f"parameter {name_of(parameter)} has several elements in one place, as expand() makes them: it needs memory of its "
+            "own for each"
         )
 
 
 def check_apart(parameters, name_of):
     """Errors: ValueError if two of them share memory: each would undo, or half undo, the other's update."""
+    parameters = [parameter for parameter in parameters if not is_elsewhere(parameter)]
     shared = storages.overlapping(parameters)
     if shared is not None:
         one, other = (name_of(parameters[number]) for number in shared)

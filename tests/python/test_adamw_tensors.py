@@ -392,3 +392,49 @@ def test_groups_may_be_frozen_added_and_changed_in_any_order():
 
     for order in itertools.permutations(changes):
         assert_close(run(sluice.AdamW, order, **TIERS), run(torch.optim.AdamW, order))
+
+
+# ---- Parameters whose values are elsewhere
+
+CONFIG = {"zero_optimization": {"stage": 3}, "sluice": {"hbm": "1MiB", "pinned": "8MiB", "device": "host"}}
+
+
+@pytest.mark.parametrize("kind", [sluice.AdamW, sluice.ops.adam.DeepSpeedCPUAdam])
+def test_an_optimizer_may_be_made_for_a_model_that_is_being_built(kind, tmp_path):
+    """And handed to the engine, which has the values then: step() is the engine's."""
+
+    def run(spool):
+        torch.manual_seed(1)
+        with sluice.init(directory=tmp_path, limit_bytes=1000) if spool else contextlib.nullcontext():
+            model = make_model()
+        optimizer = kind(list(model.named_parameters()), lr=1e-2)
+        if spool:
+            for parameter in model.parameters():
+                parameter.grad = torch.ones(parameter.shape)
+            with pytest.raises(sluice.FailedPrecondition, match="parameter 0.weight has its values elsewhere"):
+                optimizer.step()
+            optimizer.zero_grad()
+        engine = sluice.initialize(model=model, optimizer=optimizer, config=CONFIG)[0]
+        for batch in batches(2):
+            engine.backward(engine(batch).square().mean())
+            engine.step()
+        result = engine.fp32_state_dict()
+        engine.close()
+        return result
+
+    assert_equal(run(True), run(False))
+
+
+def test_parameters_that_an_engine_has_are_stepped_by_it():
+    model = make_model()
+    optimizer = sluice.AdamW(model.named_parameters(), lr=1e-2)
+    engine = sluice.initialize(model=model, optimizer=optimizer, config=CONFIG)[0]
+    engine.backward(engine(batches(1)[0]).square().mean())
+    before = engine.fp32_state_dict()
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            with pytest.raises(sluice.FailedPrecondition, match="has its values elsewhere.*its step"):
+                optimizer.step()
+            break
+    assert_equal(engine.fp32_state_dict(), before)
+    engine.close()
