@@ -10,7 +10,7 @@ from adamw_loop import TIERS, make_model
 
 import sluice
 
-EVERY = 1 if int(os.environ.get("SLUICE_SIM_SEEDS", "1")) > 1 else 3  # nightly: each place
+EVERY = 1 if int(os.environ.get("SLUICE_SIM_SEEDS", "1")) > 1 else 5  # nightly: each place
 
 
 def everything(model, optimizer):
