@@ -183,4 +183,4 @@ def test_a_type_that_the_configuration_does_not_name_is_not_changed_without_a_no
         assert notes == []
     else:
         (note,) = notes
-        assert "compute in fp32" in note
+        assert f"{dtype}".removeprefix("torch.") in note and "compute in float32" in note

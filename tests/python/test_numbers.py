@@ -196,7 +196,8 @@ def test_a_key_takes_a_number_as_it_is_or_refuses_it_by_name(path, key):
 def plan_of(config):
     """What the library says to a configuration, without making anything."""
     own = {**config.own}
-    options = Engine._options(types.SimpleNamespace(config=config), {"fp32": 0, "bf16": 1, "fp16": 2}[config.dtype])
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.dtype]
+    options = Engine._options(types.SimpleNamespace(config=config, dtype=dtype))
     assert not own.keys() - set(KEYS["sluice"])
     spec = _abi.ModelSpec(_abi.Library.default(), [("unit", [("tensor", 4096, 0)])])
     try:
