@@ -42,8 +42,8 @@ absl::StatusOr<MemoryView> Arena::Carve(Bytes size, Bytes alignment) {
   const Bytes begin = RoundUp(carved_, alignment);
   if (size < Bytes(0) || begin + size > this->size()) {
     return absl::ResourceExhaustedError(
-        fmt::format("{} more do not fit an arena of {}, of which {} are taken", FormatBytes(size),
-                    FormatBytes(this->size()), FormatBytes(carved_)));
+        fmt::format("{} more do not fit an arena of {}, of which {} are taken", FormatBytesUp(size),
+                    FormatBytesDown(this->size()), FormatBytesUp(carved_)));
   }
   carved_ = begin + size;
   return memory_.subspan(begin.size(), size.size());

@@ -34,6 +34,25 @@ constexpr Suffix kSuffixes[] = {{"", 1},
                                 {"gb", 1e9},
                                 {"tb", 1e12}};
 
+constexpr std::array<const char*, 7> kUnits = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
+constexpr size_t kUnitParsed = 4;  // TiB: the largest that ParseBytes knows
+
+// In tenths of the largest unit, cut off, or one more if anything was cut and `up` is 1.
+std::string Rounded(Bytes bytes, int up) {
+  const auto value = static_cast<__int128>(std::max<int64_t>(0, bytes.value()));
+  __int128 size = 1;
+  size_t unit = 0;
+  __int128 tenths = value * 10;
+  while (tenths >= 10 * 1024 - up && unit < kUnitParsed) {
+    size *= 1024;
+    ++unit;
+    tenths = (value * 10 + up * (size - 1)) / size;
+  }
+  const auto number = static_cast<int64_t>(tenths);
+  return number % 10 == 0 ? fmt::format("{} {}", number / 10, kUnits[unit])
+                          : fmt::format("{}.{} {}", number / 10, number % 10, kUnits[unit]);
+}
+
 size_t EditDistance(std::string_view a, std::string_view b) {
   std::vector<size_t> row(b.size() + 1);
   std::iota(row.begin(), row.end(), 0);
@@ -59,6 +78,9 @@ absl::StatusOr<Bytes> ParseBytes(std::string_view text) {
   const auto [end, error] =
       std::from_chars(text.data(), text.data() + text.size(), number, std::chars_format::fixed);
   if (error != std::errc() || !(number >= 0)) return wrong();
+  // A whole number is exact, also where a double is not.
+  int64_t whole = 0;
+  const bool is_whole = std::from_chars(text.data(), end, whole).ptr == end;
   std::string suffix;
   for (const char* c = end; c != text.data() + text.size(); ++c) {
     if (*c != ' ') suffix += static_cast<char>(std::tolower(static_cast<unsigned char>(*c)));
@@ -67,13 +89,17 @@ absl::StatusOr<Bytes> ParseBytes(std::string_view text) {
     if (suffix != s.name) continue;
     const double bytes = std::round(number * s.factor);
     if (bytes >= 9.2e18) return wrong();
-    return Bytes(static_cast<int64_t>(bytes));
+    return is_whole ? Bytes(whole * static_cast<int64_t>(s.factor))
+                    : Bytes(static_cast<int64_t>(bytes));
   }
   return wrong();
 }
 
+std::string FormatBytesUp(Bytes bytes) { return Rounded(bytes, /*up=*/1); }
+
+std::string FormatBytesDown(Bytes bytes) { return Rounded(bytes, /*up=*/0); }
+
 std::string FormatBytes(Bytes bytes) {
-  constexpr std::array<const char*, 7> kUnits = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
   double value = static_cast<double>(bytes.value());
   size_t unit = 0;
   while (std::abs(value) >= 1023.95 && unit + 1 < kUnits.size()) {

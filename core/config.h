@@ -20,8 +20,16 @@ namespace sluice {
 // Errors: InvalidArgument showing the text and an example.
 absl::StatusOr<Bytes> ParseBytes(std::string_view text);
 
-// The largest binary unit with at most one decimal: "1.5 GiB", "512 MiB", "17 B".
+// The largest binary unit with at most one decimal: "1.5 GiB", "512 MiB", "17 B". For tables and
+// where nearly is enough.
 std::string FormatBytes(Bytes bytes);
+
+// The same, rounded up: "8.1 MiB" for a byte more than 8 MiB. ParseBytes gives at least `bytes`:
+// for what is needed.
+std::string FormatBytesUp(Bytes bytes);
+
+// Rounded down, for what there is. Less than what is needed, it never reads the same.
+std::string FormatBytesDown(Bytes bytes);
 
 // The environment variable, if set and not empty.
 std::optional<std::string> GetEnv(const char* name);

@@ -42,7 +42,7 @@ class HostDevice final : public Device {
     if (size > options_.hbm_limit) {
       return absl::ResourceExhaustedError(
           fmt::format("{} of HBM were asked for, but the host device is limited to {}",
-                      FormatBytes(size), FormatBytes(options_.hbm_limit)));
+                      FormatBytesUp(size), FormatBytesDown(options_.hbm_limit)));
     }
     if (options_.hbm != nullptr) return SuppliedMemory::MakeArena(options_.hbm, size, dl_device());
     return Arena::Create(resource_, size);

@@ -94,8 +94,8 @@ absl::StatusOr<MemoryView> LimitingResource::Allocate(Bytes size, Bytes alignmen
   if (used > limit_.value()) {
     used_.fetch_sub(size.value());
     return absl::ResourceExhaustedError(
-        fmt::format("{} more would exceed the limit of {}: {} are in use", FormatBytes(size),
-                    FormatBytes(limit_), FormatBytes(Bytes(used) - size)));
+        fmt::format("{} more would exceed the limit of {}: {} are in use", FormatBytesUp(size),
+                    FormatBytesDown(limit_), FormatBytesUp(Bytes(used) - size)));
   }
   absl::StatusOr<MemoryView> memory = upstream_->Allocate(size, alignment);
   if (!memory.ok()) {

@@ -139,7 +139,7 @@ class SimDevice final : public Device {
     if (size > options_.hbm_limit) {
       return absl::ResourceExhaustedError(
           fmt::format("{} of HBM were asked for, but the simulated device has {}",
-                      FormatBytes(size), FormatBytes(options_.hbm_limit)));
+                      FormatBytesUp(size), FormatBytesDown(options_.hbm_limit)));
     }
     return Arena::Create(resource_, size);
   }

@@ -98,7 +98,8 @@ absl::Status TraceEvents::WriteChromeJson(const std::string& path) const {
       {"otherData", {{"spans_dropped", std::to_string(dropped())}}},
       {"traceEvents", std::move(events)}};
   std::ofstream file(path);
-  file << document.dump();
+  // Names are the caller's, and need not be UTF-8.
+  file << document.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
   file.close();
   if (!file) return ErrnoStatus(errno, fmt::format("writing the trace to {}", path));
   return absl::OkStatus();

@@ -2,8 +2,8 @@
  * inputs, with memory for only one layer's parameters at a time and its optimizer states on a
  * drive.
  *
- *   embed_c            swaps in a directory of its own under $TMPDIR (or /tmp), which it removes
- * again embed_c threads    the same, with threads for I/O instead of what is best here
+ * embed_c swaps in a directory of its own under $TMPDIR (or /tmp), which it removes again;
+ * `embed_c threads` does the same with threads for I/O instead of what is best here.
  *
  * Every call is checked. Prints one line, and exits with 0 if the loss fell as it should. */
 

@@ -42,8 +42,14 @@ absl::StatusOr<std::unique_ptr<Device>> DeviceOf(const Plan& plan, const Runtime
 }  // namespace
 
 absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConfig& config) {
+  SLUICE_ASSIGN_OR_RETURN(DeviceChoice device, ChooseDevice(config.device, config.device_index));
+  return MakePlanInput(spec, config, std::move(device));
+}
+
+absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConfig& config,
+                                        DeviceChoice device) {
   PlanInput input;
-  SLUICE_ASSIGN_OR_RETURN(input.device, ChooseDevice(config.device, config.device_index));
+  input.device = std::move(device);
   input.options = config.placement;
   if (config.nvme_paths.empty()) {
     input.options.lowest_param_tier = std::min(input.options.lowest_param_tier, Tier::kPinned);

@@ -52,6 +52,10 @@ struct PlanInput {
   PlacementOptions options;
 };
 absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConfig& config);
+// The same for a device that was chosen already, which need not be one of this machine. Budgets
+// that are given are taken as they are; the machine is asked for the others only.
+absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConfig& config,
+                                        DeviceChoice device);
 
 // Layout, device, budgets and placement for `spec`. Errors: as MakePlanInput, ResourceExhausted
 // (see MakePlacement).

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/cord.h"
 #include "core/config.h"
@@ -18,8 +20,8 @@ absl::Status TooSmall(const char* tier, Bytes budget, Bytes smallest, std::strin
                       std::string_view advice) {
   absl::Status status = absl::ResourceExhaustedError(fmt::format(
       "the {} budget of {} ({} bytes) can't work: {}; the smallest that would is {} ({} bytes){}",
-      tier, FormatBytes(budget), budget.value(), what, FormatBytes(smallest), smallest.value(),
-      advice));
+      tier, FormatBytesDown(budget), budget.value(), what, FormatBytesUp(smallest),
+      smallest.value(), advice));
   status.SetPayload(kSmallest, absl::Cord(std::to_string(smallest.value())));
   return status;
 }
@@ -128,12 +130,15 @@ class Placer {
     p_.param_buffers = kBuffersMin;
     const bool states_stay = options_.lowest_state_tier != Tier::kNvme;
     const bool params_stay = options_.lowest_param_tier != Tier::kNvme;
-    const Bytes least =
-        p_.pinned() + (states_stay ? all_states : Bytes(0)) + (params_stay ? all_params : Bytes(0));
+    p_.least_pinned = {
+        .gradients = p_.grad_home == Tier::kHbm ? p_.sums : p_.grads,
+        .buffers = p_.state_buffer_bytes * p_.state_buffers + p_.param_buffer_bytes * kBuffersMin,
+        .states = states_stay ? all_states : Bytes(0),
+        .params = params_stay ? all_params : Bytes(0)};
+    const Bytes least = p_.least_pinned.total();
     if (least > budgets_.pinned) {
       return TooSmall(
-          "pinned", budgets_.pinned, least,
-          "gradients, buffers and what may not go to NVMe need more",
+          "pinned", budgets_.pinned, least, p_.least_pinned.Sentence(),
           states_stay || params_stay ? "; or let states and parameters go to NVMe" : "");
     }
     Bytes left = budgets_.pinned - least;
@@ -208,6 +213,23 @@ class Placer {
 };
 
 }  // namespace
+
+std::string LeastPinned::Sentence() const {
+  const std::pair<Bytes, const char*> parts[] = {{gradients, "gradients"},
+                                                 {buffers, "buffers"},
+                                                 {params, "parameters that may not go to NVMe"},
+                                                 {states, "states that may not go to NVMe"}};
+  std::vector<std::string> named;
+  for (const auto& [bytes, what] : parts) {
+    if (bytes > Bytes(0)) named.push_back(fmt::format("{} of {}", FormatBytes(bytes), what));
+  }
+  std::string text = fmt::format("RAM must hold at least {}", FormatBytesUp(total()));
+  for (size_t i = 0; i < named.size(); ++i) {
+    text += i == 0 ? ": " : i + 1 == named.size() ? " and " : ", ";
+    text += named[i];
+  }
+  return text;
+}
 
 absl::StatusOr<Placement> MakePlacement(const ModelLayout& layout, const Budgets& budgets,
                                         const PlacementOptions& options) {

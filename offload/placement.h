@@ -19,6 +19,7 @@
 #define SLUICE_OFFLOAD_PLACEMENT_H_
 
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -47,6 +48,18 @@ struct PlacementOptions {
 inline constexpr Bytes kSlotAlignment = Bytes(4096);  // of units, buffers and homes in every arena
 inline constexpr int kBuffersMin = 2;
 
+// What pinned memory must hold whatever the budgets: the smallest pinned budget, and of what it is.
+struct LeastPinned {
+  Bytes gradients;  // or the sums of their squares, where they live in HBM
+  Bytes buffers;    // two for moving states and two for parameters
+  Bytes states;     // that may not go to NVMe
+  Bytes params;     // likewise, of those that do not live in HBM
+
+  Bytes total() const { return gradients + buffers + states + params; }
+  // "RAM must hold at least 14 MiB: 10 MiB of gradients and 4 MiB of buffers".
+  std::string Sentence() const;
+};
+
 struct Placement {
   std::vector<Tier> param_home;    // by unit
   std::vector<Tier> state_home;    // by chunk; kHbm for all or for none
@@ -67,6 +80,7 @@ struct Placement {
   int param_buffers = 0;
   Bytes states_nvme;  // extents
   Bytes params_nvme;
+  LeastPinned least_pinned;
 
   Bytes hbm() const {
     const Bytes grads_here = grad_home == Tier::kHbm ? grads + sums : Bytes(0);

@@ -24,6 +24,11 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+// What isn't UTF-8, such as the bytes of a path, is replaced.
+std::string Text(const Json& json) {
+  return json.dump(2, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace);
+}
+
 Json Tiers(Bytes hbm, Bytes pinned, Bytes nvme) {
   return {{"hbm", hbm.value()}, {"pinned", pinned.value()}, {"nvme", nvme.value()}};
 }
@@ -78,7 +83,8 @@ Json PlacementObject(const ModelLayout& layout, const Placement& p, const Budget
         {"gradients_bytes", grads_in_hbm ? p.grads.value() : 0},
         {"states_bytes", p.states_hbm.value()}}},
       {"pinned",
-       {{"gradients_bytes", grads_in_hbm ? 0 : p.grads.value()},
+       {{"least_bytes", p.least_pinned.total().value()},
+        {"gradients_bytes", grads_in_hbm ? 0 : p.grads.value()},
         {"params_bytes", p.params_pinned.value()},
         {"states_bytes", p.states_pinned.value()},
         {"state_buffers", p.state_buffers},
@@ -181,7 +187,7 @@ std::string PlacementJson(const ModelLayout& layout, const DeviceChoice& device,
                           const Placement& placement, const Budgets& budgets) {
   Json json = PlacementObject(layout, placement, budgets);
   json["device"] = DeviceObject(device);
-  return json.dump(2);
+  return Text(json);
 }
 
 StepTraffic Runtime::Traffic() const { return TrafficOf(layout_, placement_); }
@@ -208,7 +214,7 @@ std::string Runtime::ReportJson() const {
   const StepResult step = last_step();
   report["loss_scale"] = step.loss_scale;
   report["failure"] = std::string(Message(failure()));
-  return report.dump(2);
+  return Text(report);
 }
 
 std::string DoctorJson(const std::string& path) {
@@ -251,7 +257,7 @@ std::string DoctorJson(const std::string& path) {
   }
   if (!path.empty()) report["path"] = PathReport(path, &advice);
   report["advice"] = std::move(advice);
-  return report.dump(2);
+  return Text(report);
 }
 
 }  // namespace sluice

@@ -20,6 +20,7 @@
 //   hbm.cache_bytes              the room that the others are moved through
 //   hbm.gradients_bytes          all gradients, where states live there
 //   hbm.states_bytes             states that live there
+//   pinned.least_bytes           what it must hold, whatever the budgets
 //   pinned.gradients_bytes       all gradients, where they do not
 //   pinned.params_bytes          parameters that live there
 //   pinned.states_bytes          states that live there

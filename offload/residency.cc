@@ -335,8 +335,8 @@ void Residency::CheckStuck(TimePoint now) {
         fmt::format("no room in HBM for unit '{}' ({}) in a cache of {}: held are{}; raise the hbm "
                     "budget, make units "
                     "smaller, or release or delete what is held",
-                    context_.layout->units()[i].name, FormatBytes(unit_bytes_[i]),
-                    FormatBytes(context_.placement->hbm_cache), held));
+                    context_.layout->units()[i].name, FormatBytesUp(unit_bytes_[i]),
+                    FormatBytesDown(context_.placement->hbm_cache), held));
     while (!u.waits.empty()) {
       Wait wait = std::move(u.waits.front());
       u.waits.pop_front();

@@ -10,12 +10,11 @@
 #include "nlohmann/json.hpp"
 #include "offload/report.h"
 #include "tools/command.h"
+#include "tools/json_file.h"
 
 namespace sluice::tools {
 
 namespace {
-
-using Json = nlohmann::ordered_json;
 
 std::string BytesOf(const Json& object, const char* key) {
   return FormatBytes(Bytes(object.value(key, int64_t{0})));

@@ -11,45 +11,23 @@ namespace sluice::tools {
 
 namespace {
 
-class Builder {
- public:
-  void Unit(std::string name) { spec_.units.push_back({.name = std::move(name)}); }
-  void Tensor(const char* name, int64_t elements) {
-    const auto unit = static_cast<uint32_t>(spec_.units.size() - 1);
-    spec_.tensors.push_back({.name = fmt::format("{}.{}", spec_.units.back().name, name),
-                             .unit = UnitIndex(unit),
-                             .elements = elements,
-                             .group = 0});
-    total_ += elements;
-  }
-  void Block(int64_t index, int64_t h) {
-    Unit(fmt::format("block{}", index));
-    Tensor("norm1", 2 * h);
-    Tensor("attention.weight", 3 * h * h);
-    Tensor("attention.bias", 3 * h);
-    Tensor("projection.weight", h * h);
-    Tensor("projection.bias", h);
-    Tensor("norm2", 2 * h);
-    Tensor("mlp.up.weight", 4 * h * h);
-    Tensor("mlp.up.bias", 4 * h);
-    Tensor("mlp.down.weight", 4 * h * h);
-    Tensor("mlp.down.bias", h);
-  }
-  int64_t total() const { return total_; }
-  ModelSpec Take() { return std::move(spec_); }
-
- private:
-  ModelSpec spec_;
-  int64_t total_ = 0;
-};
+void AddBlock(int64_t index, int64_t h, SpecBuilder* builder) {
+  builder->Unit(fmt::format("block{}", index));
+  builder->Tensor("norm1", {2, h});
+  builder->Linear("attention", h, 3 * h);
+  builder->Linear("projection", h, h);
+  builder->Tensor("norm2", {2, h});
+  builder->Linear("mlp.up", h, 4 * h);
+  builder->Linear("mlp.down", 4 * h, h);
+}
 
 absl::Status Wrong(const std::string& message) { return absl::InvalidArgumentError(message); }
 
 ModelSpec EqualUnits(int64_t params, int64_t layers) {
-  Builder builder;
+  SpecBuilder builder;
   for (int64_t i = 0; i < layers; ++i) {
     builder.Unit(fmt::format("unit{}", i));
-    builder.Tensor("weight", params / layers + (i < params % layers ? 1 : 0));
+    builder.Tensor("weight", {params / layers + (i < params % layers ? 1 : 0)});
   }
   return builder.Take();
 }
@@ -87,13 +65,17 @@ absl::StatusOr<ModelSpec> MakeModelSpec(const ModelShape& shape) {
         layers, h, rest, shape.params));
   }
   const int64_t vocab = shape.vocab > 0 ? shape.vocab : kVocabDefault;
-  Builder builder;
+  SpecBuilder builder;
   builder.Unit("embedding");
-  builder.Tensor("weight", shape.params > 0 ? shape.params - rest : vocab * h);
-  for (int64_t i = 0; i < layers; ++i) builder.Block(i, h);
+  if (shape.params > 0) {
+    builder.Tensor("weight", {shape.params - rest});
+  } else {
+    builder.Tensor("weight", {vocab, h});
+  }
+  for (int64_t i = 0; i < layers; ++i) AddBlock(i, h, &builder);
   builder.Unit("norm");
-  builder.Tensor("weight", 2 * h);
-  if (builder.total() > kParamsMax) return Wrong("at most 1T parameters can be planned");
+  builder.Tensor("weight", {2, h});
+  if (builder.too_large()) return Wrong("at most 1T parameters can be planned");
   return builder.Take();
 }
 

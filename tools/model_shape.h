@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "offload/layout.h"
+#include "tools/spec_builder.h"
 
 namespace sluice::tools {
 
@@ -22,7 +23,6 @@ struct ModelShape {
 
 inline constexpr int64_t kLayersDefault = 32;
 inline constexpr int64_t kVocabDefault = 50257;
-inline constexpr int64_t kParamsMax = 1'000'000'000'000;
 
 // With `hidden`: an embedding (tied to the output), `layers` transformer blocks of the usual shape
 // (attention, an MLP four times as wide, two norms; biases everywhere), and a last norm; one unit

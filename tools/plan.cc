@@ -1,9 +1,10 @@
 // `sluice plan`: a placement and a step's traffic, without creating anything.
 
 #include <algorithm>
-#include <map>
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/config.h"
@@ -13,27 +14,15 @@
 #include "offload/factory.h"
 #include "offload/report.h"
 #include "tools/command.h"
+#include "tools/hf_model.h"
+#include "tools/json_file.h"
 #include "tools/model_shape.h"
+#include "tools/plan_options.h"
 #include "tools/smallest_budgets.h"
 
 namespace sluice::tools {
 
 namespace {
-
-using Json = nlohmann::ordered_json;
-
-// As given; every text was checked when it was parsed.
-struct PlanOptions {
-  std::string params;
-  ModelShape shape;
-  std::string hbm, pinned, nvme;
-  std::vector<std::string> nvme_paths;
-  std::string dtype = "bf16";
-  std::string grad_dtype;
-  std::string device = "auto";
-  int64_t chunk_elements = 0;
-  bool json = false;
-};
 
 const std::vector<std::string> kTypes = {"fp32", "bf16", "fp16"};
 const std::vector<std::string> kDevices = {"auto", "host", "cuda"};
@@ -53,13 +42,32 @@ RuntimeConfig ConfigOf(const PlanOptions& options) {
   RuntimeConfig config;
   config.types = {.param = TypeOf(options.dtype),
                   .grad = TypeOf(options.grad_dtype.empty() ? options.dtype : options.grad_dtype)};
+  config.placement.lowest_param_tier = options.lowest_param_tier;
+  config.placement.lowest_state_tier = options.lowest_state_tier;
+  if (options.resident_elements_max)
+    config.placement.resident_elements_max = *options.resident_elements_max;
   config.budgets = {BudgetOf(options.hbm), BudgetOf(options.pinned), BudgetOf(options.nvme)};
   config.nvme_paths = options.nvme_paths;
+  if (config.nvme_paths.empty() && options.has_nvme()) config.nvme_paths = {"the drive"};
   config.chunk_elements = options.chunk_elements;
-  config.device = options.device == "auto"   ? DeviceKind::kAuto
-                  : options.device == "host" ? DeviceKind::kHost
-                                             : DeviceKind::kCuda;
   return config;
+}
+
+// A device of another machine needs no driver here, only its budget.
+absl::StatusOr<DeviceChoice> DeviceOf(const PlanOptions& options) {
+  if (!options.device.starts_with("cuda"))
+    return ChooseDevice(options.device == "host" ? DeviceKind::kHost : DeviceKind::kAuto, 0);
+  if (!options.hbm.empty()) {
+    return DeviceChoice{.kind = DeviceKind::kCuda,
+                        .index = 0,
+                        .reason = "asked for; no GPU of this machine was looked at",
+                        .memory_free = std::nullopt};
+  }
+  absl::StatusOr<DeviceChoice> choice = ChooseDevice(DeviceKind::kCuda, 0);
+  if (choice.ok()) return choice;
+  return absl::Status(
+      choice.status().code(),
+      fmt::format("{}; to plan for another machine's GPU, give --hbm", Message(choice.status())));
 }
 
 // "resident 1 MiB, cache 5 MiB", without what is nothing.
@@ -73,8 +81,9 @@ std::string Parts(const std::vector<std::pair<const char*, Bytes>>& parts) {
 }
 
 void AddModel(const ModelLayout& layout, const DeviceChoice& device, const RuntimeConfig& config,
-              Page* page) {
+              const std::string& described, Page* page) {
   page->Section("Model");
+  if (!described.empty()) page->Row("model", described);
   page->Row("parameters", fmt::format("{} in {} units, {} tensors, {} chunks of states",
                                       CountText(layout.parameter_count()), layout.units().size(),
                                       layout.tensors().size(), layout.chunks().size()));
@@ -106,6 +115,10 @@ void AddPlacement(const Plan& plan, Page* page) {
               p.state_buffer_bytes * p.state_buffers + p.param_buffer_bytes * p.param_buffers}}));
   row("nvme", p.nvme(), plan.budgets.nvme,
       Parts({{"parameters", p.params_nvme}, {"states", p.states_nvme}}));
+  std::string least = p.least_pinned.Sentence();
+  if (plan.device.kind == DeviceKind::kHost)
+    least += fmt::format("; and {} of HBM, which is RAM on the host device", FormatBytes(p.hbm()));
+  page->Row("least", least);
 }
 
 void AddTraffic(const StepTraffic& traffic, Page* page) {
@@ -127,9 +140,9 @@ void AddTraffic(const StepTraffic& traffic, Page* page) {
           : "");
 }
 
-std::string PlanText(const Plan& plan, const RuntimeConfig& config) {
+std::string PlanText(const Plan& plan, const RuntimeConfig& config, const std::string& described) {
   Page page;
-  AddModel(plan.layout, plan.device, config, &page);
+  AddModel(plan.layout, plan.device, config, described, &page);
   AddPlacement(plan, &page);
   AddTraffic(TrafficOf(plan.layout, plan.placement), &page);
   return page.Text();
@@ -138,8 +151,8 @@ std::string PlanText(const Plan& plan, const RuntimeConfig& config) {
 std::string RoundedUp(Bytes bytes) { return fmt::format("{}MiB", RoundUp(bytes, MiB(1)) / MiB(1)); }
 
 // Says which budgets are too small, and what would do.
-ExitCode CantWork(const PlanInput& input, const RuntimeConfig& config, const absl::Status& status,
-                  bool as_json) {
+ExitCode CantWork(const PlanInput& input, const RuntimeConfig& config, const std::string& described,
+                  const absl::Status& status, bool as_json) {
   const Budgets smallest = SmallestBudgets(input);
   struct Tier {
     const char* name;
@@ -149,56 +162,86 @@ ExitCode CantWork(const PlanInput& input, const RuntimeConfig& config, const abs
                         {"pinned", input.budgets.pinned, smallest.pinned},
                         {"nvme", input.budgets.nvme, smallest.nvme}};
   Page page;
-  AddModel(input.layout, input.device, config, &page);
+  AddModel(input.layout, input.device, config, described, &page);
   page.Section("Budgets");
   page.Row("", fmt::format("{:>10} {:>12}", "budget", "smallest"));
   Json report = {{"error", std::string(Message(status))}};
   std::string advice = "give at least";
   for (const Tier& tier : tiers) {
     const bool enough = tier.given >= tier.smallest;
-    page.Row(tier.name, fmt::format("{:>10} {:>12}{}", BudgetText(tier.given),
-                                    FormatBytes(tier.smallest), enough ? "" : "  too small"));
+    page.Row(tier.name,
+             enough
+                 ? fmt::format("{:>10} {:>12}", BudgetText(tier.given), FormatBytes(tier.smallest))
+                 : fmt::format("{:>10} {:>12}  too small", FormatBytesDown(tier.given),
+                               FormatBytesUp(tier.smallest)));
     report["budgets_bytes"][tier.name] = tier.given.value();
     report["smallest_bytes"][tier.name] = tier.smallest.value();
     if (!enough) advice += fmt::format(" --{} {}", tier.name, RoundedUp(tier.smallest));
   }
   std::vector<std::string> ways = {advice};
   if (config.nvme_paths.empty()) {
-    ways.emplace_back("or give --nvme-path DIR: without one nothing goes to NVMe");
+    ways.emplace_back(
+        "or give --nvme SIZE or --nvme-path DIR: without either nothing goes to NVMe");
   }
   page.List("Advice", ways);
-  Print(as_json ? report.dump(2) + "\n" : page.Text());
+  Print(as_json ? Text(report) + "\n" : page.Text());
   return Fail(Message(status));
 }
 
-ExitCode RunPlan(const PlanOptions& options) {
-  const auto refuse = [&options](const absl::Status& status) {
-    if (options.json) Print(Json{{"error", std::string(Message(status))}}.dump(2) + "\n");
-    return Fail(Message(status));
-  };
+// The model that the options describe, by a file or by numbers, and in words.
+absl::StatusOr<HfModel> ModelOf(const PlanOptions& options, const Json& model) {
+  if (!options.model.empty()) return ModelOfHfConfig(model, options.model);
   ModelShape shape = options.shape;
   if (!options.params.empty()) shape.params = *ParseCount(options.params);
-  const RuntimeConfig config = ConfigOf(options);
-  const absl::StatusOr<ModelSpec> spec = MakeModelSpec(shape);
-  if (!spec.ok()) {
-    refuse(spec.status());
-    return kUsage;
+  SLUICE_ASSIGN_OR_RETURN(ModelSpec spec, MakeModelSpec(shape));
+  return HfModel{.spec = std::move(spec), .description = ""};
+}
+
+// Reads the files that are named: what they say goes behind what was given. `model`: the first.
+absl::Status ReadFiles(PlanOptions* options, Json* model) {
+  if (!options->config.empty()) {
+    SLUICE_ASSIGN_OR_RETURN(const Json config, ReadJsonFile(options->config));
+    SLUICE_RETURN_IF_ERROR(ApplyDsConfig(config, options->config, options));
   }
-  absl::StatusOr<PlanInput> input = MakePlanInput(*spec, config);
-  if (!input.ok()) return refuse(input.status());
+  if (!options->model.empty()) {
+    SLUICE_ASSIGN_OR_RETURN(*model, ReadJsonFile(options->model));
+    if (options->dtype.empty()) options->dtype = TypeOfHfConfig(*model);
+  }
+  if (options->dtype.empty()) options->dtype = "bf16";
+  return absl::OkStatus();
+}
+
+std::string PlanJson(const Plan& plan, const std::string& described) {
+  Json json = Json::parse(PlacementJson(plan.layout, plan.device, plan.placement, plan.budgets));
+  if (!described.empty()) json["model"] = described;
+  return json.dump(2);
+}
+
+ExitCode RunPlan(PlanOptions options) {
+  const auto refuse = [&options](const absl::Status& status, ExitCode code) {
+    if (options.json && code == kFailed)
+      Print(Text(Json{{"error", std::string(Message(status))}}) + "\n");
+    Fail(Message(status));
+    return code;
+  };
+  Json model_file;
+  if (const absl::Status read = ReadFiles(&options, &model_file); !read.ok())
+    return refuse(read, kUsage);
+  const absl::StatusOr<HfModel> model = ModelOf(options, model_file);
+  if (!model.ok()) return refuse(model.status(), kUsage);
+  absl::StatusOr<DeviceChoice> device = DeviceOf(options);
+  if (!device.ok()) return refuse(device.status(), kFailed);
+  const RuntimeConfig config = ConfigOf(options);
+  absl::StatusOr<PlanInput> input = MakePlanInput(model->spec, config, *std::move(device));
+  if (!input.ok()) return refuse(input.status(), kFailed);
   absl::StatusOr<Placement> placement =
       MakePlacement(input->layout, input->budgets, input->options);
-  if (!placement.ok()) return CantWork(*input, config, placement.status(), options.json);
+  if (!placement.ok())
+    return CantWork(*input, config, model->description, placement.status(), options.json);
   const Plan plan{std::move(input->layout), std::move(input->device), input->budgets,
                   *std::move(placement)};
-  if (plan.placement.nvme() > Bytes(0)) {
-    const auto paths = static_cast<uint32_t>(config.nvme_paths.size());
-    const absl::Status space = CheckSpace(SegmentsOf(plan, paths), config.nvme_paths);
-    if (!space.ok()) return refuse(space);
-  }
-  return Print(options.json
-                   ? PlacementJson(plan.layout, plan.device, plan.placement, plan.budgets) + "\n"
-                   : PlanText(plan, config));
+  return Print(options.json ? PlanJson(plan, model->description) + "\n"
+                            : PlanText(plan, config, model->description));
 }
 
 // "" or why `text` can't be read: what CLI11 asks of a check.
@@ -208,21 +251,32 @@ std::string Complaint(const absl::StatusOr<T>& parsed) {
 }
 
 void AddModelOptions(CLI::App* app, PlanOptions* o) {
+  CLI::Option* model =
+      app->add_option("--model", o->model,
+                      "A config.json of Transformers: the shapes of all its parameters")
+          ->type_name("FILE")
+          ->group("Model");
   app->add_option("--params", o->params, "Parameters, like 7B or 350M")
       ->type_name("COUNT")
       ->check([](const std::string& text) { return Complaint(ParseCount(text)); })
+      ->excludes(model)
       ->group("Model");
   app->add_option("--layers", o->shape.layers, "Transformer blocks, or equal units (default 32)")
       ->check(CLI::PositiveNumber)
+      ->excludes(model)
       ->group("Model");
   app->add_option("--hidden", o->shape.hidden, "Width of the blocks")
       ->check(CLI::PositiveNumber)
+      ->excludes(model)
       ->group("Model");
   app->add_option("--vocab", o->shape.vocab,
                   "Rows of the embedding, if --params doesn't say (default 50257)")
       ->check(CLI::PositiveNumber)
+      ->excludes(model)
       ->group("Model");
-  app->add_option("--dtype", o->dtype, "Of parameters in compute: bf16 (default), fp16 or fp32")
+  app->add_option("--dtype", o->dtype,
+                  "Of parameters in compute: bf16, fp16 or fp32 (default: as the files\n"
+                  "say, else bf16)")
       ->type_name("TYPE")
       ->check(CLI::IsMember(kTypes))
       ->group("Model");
@@ -250,9 +304,14 @@ Command AddPlan(CLI::App* application) {
   AddBudget(app, "--pinned", &options->pinned, "Of pinned RAM (default: from this machine)");
   AddBudget(app, "--nvme", &options->nvme, "Of NVMe (default: no limit)");
   app->add_option("--nvme-path", options->nvme_paths,
-                  "A directory for swap files, one per drive; without any, nothing goes to NVMe")
+                  "A directory for swap files, one per drive; it need not be there.\n"
+                  "Without any, and without --nvme, nothing goes to NVMe")
       ->type_name("DIR")
       ->group("Budgets, like 512MiB");
+  app->add_option("--config", options->config,
+                  "A ds_config.json: types, how far down things may go, and the\n"
+                  "section \"sluice\"; what is given here goes before it")
+      ->type_name("FILE");
   app->add_option("--device", options->device, "auto (default), host or cuda")
       ->type_name("DEVICE")
       ->check(CLI::IsMember(kDevices));
@@ -261,10 +320,14 @@ Command AddPlan(CLI::App* application) {
       ->check(CLI::PositiveNumber);
   app->add_flag("--json", options->json, "As JSON (docs/api.md lists the keys)");
   app->footer(
-      "\nThe model is --params in equal units; or a GPT of --layers and --hidden, whose embedding\n"
-      "has --vocab rows, or what the blocks leave of --params. An example:\n"
-      "  sluice plan --params 7B --layers 32 --hidden 4096 --hbm 4GiB --pinned 32GiB --nvme-path "
-      ".");
+      "\nThe model is --model; or --params in equal units; or a GPT of --layers and --hidden, "
+      "whose\n"
+      "embedding has --vocab rows, or what the blocks leave of --params. The plan may be for "
+      "another\n"
+      "machine: with all budgets given, this one is not looked at. Examples:\n"
+      "  sluice plan --params 7B --layers 32 --hidden 4096 --hbm 4GiB --pinned 32GiB --nvme "
+      "200GiB\n"
+      "  sluice plan --model config.json --config ds_config.json --device cuda --hbm 20GiB");
   return {.app = app, .run = [options] { return RunPlan(*options); }};
 }
 

@@ -1,7 +1,8 @@
 """The C ABI (offload/sluice.h) through ctypes: a Library, and a Runtime object per sluice_runtime.
 
 Every call may be made from any thread. Waiting is done in slices of at most 100 ms, so that signals (Ctrl-C) are
-served. Errors are raised as SluiceError or one of its subclasses, with the library's own words.
+served. Errors are raised as SluiceError or one of its subclasses, with the library's own words. Every number and text goes
+through _checked.py: what C's type doesn't hold is refused by name.
 """
 
 import ctypes
@@ -9,6 +10,18 @@ import json
 import os
 import pathlib
 
+from ._checked import Structure, converted, decoded, path_bytes
+from ._errors import (
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    NotOpen,
+    PermissionDenied,
+    ResourceExhausted,
+    SluiceError,
+    Unavailable,
+)
 from .lent import Lent
 
 F32, BF16, F16, BYTES = range(4)
@@ -20,43 +33,6 @@ BOUNDARY = 1
 ABI_VERSION = 1
 _WAIT_MS = 100
 
-
-class SluiceError(RuntimeError):
-    """An error of the library; the message says what happened and what to do."""
-
-
-class InvalidArgument(SluiceError, ValueError):
-    pass
-
-
-class FailedPrecondition(SluiceError):
-    pass
-
-
-class ResourceExhausted(SluiceError, MemoryError):
-    pass
-
-
-class NotFound(SluiceError):
-    pass
-
-
-class DataLoss(SluiceError):
-    pass
-
-
-class Unavailable(SluiceError):
-    pass
-
-
-class PermissionDenied(SluiceError):
-    pass
-
-
-class _NotOpen(InvalidArgument):
-    """A wait for a ticket that was waited for before, or never given."""
-
-
 _OK, _PENDING = 0, 1
 _ERRORS = {
     2: InvalidArgument,
@@ -66,11 +42,11 @@ _ERRORS = {
     6: DataLoss,
     7: Unavailable,
     8: PermissionDenied,
-    10: _NotOpen,
+    10: NotOpen,
 }
 
 
-class Options(ctypes.Structure):
+class Options(Structure):
     """sluice_options; the defaults are those of SLUICE_OPTIONS_INIT."""
 
     _fields_ = [
@@ -121,17 +97,15 @@ class Options(ctypes.Structure):
             min_loss_scale=1.0,
             overlap=1,
         )
-        paths = [os.fsencode(p) for p in values.pop("nvme_paths", ())]
+        paths = [path_bytes("nvme_paths", p) for p in values.pop("nvme_paths", ())]
         self._paths = (ctypes.c_char_p * max(1, len(paths)))(*paths)  # keeps them alive
         self.nvme_paths = ctypes.cast(self._paths, ctypes.POINTER(ctypes.c_char_p))
         self.nvme_path_count = len(paths)
         for name, value in values.items():
-            if not hasattr(Options, name):
-                raise TypeError(f"sluice_options has no field {name}")
             setattr(self, name, value)
 
 
-class TensorInfo(ctypes.Structure):
+class TensorInfo(Structure):
     _fields_ = [
         ("struct_size", ctypes.c_size_t),
         ("unit", ctypes.c_uint32),
@@ -142,7 +116,7 @@ class TensorInfo(ctypes.Structure):
     ]
 
 
-class Group(ctypes.Structure):
+class Group(Structure):
     """Hyperparameters: lr, beta1, beta2, eps, weight_decay, l2_decay, bias_correction."""
 
     _fields_ = [
@@ -160,13 +134,13 @@ class Group(ctypes.Structure):
         super().__init__(struct_size=ctypes.sizeof(Group), **values)
 
 
-class Place(ctypes.Structure):
+class Place(Structure):
     """Where the caller keeps a tensor's parameter: address and dtype; address 0: not said."""
 
     _fields_ = [("data", ctypes.c_void_p), ("dtype", ctypes.c_int32), ("reserved", ctypes.c_int32)]
 
 
-class StepArgs(ctypes.Structure):
+class StepArgs(Structure):
     _fields_ = [
         ("struct_size", ctypes.c_size_t),
         ("groups", ctypes.POINTER(Group)),
@@ -177,7 +151,7 @@ class StepArgs(ctypes.Structure):
     ]
 
 
-class StepResult(ctypes.Structure):
+class StepResult(Structure):
     _fields_ = [
         ("struct_size", ctypes.c_size_t),
         ("grad_norm", ctypes.c_double),
@@ -186,7 +160,7 @@ class StepResult(ctypes.Structure):
     ]
 
 
-class Rates(ctypes.Structure):
+class Rates(Structure):
     """sluice_rates: what the hardware does, per second; 0 means infinitely fast."""
 
     _fields_ = [
@@ -201,7 +175,7 @@ class Rates(ctypes.Structure):
     ]
 
 
-class FloorTerms(ctypes.Structure):
+class FloorTerms(Structure):
     _fields_ = [("struct_size", ctypes.c_size_t)] + [
         (name, ctypes.c_double)
         for name in ("total", "forward", "backward", "io", "update", "checksum", "copies", "gradients")
@@ -210,44 +184,60 @@ class FloorTerms(ctypes.Structure):
 
 _u32, _u64, _i64, _i32 = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int64, ctypes.c_int32
 Ticket = _u64
-_p = ctypes.POINTER
-_JSON = [ctypes.c_char_p, ctypes.c_size_t, _p(ctypes.c_size_t)]
+_at, _text, _address = ctypes.POINTER, ctypes.c_char_p, ctypes.c_void_p
+_JSON = {"json": _text, "capacity": ctypes.c_size_t, "needed": _at(ctypes.c_size_t)}
+_RUNTIME = {"runtime": _u64}
+_TICKET = {"ticket": _at(_u64)}
+_ACCESS = {"tensor": _u32, "field": _i32, "data": _address, "dtype": _i32, "elements": _i64}
+# The arguments of every function, by name.
 _FUNCTIONS = {
-    "sluice_model_create": [_p(_u64)],
-    "sluice_model_add_unit": [_u64, ctypes.c_char_p, _p(_u32)],
-    "sluice_model_add_tensor": [_u64, _u32, ctypes.c_char_p, _i64, _u32, _p(_u32)],
-    "sluice_model_keep_in_hbm": [_u64, _u32],
-    "sluice_model_set_keep": [_u64, _u32, _i32],
-    "sluice_model_set_unit_types": [_u64, _u32, _i32, _i32],
-    "sluice_model_destroy": [_u64],
-    "sluice_plan": [_u64, _p(Options), *_JSON],
-    "sluice_runtime_create": [_u64, _p(Options), _p(_u64)],
-    "sluice_runtime_destroy": [_u64],
-    "sluice_wait": [_u64, _u64, _i32],
-    "sluice_iteration_begin": [_u64, _u32, _u32],
-    "sluice_iteration_end": [_u64],
-    "sluice_acquire": [_u64, _u32, ctypes.c_void_p, _p(_u64)],
-    "sluice_release": [_u64, _u32, ctypes.c_void_p],
-    "sluice_unit_view": [_u64, _u32, _p(ctypes.c_void_p)],
-    "sluice_tensor_query": [_u64, _u32, _p(TensorInfo)],
-    "sluice_tensor_set_step": [_u64, _u32, _i64],
-    "sluice_grad": [_u64, _u32, ctypes.c_void_p, _i64, ctypes.c_void_p, _p(_u64)],
-    "sluice_zero_grad": [_u64],
-    "sluice_grad_clear": [_u64, _u32],
-    "sluice_step": [_u64, _p(StepArgs), _p(_u64)],
-    "sluice_last_step": [_u64, _p(StepResult)],
-    "sluice_loss_scale": [_u64, _p(ctypes.c_double)],
-    "sluice_drain": [_u64, _p(_u64)],
-    "sluice_read": [_u64, _u32, _i32, ctypes.c_void_p, _i32, _i64, _p(_u64)],
-    "sluice_write": [_u64, _u32, _i32, ctypes.c_void_p, _i32, _i64, _p(_u64)],
-    "sluice_report": [_u64, *_JSON],
-    "sluice_floor": [_u64, _p(Rates), _p(FloorTerms)],
-    "sluice_reset_counters": [_u64],
-    "sluice_trace_write": [_u64, ctypes.c_char_p],
-    "sluice_trace_span": [_u64, ctypes.c_char_p, _i64, _i64],
-    "sluice_doctor": [ctypes.c_char_p, *_JSON],
-    "sluice_checksum": [ctypes.c_void_p, _u64, _u32, _u64, _p(_u64)],
+    "sluice_model_create": {"model": _at(_u64)},
+    "sluice_model_add_unit": {"model": _u64, "name": _text, "unit": _at(_u32)},
+    "sluice_model_add_tensor": {
+        "model": _u64, "unit": _u32, "name": _text, "elements": _i64, "group": _u32, "tensor": _at(_u32)
+    },
+    "sluice_model_keep_in_hbm": {"model": _u64, "unit": _u32},
+    "sluice_model_set_keep": {"model": _u64, "tensor": _u32, "keep": _i32},
+    "sluice_model_set_unit_types": {"model": _u64, "unit": _u32, "param_dtype": _i32, "grad_dtype": _i32},
+    "sluice_model_destroy": {"model": _u64},
+    "sluice_plan": {"model": _u64, "options": _at(Options), **_JSON},
+    "sluice_runtime_create": {"model": _u64, "options": _at(Options), "runtime": _at(_u64)},
+    "sluice_runtime_destroy": _RUNTIME,
+    "sluice_wait": {**_RUNTIME, "ticket": _u64, "timeout_ms": _i32},
+    "sluice_iteration_begin": {**_RUNTIME, "key": _u32, "flags": _u32},
+    "sluice_iteration_end": _RUNTIME,
+    "sluice_acquire": {**_RUNTIME, "unit": _u32, "stream": _address, **_TICKET},
+    "sluice_release": {**_RUNTIME, "unit": _u32, "stream": _address},
+    "sluice_unit_view": {**_RUNTIME, "unit": _u32, "dlpack": _at(_address)},
+    "sluice_tensor_query": {**_RUNTIME, "tensor": _u32, "info": _at(TensorInfo)},
+    "sluice_tensor_set_step": {**_RUNTIME, "tensor": _u32, "step": _i64},
+    "sluice_grad": {
+        **_RUNTIME, "tensor": _u32, "data": _address, "elements": _i64, "stream": _address, **_TICKET
+    },
+    "sluice_zero_grad": _RUNTIME,
+    "sluice_grad_clear": {**_RUNTIME, "tensor": _u32},
+    "sluice_step": {**_RUNTIME, "args": _at(StepArgs), **_TICKET},
+    "sluice_last_step": {**_RUNTIME, "result": _at(StepResult)},
+    "sluice_loss_scale": {**_RUNTIME, "scale": _at(ctypes.c_double)},
+    "sluice_drain": {**_RUNTIME, **_TICKET},
+    "sluice_read": {**_RUNTIME, **_ACCESS, **_TICKET},
+    "sluice_write": {**_RUNTIME, **_ACCESS, **_TICKET},
+    "sluice_report": {**_RUNTIME, **_JSON},
+    "sluice_floor": {**_RUNTIME, "rates": _at(Rates), "floor": _at(FloorTerms)},
+    "sluice_reset_counters": _RUNTIME,
+    "sluice_trace_write": {**_RUNTIME, "path": _text},
+    "sluice_trace_span": {**_RUNTIME, "name": _text, "begin_ns": _i64, "end_ns": _i64},
+    "sluice_doctor": {"path": _text, **_JSON},
+    "sluice_checksum": {"data": _address, "bytes": _u64, "block": _u32, "generation": _u64, "checksum": _at(_u64)},
 }
+# And those that only libsluice_sim has.
+_SIMULATED = {
+    "sluice_runtime_create_simulated": {"model": _u64, "options": _at(Options), "seed": _u64, "runtime": _at(_u64)},
+    "sluice_simulated_fault": {
+        **_RUNTIME, "seam": _u32, "fault": _u32, "nth": _u64, "always": _u32, "happened": _at(_u64)
+    },
+}
+_ARGUMENTS = {**_FUNCTIONS, **_SIMULATED}
 
 
 def _find_library():
@@ -278,16 +268,11 @@ class Library:
         found = self._lib.sluice_abi_version()
         if found != ABI_VERSION:
             raise ImportError(f"{self.path} has ABI version {found}; this package needs {ABI_VERSION}")
-        for name, arguments in _FUNCTIONS.items():
-            function = getattr(self._lib, name)
-            function.argtypes = arguments
-            function.restype = ctypes.c_int
         self.simulated = hasattr(self._lib, "sluice_runtime_create_simulated")
-        if self.simulated:
-            self._lib.sluice_runtime_create_simulated.argtypes = [_u64, _p(Options), _u64, _p(_u64)]
-            self._lib.sluice_runtime_create_simulated.restype = ctypes.c_int
-            self._lib.sluice_simulated_fault.argtypes = [_u64, _u32, _u32, _u64, _u32, _p(_u64)]
-            self._lib.sluice_simulated_fault.restype = ctypes.c_int
+        for name, arguments in (_ARGUMENTS if self.simulated else _FUNCTIONS).items():
+            function = getattr(self._lib, name)
+            function.argtypes = list(arguments.values())
+            function.restype = ctypes.c_int
 
     @classmethod
     def default(cls):
@@ -299,9 +284,14 @@ class Library:
         return self._lib.sluice_version().decode()
 
     def call(self, name, *arguments):
-        status = getattr(self._lib, name)(*arguments)
+        """Errors: the library's; InvalidArgument for an argument that its C type doesn't hold."""
+        status = self._status(name, arguments)
         if status != _OK:
             self.fail(status)
+
+    def _status(self, name, arguments):
+        types = _ARGUMENTS[name].items()
+        return getattr(self._lib, name)(*[converted(t, n, v) for (n, t), v in zip(types, arguments, strict=True)])
 
     def fail(self, status):
         words = self._lib.sluice_last_error().decode(errors="replace")
@@ -309,7 +299,7 @@ class Library:
 
     def wait(self, runtime, ticket, timeout_ms):
         """Whether the ticket is done."""
-        status = self._lib.sluice_wait(runtime, ticket, timeout_ms)
+        status = self._status("sluice_wait", (runtime, ticket, timeout_ms))
         if status == _PENDING:
             return False
         if status != _OK:
@@ -321,7 +311,7 @@ class Library:
         self.call(name, *arguments, None, 0, ctypes.byref(needed))
         buffer = ctypes.create_string_buffer(needed.value + 4096)  # counters may grow in between
         self.call(name, *arguments, buffer, len(buffer), ctypes.byref(needed))
-        return json.loads(buffer.value.decode())
+        return json.loads(decoded(buffer.value))
 
     def checksum(self, address, count, block, generation):
         """Of `count` bytes in host memory, as of a block in one of its versions."""
@@ -330,7 +320,12 @@ class Library:
         return result.value
 
     def doctor(self, path=None):
-        return self.json("sluice_doctor", None if path is None else os.fsencode(path))
+        return self.json("sluice_doctor", None if path is None else path_bytes("path", path))
+
+
+def _name(text):
+    """For messages only: what C or UTF-8 can't have in a text is escaped."""
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace")
 
 
 class ModelSpec:
@@ -344,11 +339,11 @@ class ModelSpec:
         library.call("sluice_model_create", ctypes.byref(self.handle))
         number = _u32()
         for unit_name, tensors in units:
-            library.call("sluice_model_add_unit", self.handle, unit_name.encode(), ctypes.byref(number))
+            library.call("sluice_model_add_unit", self.handle, _name(unit_name), ctypes.byref(number))
             unit = number.value
             for name, elements, group in tensors:
                 library.call(
-                    "sluice_model_add_tensor", self.handle, unit, name.encode(), elements, group, ctypes.byref(number)
+                    "sluice_model_add_tensor", self.handle, unit, _name(name), elements, group, ctypes.byref(number)
                 )
         for tensor, kept in (keep or {}).items():
             library.call("sluice_model_set_keep", self.handle, tensor, kept)
@@ -429,7 +424,7 @@ class Runtime:
             self._check_open()
             if not self.library.wait(self._handle, ticket, timeout_ms):
                 return False
-        except _NotOpen:
+        except NotOpen:
             pass  # it was waited for before: an interrupt came between its end and the 0
         except SluiceError:
             ticket.value = 0
@@ -519,17 +514,17 @@ class Runtime:
         """Of a simulated runtime: what its `nth` call of a seam from now on ends as (core/sim_faults.h), and, if `always`,
         all that follow. Returns how many faults there were; nth 0: does nothing else."""
         happened = _u64()
-        self._call("sluice_simulated_fault", seam, fault, nth, always, ctypes.byref(happened))
+        self._call("sluice_simulated_fault", seam, fault, nth, int(always), ctypes.byref(happened))
         return happened.value
 
     def reset_counters(self):
         self._call("sluice_reset_counters")
 
     def trace_write(self, path):
-        self._call("sluice_trace_write", os.fsencode(path))
+        self._call("sluice_trace_write", path_bytes("path", path))
 
     def trace_span(self, name, begin_ns, end_ns):
-        self._call("sluice_trace_span", name.encode(), begin_ns, end_ns)
+        self._call("sluice_trace_span", _name(name), begin_ns, end_ns)
 
     @property
     def open(self):

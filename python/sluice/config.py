@@ -5,34 +5,55 @@ refused with what to use instead (config_keys.py has them all). An unknown key i
 one. "auto" means the default, and is noted. Keys of Sluice's own stand under "sluice".
 """
 
-import base64
-import binascii
 import dataclasses
 import difflib
-import json
+import fractions
+import math
+import numbers
 import os
 import re
 
 from . import schedulers
-from .config_keys import ALIASES, KEYS, NO_EFFECT, OTHER_OPTIMIZERS, USED
+from ._checked import shown
+from ._errors import ConfigError
+from .config_file import load_file, read  # noqa: F401  load_file is for programs
+from .config_keys import ALIASES, BYTES_MAX, KEYS, NO_EFFECT, OTHER_OPTIMIZERS, USED, WHOLE_MAX
 
-_SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*$")
+_SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*$", re.ASCII)
 _FACTORS = {"": 1, "b": 1, "k": 1 << 10, "kib": 1 << 10, "m": 1 << 20, "mib": 1 << 20, "g": 1 << 30, "gib": 1 << 30}
 _FACTORS.update({"t": 1 << 40, "tib": 1 << 40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12})
-
-
-class ConfigError(ValueError):
-    """The configuration can't be used; the message names the key and what to do."""
+_SIZE_CHARACTERS = 64
 
 
 def parse_bytes(value, name="size"):
-    """512 -> 512, "512MiB" -> 536870912. None stays None."""
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
-        return value
-    match = _SIZE.match(value) if isinstance(value, str) else None
+    """512 -> 512, "512MiB" -> 536870912. None stays None. Errors: ConfigError."""
+    if value is None:
+        return None
+    size = _size(value)
+    if size is None:
+        raise ConfigError(f"{name}: {shown(value)} is not a size; write it like 512MiB, 1.5GiB or 1000000")
+    if size > BYTES_MAX:
+        raise ConfigError(f"{name}: {shown(value)} is more than {BYTES_MAX} bytes, the most there can be")
+    return size
+
+
+def _size(value):
+    number = _plain(value)
+    if number is not None:
+        return int(number) if 0 <= number < math.inf and number == int(number) else None
+    if not isinstance(value, str) or len(value) > _SIZE_CHARACTERS:
+        return None
+    match = _SIZE.match(value)
     if match is None or match.group(2).lower() not in _FACTORS:
-        raise ConfigError(f"{name}: {value!r} is not a size; write it like 512MiB, 1.5GiB or 1000000")
-    return round(float(match.group(1)) * _FACTORS[match.group(2).lower()])
+        return None
+    return round(fractions.Fraction(match.group(1)) * _FACTORS[match.group(2).lower()])
+
+
+def _plain(value):
+    """A number of anybody's as one of Python's own, or None; a bool is none."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return None
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,106 +82,92 @@ class Config:
     notes: tuple = ()  # "key: reason" of every key accepted without effect
 
 
-def _no_duplicates(pairs):
-    result = {}
-    for key, value in pairs:
-        if key in result:
-            raise ConfigError(f"key {key!r} is given twice")
-        result[key] = value
-    return result
+# ---- Values, checked and converted by the type that config_keys.py gives them. (rule, value, where) -> value
 
 
-def _parse(text, source):
+def _number(rule, value, where):
+    return _real(value, where, 0, rule.high)
+
+
+def _real(value, where, low, high):
+    number = _plain(value)
+    if number is None or number != number:
+        raise ConfigError(f"{where}: must be a number, not {shown(value)}")
     try:
-        return json.loads(text, object_pairs_hook=_no_duplicates)
-    except json.JSONDecodeError as error:
-        problem = error
-    try:
-        import hjson
-    except ImportError:
-        raise ConfigError(f"{source} is not JSON: {problem} (to read HJSON, install the package hjson)") from None
-    try:
-        return hjson.loads(text, object_pairs_hook=_no_duplicates)
-    except hjson.HjsonDecodeError as error:
-        raise ConfigError(f"{source} is neither JSON ({problem}) nor HJSON ({error})") from None
+        number = float(number)
+    except OverflowError:  # a whole number of more than 308 digits
+        number = math.inf
+    if number < low or number == math.inf or (high is not None and number > high):
+        most = "finite" if high is None else f"at most {high}"
+        raise ConfigError(f"{where}: must be at least {low} and {most}, not {shown(value)}")
+    return number
 
 
-def _load(config):
-    if isinstance(config, dict):
-        return config
-    if not isinstance(config, (str, os.PathLike)):
-        raise ConfigError(f"config must be a dict or the path of a JSON file, not {type(config).__name__}")
-    if not os.path.exists(config):
-        try:  # DeepSpeed also takes the JSON itself, in URL-safe base64
-            return _parse(base64.urlsafe_b64decode(os.fspath(config)).decode(), "the base64 config")
-        except (binascii.Error, UnicodeError):
-            pass
-    return load_file(config)
-
-
-def load_file(path):
-    """What a JSON or HJSON file holds. Errors: ConfigError."""
-    name = os.fspath(path)
-    try:
-        with open(path, encoding="utf-8") as file:
-            return _parse(file.read(), f"config file {name}")
-    except FileNotFoundError:
-        raise ConfigError(f"config file {name} does not exist") from None
-    except OSError as error:
-        raise ConfigError(f"config file {name} can't be read: {error}") from None
-
-
-# ---- Values, checked and converted by the type that config_keys.py gives them.
-
-
-def _number(low, whole):
-    def check(value, where):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-            raise ConfigError(f"{where}: must be a number, not {value!r}")
-        if whole and (value in (float("inf"), float("-inf")) or value != int(value)):
-            raise ConfigError(f"{where}: must be a whole number, not {value!r}")
-        if value < low or value == float("inf"):
-            raise ConfigError(f"{where}: must be at least {low} and finite, not {value!r}")
-        return int(value) if whole else float(value)
+def _whole(low):
+    def check(rule, value, where):
+        high = WHOLE_MAX if rule.high is None else rule.high
+        number = _plain(value)
+        if number is None:
+            raise ConfigError(f"{where}: must be a number, not {shown(value)}")
+        if isinstance(number, float) and not number.is_integer():  # also inf and nan
+            raise ConfigError(f"{where}: must be a whole number, not {shown(value)}")
+        if not low <= number <= high:
+            raise ConfigError(f"{where}: must be a whole number from {low} to {high}, not {shown(value)}")
+        return int(number)
 
     return check
 
 
 def _instance(types, what):
-    def check(value, where):
+    def check(rule, value, where):
         if not isinstance(value, types):
-            raise ConfigError(f"{where}: must be {what}, not {value!r}")
+            raise ConfigError(f"{where}: must be {what}, not {shown(value)}")
         return value
 
     return check
 
 
-def _betas(value, where):
+def _betas(rule, value, where):
     if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise ConfigError(f"{where}: must be two numbers, not {value!r}")
-    betas = tuple(_number(0, whole=False)(beta, where) for beta in value)
+        raise ConfigError(f"{where}: must be two numbers, not {shown(value)}")
+    betas = tuple(_real(beta, where, 0, None) for beta in value)
     if max(betas) >= 1:
-        raise ConfigError(f"{where}: must be below 1, not {value!r}")
+        raise ConfigError(f"{where}: must be below 1, not {shown(value)}")
     return betas
 
 
-def _paths(value, where):
-    paths = (value,) if isinstance(value, (str, os.PathLike)) else value
-    if not isinstance(paths, (list, tuple)) or not all(isinstance(p, (str, os.PathLike)) for p in paths):
-        raise ConfigError(f"{where}: must be a directory or a list of them, not {value!r}")
-    return tuple(map(os.fspath, paths))
+def _path(rule, value, where):
+    try:
+        path = os.fsdecode(value)
+        os.fsencode(path)
+    except (TypeError, UnicodeError):
+        raise ConfigError(f"{where}: must be a path, not {shown(value)}") from None
+    if not path or "\0" in path:
+        raise ConfigError(f"{where}: must be a path, not {shown(value)}, which no file system can have")
+    return path
+
+
+def paths_of(value, where):
+    """One path or several (str, bytes or PathLike) as a tuple of str; what isn't UTF-8 in them is kept. Errors:
+    ConfigError."""
+    if isinstance(value, (str, bytes, os.PathLike)):
+        value = (value,)
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{where}: must be a directory or a list of them, not {shown(value)}")
+    return tuple(_path(None, path, where) for path in value)
 
 
 _TYPES = {
     "bool": _instance(bool, "true or false"),
     "text": _instance(str, "a string"),
     "section": _instance(dict, "an object"),
-    "number": _number(0, whole=False),
-    "count": _number(0, whole=True),
-    "positive": _number(1, whole=True),
-    "size": parse_bytes,
+    "number": _number,
+    "count": _whole(0),
+    "positive": _whole(1),
+    "size": lambda rule, value, where: parse_bytes(value, where),
     "betas": _betas,
-    "paths": _paths,
+    "path": _path,
+    "paths": lambda rule, value, where: paths_of(value, where),
 }
 
 
@@ -168,10 +175,21 @@ def _checked(rule, value, where):
     if value is None:
         return None
     if isinstance(rule.type, tuple):
-        if value not in rule.type or isinstance(value, bool):
-            raise ConfigError(f"{where}: must be one of {', '.join(map(str, rule.type))}, not {value!r}")
-        return value
-    return _TYPES[rule.type](value, where)
+        plain = isinstance(value, (str, numbers.Real)) and not isinstance(value, bool)
+        found = [choice for choice in rule.type if plain and choice == value]
+        if not found:
+            raise ConfigError(f"{where}: must be one of {', '.join(map(str, rule.type))}, not {shown(value)}")
+        return found[0]
+    return _TYPES[rule.type](rule, value, where)
+
+
+def checked(key, value, name):
+    """An argument `name` that means what the key (such as "sluice.hbm") does: `value` as it, checked as there; None stays
+    None. Errors: ConfigError."""
+    rule = KEYS
+    for part in key.split("."):
+        rule = rule[part]
+    return _checked(rule, value, name)
 
 
 # ---- The sections
@@ -192,7 +210,7 @@ def _unknown(where, original, known):
 def _walk(given, known, path, notes):
     """The honoured keys of one section, checked; those with their default left out."""
     if not isinstance(given, dict):
-        raise ConfigError(f"{path or 'the config'}: must be an object, not {given!r}")
+        raise ConfigError(f"{path or 'the config'}: must be an object, not {shown(given)}")
     result, seen = {}, set()
     for original, value in given.items():
         key = ALIASES.get(path, {}).get(original, original)
@@ -307,11 +325,18 @@ def _nvme_paths(zero, own):
 
 def load_config(config):
     """Reads a DeepSpeed configuration: a dict, the path of a JSON or HJSON file, or the JSON in URL-safe base64.
-    Errors: ConfigError."""
+    Errors: ConfigError, naming the file and the key."""
+    given, source = read(config)
+    try:
+        return _config_of(given)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}" if source else str(error)) from None
+
+
+def _config_of(given):
     notes = []
-    given = dict(_load(config)) if isinstance(config, dict) else _load(config)
     if isinstance(given, dict) and isinstance(given.get("zero_optimization"), bool):
-        given["zero_optimization"] = {"stage": int(given["zero_optimization"])}  # an old form
+        given = {**given, "zero_optimization": {"stage": int(given["zero_optimization"])}}  # an old form
     top = _walk(given, KEYS, "", notes)
     micro, steps = _batches(top)
     dtype, loss_scale = _precision(top)

@@ -7,6 +7,11 @@ import dataclasses
 
 USED, NO_EFFECT, REFUSED = "used", "no effect", "refused"
 
+# What the library takes at most (offload/c_api_arguments.cc).
+WHOLE_MAX = (1 << 63) - 1
+BYTES_MAX = (1 << 61) - 1
+_INT32_MAX = (1 << 31) - 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Key:
@@ -17,12 +22,13 @@ class Key:
     words: str
     type: object = None  # of values: a name in config.py's table of types, or a tuple of choices
     default: object = None
+    high: float | None = None  # of numbers: the most; None: what the type holds
     off: tuple = ()
     off_section: bool = False
 
 
-def _use(type_, default, words):
-    return Key(USED, words, type_, default)
+def _use(type_, default, words, high=None):
+    return Key(USED, words, type_, default, high)
 
 
 def _note(reason):
@@ -155,9 +161,9 @@ KEYS = {
     "fp16": {
         "enabled": _use("bool", False, "parameters and gradients in fp16, with loss scaling"),
         "loss_scale": _use("number", 0, "0: dynamic"),
-        "initial_scale_power": _use("count", 16, "the first scale is 2 to this power"),
+        "initial_scale_power": _use("count", 16, "the first scale is 2 to this power", high=126),
         "loss_scale_window": _use("positive", 1000, "steps without overflow until the scale doubles"),
-        "hysteresis": _use("positive", 2, "overflows until the scale is halved"),
+        "hysteresis": _use("positive", 2, "overflows until the scale is halved", high=_INT32_MAX),
         "consecutive_hysteresis": _use("bool", False, "a step without overflow restores hysteresis"),
         "min_loss_scale": _use("number", 1, ""),
         "auto_cast": _refuse("cast the inputs in the model instead", False),
@@ -179,7 +185,7 @@ KEYS = {
     },
     "zero_optimization": _ZERO,
     "aio": {
-        "queue_depth": _use("positive", None, "transfers in the kernel at a time; default: chosen"),
+        "queue_depth": _use("positive", None, "transfers in the kernel at a time; default: chosen", high=1024),
         "block_size": _note("transfers are chunks: set sluice.chunk_elements"),
         "intra_op_parallelism": _note("one thread keeps the queue full"),
         "single_submit": _note("at most a few transfers are submitted per call"),
@@ -242,12 +248,12 @@ KEYS = {
         "pinned": _use("size", None, "budget of pinned RAM"),
         "nvme": _use("size", None, "budget of drive space; default: as needed"),
         "nvme_path": _use("paths", None, "directory, or one per drive; goes before those of zero_optimization"),
-        "workers": _use("count", None, "threads that update states; default: chosen"),
+        "workers": _use("count", None, "threads that update states; default: chosen", high=1024),
         "executor": _use(("tbb", "threads"), "tbb", "what runs them"),
         "io_engine": _use(("auto", "io_uring", "libaio", "threads"), "auto", "how files are read and written"),
-        "io_depth": _use("count", None, "transfers in the kernel at a time; goes before aio.queue_depth"),
+        "io_depth": _use("count", None, "transfers in the kernel at a time; goes before aio.queue_depth", high=1024),
         "chunk_elements": _use(
-            "count", None, "elements moved and updated at a time, a multiple of 4096; default: chosen"
+            "count", None, "elements moved and updated at a time, a multiple of 4096; default: chosen", high=1 << 30
         ),
         "unit_elements": _use(
             "count", None, "modules of at most so many elements are moved as one; default: by budget"
@@ -257,9 +263,9 @@ KEYS = {
         ),
         "overlap": _use("bool", True, "false: every movement waits for the one before (to find faults)"),
         "link_bytes_per_second": _use("number", None, "host device: speed of the modelled link; default: as memory"),
-        "trace_spans": _use("count", 0, "room for so many spans of Engine.write_trace()"),
-        "library": _use("text", None, "another libsluice.so"),
-        "simulated_seed": _use("count", None, "with the simulated library: the seed of its world"),
+        "trace_spans": _use("count", 0, "room for so many spans of Engine.write_trace()", high=1 << 26),
+        "library": _use("path", None, "another libsluice.so"),
+        "simulated_seed": _use("count", None, "with the simulated library: the seed of its world", high=(1 << 64) - 1),
     },
 }
 

@@ -9,11 +9,24 @@ from .config_keys import ALIASES, KEYS, NO_EFFECT, USED
 
 BEGIN, END = "<!-- made by sluice.config_table -->", "<!-- end -->"
 _NUMBERS = {"number": "number", "count": "whole number", "positive": "whole number from 1", "size": "size"}
-_OTHER = {"bool": "true, false", "text": "string", "section": "object", "betas": "two numbers", "paths": "directory"}
+_OTHER = {"bool": "true, false", "text": "string", "section": "object", "betas": "two numbers"}
+_OTHER |= {"path": "file", "paths": "directory"}
 
 
 def _values(key):
-    return ", ".join(map(str, key.type)) if isinstance(key.type, tuple) else {**_NUMBERS, **_OTHER}[key.type]
+    if isinstance(key.type, tuple):
+        return ", ".join(map(str, key.type))
+    words = {**_NUMBERS, **_OTHER}[key.type]
+    return words if key.high is None else f"{words} to {_power(key.high)}"
+
+
+def _power(number):
+    """2^31-1 rather than ten digits."""
+    for more, rest in ((0, ""), (1, "-1")):
+        power = (number + more).bit_length() - 1
+        if number >= 1 << 20 and number + more == 1 << power:
+            return f"2^{power}{rest}"
+    return str(number)
 
 
 def _row(name, key):

@@ -11,13 +11,12 @@ import weakref
 
 import torch
 
-from . import _abi, attached, away, devices, hyperparameters, loading, registry, schedulers, values
+from . import _abi, attached, away, devices, frozen, hyperparameters, loading, registry, schedulers, values
 from .config import load_config
 from .distributed import check_single_rank
 from .engine_calls import EngineCalls
-from .frozen import Frozen
 from .init import Trimmer, forget_spools, take_values
-from .optimizer import make_optimizer
+from .optimizer import NoOptimizer, make_optimizer
 from .precision import NUMBERS, Precision
 from .progress import StepPrinter
 from .units import partition
@@ -103,7 +102,7 @@ class Engine(EngineCalls, torch.nn.Module):
 
     def _find_frozen(self, model):
         advice = "name what is to train later in model_parameters (or the optimizer) of sluice.initialize()"
-        return Frozen(model, self.optimizer.groups_by_id(), "the engine was made", advice)
+        return frozen.find(self.optimizer, model, self.optimizer.groups_by_id(), "the engine was made", advice)
 
     def _initial_values(self, parameter):
         return take_values(parameter)
@@ -160,7 +159,7 @@ class Engine(EngineCalls, torch.nn.Module):
             "workers": own.get("workers") or 0,
             "chunk_elements": own.get("chunk_elements") or 0,
             "link_bytes_per_second": float(own.get("link_bytes_per_second") or 0),
-            "overlap": int(own.get("overlap", True)),
+            "overlap": int(own.get("overlap") is not False),
             "trace_spans_max": own.get("trace_spans") or 0,
         }
         for key, field in (("hbm", "hbm_bytes"), ("pinned", "pinned_bytes"), ("nvme", "nvme_bytes")):
@@ -239,6 +238,7 @@ class Engine(EngineCalls, torch.nn.Module):
     def backward(self, loss, retain_graph=False, scale_wrt_gas=True):
         """Backward of loss / gradient_accumulation_steps, times the loss scale. Returns the former, unscaled."""
         self._check_open()
+        self._frozen.check_trains()
         if scale_wrt_gas and self.config.accumulation > 1:
             loss = loss / self.config.accumulation
         with self._printer.timed("backward"):
@@ -251,6 +251,7 @@ class Engine(EngineCalls, torch.nn.Module):
     def scale(self, loss):
         """For a loop that calls backward() itself: engine.scale(loss).backward() is engine.backward(loss)."""
         self._check_open()
+        self._frozen.check_trains()
         # A tensor of its own, as the hook is for this backward only.
         scaled = self._times_scale(loss / self.config.accumulation)
         end = weakref.WeakMethod(self._end_backward)  # the graph must not keep the engine alive
@@ -520,7 +521,8 @@ def initialize(
 ):
     """Moves `model` onto the tiers as `config` (DeepSpeed's JSON as a dict or a path) says.
 
-    Returns (engine, optimizer, training data loader or None, lr_scheduler or None). model_parameters: what is trained,
+    Returns (engine, optimizer or None, training data loader or None, lr_scheduler or None). Without an optimizer, here or in
+    the configuration, no states are kept: the engine evaluates, and does not train. model_parameters: what is trained,
     parameters or groups of them; None: what requires a gradient now. Frozen parameters that are named there, or in a
     client's optimizer, can train later; of the others no states are kept, and they are never written again.
     optimizer: a torch Adam or AdamW, or a function from the parameters to one. lr_scheduler: a scheduler made for that
@@ -545,10 +547,15 @@ def initialize(
     except BaseException:
         engine.close()
         raise
-    return engine, engine.optimizer, engine.training_dataloader, engine.lr_scheduler
+    optimizer = None if isinstance(engine.optimizer, NoOptimizer) else engine.optimizer
+    return engine, optimizer, engine.training_dataloader, engine.lr_scheduler
 
 
 def _make_scheduler(client, engine):
+    if isinstance(engine.optimizer, NoOptimizer):  # a configured schedule has nothing to set then
+        if client is not None:
+            raise ValueError("lr_scheduler: there is no optimizer for it: name one in the configuration or as optimizer=")
+        return None
     if client is not None:
         return client if hasattr(client, "step") else client(engine.optimizer)
     if engine.config.scheduler is None:

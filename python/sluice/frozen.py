@@ -2,6 +2,14 @@
 named them for its optimizer. They are loaded once and never written back."""
 
 from . import _abi
+from .optimizer import NoOptimizer
+
+
+def find(optimizer, model, named, made, advice):
+    """What of `model` keeps no states under that optimizer of an engine's. The rest as for Frozen."""
+    if isinstance(optimizer, NoOptimizer):
+        return AllFrozen(optimizer, model)
+    return Frozen(model, named, made, advice)
 
 
 class Frozen:
@@ -19,6 +27,9 @@ class Frozen:
         """What is kept of the units' tensors, for _abi.Runtime."""
         parameters = [p for unit in units for _, p in unit.parameters]
         return {number: _abi.KEEP_PARAM for number, p in enumerate(parameters) if p in self}
+
+    def check_trains(self):
+        """Errors: FailedPrecondition if nothing can be trained."""
 
     def check_optimized(self, parameters):
         """Errors: ValueError if any of them has no states."""
@@ -49,3 +60,25 @@ class Frozen:
             f"model_parameters: optimizer states, 12 bytes each, are kept for {elements} values that nothing trains now, since "
             "they were named or require a gradient: if that is to stay so, freeze them and leave them out",
         )
+
+
+class AllFrozen(Frozen):
+    """All parameters of a model that nobody named an optimizer for. They may require gradients, which are PyTorch's own
+    then; only what would train them raises."""
+
+    def __init__(self, optimizer, model):
+        self._ids = frozenset(map(id, model.parameters()))
+        self._refuse = optimizer.refuse
+
+    def check_trains(self):
+        self._refuse()
+
+    def check_optimized(self, parameters):
+        if parameters:
+            self._refuse()
+
+    def check_still(self):
+        self._refuse()
+
+    def states_note(self, model, optimized):
+        return ("optimizer: none was named, so no states are kept, and step() raises",)

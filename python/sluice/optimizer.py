@@ -1,5 +1,7 @@
 """The optimizer as loops and LR schedulers see it when the engine owns the step, and how it comes about: from the
-configuration, or from a client's torch optimizer."""
+configuration, or from a client's torch optimizer. Without either there is none, and no states are kept."""
+
+import math
 
 import torch
 
@@ -113,6 +115,33 @@ class EngineOptimizer(torch.optim.Optimizer):
 
     loss_scale = cur_scale
 
+    @property
+    def overflow(self):
+        """Whether the last step at a boundary was left out, as the norm of its gradients was not finite."""
+        norm = self._alive().get_global_grad_norm()
+        return norm is not None and not math.isfinite(norm)
+
+
+class NoOptimizer(EngineOptimizer):
+    """Where nobody named an optimizer: no groups, and no states are kept. What would need them raises."""
+
+    def __init__(self):
+        super().__init__([{"params": []}], dict(DEFAULTS))
+        self.param_groups.clear()
+
+    def refuse(self, *args, **kwargs):
+        raise _abi.FailedPrecondition(
+            'no optimizer was named, so no states are kept and nothing can be trained: give the configuration an "optimizer" '
+            "section, or optimizer= (torch.optim.AdamW, say) to sluice.initialize() or sluice.attach()"
+        )
+
+    step = load_state_dict = refuse
+
+    def add_param_group(self, group):
+        if self.engine is not None:  # else the base class is being made
+            self.refuse()
+        super().add_param_group(group)
+
 
 def _tensors_of(entries, key, tensor_of):
     for parameter, entry in entries:
@@ -128,8 +157,9 @@ def _checked_group(group, l2_decay):
     group.setdefault("l2_decay", l2_decay and not group.get("decoupled_weight_decay", False))
     group.setdefault("bias_correction", True)
     hyperparameters.checked(group)
-    group["lr"] = float(group["lr"])
     group["betas"] = tuple(map(float, group["betas"]))
+    if not isinstance(group["lr"], torch.Tensor):  # a tensor stays the client's own: schedules fill it
+        group["lr"] = float(group["lr"])
     return group
 
 
@@ -148,12 +178,14 @@ def _from_client(optimizer):
 
 
 def make_optimizer(model, configured, client, model_parameters):
-    """(the engine's optimizer, the client's or None).
+    """(the engine's optimizer, the client's or None). Where neither is there, a NoOptimizer.
 
     configured: hyperparameters of the configuration, or None. client: a torch optimizer, or a function from the
     parameters to one; it goes before what is configured. model_parameters: parameters, or groups of them; None: those of
     the model that require a gradient now.
     """
+    if configured is None and client is None:
+        return NoOptimizer(), None
     if model_parameters is None:
         model_parameters = (p for p in model.parameters() if p.requires_grad)
     parameters = list(model_parameters)
@@ -163,6 +195,5 @@ def make_optimizer(model, configured, client, model_parameters):
         client = client(parameters)
     if client is not None:
         return _from_client(client), client
-    defaults = configured or DEFAULTS
     groups = parameters if parameters and isinstance(parameters[0], dict) else [{"params": parameters}]  # may be none
-    return EngineOptimizer([dict(group) for group in groups], dict(defaults)), None
+    return EngineOptimizer([dict(group) for group in groups], dict(configured)), None

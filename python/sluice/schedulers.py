@@ -1,8 +1,9 @@
 """DeepSpeed's learning rate schedules, with its values.
 
-A schedule sets `lr` (OneCycle also `betas`) of every group of an optimizer. The engine calls step() after each update
-that was applied. Iterations are counted from 0: the first step() sets the rate of iteration 0. Before that the rate is
-the one the schedule starts from. Not thread-safe: one thread trains.
+A schedule sets `lr` (OneCycle also `betas`) of every group of an optimizer; a rate that is a tensor stays that tensor, and
+is filled. Rates and momenta may be lists, one value for each group. The engine calls step() after each update that was
+applied. Iterations are counted from 0: the first step() sets the rate of iteration 0. Before that the rate is the one
+the schedule starts from. Not thread-safe: one thread trains.
 """
 
 import difflib
@@ -10,6 +11,8 @@ import inspect
 import math
 
 import torch
+
+from . import schedule_arguments
 
 
 class Schedule:
@@ -52,7 +55,10 @@ class Schedule:
 
     def _set(self, rates):
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)  # the user's own, and what a captured graph reads
+            else:
+                group["lr"] = rate
         self._last_lr = list(rates)
 
     def _per_group(self, value, name):
@@ -62,6 +68,10 @@ class Schedule:
         if len(value) != count:
             raise ValueError(f"{name}: {len(value)} values for {count} parameter groups")
         return list(value)
+
+    def _own_rates(self):
+        """The rate of each group, as numbers: a tensor is filled later on."""
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
 
 
 class LRRangeTest(Schedule):
@@ -76,6 +86,7 @@ class LRRangeTest(Schedule):
         lr_range_test_staircase=False,
         last_batch_iteration=-1,
     ):
+        schedule_arguments.check(locals())
         self.optimizer = optimizer
         self.min_lr = self._per_group(lr_range_test_min_lr, "lr_range_test_min_lr")
         self.step_size = lr_range_test_step_size
@@ -94,10 +105,6 @@ class _Warmup(Schedule):
     """The share of the way up, by logarithm or straight, and what follows it."""
 
     def __init__(self, optimizer, warmup_num_steps, warmup_type, last_batch_iteration):
-        if not isinstance(warmup_num_steps, int) or isinstance(warmup_num_steps, bool) or warmup_num_steps <= 0:
-            raise ValueError(f"warmup_num_steps: must be a whole number of at least 1, not {warmup_num_steps!r}")
-        if warmup_type not in ("log", "linear"):
-            raise ValueError(f"warmup_type: must be log or linear, not {warmup_type!r}")
         self.warmup_num_steps = max(2, warmup_num_steps)
         self.warmup_type = warmup_type
         super().__init__(optimizer, last_batch_iteration)
@@ -113,7 +120,7 @@ class _Warmup(Schedule):
 
 
 class WarmupLR(_Warmup):
-    """From warmup_min_lr to warmup_max_lr (None: the optimizer's rate), which then stays."""
+    """From warmup_min_lr to warmup_max_lr (None: each group's own rate), which then stays."""
 
     def __init__(
         self,
@@ -124,11 +131,10 @@ class WarmupLR(_Warmup):
         warmup_type="log",
         last_batch_iteration=-1,
     ):
-        if warmup_max_lr is None:
-            warmup_max_lr = optimizer.param_groups[0]["lr"]
+        schedule_arguments.check(locals())
         self.optimizer = optimizer
         self.min_lrs = self._per_group(warmup_min_lr, "warmup_min_lr")
-        self.max_lrs = self._per_group(warmup_max_lr, "warmup_max_lr")
+        self.max_lrs = self._own_rates() if warmup_max_lr is None else self._per_group(warmup_max_lr, "warmup_max_lr")
         super().__init__(optimizer, warmup_num_steps, warmup_type, last_batch_iteration)
 
     def _after_warmup(self):
@@ -155,6 +161,7 @@ class WarmupDecayLR(WarmupLR):
         warmup_type="log",
         last_batch_iteration=-1,
     ):
+        schedule_arguments.check({"total_num_steps": total_num_steps})
         self.total_num_steps = total_num_steps
         super().__init__(optimizer, warmup_min_lr, warmup_max_lr, warmup_num_steps, warmup_type, last_batch_iteration)
 
@@ -177,10 +184,12 @@ class WarmupCosineLR(_Warmup):
         warmup_type="log",
         last_batch_iteration=-1,
     ):
+        schedule_arguments.check(locals())
+        self.optimizer = optimizer
         self.total_num_steps = total_num_steps
         self.warmup_min_ratio = warmup_min_ratio
         self.cos_min_ratio = cos_min_ratio
-        self.org_lrs = [group["lr"] for group in optimizer.param_groups]
+        self.org_lrs = self._own_rates()
         super().__init__(optimizer, warmup_num_steps, warmup_type, last_batch_iteration)
 
     def get_lr_ratio(self):
@@ -222,8 +231,12 @@ class OneCycle(Schedule):
         decay_mom_rate=0.0,
         last_batch_iteration=-1,
     ):
-        self.cycle_min_lr, self.cycle_max_lr = cycle_min_lr, cycle_max_lr
-        self.cycle_min_mom, self.cycle_max_mom = cycle_min_mom, cycle_max_mom
+        schedule_arguments.check(locals())
+        self.optimizer = optimizer
+        self.min_lrs = self._per_group(cycle_min_lr, "cycle_min_lr")
+        self.max_lrs = self._per_group(cycle_max_lr, "cycle_max_lr")
+        self.min_moms = self._per_group(cycle_min_mom, "cycle_min_mom")
+        self.max_moms = self._per_group(cycle_max_mom, "cycle_max_mom")
         self.decay_lr_rate, self.decay_mom_rate = decay_lr_rate, decay_mom_rate
         self.decay_step_size = decay_step_size
         self.first_size = float(cycle_first_step_size)
@@ -234,10 +247,10 @@ class OneCycle(Schedule):
         self.cycle_momentum = cycle_momentum and "betas" in optimizer.defaults
         super().__init__(optimizer, last_batch_iteration)
         if self.cycle_momentum and last_batch_iteration == -1:
-            self._set_momentum(cycle_min_mom)
+            self._set_momenta(self.min_moms)
 
     def _start(self):
-        return [self.cycle_min_lr] * len(self.optimizer.param_groups)
+        return list(self.min_lrs)
 
     def _height(self):
         """0 at both ends of the cycle, 1 at its peak."""
@@ -260,28 +273,28 @@ class OneCycle(Schedule):
 
     def get_lr(self):
         if self.last_batch_iteration < self.total_size:
-            rate = self.cycle_min_lr + (self.cycle_max_lr - self.cycle_min_lr) * self._height()
-        else:
-            rate = self.cycle_min_lr / self._decay(self.decay_lr_rate)
-        return [rate] * len(self.optimizer.param_groups)
+            height = self._height()
+            return [low + (high - low) * height for low, high in zip(self.min_lrs, self.max_lrs)]
+        return [low / self._decay(self.decay_lr_rate) for low in self.min_lrs]
 
     def get_mom(self):
         """The betas of every group, or None without cycle_momentum."""
         if not self.cycle_momentum:
             return None
         if self.last_batch_iteration < self.total_size:
-            momentum = self.cycle_max_mom - (self.cycle_max_mom - self.cycle_min_mom) * self._height()
+            height = self._height()
+            momenta = [high - (high - low) * height for low, high in zip(self.min_moms, self.max_moms)]
         else:
-            momentum = self.cycle_max_mom * self._decay(self.decay_mom_rate)
-        return [(momentum, 0.99)] * len(self.optimizer.param_groups)
+            momenta = [high * self._decay(self.decay_mom_rate) for high in self.max_moms]
+        return [(momentum, 0.99) for momentum in momenta]
 
     def step(self, last_batch_iteration=None):
         super().step(last_batch_iteration)
         if self.cycle_momentum:
-            self._set_momentum(self.get_mom()[0][0])
+            self._set_momenta([momentum for momentum, _ in self.get_mom()])
 
-    def _set_momentum(self, momentum):
-        for group in self.optimizer.param_groups:
+    def _set_momenta(self, momenta):
+        for group, momentum in zip(self.optimizer.param_groups, momenta, strict=True):
             group["betas"] = (momentum, 0.99)
 
 
@@ -309,6 +322,9 @@ def problem_of(name, params):
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             return f"params.{key}: {name} does not know it" + (f"; did you mean {near[0]!r}?" if near else "")
+        problem = schedule_arguments.problem_of(key, params[key]) if name in SCHEDULES else None
+        if problem is not None:
+            return f"params.{key}: {problem}"
     for key, parameter in known.items():
         if parameter.default is parameter.empty and key not in params:
             return f'params.{key}: {name} needs it ("auto" is not filled in here)'

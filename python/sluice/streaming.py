@@ -4,18 +4,18 @@
     with torch.no_grad():
         model(inputs)
 
-To train: loss.backward(), then attached.optimizer.step() and attached.optimizer.zero_grad(), or attached.step().
+To train, name an optimizer (optimizer=torch.optim.AdamW); then loss.backward(), attached.optimizer.step() and
+attached.optimizer.zero_grad(), or attached.step().
 """
 
-import os
 import warnings
 
 import torch
 
+from . import frozen
 from .away import placeholder
-from .config import Config, parse_bytes
+from .config import Config, checked, paths_of
 from .engine import Engine, is_compiled
-from .frozen import Frozen
 from .init import take_values
 from .precision import Precision
 from .shards import Shards
@@ -36,7 +36,8 @@ class Attachment(Engine):
         super().__init__(module, config, optimizer)
 
     def _find_frozen(self, model):
-        return Frozen(model, (), "the module was attached", "let what is to train require one before sluice.attach()")
+        advice = "let what is to train require one before sluice.attach()"
+        return frozen.find(self.optimizer, model, (), "the module was attached", advice)
 
     def _initial_values(self, parameter):
         return self._weights.read_for(parameter) if parameter in self._weights else take_values(parameter)
@@ -75,14 +76,14 @@ class _Weights:
             found = self._shards.find(names[key])
             used.update(names[key])
             if found is not None:
-                self._check_shape(found, parameter)
+                self._check(found, parameter)
                 self._names[key] = found
             elif getattr(parameter, "_sluice_was_meta", False):
                 missing.append(names[key][0])
         for name, buffer in module.named_buffers(remove_duplicate=False):
             used.add(name)
             if self._shards.find([name]) is not None:
-                self._check_shape(name, buffer)
+                self._check(name, buffer)
                 _set_buffer(module, name, self._shards.read(name).to(buffer.dtype))
             elif buffer.is_meta:
                 missing.append(name)
@@ -95,7 +96,8 @@ class _Weights:
         if unused:
             warnings.warn(f"weights: the module has no use for {_some(unused)}", stacklevel=5)
 
-    def _check_shape(self, name, tensor):
+    def _check(self, name, tensor):
+        self._shards.check_type(name, tensor)
         shape = self._shards.shape(name)
         if shape != tuple(tensor.shape):
             raise ValueError(f"weights: {name} has shape {shape} in the files, {tuple(tensor.shape)} in the module")
@@ -160,10 +162,10 @@ def attach(
 ):
     """Moves the parameters of `module` onto the tiers; module(...) goes on working, in training and in evaluation.
 
+    optimizer: to train: torch.optim.AdamW or Adam, a function from the parameters to one of them, or a fresh one over them.
+    It is the returned attachment's optimizer then. None: no states are kept; the module evaluates, and step() raises.
     Parameters that don't require a gradient now are frozen: they have no optimizer states and are never written again.
-    The others are trained by the returned attachment's optimizer: AdamW with PyTorch's settings, or what `optimizer`
-    says (a fresh torch.optim.AdamW or Adam over them, or a function from them to one). Outside the module's forward
-    parameters read NaN; state_dict() and sluice.zero.GatheredParameters have their values.
+    Outside the module's forward parameters read NaN; state_dict() and sluice.zero.GatheredParameters have their values.
 
     weights: safetensors files (a path, several, or a directory) that values are streamed from; the module may be on the
     meta device then. What is not in them must be in the module. dtype: of parameters and floating-point buffers; None: each
@@ -173,40 +175,33 @@ def attach(
 
     Errors: ResourceExhausted if a budget can't work, naming the smallest that would; ValueError.
     """
-    paths = (nvme_path,) if isinstance(nvme_path, (str, os.PathLike)) else tuple(nvme_path or ())
+    paths = () if nvme_path is None else paths_of(nvme_path, "nvme_path")
     lowest = "nvme" if paths else "cpu"
+    own = {
+        "hbm": hbm,
+        "pinned": pinned,
+        "nvme": nvme,
+        "device": device,
+        "workers": workers,
+        "unit_elements": unit_elements,
+        "chunk_elements": chunk_elements,
+        "overlap": overlap,
+        "trace_spans": trace_spans,
+        "library": library,
+        "simulated_seed": simulated_seed,
+    }
     config = Config(
         managed_accumulation=False,
-        clip_norm=clip_norm,
+        clip_norm=checked("gradient_clipping", clip_norm, "clip_norm") or 0.0,
         dtype=_dtype_of(module, dtype),
         loss_scale={"loss_scale": 1.0},
         offload_param=lowest,
         offload_optimizer=lowest,
         nvme_paths=paths,
-        persistence_threshold=persistence_threshold,
-        optimizer=None if optimizer is not None else {**_ADAMW},
-        own={
-            "hbm": parse_bytes(hbm, "hbm"),
-            "pinned": parse_bytes(pinned, "pinned"),
-            "nvme": parse_bytes(nvme, "nvme"),
-            "device": device,
-            "workers": workers,
-            "unit_elements": unit_elements,
-            "chunk_elements": chunk_elements,
-            "overlap": overlap,
-            "trace_spans": trace_spans,
-            "library": library,
-            "simulated_seed": simulated_seed,
-        },
+        persistence_threshold=checked(
+            "zero_optimization.param_persistence_threshold", persistence_threshold, "persistence_threshold"
+        ),
+        own={key: checked(f"sluice.{key}", value, key) for key, value in own.items()},
     )
     return Attachment(module, config, optimizer, _Weights(module, weights), cast=dtype is not None)
 
-
-_ADAMW = {
-    "lr": 1e-3,
-    "betas": (0.9, 0.999),
-    "eps": 1e-8,
-    "weight_decay": 1e-2,
-    "l2_decay": False,
-    "bias_correction": True,
-}

@@ -119,7 +119,7 @@ TEST(LimitingResourceTest, NeverGivesOutMoreThanItsLimit) {
   ASSERT_TRUE(first.ok());
   const absl::Status refused = resource.Allocate(KiB(4) + Bytes(1), Bytes(64)).status();
   EXPECT_TRUE(absl::IsResourceExhausted(refused));
-  EXPECT_EQ("4 KiB more would exceed the limit of 10 KiB: 6 KiB are in use", Message(refused));
+  EXPECT_EQ("4.1 KiB more would exceed the limit of 10 KiB: 6 KiB are in use", Message(refused));
   const absl::StatusOr<MemoryView> second = resource.Allocate(KiB(4), Bytes(64));
   ASSERT_TRUE(second.ok()) << "exactly the limit is allowed";
   EXPECT_EQ(KiB(10), resource.used());

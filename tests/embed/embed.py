@@ -3,7 +3,7 @@
 install    puts what BUILD_FOLDER has built into PREFIX, emptied before
 exports    the library exports the functions of sluice.h and nothing else
 cmake      both examples, built outside the tree through find_package, run
-pkgconfig  the same through pkg-config
+pkgconfig  the same by the lines of docs/embedding.md, word for word
 memcheck   the C example, built by `cmake`, is clean under valgrind
 """
 
@@ -72,15 +72,23 @@ def cmake(build, prefix):
     run_examples(out)
 
 
+def documented_lines():
+    """What docs/embedding.md says to type with pkg-config."""
+    text = (ROOT / "docs" / "embedding.md").read_text()
+    lines = [line for line in text.splitlines() if re.match(r"(cc|c\+\+) ", line)]
+    assert len(lines) == len(SANE) and all("$(pkg-config" in line for line in lines), lines
+    return lines
+
+
 def pkgconfig(build, prefix):
     library = lib_folder(prefix)
-    environment = {**os.environ, "PKG_CONFIG_PATH": str(library / "pkgconfig")}
-    flags = run("pkg-config", "--cflags", "--libs", "sluice", env=environment).split()
+    environment = {**os.environ, "PKG_CONFIG_PATH": str(library / "pkgconfig"), "LD_LIBRARY_PATH": str(library)}
     with tempfile.TemporaryDirectory() as temp:
         out = pathlib.Path(temp)
-        rest = [*flags, f"-Wl,-rpath,{library}", "-lm", "-pthread"]
-        run("cc", "-std=gnu99", "-O2", "-Wall", "-Werror", ROOT / "examples" / "embed_c.c", "-o", out / "embed_c", *rest)
-        run("c++", "-std=c++20", "-O2", "-Wall", "-Werror", ROOT / "examples" / "embed_cpp.cc", "-o", out / "embed_cpp", *rest)
+        shutil.copytree(ROOT / "examples", out / "examples")
+        for line in documented_lines():
+            run("sh", "-ec", line, cwd=out, env=environment)
+        os.environ["LD_LIBRARY_PATH"] = str(library)
         run_examples(out)
 
 

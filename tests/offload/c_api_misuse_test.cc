@@ -147,6 +147,7 @@ TEST_F(CApiTest, OptionsOutOfRangeAreNamed) {
       {"workers", [](sluice_options* o) { o->workers = -1; }},
       {"chunk_elements", [](sluice_options* o) { o->chunk_elements = 4095; }},
       {"chunk_elements", [](sluice_options* o) { o->chunk_elements = -4096; }},
+      {"resident_elements_max", [](sluice_options* o) { o->resident_elements_max = -2; }},
       {"static_loss_scale", [](sluice_options* o) { o->static_loss_scale = kNan; }},
       {"initial_scale_power", [](sluice_options* o) { o->initial_scale_power = 127; }},
       {"hysteresis", [](sluice_options* o) { o->hysteresis = 0; }},

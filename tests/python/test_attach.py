@@ -9,6 +9,7 @@ import torch
 import sluice
 
 TIERS = {"hbm": "48KiB", "pinned": "8MiB", "workers": 1, "chunk_elements": 4096, "persistence_threshold": 0}
+TRAINED = TIERS | {"optimizer": torch.optim.AdamW}
 
 
 class Adapter(torch.nn.Module):
@@ -72,9 +73,9 @@ def test_training_gives_the_same_bits_as_the_model_kept_whole(drive, tmp_path):
     attached.close()
 
 
-def test_the_default_optimizer_is_adamw_with_pytorchs_settings():
+def test_a_class_of_pytorchs_is_an_optimizer_with_its_settings():
     model, plain = make_model(), make_model()
-    attached = sluice.attach(model, **TIERS)
+    attached = sluice.attach(model, **TRAINED)
     assert train(model, attached.optimizer) == train(plain, sluice.AdamW(plain.parameters(), pinned="8MiB"))
     torch.optim.lr_scheduler.StepLR(attached.optimizer, 1, 0.5).step()
     assert attached.get_lr() == [5e-4]
@@ -85,7 +86,7 @@ def test_gradients_accumulate_until_the_step():
     def run(attach):
         model = make_model()
         optimizer = (
-            sluice.attach(model, **TIERS).optimizer if attach else sluice.AdamW(model.parameters(), pinned="8MiB")
+            sluice.attach(model, **TRAINED).optimizer if attach else sluice.AdamW(model.parameters(), pinned="8MiB")
         )
         for _ in range(2):
             optimizer.zero_grad()
@@ -100,7 +101,7 @@ def test_gradients_accumulate_until_the_step():
 def test_clip_norm_clips():
     def run(clip):
         model = make_model()
-        attached = sluice.attach(model, clip_norm=clip, **TIERS)
+        attached = sluice.attach(model, clip_norm=clip, **TRAINED)
         train(model, attached.optimizer, 2)
         values = model.state_dict()
         norm = attached.get_global_grad_norm()
@@ -147,7 +148,7 @@ def test_adapters_train_over_a_frozen_base_that_is_never_written_back(drive, tmp
     trained = [p for p in plain.parameters() if p.requires_grad]
     expected = train(plain, sluice.AdamW(trained, pinned="8MiB", workers=1))
     model = make_model(adapters=True)
-    tiers = TIERS | ({"pinned": "100KiB", "nvme_path": tmp_path} if drive else {})
+    tiers = TRAINED | ({"pinned": "100KiB", "nvme_path": tmp_path} if drive else {})
     attached = sluice.attach(model, **tiers)
     before = {name: p for name, p in model.state_dict().items() if "base" in name}
     attached.runtime.reset_counters()
@@ -168,7 +169,7 @@ def test_adapters_train_over_a_frozen_base_that_is_never_written_back(drive, tmp
 
 def test_a_frozen_parameter_can_not_be_optimized_later():
     model = make_model(adapters=True)
-    attached = sluice.attach(model, **TIERS)
+    attached = sluice.attach(model, **TRAINED)
     base = model[0].base.weight
     with pytest.raises(ValueError, match="did not require a gradient when the module was attached"):
         attached.optimizer.add_param_group({"params": [base]})
@@ -210,7 +211,7 @@ def test_a_model_on_the_meta_device_gets_its_weights_from_shards(index, tmp_path
     save_shards(plain, tmp_path, index)
     with torch.device("meta"):
         model = make_model(adapters=True)
-    attached = sluice.attach(model, weights=tmp_path, **TIERS)
+    attached = sluice.attach(model, weights=tmp_path, **TRAINED)
     assert_equal(model.state_dict(), plain.state_dict())
     trained = [p for p in plain.parameters() if p.requires_grad]
     assert train(model, attached.optimizer) == train(plain, sluice.AdamW(trained, pinned="8MiB"))
@@ -350,7 +351,7 @@ def test_a_forward_that_fails_or_calls_itself_leaves_the_module_usable():
 
 def test_copies_of_an_attached_module_are_plain_modules():
     model, plain = make_model(), make_model()
-    attached = sluice.attach(model, **TIERS)
+    attached = sluice.attach(model, **TRAINED)
     train(model, attached.optimizer, 2)
     copied = copy.deepcopy(model)
     assert_equal(copied.state_dict(), model.state_dict())

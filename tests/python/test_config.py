@@ -122,7 +122,7 @@ WRONG = {
 
 @pytest.mark.parametrize("path, key", of_kind(USED))
 def test_a_value_of_the_wrong_type_is_refused_by_name(path, key):
-    wrong = "sideways" if isinstance(key.type, tuple) else {**WRONG, "paths": 5}[key.type]
+    wrong = "sideways" if isinstance(key.type, tuple) else {**WRONG, "path": 5, "paths": 5}[key.type]
     with pytest.raises(ConfigError, match=".".join(path) + ": .*" + str(wrong).replace("[", r"\[")):
         load_config(nested(path, wrong))
 

@@ -170,3 +170,17 @@ def test_doctor(tmp_path):
     assert found["path"]["path"] == str(tmp_path) and isinstance(found["path"]["direct_io"], bool)
     assert all(isinstance(line, str) for line in found["advice"])
     assert "error" in sluice.doctor(str(tmp_path / "missing"))["path"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("enabled", [None, "bf16", "fp16"])
+def test_a_type_that_the_configuration_does_not_name_is_not_changed_without_a_note(engines, dtype, enabled):
+    model = mlp()
+    model[2].to(dtype)
+    engine = engines(model, config(**({enabled: {"enabled": True}} if enabled else {})))
+    notes = [note for note in engine.config_notes if "neither bf16 nor fp16 is enabled" in note]
+    if dtype == torch.float32 or enabled is not None:
+        assert notes == []
+    else:
+        (note,) = notes
+        assert f"{dtype}".removeprefix("torch.") in note and "compute in float32" in note

@@ -156,7 +156,7 @@ def test_thawing_what_has_no_states_is_an_error_at_the_next_step(engines):
 def test_a_thawed_parameter_of_an_attached_module_is_an_error_too():
     model = mlp()
     model[2].requires_grad_(False)
-    attached = sluice.attach(model, hbm="1MiB", pinned="16MiB", workers=1)
+    attached = sluice.attach(model, hbm="1MiB", pinned="16MiB", workers=1, optimizer=torch.optim.AdamW)
     model[2].bias.requires_grad_(True)
     loss_of(model(batch(0)[0]), batch(0)[1]).backward()
     with pytest.raises(sluice.FailedPrecondition, match="parameter 2.bias .* was attached.*before sluice.attach"):

@@ -1,18 +1,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
-#include <cstdio>
 #include <filesystem>
-#include <fstream>
 #include <sstream>
 #include <string>
 #include <vector>
 
-#include "core/status.h"
 #include "fmt/format.h"
 #include "nlohmann/json.hpp"
 #include "tests/nvme/temp_dir.h"
+#include "tests/tools/run_sluice.h"
 
 namespace sluice {
 namespace {
@@ -21,37 +18,6 @@ using testing::AllOf;
 using testing::HasSubstr;
 using testing::IsEmpty;
 using Json = nlohmann::json;
-
-struct Result {
-  int code = -1;
-  std::string out;
-  std::string err;
-};
-
-// Runs `sluice ARGUMENTS`, which the shell cuts at spaces.
-Result Sluice(const std::string& arguments) {
-  const TempDir directory;
-  const std::string errors = directory.path() + "/stderr";
-  const std::string command = fmt::format("{} {} 2>{}", SLUICE_PROGRAM, arguments, errors);
-  FILE* pipe = popen(command.c_str(), "r");
-  SLUICE_CHECK(pipe != nullptr);
-  Result result;
-  char buffer[4096];
-  for (size_t n = 0; (n = fread(buffer, 1, sizeof(buffer), pipe)) > 0;)
-    result.out.append(buffer, n);
-  const int status = pclose(pipe);
-  if (WIFEXITED(status)) result.code = WEXITSTATUS(status);
-  std::stringstream text;
-  text << std::ifstream(errors).rdbuf();
-  result.err = text.str();
-  return result;
-}
-
-Json Parsed(const Result& result) {
-  Json json = Json::parse(result.out, nullptr, /*allow_exceptions=*/false);
-  EXPECT_FALSE(json.is_discarded()) << result.out;
-  return json;
-}
 
 std::vector<std::string> Lines(const std::string& text) {
   std::vector<std::string> lines;
@@ -137,6 +103,17 @@ TEST(DoctorTest, SaysWhatWasFoundAndChosenAndAdviceLast) {
     EXPECT_FALSE(line.ends_with(' ')) << line;
   }
   EXPECT_TRUE(directory.empty());
+}
+
+TEST(DoctorTest, APathNeedNotBeUtf8) {
+  const TempDir directory;
+  const std::string path = directory.path() + "/\xff\xe9";
+  std::filesystem::create_directory(path);
+  const Result json = Sluice("doctor --json --path " + path);
+  EXPECT_EQ(json.code, 0) << json.err;
+  EXPECT_GT(Parsed(json).at("path").at("free_bytes").get<int64_t>(), 0);
+  EXPECT_EQ(Sluice("doctor --path " + path).code, 0);
+  EXPECT_EQ(Sluice("doctor --json --path " + path + "/missing").code, 1);
 }
 
 TEST(DoctorTest, ReportsAsJson) {
@@ -252,22 +229,88 @@ TEST(PlanTest, TheAdviceForABudgetThatCannotWorkWorks) {
   const std::string model = "plan --params 20M --hbm 1GiB";
   const Result result = Sluice(model + " --pinned 1MiB");
   EXPECT_EQ(result.code, 1);
-  EXPECT_THAT(result.out, AllOf(HasSubstr("too small"), HasSubstr("--nvme-path DIR")));
+  EXPECT_THAT(result.out,
+              AllOf(HasSubstr("too small"), HasSubstr("--nvme SIZE or --nvme-path DIR")));
   const size_t begin = result.out.find("--pinned");
   ASSERT_NE(begin, std::string::npos) << result.out;
   const std::string advice = result.out.substr(begin, result.out.find('\n', begin) - begin);
   EXPECT_EQ(Sluice(model + " " + advice).code, 0) << advice;
 }
 
-TEST(PlanTest, ADriveWithoutRoomIsRefusedAsAtStart) {
-  const TempDir directory;
-  const Result result = Sluice(
-      "plan --params 900B --chunk-elements 41943040 --hbm 1GiB --pinned 3TiB --layers 4096 --json "
-      "--nvme-path " +
-      directory.path());
-  EXPECT_EQ(result.code, 1);
-  EXPECT_THAT(result.err, AllOf(HasSubstr(directory.path() + " needs"), HasSubstr("swap space")));
-  EXPECT_THAT(Parsed(result).at("error").get<std::string>(), HasSubstr("swap space"));
+// Neither drive, path, GPU nor memory needs to be here.
+TEST(PlanTest, IsForMachinesThatAreNotThisOne) {
+  const std::string model =
+      "plan --params 900B --chunk-elements 41943040 --layers 4096 --json --hbm 80GiB "
+      "--pinned 3TiB ";
+  for (const char* where :
+       {"--nvme-path /no/such/place", "--nvme 100TiB", "--nvme-path a --nvme-path b",
+        "--nvme 100TiB --device cuda", "--nvme-path /dev/null --device cuda"}) {
+    SCOPED_TRACE(where);
+    const Result result = Sluice(model + where);
+    EXPECT_EQ(result.code, 0) << result.err;
+    const Json plan = Parsed(result);
+    EXPECT_GT(plan.at("planned_bytes").at("nvme").get<int64_t>(), int64_t{8} << 40);
+    EXPECT_EQ(plan.at("budgets_bytes").at("hbm"), int64_t{80} << 30);
+    EXPECT_EQ(plan.at("budgets_bytes").at("pinned"), int64_t{3} << 40);
+  }
+  const Json none = Parsed(Sluice("plan --params 1M --json --hbm 1GiB --pinned 1GiB"));
+  EXPECT_EQ(none.at("planned_bytes").at("nvme"), 0);
+}
+
+TEST(PlanTest, AGpuThatIsNotHereNeedsABudgetByHand) {
+  const Result plan = Sluice("plan --params 1B --device cuda --pinned 1TiB");
+  if (plan.code == 0) GTEST_SKIP() << "a GPU is here";
+  EXPECT_EQ(plan.code, 1);
+  EXPECT_THAT(plan.err, HasSubstr("to plan for another machine's GPU, give --hbm"));
+  const Result budget = Sluice("plan --params 1B --device cuda --pinned 1TiB --hbm 80GiB");
+  EXPECT_EQ(budget.code, 0);
+  EXPECT_THAT(budget.out, HasSubstr("no GPU of this machine was looked at"));
+}
+
+// By arithmetic: gradients, two buffers of each kind, and what may not go to NVMe.
+TEST(PlanTest, SaysWhatRamMustHoldAtLeast) {
+  const std::string plan = "plan --params 67108864 --layers 1 --chunk-elements 4096 --hbm 1GiB ";
+  constexpr int64_t kElements = 1 << 26;
+  constexpr int64_t kBuffers = 2 * 4096 * (12 + 2);
+  const Json drive = Parsed(Sluice(plan + "--pinned 1GiB --nvme 1TiB --json"));
+  EXPECT_EQ(drive.at("pinned").at("least_bytes"), 2 * kElements + kBuffers);
+  const Json ram = Parsed(Sluice(plan + "--pinned 2GiB --json"));
+  EXPECT_EQ(ram.at("pinned").at("least_bytes"), (2 + 12) * kElements + kBuffers);
+  const Result text = Sluice(plan + "--pinned 1GiB --nvme 1TiB");
+  EXPECT_THAT(
+      text.out,
+      HasSubstr("RAM must hold at least 128.2 MiB: 128 MiB of gradients and 112 KiB of buffers"));
+  const Result small = Sluice(plan + "--pinned 128MiB --nvme 1TiB");
+  EXPECT_EQ(small.code, 1);
+  EXPECT_THAT(small.err,
+              AllOf(HasSubstr("the pinned budget of 128 MiB (134217728 bytes) can't work: RAM must "
+                              "hold at least 128.2 MiB"),
+                    HasSubstr("the smallest that would is 128.2 MiB (134332416 bytes)")));
+  EXPECT_EQ(Sluice(plan + "--pinned 128.2MiB --nvme 1TiB").code, 0);
+}
+
+// Whatever is short, the size in the message works when it is copied, and is not what was given.
+TEST(PlanTest, SizesInMessagesWorkWhenTheyAreCopied) {
+  const std::string model = "plan --params 20M --hbm {} --pinned {} --nvme {} --device host";
+  const std::string plenty = "1TiB";
+  for (int tier = 0; tier < 3; ++tier) {
+    std::string given[] = {tier == 2 ? "16MiB" : plenty, tier == 2 ? "64MiB" : plenty, plenty};
+    given[tier] = "1KiB";
+    for (int tries = 0; tries < 4; ++tries) {
+      const Result result = Sluice(fmt::format(fmt::runtime(model), given[0], given[1], given[2]));
+      if (result.code == 0) break;
+      const std::string mark = "the smallest that would is ";
+      const size_t at = result.err.find(mark);
+      ASSERT_NE(at, std::string::npos) << result.err;
+      std::string size = result.err.substr(at + mark.size());
+      size = size.substr(0, size.find(" ("));
+      std::erase(size, ' ');
+      EXPECT_NE(size, given[tier]);
+      given[tier] = size;
+    }
+    EXPECT_EQ(Sluice(fmt::format(fmt::runtime(model), given[0], given[1], given[2])).code, 0)
+        << given[tier];
+  }
 }
 
 TEST(PlanTest, AChunkThatIsNoMultipleOfACellIsRefused) {

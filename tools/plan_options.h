@@ -1,0 +1,49 @@
+// tools/plan_options.h
+//
+// What `sluice plan` was given on its command line, and what a configuration file says of the same.
+
+#ifndef SLUICE_TOOLS_PLAN_OPTIONS_H_
+#define SLUICE_TOOLS_PLAN_OPTIONS_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "offload/placement.h"
+#include "tools/json_file.h"
+#include "tools/model_shape.h"
+
+namespace sluice::tools {
+
+// Texts of the command line were checked when it was parsed. Empty: not given.
+struct PlanOptions {
+  std::string model;   // a config.json of Transformers
+  std::string config;  // a ds_config.json
+  std::string params;
+  ModelShape shape;
+  std::string hbm, pinned, nvme;
+  std::vector<std::string> nvme_paths;
+  std::string dtype;
+  std::string grad_dtype;
+  std::string device;
+  int64_t chunk_elements = 0;
+  // By a configuration only.
+  Tier lowest_param_tier = Tier::kNvme;
+  Tier lowest_state_tier = Tier::kNvme;
+  std::optional<int64_t> resident_elements_max;
+  bool json = false;
+
+  // Whether anything may go to NVMe. Neither the path nor the space needs to be there.
+  bool has_nvme() const { return !nvme_paths.empty() || !nvme.empty(); }
+};
+
+// Takes from DeepSpeed's JSON, as initialize() reads it, what the command line did not give: types,
+// how far down things may go, and the keys of the section "sluice". Other keys are not looked at.
+// source: for messages. Errors: InvalidArgument naming source and key.
+absl::Status ApplyDsConfig(const Json& config, const std::string& source, PlanOptions* options);
+
+}  // namespace sluice::tools
+
+#endif  // SLUICE_TOOLS_PLAN_OPTIONS_H_
