@@ -17,82 +17,19 @@ a slot is not reused while any tensor over it is alive (the library counts).
 Threads: forward and backward of one engine run one after the other; autograd's threads are fine.
 """
 
-import collections
-import ctypes
-import dataclasses
 import sys
 import threading
 import weakref
 
 import torch
 
-from . import _abi, away, copies, values
+from . import _abi, away, copies
 from .gradients import Gradients
-from .loans import Loans, fingerprint, merged
-
-_capsule_new = ctypes.pythonapi.PyCapsule_New
-_capsule_new.restype = ctypes.py_object
-_capsule_new.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-
-_capsule_is_valid = ctypes.pythonapi.PyCapsule_IsValid
-_capsule_is_valid.restype = ctypes.c_int
-_capsule_is_valid.argtypes = [ctypes.py_object, ctypes.c_char_p]
-
-
-def _is_full(capsule):
-    return bool(_capsule_is_valid(capsule, b"dltensor"))
-
-
-Packed = collections.namedtuple("Packed", "unit generation offset size stride")
-
-
-@dataclasses.dataclass(eq=False)
-class Place:
-    """Where a parameter's values lie in its unit."""
-
-    name: str
-    parameter: torch.nn.Parameter
-    tensor: int  # its number in the runtime
-    unit: int
-    offset: int  # in the unit, in elements of the runtime's type for it
-    elements: int
-    shape: torch.Size
-    dtype: torch.dtype  # of its values in compute
-    raw: bool  # the runtime keeps its bytes, whatever they mean
-    grad_dtype: torch.dtype
-    placeholder: torch.Tensor
-    version: int = 0  # of the parameter, up to which the tiers know its values
-    fingerprint: int | None = None  # of its memory in the slot, if a module asked for `.data`
-
-    @property
-    def nbytes(self):
-        return self.parameter.numel() * self.dtype.itemsize
-
-    def values_in(self, slot):
-        part = slot.narrow(0, self.offset, self.elements)
-        return (part.view(self.dtype) if self.raw else part).view(self.shape)
-
-
-def check_ties(model):
-    """Errors: ValueError if two Parameters have memory in common: each would be trained by itself."""
-    spans = {}
-    for name, parameter in model.named_parameters():
-        if parameter.numel() == 0 or parameter.is_meta or away.is_owned(parameter) or parameter.layout != torch.strided:
-            continue
-        begin = parameter.data_ptr()
-        last = sum((size - 1) * stride for size, stride in zip(parameter.shape, parameter.stride()))
-        spans.setdefault(parameter.untyped_storage().data_ptr(), []).append(
-            (begin, begin + (last + 1) * parameter.element_size(), name)
-        )
-    for found in spans.values():
-        found.sort()
-        for (_, end, name), (begin, _, other) in zip(found, found[1:]):
-            if begin < end:
-                raise ValueError(
-                    f"parameters {name} and {other} are two that share memory, and each would be trained by itself: tie them by "
-                    "making them one (module.weight = other.weight), or give one a copy (clone())"
-                )
-
+from .loans import Loans, fingerprint
+from .places import Place
+from .saved import SavedTensors
+from .slots import Slots
+from .stored import Stored
 
 # The latest of each model. Its hooks stay when its runtime is closed, and say so to whoever uses the model.
 _attached = weakref.WeakKeyDictionary()
@@ -113,58 +50,6 @@ def _replace(module, attached):
 _unseen = torch._C._DisableTorchDispatch
 
 
-def _here():
-    """Thread and backward that code runs in: each has hooks of its own for saved tensors."""
-    return threading.get_ident(), torch._C._current_graph_task_id()
-
-
-def _in_backward():
-    return torch._C._current_graph_task_id() >= 0
-
-
-class _Asked:
-    """An acquisition whose end was not seen. An interrupt may come between any two lines: 0 is the ticket of one that is
-    not begun and of one that is over."""
-
-    def __init__(self):
-        self.ticket = _abi.Ticket()
-        self._view = ctypes.c_void_p()
-        self._capsule = None
-        self._flat = None
-        self._begun = False
-
-    def begin(self, runtime, unit):
-        if not self._begun and not self.ticket:
-            runtime.start_acquire(unit, self.ticket)
-        self._begun = True
-
-    @property
-    def begun(self):
-        return self._begun or bool(self.ticket)
-
-    def take_view(self, runtime, unit):
-        """The slot as a tensor. Called again after an interrupt, it goes on where it was."""
-        if self._flat is None:
-            if self._capsule is not None and not _is_full(self._capsule):  # its tensor was lost, and the view with it
-                self._view = ctypes.c_void_p()
-                self._capsule = None
-            if not self._view:
-                runtime.unit_view(unit, self._view)
-            if self._capsule is None:
-                self._capsule = _capsule_new(self._view, b"dltensor", None)
-            self._flat = torch.utils.dlpack.from_dlpack(self._capsule)
-        return self._flat
-
-    def end_view(self):
-        """Lets go of a view that was begun."""
-        if self._flat is None and self._view:
-            if self._capsule is None:
-                self._capsule = _capsule_new(self._view, b"dltensor", None)
-            if _is_full(self._capsule):
-                torch.utils.dlpack.from_dlpack(self._capsule)
-        self._flat = None
-
-
 class Attached:
     """units, doors: of units.partition(), whose units' type has `dtype` (in compute), `grad_dtype` and `raw`.
     optimized(): ids of Parameters whose gradients are handed over; of others, `.grad` stays as PyTorch left it."""
@@ -176,20 +61,18 @@ class Attached:
         self._lock = threading.RLock()
         self._places = []  # by unit: [Place]
         self.place_of = {}  # id of Parameter -> Place
-        self.loans = Loans(self._read_place, self._write_place)
-        self.gradients = Gradients(runtime, self.place_of, optimized, self.device)
-        self._count = [0] * len(units)  # how often the unit is entered now
-        self._running = []  # by module that runs forward now: the units it has entered
-        self._pushed = []  # by module that runs forward now: who pushed hooks for saved tensors (_here()), or None
-        self._held = None  # the unit that backward holds
-        self._asked = {}  # unit -> _Asked
-        self._flat = {}  # unit -> its slot as a tensor, while acquired
-        self._unit_at = {}  # address of a slot -> unit, while acquired
-        self._generation = [0] * len(units)  # how often the unit's values have changed
-        self._copies = {}  # id of Parameter -> its values, for a state_dict that is being made
-        self._unwritten = {}  # number -> (place, values) of writes that wait until the unit is released
-        self._releasing = set()  # units whose release was begun
         self.tensors = {}  # id of Parameter -> tensor number
+        self._slots = Slots(runtime)
+        self._stored = Stored(runtime, self._slots, self.device)
+        self.loans = Loans(self._stored.lend, self._stored.write)
+        self.gradients = Gradients(runtime, self.place_of, optimized, self.device)
+        self._generation = [0] * len(units)  # how often the unit's values have changed
+        mine = lambda tensor: id(tensor) in self.place_of
+        self._saved = SavedTensors(self._slots, self.device, mine, self._generation, self._bring_for_backward)
+        self._count = [0] * len(units)  # how often the unit is entered now
+        self._running = []  # by module that runs forward now: the units it has entered; None: those of the one around it
+        self._held = None  # the unit that backward holds
+        self._copies = {}  # id of Parameter -> its values, for a state_dict that is being made
         self._handles = []
         self._traceable = []  # what torch.compile would trace into
         _replace(doors[0].module, self)
@@ -256,7 +139,7 @@ class Attached:
                 if isinstance(parameter, away.Away):
                     self._show(place)  # its loan has ended since the unit was entered
                 return parameter
-            elif _in_backward():
+            elif torch._C._current_graph_task_id() >= 0:  # backward runs
                 return self._alias_in_backward(place)
             else:
                 self.loans.lend(place)
@@ -317,7 +200,7 @@ class Attached:
         with self._lock, _unseen():
             if parameter in self.loans or self._count[place.unit] > 0:
                 return away.detached(parameter).clone(memory_format=torch.contiguous_format).cpu()
-            return self._stored(place)
+            return self._stored.read(place)
 
     def taken(self, parameter):
         return self._copies.pop(id(parameter), None)
@@ -336,48 +219,11 @@ class Attached:
 
     # ---- Values
 
-    def _stored(self, place):
-        """A copy in RAM of what the tiers have."""
-        waiting = self._unwritten.get(place.tensor, (place, None))[1]
-        if waiting is not None:
-            return waiting.cpu()
-        request = (0, place.tensor, place.shape)
-        return values.read_all(self._runtime, [request], _abi.PARAM, place.dtype)[0]
-
-    def _read_place(self, place):
-        return self._stored(place).to(self.device)
-
-    def _write_place(self, place, after):
-        """`after`: what the parameter is from now on."""
-        if place.unit in self._flat or place.unit in self._asked:  # the library refuses writes to what is acquired
-            self._unwritten[place.tensor] = place, after
-            if place.unit in self._flat:
-                place.values_in(self._flat[place.unit]).copy_(after)
-            return
-        self._unwritten.pop(place.tensor, None)
-        if after is None:  # what it was
-            value = None if place.raw else self._master(place)
-        else:
-            value = merged(self._stored(place), after.cpu().contiguous(), lambda: self._master(place))
-        if value is not None:
-            raw = (place.tensor,) if place.raw else ()
-            values.write_all(self._runtime, [(place.tensor, value)], _abi.MASTER, raw)
-
-    def _master(self, place):
-        return values.read_all(self._runtime, [(0, place.tensor, place.shape)], _abi.MASTER, torch.float32)[0]
-
-    def _write_what_waits(self, unit):
-        for number, (place, after) in list(self._unwritten.items()):
-            if place.unit == unit:
-                self._write_place(place, after)
-                self._unwritten.pop(number, None)
-
     def _begin_state_dict(self, module, prefix, keep_vars):
         """What module takes into its state_dict are copies; all of its own parameters are read at once."""
         own = [p for p in module.parameters(recurse=False) if id(p) in self.place_of]
-        stored = [p for p in own if isinstance(p, away.Away) and p not in self.loans and not self._unwritten]
-        requests = [(id(p), self.tensors[id(p)], p.shape, self.place_of[id(p)].dtype) for p in stored]
-        self._copies.update(values.read_all(self._runtime, requests, _abi.PARAM))
+        stored = [self.place_of[id(p)] for p in own if isinstance(p, away.Away) and p not in self.loans]
+        self._copies.update(self._stored.read_many(stored))
         self._copies.update((id(p), self.read(p)) for p in own if id(p) not in self._copies)
 
     def _end_state_dict(self, module, state_dict, prefix, local_metadata):
@@ -389,6 +235,7 @@ class Attached:
     def settle_values(self):
         """Everything that was written to parameters is on the tiers."""
         with self._lock:
+            self._stored.flush()
             self.loans.settle()
 
     def renew_values(self):
@@ -402,7 +249,7 @@ class Attached:
         def enter(module, args):
             entered = []
             self._running.append(entered)  # _leave_module follows, whatever happens from here on
-            self._pushed.append(self._push_hooks())
+            self._saved.enter()
             for unit in door.units:
                 self._enter(unit)
                 entered.append(unit)
@@ -426,8 +273,7 @@ class Attached:
             self._leave_module(module, args, output)
 
     def _leave_module(self, module, args, output):
-        if self._pushed and self._pushed.pop() is not None:
-            torch._C._autograd._pop_saved_tensors_default_hooks()
+        self._saved.leave()
         if self._running:
             for unit in reversed(self._running.pop()):
                 self._leave(unit)
@@ -437,59 +283,27 @@ class Attached:
         return next(entered for entered in reversed(self._running) if entered is not None)
 
     def _acquire(self, unit):
-        if unit in self._flat:
-            return
-        if unit in self._releasing:
-            self._finish_release(unit)
-        if self._held is not None:
+        if unit not in self._slots:
             self._let_go()
-        asked = self._asked.setdefault(unit, _Asked())
-        asked.begin(self._runtime, unit)
-        try:
-            self._runtime.wait(asked.ticket)
-        except _abi.SluiceError:
-            del self._asked[unit]
-            raise
-        self._take_view(unit, asked)
-
-    def _take_view(self, unit, asked):
-        """An interrupt may come anywhere in here: called again, it goes on where it was, and settle() undoes it."""
-        flat = asked.take_view(self._runtime, unit)
-        self._unit_at[flat.data_ptr()] = unit
-        self._flat[unit] = flat
-        self._asked.pop(unit, None)
-        self._check_kept_views(unit)
+            self._slots.acquire(unit)
+            self._check_kept_views(unit)
 
     def _check_kept_views(self, unit):
         for place in self._places[unit]:
             version = away.version(place.parameter)
             if version != place.version and place.parameter not in self.loans:
                 place.version = version
-                self._unwritten[place.tensor] = place, None  # the slot may be the one that was written to
+                self._stored.wait_to_write(place, None)  # the slot may be the one that was written to
                 raise RuntimeError(
                     f"parameter {place.name} was written to through a view that was kept from a forward: nothing comes of "
                     "it. Write to the parameter itself, or inside sluice.zero.GatheredParameters"
                 )
 
     def _release_if_unused(self, unit):
-        if self._count[unit] > 0 or unit == self._held or unit not in self._flat:
-            return
-        self._take_writes(unit)
-        self._releasing.add(unit)
-        flat = self._flat.pop(unit)
-        self._unit_at.pop(flat.data_ptr(), None)  # an interrupt may have come before it was there
-        del flat
-        self._runtime.release(unit)
-        self._releasing.discard(unit)
-        self._write_what_waits(unit)
-
-    def _finish_release(self, unit):
-        """Of a release that was interrupted: before the library was told, or after."""
-        try:
-            self._runtime.release(unit)
-        except _abi.FailedPrecondition:
-            pass  # it was told
-        self._releasing.discard(unit)
+        if self._count[unit] == 0 and unit != self._held and unit in self._slots:
+            self._take_writes(unit)
+            self._slots.release(unit)
+            self._stored.flush()
 
     def _take_writes(self, unit):
         """What was written to parameters while they were in the slot."""
@@ -499,8 +313,8 @@ class Attached:
                 continue
             if version != place.version or self._is_written_unseen(place):
                 here = isinstance(place.parameter, away.Here)
-                written = away.detached(place.parameter) if here else place.values_in(self._flat[unit])
-                self._unwritten[place.tensor] = place, written.clone(memory_format=torch.contiguous_format)
+                written = away.detached(place.parameter) if here else place.values_in(self._slots[unit])
+                self._stored.wait_to_write(place, written.clone(memory_format=torch.contiguous_format))
                 place.version = version
 
     def _is_written_unseen(self, place):
@@ -519,7 +333,7 @@ class Attached:
         parameter = place.parameter
         if parameter in self.loans:
             return
-        away.set_memory(parameter, place.values_in(self._flat[place.unit]))
+        away.set_memory(parameter, place.values_in(self._slots[place.unit]))
         parameter.__class__ = away.Here
         self.gradients.watch(parameter, place)
 
@@ -547,59 +361,22 @@ class Attached:
         self.place_of[id(parameter)].version = away.version(parameter)
         self.hide_parameter(parameter)
 
+    # ---- Backward
 
     def saved_tensors_hooks(self):
         """For the whole of a forward pass."""
-        return torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+        return self._saved.whole_pass()
 
-    def _push_hooks(self):
-        """Hooks for what is saved while a module runs, unless ours come first already."""
-        if not torch._C._autograd._saved_tensors_hooks_is_enabled():
-            return None
-        top = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        if top is None:
-            hooks = self._pack, self._unpack
-        elif top[0] == self._pack or getattr(top[0], "sluice", None) is self:
-            return None
-        else:
-            hooks = self._make_pack_for(top[0]), top[1]
-        torch._C._autograd._push_saved_tensors_default_hooks(*hooks)
-        return _here()
-
-    def _make_pack_for(self, pack):
-        def pack_view(tensor):
-            return pack(away.detached(tensor) if id(tensor) in self.place_of else tensor)
-
-        pack_view.sluice = self
-        return pack_view
-
-    def _pop_hooks(self):
-        """Those of modules that an interrupt kept from leaving. A backward's are gone with it."""
-        while self._pushed:
-            if self._pushed.pop() == _here():
-                torch._C._autograd._pop_saved_tensors_default_hooks()
-
-    def _pack(self, tensor):
-        if tensor.layout != torch.strided or tensor.device != self.device:
-            return tensor
-        unit = self._unit_at.get(tensor.untyped_storage().data_ptr())
-        if unit is None or tensor.dtype != self._flat[unit].dtype:
-            return tensor
-        return Packed(unit, self._generation[unit], tensor.storage_offset(), tensor.size(), tensor.stride())
-
-    def _unpack(self, packed):
-        if not isinstance(packed, Packed):
-            return packed
+    def _bring_for_backward(self, unit, generation):
         with self._lock:
-            unit = packed.unit
-            if packed.generation != self._generation[unit]:
+            if generation != self._generation[unit]:
                 raise RuntimeError(
                     f"a weight of unit {self._units[unit].name!r} that was saved for backward has been updated since: call "
                     "backward before step, or run forward again"
                 )
             self._acquire(unit)
             self._hold(unit)
-            return self._flat[unit].as_strided(packed.size, packed.stride, packed.offset)
+            return self._slots[unit]
 
     def _alias_in_backward(self, place):
         """For code that is recomputed past the hooks: the unit is held, the parameter hidden again."""
@@ -633,37 +410,21 @@ class Attached:
         with self._lock:
             self.gradients.ask_again()
             self._held = None
-            self._pop_hooks()
+            self._saved.settle()
             self._running.clear()
             self._copies.clear()
-            for unit in list(self._releasing):
-                self._finish_release(unit)
-            for unit in list(self._flat):
-                self._asked.pop(unit, None)
+            self._slots.settle(wait=False)
+            for unit in self._slots.acquired:
                 if self._count[unit] > 0:
                     self._count[unit] = 0
                     self.hide(unit)
                 self._release_if_unused(unit)
-            self._end_asked(self._runtime.done)
 
     def settle_all(self):
         """settle(), and waits for what was asked for when an interrupt came."""
         self.settle()
         with self._lock:
-            self._end_asked(lambda ticket: self._runtime.wait(ticket) is None)
-
-    def _end_asked(self, is_over):
-        for unit, asked in list(self._asked.items()):
-            try:
-                if asked.begun:
-                    if not is_over(asked.ticket):
-                        continue
-                    asked.end_view()
-                    self._releasing.add(unit)
-                    self._finish_release(unit)
-            except _abi.SluiceError:
-                pass  # it was not acquired
-            del self._asked[unit]
+            self._slots.settle(wait=True)
 
     def gradients_used(self, updated):
         """The gradients handed over were used for an update, or (updated is false) dropped."""

@@ -11,7 +11,7 @@ import weakref
 
 import torch
 
-from . import _abi, attached, away, devices, frozen, hyperparameters, loading, registry, schedulers, values
+from . import _abi, attached, away, devices, frozen, hyperparameters, loading, places, registry, schedulers, values
 from .config import load_config
 from .distributed import check_single_rank
 from .engine_calls import EngineCalls
@@ -61,7 +61,7 @@ class Engine(EngineCalls, torch.nn.Module):
         self.config = dataclasses.replace(config, notes=(*config.notes, *self._frozen.states_note(model, optimized)))
         self.optimizer.engine = weakref.ref(self)
 
-        attached.check_ties(model)
+        places.check_ties(model)
         precision = self._precision(model)
         self.config = dataclasses.replace(self.config, notes=(*self.config.notes, *precision.notes(model)))
         units, doors = partition(model, *self._unit_sizes(), precision.of)

@@ -12,11 +12,13 @@ and the last.
 
 import dis
 import functools
+import os
 import pathlib
 import sys
 
 import sluice
 
+NIGHTLY = int(os.environ.get("SLUICE_SIM_SEEDS", "1")) > 1  # each place is tried
 _PACKAGE = str(pathlib.Path(sluice.__file__).parent)
 # Python drops what is raised in these, and what they call; and the collector decides when they run.
 _DROPPED = {"__del__", "_forget"}

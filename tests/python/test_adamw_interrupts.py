@@ -1,8 +1,6 @@
 """Ctrl-C at every instruction of every call of sluice.AdamW: a step is taken as a whole or not at all, and what comes next
 works."""
 
-import os
-
 import interrupts
 import pytest
 import torch
@@ -10,7 +8,7 @@ from adamw_loop import TIERS, make_model
 
 import sluice
 
-EVERY = 1 if int(os.environ.get("SLUICE_SIM_SEEDS", "1")) > 1 else 5  # nightly: each place
+EVERY = 1 if interrupts.NIGHTLY else 5
 
 
 def everything(model, optimizer):
