@@ -76,7 +76,7 @@ class Slots:
         self._unit_at = {}  # address of a slot -> unit, while acquired
 
     def __contains__(self, unit):
-        return unit in self._flat
+        return unit in self._flat and unit not in self._releasing
 
     def __getitem__(self, unit):
         return self._flat[unit]
@@ -96,10 +96,10 @@ class Slots:
 
     def acquire(self, unit):
         """Waits until it is there."""
-        if unit in self._flat:
-            return
         if unit in self._releasing:
             self._finish_release(unit)
+        if unit in self._flat:
+            return
         asked = self._asked.setdefault(unit, _Asked())
         asked.begin(self._runtime, unit)
         try:
@@ -115,14 +115,19 @@ class Slots:
     def release(self, unit):
         self._asked.pop(unit, None)
         self._releasing.add(unit)
-        flat = self._flat.pop(unit)
-        self._unit_at.pop(flat.data_ptr(), None)
-        del flat
+        self._forget(unit)
         self._runtime.release(unit)
         self._releasing.discard(unit)
 
+    def _forget(self, unit):
+        flat = self._flat.get(unit)
+        if flat is not None:
+            self._unit_at.pop(flat.data_ptr(), None)
+            self._flat.pop(unit)
+
     def _finish_release(self, unit):
         """Of a release that was interrupted: before the library was told, or after."""
+        self._forget(unit)
         try:
             self._runtime.release(unit)
         except _abi.FailedPrecondition:
