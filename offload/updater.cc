@@ -15,6 +15,7 @@ Updater::Updater(const Context& context, Observer* observer)
       unit_left_(context.layout->units().size(), 0),
       unwritten_(context.layout->tensors().size()),
       on_its_way_(context.layout->chunks().size(), false),
+      begun_(context.layout->chunks().size(), false),
       updates_(context.layout->tensors().size()),
       chunks_updated_(context.metrics->Get("chunks_updated")),
       elements_updated_(context.metrics->Get("elements_updated")),
@@ -106,6 +107,7 @@ void Updater::Start(std::vector<std::optional<TensorUpdate>> updates) {
   }
   started_ = true;
   next_resident_ = 0;
+  begun_.assign(begun_.size(), false);
   // The works that read ahead go on; those that are still reading join when they are done.
   std::deque<ChunkWork*> staged = std::exchange(staged_, {});
   if (context_.planted_bug == PlantedBug::kDroppedEvent && !staged.empty()) staged.pop_back();
@@ -154,8 +156,10 @@ void Updater::PumpReads() {
   while ((started_ || read_ahead_) && next_streaming_ < streaming_.size() &&
          !idle_streaming_.empty() && MayBegin()) {
     const ChunkIndex chunk = streaming_[next_streaming_];
-    // One that was read ahead of a step that left it alone may still be on its way.
-    const bool needed = started_ ? Active(chunk) : context_.store->was_written(BlockToRead(chunk));
+    // One that was read ahead of a step that left it alone may still be on its way, or have arrived
+    // before its turn.
+    const bool needed = started_ ? Active(chunk) && !begun_[chunk.value()]
+                                 : context_.store->was_written(BlockToRead(chunk));
     if (on_its_way_[chunk.value()] || !needed) {
       ++next_streaming_;
       continue;
@@ -196,6 +200,7 @@ void Updater::OnRead(ChunkWork* work, const absl::Status& status) {
 // Prepares what the worker will seal, finds a buffer for the parameters if they pass through one,
 // and submits.
 void Updater::BeginCompute(ChunkWork* work) {
+  begun_[work->chunk.value()] = true;
   const BlockMap& blocks = context_.memory->blocks;
   const UnitIndex unit = context_.layout->chunk(work->chunk).unit;
   work->param_on_nvme = blocks.params[work->chunk.value()].has_value();

@@ -118,6 +118,7 @@ class Updater {
   std::vector<uint32_t> unit_left_;  // by unit: chunks whose parameters are not stored yet
   std::vector<std::atomic<int64_t>> unwritten_;  // by tensor: elements
   std::vector<bool> on_its_way_;                 // by chunk: some work that streams has it
+  std::vector<bool> begun_;                      // by chunk: its arithmetic of this step was begun
   std::vector<std::optional<TensorUpdate>> updates_;
   Counter* const chunks_updated_;
   Counter* const elements_updated_;

@@ -100,6 +100,31 @@ TEST(SimTest, TheSmallestBudgetsAreExact) {
   }
 }
 
+// A drive so slow that what was read ahead of steps that leave it alone arrives in a later one,
+// which must update it once. The first unit's states stay in RAM; how much more does, and what is
+// read ahead, differs.
+TEST(SimTest, WhatArrivesStepsLaterIsUpdatedOnce) {
+  const ModelSpec spec = OddModel();
+  TrainerOptions options{.steps = 6};
+  options.order = [](int step, size_t units) {
+    std::vector<uint32_t> order = {0};
+    for (uint32_t u = 1; step % 3 == 2 && u < units; ++u) order.push_back(u);
+    return order;
+  };
+  const Masters expected = TrainReference(spec, options);
+  for (const uint64_t seed : Seeds(24)) {
+    if (HasFailure()) break;
+    SCOPED_TRACE(seed);
+    RuntimeConfig config = ConfigOf(seed);
+    config.overlap = true;
+    config.budgets = SmallestBudgets(spec, config);
+    config.budgets.pinned += KiB(100 + 60 * static_cast<int64_t>(seed % 8));
+    const Nanos latency = std::chrono::milliseconds(seed % 3 == 0 ? 1 : 1000);
+    ExpectExact(testing::Simulate(spec, config, {.seed = seed, .io_latency = latency}, options),
+                expected);
+  }
+}
+
 // Types other than bf16, and a norm that isn't clipped.
 TEST(SimTest, EveryTypeIsExact) {
   constexpr FloatType kTypes[] = {FloatType::kF32, FloatType::kBf16, FloatType::kF16};
