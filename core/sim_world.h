@@ -51,7 +51,7 @@ class SimWorld final : public Clock, public Waker {
 
   // What goes wrong, in every seam of this world.
   SimFaults* faults() { return &faults_; }
-  Nanos Lateness();  // how much longer something that is late takes
+  Nanos Delay(SimFault fault);  // how much longer than usual something takes that ends so
 
   // "<now in ns> <line>\n" onto the log.
   void Log(std::string_view line);

@@ -252,7 +252,7 @@ sluice_status Return(const absl::Status& status) {
 const std::string& LastError() { return last_error; }
 
 sluice_runtime AddRuntime(std::unique_ptr<Runtime> runtime) {
-  return Runtimes().Add(std::shared_ptr<Runtime>(std::move(runtime)));
+  return Runtimes().Add(std::shared_ptr<Runtime>(runtime.release(), RuntimeCloser()));
 }
 
 namespace {

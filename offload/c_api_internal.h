@@ -108,6 +108,15 @@ Handles<Runtime>& Runtimes();
 absl::StatusOr<ModelSpec> SpecOf(sluice_model model);  // as described so far
 sluice_runtime AddRuntime(std::unique_ptr<Runtime> runtime);
 
+// How the last who has a runtime lets it go.
+struct RuntimeCloser {
+  void operator()(Runtime* runtime) const {
+    absl::Status closed = Runtime::Close(std::unique_ptr<Runtime>(runtime));
+    if (result != nullptr) *result = std::move(closed);
+  }
+  absl::Status* result = nullptr;
+};
+
 // Errors of all that follow: InvalidArgument naming the argument, its value and what it may be.
 absl::Status NotNull(const void* pointer, const char* name);
 absl::Status CheckExists(const char* what, uint32_t index, size_t count);

@@ -14,14 +14,15 @@ namespace {
 
 constexpr Bytes kSegmentBytes = GiB(1);
 
-// The process's own: they hold nothing but what the kernel gives.
+// The process's own: they hold nothing but what the kernel gives. Never destroyed: a runtime that
+// was abandoned, or never destroyed, may use them until the process has ended.
 SteadyClock* RealClock() {
-  static SteadyClock clock;
-  return &clock;
+  static auto* const clock = new SteadyClock;
+  return clock;
 }
 HugePageResource* RealMemory() {
-  static HugePageResource resource;
-  return &resource;
+  static auto* const resource = new HugePageResource;
+  return resource;
 }
 
 absl::StatusOr<int> WorkersOf(const RuntimeConfig& config) {

@@ -12,7 +12,6 @@ namespace sluice {
 namespace {
 constexpr Nanos kTurn =
     std::chrono::milliseconds(20);  // how often waiting acquisitions are looked after
-constexpr Nanos kDrainAtExit = std::chrono::seconds(5);
 }  // namespace
 
 Runtime::Runtime(ModelLayout layout, Placement placement, const RuntimeOptions& options,
@@ -69,26 +68,18 @@ absl::Status Runtime::Init() {
   values_ = std::make_unique<ValueAccess>(context);
   if (!seams_.threaded) return absl::OkStatus();
   try {
-    thread_ = std::thread([this] { ControlLoop(); });
+    thread_ = std::thread([this, closing = closing_] {
+      ControlLoop();
+      if (!closing->handed_over()) return;
+      TakeDown();
+      delete this;
+      closing->Finish();
+    });
   } catch (const std::system_error& e) {
     return absl::ResourceExhaustedError(
         fmt::format("the control thread can't be started: {}", e.what()));
   }
   return absl::OkStatus();
-}
-
-Runtime::~Runtime() {
-  {
-    const std::lock_guard lock(mutex_);
-    stopping_ = true;
-  }
-  if (engine_ != nullptr) engine_->Wake();
-  if (thread_.joinable()) thread_.join();
-  if (!seams_.threaded && residency_ != nullptr) ControlLoop();
-  // Workers and streams first: what they run writes into what follows.
-  seams_.executor.reset();
-  seams_.device.reset();
-  if (engine_ != nullptr && !engine_->Close().ok()) metrics_.Get("close_errors")->Add();
 }
 
 // ---- Any thread
@@ -230,19 +221,6 @@ void Runtime::ResetCounters() {
 }
 
 // ---- The control thread
-
-void Runtime::ControlLoop() {
-  std::optional<TimePoint> stop_by;
-  for (;;) {
-    {
-      const std::lock_guard lock(mutex_);
-      if (stopping_ && !stop_by) stop_by = seams_.clock->Now() + kDrainAtExit;
-    }
-    if (stop_by && (Quiet() || !failure().ok() || seams_.clock->Now() > *stop_by)) return;
-    const bool watch = residency_->waiting() || stop_by.has_value();
-    RunOnce(seams_.clock->Now() + (watch ? kTurn : Nanos(std::chrono::seconds(1))));
-  }
-}
 
 void Runtime::RunOnce(Deadline deadline) {
   const bool any = inbox_.HandleAll();

@@ -23,7 +23,6 @@
 #define SLUICE_OFFLOAD_RUNTIME_H_
 
 #include <deque>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -33,54 +32,17 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "offload/context.h"
+#include "offload/closing.h"
 #include "offload/floor.h"
 #include "offload/gradients.h"
 #include "offload/residency.h"
+#include "offload/runtime_options.h"
 #include "offload/tickets.h"
 #include "offload/updater.h"
 #include "offload/value_access.h"
-#include "optim/loss_scale.h"
 #include "optim/norm.h"
 
 namespace sluice {
-
-// What the runtime stands on. Owned by it, except clock and host_memory, which outlive it.
-struct Seams {
-  Clock* clock = nullptr;
-  MemoryResource* host_memory = nullptr;
-  std::unique_ptr<Executor> executor;
-  std::unique_ptr<Device> device;
-  std::string device_reason;      // why this one, for the report
-  SegmentTable segments;          // where the blocks of MapBlocks lie
-  std::vector<DirectFile> files;  // of `segments`; empty in simulation
-  std::function<absl::StatusOr<std::unique_ptr<IoEngine>>(std::span<const MemoryView> arenas,
-                                                          std::span<const DirectFile> files)>
-      make_engine;
-  bool threaded = true;
-};
-
-struct RuntimeOptions {
-  Budgets budgets;  // for the report
-  IoEngine::Limits io;
-  LossScaleOptions loss_scale = {.static_scale = 1};
-  bool overlap = true;
-  size_t trace_spans_max = 0;
-  Nanos stuck_after = std::chrono::seconds(10);
-  PlantedBug planted_bug = PlantedBug::kNone;
-};
-
-struct StepRequest {
-  std::vector<AdamWHyper> groups;
-  std::vector<ParamPlace> lent;  // by tensor; of tensors that are not lent, not looked at
-  double clip_norm = 0;
-};
-
-struct StepResult {
-  double grad_norm = 0;
-  bool applied = false;
-  double loss_scale = 1;
-};
 
 class Runtime final : public Updater::Observer {
  public:
@@ -88,8 +50,12 @@ class Runtime final : public Updater::Observer {
   static absl::StatusOr<std::unique_ptr<Runtime>> Create(ModelLayout layout, Placement placement,
                                                          const RuntimeOptions& options,
                                                          Seams seams);
-  // Waits for updates in flight for at most a few seconds.
+  // Carries out what was asked for as long as CloseTimes says, and gives everything back. Waits for
+  // what is under way, also if it hangs: where that may be, use Close.
   ~Runtime() override;
+  // The same, in bounded time. Errors: Unavailable naming what hangs; what that may still use is
+  // kept until it ends, and the runtime is gone for everybody else.
+  static absl::Status Close(std::unique_ptr<Runtime> runtime);
 
   const ModelLayout& layout() const { return layout_; }
 
@@ -200,6 +166,14 @@ class Runtime final : public Updater::Observer {
   bool Quiet() const;
   void Fail(const absl::Status& status);
   void ControlLoop();
+  void Stop();
+  void DrainUntil(TimePoint deadline);
+  void SettleUntil(TimePoint deadline);
+  void TakeDown();
+  bool TasksPending() const;
+  bool CopiesPending() const;
+  bool TransfersPending() const;
+  std::string Pending() const;  // in words
   void OnUnitUpdated(UnitIndex unit) override;
   void OnUpdaterIdle() override;
 
@@ -241,6 +215,7 @@ class Runtime final : public Updater::Observer {
   std::set<std::string> span_names_;   // guarded by mutex_; entries stay
   absl::Status failure_;               // guarded by mutex_
   CommandsArrived commands_arrived_{this};
+  const std::shared_ptr<Closing> closing_ = std::make_shared<Closing>();
   std::thread thread_;
 };
 

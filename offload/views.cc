@@ -90,10 +90,14 @@ Views::Views(std::shared_ptr<Arena> arena, Device* device, Inbox* inbox,
   shared_->inbox = inbox;
 }
 
-Views::~Views() {
-  const std::lock_guard lock(shared_->mutex);
-  shared_->inbox = nullptr;
-  shared_->shown.clear();
+Views::~Views() { End(); }
+
+void Views::End() {
+  const std::shared_ptr<Shared> shared = std::move(shared_);
+  if (shared == nullptr) return;
+  const std::lock_guard lock(shared->mutex);
+  shared->inbox = nullptr;
+  shared->shown.clear();
 }
 
 void Views::Show(UnitIndex unit, std::byte* address, int64_t elements, ElementType type,

@@ -36,6 +36,9 @@ class Views {
   Views(std::shared_ptr<Arena> arena, Device* device, Inbox* inbox, std::function<void()> on_free,
         std::function<void(const absl::Status&)> on_error);
   ~Views();
+  // The runtime is going: memory stays only for the views that are alive, and nothing more may be
+  // called.
+  void End();
 
   // From Show to Hide, MakeView(unit) gives views of `elements` values of `type` at `address`, used
   // on `stream`.

@@ -53,20 +53,22 @@ class Trainer {
   absl::Status Load() {
     for (uint32_t t = 0; t < spec_.tensors.size(); ++t) {
       const ElementType type = AccessType(t);
-      std::vector<std::byte> values = ParamsOf(InitialOf(spec_, options_, t), type);
+      std::vector<std::byte>& values =
+          values_.emplace_back(ParamsOf(InitialOf(spec_, options_, t), type));
       SLUICE_RETURN_IF_ERROR(Wait(runtime_->Access({.write = true,
                                                     .tensor = TensorIndex(t),
                                                     .field = Field::kMaster,
                                                     .data = values.data(),
                                                     .type = type,
                                                     .done = nullptr})));
+      values_.pop_back();
     }
     return absl::OkStatus();
   }
 
   absl::StatusOr<std::vector<float>> Read(uint32_t tensor, Field field) {
     const ElementType type = AccessType(tensor);
-    std::vector<std::byte> values(
+    std::vector<std::byte>& values = values_.emplace_back(
         static_cast<size_t>(spec_.tensors[tensor].elements * type.size()));
     SLUICE_RETURN_IF_ERROR(Wait(runtime_->Access({.write = false,
                                                   .tensor = TensorIndex(tensor),
@@ -74,7 +76,9 @@ class Trainer {
                                                   .data = values.data(),
                                                   .type = type,
                                                   .done = nullptr})));
-    return ValuesOf(values, type);
+    std::vector<float> read = ValuesOf(values, type);
+    values_.pop_back();
+    return read;
   }
 
   absl::Status MicroStep(int step, int micro) {
@@ -127,6 +131,7 @@ class Trainer {
       const std::optional<absl::Status> result =
           runtime_->Wait(ticket, std::chrono::milliseconds(100));
       if (result) return *result;
+      if (options_.give_up()) break;
     }
     return absl::DeadlineExceededError("a ticket was never done");
   }
@@ -218,6 +223,7 @@ class Trainer {
   Runtime* const runtime_;
   const ModelSpec spec_;
   const TrainerOptions options_;
+  std::deque<std::vector<std::byte>> values_;  // of tickets that are not done, or failed
   std::deque<Lingering> lingering_;
   const std::shared_ptr<std::atomic<bool>> torn_ = std::make_shared<std::atomic<bool>>(false);
   Caller own_caller_;
