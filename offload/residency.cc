@@ -97,14 +97,14 @@ void Residency::Acquire(UnitIndex unit, CallerStream stream, Acquired done) {
   Pump();
 }
 
-absl::Status Residency::Release(UnitIndex unit, Fence fence) {
+absl::Status Residency::Release(UnitIndex unit, std::vector<Fence> fences) {
   Unit& u = units_[unit.value()];
   if (u.acquired == 0) {
     return absl::FailedPreconditionError(fmt::format("unit '{}' was released but is not acquired",
                                                      context_.layout->unit(unit).name));
   }
   book_.OnRelease(unit);
-  views_.HoldUntil(u.address, std::move(fence));
+  views_.HoldUntil(u.address, std::move(fences));
   if (--u.acquired == 0) views_.Hide(unit);
   plan_dirty_ = true;
   last_progress_ = context_.clock->Now();

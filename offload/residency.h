@@ -43,9 +43,9 @@ class Residency final : public Fetcher::Observer {
   // it can't be had because everything is held. Acquisitions count, each to be released. What reads
   // the unit runs on `stream`.
   void Acquire(UnitIndex unit, CallerStream stream, Acquired done);
-  // The unit's slot stays as it is until `fence` is complete. Errors: FailedPrecondition if the
+  // The unit's slot stays as it is until `fences` are complete. Errors: FailedPrecondition if the
   // unit is not acquired.
-  absl::Status Release(UnitIndex unit, Fence fence);
+  absl::Status Release(UnitIndex unit, std::vector<Fence> fences);
 
   // A unit's values are going to change. First Suspend, so that nothing is fetched from its home;
   // when nothing is moving(), which also means that the caller's streams have passed every fence,

@@ -12,6 +12,13 @@ namespace sluice {
 namespace {
 constexpr Nanos kTurn =
     std::chrono::milliseconds(20);  // how often waiting acquisitions are looked after
+
+std::vector<Fence> Only(Fence fence) {
+  std::vector<Fence> fences;
+  fences.push_back(std::move(fence));
+  return fences;
+}
+
 }  // namespace
 
 Runtime::Runtime(ModelLayout layout, Placement placement, const RuntimeOptions& options,
@@ -115,7 +122,7 @@ Ticket Runtime::PushGrad(TensorIndex tensor, ConstMemoryView data, CallerStream 
         .tensor = tensor,
         .ticket = ticket,
         .data = data,
-        .fence = *std::move(fence)});
+        .fences = Only(*std::move(fence))});
   return ticket;
 }
 
@@ -153,8 +160,9 @@ absl::Status Runtime::Release(UnitIndex unit, CallerStream stream) {
     return absl::FailedPreconditionError(fmt::format(
         "unit '{}' is not acquired: there is nothing to release", layout_.unit(unit).name));
   }
-  SLUICE_ASSIGN_OR_RETURN(Fence fence, seams_.device->RecordFence(stream));
-  Send({.run = &Runtime::RunRelease, .unit = unit, .fence = std::move(fence)});
+  SLUICE_ASSIGN_OR_RETURN(std::vector<Fence> fences,
+                          residency_->views()->RecordRelease(unit, stream));
+  Send({.run = &Runtime::RunRelease, .unit = unit, .fences = std::move(fences)});
   return absl::OkStatus();
 }
 
@@ -261,7 +269,7 @@ void Runtime::RunAcquire(Command& command) {
 }
 
 void Runtime::RunRelease(Command& command) {
-  if (!residency_->Release(command.unit, std::move(command.fence)).ok())
+  if (!residency_->Release(command.unit, std::move(command.fences)).ok())
     metrics_.Get("misused_releases")->Add();
 }
 
@@ -273,7 +281,7 @@ void Runtime::RunPushGrad(Command& command) {
     return tickets_.Complete(command.ticket, takes);
   if (const absl::Status loaded = CheckLoaded(command.tensor); !loaded.ok())
     return tickets_.Complete(command.ticket, loaded);
-  HeldPush push{command.tensor, command.data, std::move(command.fence), command.ticket};
+  HeldPush push{command.tensor, command.data, std::move(command.fences.front()), command.ticket};
   if (updater_->UnitPending(unit)) {
     held_pushes_[unit.value()].push_back(std::move(push));
     return;

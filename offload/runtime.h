@@ -108,7 +108,7 @@ class Runtime final : public Updater::Observer {
     Ticket ticket = 0;
     ConstMemoryView data;
     CallerStream stream;
-    Fence fence;
+    std::vector<Fence> fences;  // of a release: of each stream; of a gradient: one
     StepRequest step;
     ValueRequest value;
   };

@@ -238,15 +238,16 @@ SLUICE_API sluice_status sluice_iteration_end(sluice_runtime runtime);
  * SLUICE_RESOURCE_EXHAUSTED if everything in HBM is held, so that waiting can't help;
  * SLUICE_FAILED_PRECONDITION if a tensor of the unit was never written.
  *
- * After release the memory stays as it is until what `stream` holds at that time has run. */
+ * After release the memory stays as it is until what `stream`, and others that have acquired it and
+ * not released it, hold at that time has run. */
 SLUICE_API sluice_status sluice_acquire(sluice_runtime runtime, uint32_t unit, void* stream,
                                         sluice_ticket* ticket);
 SLUICE_API sluice_status sluice_release(sluice_runtime runtime, uint32_t unit, void* stream);
 
 /* An acquired unit's memory as a one-dimensional DLPack tensor (DLManagedTensor*, DLPack 0.6
  * layout) of the unit's param_dtype, bytes as uint8. The memory is not reused before the deleter
- * was called, whoever calls it on whatever thread, and the stream that acquired the unit has run
- * what it then holds. */
+ * was called, whoever calls it on whatever thread, and every stream that has acquired the unit has
+ * run what it then holds. */
 SLUICE_API sluice_status sluice_unit_view(sluice_runtime runtime, uint32_t unit, void** dlpack);
 
 typedef struct sluice_tensor_info {

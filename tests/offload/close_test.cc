@@ -181,8 +181,8 @@ class CloseTest : public ::testing::TestWithParam<Case> {
     config.executor = SLUICE_TEST_EXECUTOR;
     config.workers = 2;
     config.chunk_elements = 2 * kCellElements;
-    config.placement.param_type = FloatType::kBf16;
-    config.placement.grad_type = FloatType::kBf16;
+    config.types.param = FloatType::kBf16;
+    config.types.grad = FloatType::kBf16;
     config.placement.resident_elements_max = 100;
     config.placement.state_buffers = 4;
     config.placement.param_buffers = 4;
@@ -215,7 +215,7 @@ class CloseTest : public ::testing::TestWithParam<Case> {
       const auto stream = static_cast<StreamKind>(static_cast<int>(hang) - 1);
       seams.device = std::make_unique<HangingDevice>(std::move(seams.device), stream, &gate_);
     }
-    seams.segments = SegmentsOf(plan, config, 1);
+    seams.segments = SegmentsOf(plan, 1);
     SLUICE_ASSIGN_OR_RETURN(seams.files, CreateSegments(seams.segments, config.nvme_paths));
     seams.make_engine = [this, hang, config](std::span<const MemoryView> arenas,
                                              std::span<const DirectFile> files) {
