@@ -7,6 +7,7 @@
 #include "core/config.h"
 #include "core/status.h"
 #include "fmt/format.h"
+#include "offload/planted_bug.h"
 
 namespace sluice {
 
@@ -145,7 +146,7 @@ absl::Status Residency::BeginUpdate(UnitIndex unit) {
                     context_.layout->unit(unit).name));
   }
   u.pending = true;
-  const bool stale = context_.planted_bug == PlantedBug::kStaleGeneration;
+  const bool stale = Planted(context_, PlantedBug::kStaleGeneration);
   if (!u.fixed && u.state == State::kReady && !stale) Vacate(unit);
   return absl::OkStatus();
 }
@@ -247,7 +248,7 @@ bool Residency::MayEvict(const Segment& segment) const {
   if (!segment.unit) return !segment.held;
   const Unit& u = units_[segment.unit->value()];
   return u.acquired == 0 && u.waits.empty() && u.state == State::kReady &&
-         (!views_.InUse(u.address) || context_.planted_bug == PlantedBug::kEvictViewed);
+         (!views_.InUse(u.address) || Planted(context_, PlantedBug::kEvictViewed));
 }
 
 // Begins `move` if it may begin. Returns whether it is done with: begun, or not needed any more.

@@ -67,7 +67,6 @@ absl::Status Runtime::Init() {
                         .metrics = &metrics_,
                         .trace = &trace_,
                         .overlap = options_.overlap,
-                        .planted_bug = options_.planted_bug,
                         .fail = [this](const absl::Status& status) { Fail(status); }};
   residency_ = std::make_unique<Residency>(context, hbm_, options_.stuck_after);
   gradients_ = std::make_unique<Gradients>(context);

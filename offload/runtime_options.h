@@ -49,7 +49,6 @@ struct RuntimeOptions {
   size_t trace_spans_max = 0;
   CloseTimes close;
   Nanos stuck_after = std::chrono::seconds(10);
-  PlantedBug planted_bug = PlantedBug::kNone;
 };
 
 struct StepRequest {

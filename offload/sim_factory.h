@@ -12,6 +12,7 @@
 #include "core/sim_memory.h"
 #include "core/sim_world.h"
 #include "offload/factory.h"
+#include "offload/planted_bug.h"
 
 namespace sluice {
 
