@@ -84,7 +84,7 @@ void Residency::Acquire(UnitIndex unit, CallerStream stream, Acquired done) {
   acquires_->Add();
   const bool expected = book_.OnAcquire(unit);
   departures_->Set(book_.departures());
-  if (!failed_.ok()) return done(failed_);
+  if (!failed_.ok() && !MayBeWritten(unit)) return done(failed_);
   Unit& u = units_[unit.value()];
   const bool available = u.state == State::kReady && !u.pending && u.waits.empty();
   const TimePoint now = context_.clock->Now();
@@ -297,13 +297,25 @@ bool Residency::TryMove(const Move& move) {
 
 void Residency::Fail(const absl::Status& status) {
   if (failed_.ok()) failed_ = status;
-  for (Unit& u : units_) {
-    while (!u.waits.empty()) {
-      Wait wait = std::move(u.waits.front());
-      u.waits.pop_front();
-      --waiting_;
-      wait.done(failed_);
-    }
+  for (uint32_t u = 0; u < units_.size(); ++u) {
+    if (!MayBeWritten(UnitIndex(u))) EndWaits(&units_[u], failed_);
+  }
+}
+
+void Residency::EndedWriting() {
+  for (Unit& unit : units_) EndWaits(&unit, failed_);
+}
+
+bool Residency::MayBeWritten(UnitIndex unit) const {
+  return context_.layout->unit(unit).lent && units_[unit.value()].pending;
+}
+
+void Residency::EndWaits(Unit* unit, const absl::Status& status) {
+  while (!unit->waits.empty()) {
+    Wait wait = std::move(unit->waits.front());
+    unit->waits.pop_front();
+    --waiting_;
+    wait.done(status);
   }
 }
 
@@ -338,12 +350,7 @@ void Residency::CheckStuck(TimePoint now) {
                     "smaller, or release or delete what is held",
                     context_.layout->units()[i].name, FormatBytesUp(unit_bytes_[i]),
                     FormatBytesDown(context_.placement->hbm_cache), held));
-    while (!u.waits.empty()) {
-      Wait wait = std::move(u.waits.front());
-      u.waits.pop_front();
-      --waiting_;
-      wait.done(status);
-    }
+    EndWaits(&u, status);
   }
 }
 

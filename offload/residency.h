@@ -56,8 +56,10 @@ class Residency final : public Fetcher::Observer {
   void EndUpdate(UnitIndex unit);
   void Replan();
 
-  // Ends waiting acquisitions with `status`, now and from now on.
+  // Ends waiting acquisitions with `status`, now and from now on; but those of a unit in the
+  // caller's memory that an update may still write wait for EndedWriting.
   void Fail(const absl::Status& status);
+  void EndedWriting();
   // Ends acquisitions that waited too long while nothing moved. Call now and then.
   void CheckStuck(TimePoint now);
 
@@ -94,6 +96,8 @@ class Residency final : public Fetcher::Observer {
   void BuildPlan(bool viewed_is_held);
   const Trace* Upcoming() const;
   void Serve(UnitIndex unit);
+  bool MayBeWritten(UnitIndex unit) const;
+  void EndWaits(Unit* unit, const absl::Status& status);
   void Vacate(UnitIndex unit);
   void OnFreed();
   std::byte* AddressOf(const Segment& segment) const;

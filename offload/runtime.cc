@@ -236,6 +236,7 @@ void Runtime::RunOnce(Deadline deadline) {
   Advance();
   RunQueue();
   CheckDrained();
+  CheckEndedWriting();
 }
 
 void Runtime::RunCommands() {
@@ -373,7 +374,14 @@ void Runtime::Fail(const absl::Status& status) {
   for (std::vector<HeldPush>& pushes : held_pushes_) {
     for (const HeldPush& push : std::exchange(pushes, {})) tickets_.Complete(push.ticket, first);
   }
-  if (step_ticket_ != 0) tickets_.Complete(std::exchange(step_ticket_, 0), first);
+}
+
+// What waits for an update that has failed hears of it when no part of it is under way any more.
+void Runtime::CheckEndedWriting() {
+  const absl::Status status = failure();
+  if (status.ok() || updater_->computing()) return;
+  residency_->EndedWriting();
+  if (step_ticket_ != 0) tickets_.Complete(std::exchange(step_ticket_, 0), status);
 }
 
 }  // namespace sluice

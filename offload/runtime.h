@@ -163,6 +163,7 @@ class Runtime final : public Updater::Observer {
   void EndTurn(const absl::Status& status);
   void ReadAheadIfUseful();
   void CheckDrained();
+  void CheckEndedWriting();
   bool Quiet() const;
   void Fail(const absl::Status& status);
   void ControlLoop();
