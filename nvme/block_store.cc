@@ -66,8 +66,7 @@ absl::Status BlockStore::Verify(const BlockTransfer& transfer) {
   if (found == transfer.checksum_) return absl::OkStatus();
   return absl::DataLossError(
       fmt::format("block {} of generation {}, {} bytes at {} of swap file {}: checksum is {:016x}, "
-                  "not {:016x}: the drive "
-                  "returned other bytes than were written",
+                  "not {:016x}: the drive returned other bytes than were written",
                   transfer.block_.value(), transfer.generation_, transfer.data_.size(),
                   transfer.offset.value(), transfer.file.value(), found, transfer.checksum_));
 }

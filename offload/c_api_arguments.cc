@@ -149,8 +149,8 @@ absl::StatusOr<ElementType> ToElementType(const Runtime& runtime, uint32_t tenso
   if (dtype == SLUICE_BYTES) {
     return absl::InvalidArgumentError(
         fmt::format("dtype is 3 (SLUICE_BYTES), but unit '{}' of tensor '{}' is of {}: name a "
-                    "float type, or set "
-                    "the unit's types to SLUICE_BYTES before the runtime is created",
+                    "float type, or set the unit's types to SLUICE_BYTES before the runtime is "
+                    "created",
                     unit, t.name, t.types.param.name()));
   }
   return ToFloatType(dtype, "dtype");
@@ -221,8 +221,7 @@ absl::StatusOr<StepRequest> ToStepRequest(const sluice_step_args* given, const R
     if (!sound) {
       return absl::InvalidArgumentError(
           fmt::format("group {}: lr {}, betas ({}, {}), eps {}, weight_decay {}: lr and eps must "
-                      "not be negative, betas "
-                      "in [0, 1), all finite",
+                      "not be negative, betas in [0, 1), all finite",
                       g, group.lr, group.beta1, group.beta2, group.eps, group.weight_decay));
     }
     request.groups.push_back(

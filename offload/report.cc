@@ -121,8 +121,8 @@ Json PathReport(const std::string& path, Json* advice) {
   if (const auto free = FreeSpace(path); free.ok()) report["free_bytes"] = free->value();
   if (!file->direct()) {
     advice->push_back(fmt::format(
-        "{}: no direct I/O here, so data passes through the page cache; use ext4 or xfs on a "
-        "local drive",
+        "{}: no direct I/O here, so data passes through the page cache; use ext4 or xfs on a local "
+        "drive",
         path));
   }
   return report;

@@ -346,8 +346,7 @@ void Residency::CheckStuck(TimePoint now) {
     }
     const absl::Status status = absl::ResourceExhaustedError(
         fmt::format("no room in HBM for unit '{}' ({}) in a cache of {}: held are{}; raise the hbm "
-                    "budget, make units "
-                    "smaller, or release or delete what is held",
+                    "budget, make units smaller, or release or delete what is held",
                     context_.layout->units()[i].name, FormatBytesUp(unit_bytes_[i]),
                     FormatBytesDown(context_.placement->hbm_cache), held));
     EndWaits(&u, status);

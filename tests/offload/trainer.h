@@ -68,8 +68,8 @@ class Trainer {
 
   absl::StatusOr<std::vector<float>> Read(uint32_t tensor, Field field) {
     const ElementType type = AccessType(tensor);
-    std::vector<std::byte>& values = values_.emplace_back(
-        static_cast<size_t>(spec_.tensors[tensor].elements * type.size()));
+    std::vector<std::byte>& values =
+        values_.emplace_back(static_cast<size_t>(spec_.tensors[tensor].elements * type.size()));
     SLUICE_RETURN_IF_ERROR(Wait(runtime_->Access({.write = false,
                                                   .tensor = TensorIndex(tensor),
                                                   .field = field,
