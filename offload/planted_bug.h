@@ -16,7 +16,7 @@ namespace sluice {
 
 enum class PlantedBug : uint8_t {
   kNone,
-  kReuseBeforeWritten,  // a buffer is lent again while it is being written to the drive
+  kReuseBeforeWritten,  // a buffer is given out again while it is being written to the drive
   kStaleGeneration,     // a unit's copy in HBM outlives the update of the unit
   kLostWrite,           // updated states are taken for written, and are not
   kSwappedBlocks,       // a chunk's states are read from its neighbour's block

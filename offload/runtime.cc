@@ -344,9 +344,9 @@ std::string Runtime::Unsettled() const {
   const BufferPool& states = memory_.state_buffers;
   const BufferPool& params = memory_.param_buffers;
   add("transfers", store_->idle() ? 0 : 1);
-  add("state buffers lent", states.count() - states.free_count());
-  add("parameter buffers lent", params.count() - params.free_count());
-  add("gradient buffers lent", memory_.grad_buffers.count() - memory_.grad_buffers.free_count());
+  add("state buffers taken", states.count() - states.free_count());
+  add("parameter buffers taken", params.count() - params.free_count());
+  add("gradient buffers taken", memory_.grad_buffers.count() - memory_.grad_buffers.free_count());
   add("units on their way to HBM, or still read by the caller", residency_->moving() ? 1 : 0);
   add("gradients or sums", gradients_->idle() ? 0 : 1);
   add("updates", updater_->busy() ? 1 : 0);

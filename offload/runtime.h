@@ -91,7 +91,7 @@ class Runtime final : public Updater::Observer {
   // One turn of the loop: handles what has come; if nothing has, waits for it until `deadline`.
   void RunOnce(Deadline deadline);
 
-  // What is on its way or lent out, by name; empty when all has come back, which it does in time
+  // What is on its way or taken, by name; empty when all has come back, which it does in time
   // also after a failure. Control thread.
   std::string Unsettled() const;
 

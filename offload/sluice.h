@@ -200,10 +200,10 @@ SLUICE_API sluice_status sluice_runtime_create(sluice_model model, const sluice_
  * back, except that device memory stays until the last view of it (sluice_unit_view) was deleted.
  * Returns when calls of other threads on it have ended, and nothing of the caller's is used any
  * more. The handle is gone in any case. Bounded also if a drive, a stream or a worker hangs:
- * SLUICE_UNAVAILABLE after 4 seconds (12 if a call into a driver hangs), and sluice_last_error names
+ * SLUICE_UNAVAILABLE after 4 seconds (12 if a call into a driver hangs); sluice_last_error names
  * what did not end. What that may still use (memory, files, threads) is kept until it ends or the
- * process does; memory handed over with tickets that are not done, and the places of an update under
- * way, may still be read and written. The process may create another runtime, and exit. */
+ * process does; memory handed over with tickets that are not done, and the places of an update on
+ * its way, may still be read and written. The process may create another runtime, and exit. */
 SLUICE_API sluice_status sluice_runtime_destroy(sluice_runtime runtime);
 
 /* Waits for `ticket`, at most timeout_ms (cut to 100). SLUICE_PENDING: not yet. SLUICE_NOT_OPEN:

@@ -20,7 +20,7 @@ def literal_is_cut(line, following):
     if not piece or not re.search(r'[^\\]"$', line) or line.endswith('\\n"') or line.strip().startswith("//"):
         return False
     word = piece.group(1).split(" ")[0] + (" " if " " in piece.group(1) else "")
-    return len(line) + len(word) <= COLUMNS
+    return len(line) + len(word) <= COLUMNS - 3  # what ends the statement may need room
 
 
 def sentence_is_cut(line, following):
