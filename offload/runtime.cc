@@ -1,3 +1,5 @@
+// Making a Runtime, and the loop of its control thread.
+
 #include "offload/runtime.h"
 
 #include <algorithm>
@@ -8,18 +10,6 @@
 #include "fmt/format.h"
 
 namespace sluice {
-
-namespace {
-constexpr Nanos kTurn =
-    std::chrono::milliseconds(20);  // how often waiting acquisitions are looked after
-
-std::vector<Fence> Only(Fence fence) {
-  std::vector<Fence> fences;
-  fences.push_back(std::move(fence));
-  return fences;
-}
-
-}  // namespace
 
 Runtime::Runtime(ModelLayout layout, Placement placement, const RuntimeOptions& options,
                  Seams seams)
@@ -87,147 +77,6 @@ absl::Status Runtime::Init() {
   }
   return absl::OkStatus();
 }
-
-// ---- Any thread
-
-void Runtime::Send(Command command) {
-  bool first = false;
-  {
-    const std::lock_guard lock(mutex_);
-    first = commands_.empty();
-    commands_.push_back(std::move(command));
-  }
-  if (first) inbox_.Post(&commands_arrived_);
-}
-
-Ticket Runtime::Acquire(UnitIndex unit, CallerStream stream) {
-  const Ticket ticket = tickets_.Make();
-  if (const absl::Status status = seams_.device->CheckStream(stream); !status.ok()) {
-    tickets_.Complete(ticket, status);
-    return ticket;
-  }
-  Send({.run = &Runtime::RunAcquire, .unit = unit, .ticket = ticket, .stream = stream});
-  return ticket;
-}
-
-Ticket Runtime::PushGrad(TensorIndex tensor, ConstMemoryView data, CallerStream stream) {
-  const Ticket ticket = tickets_.Make();
-  absl::StatusOr<Fence> fence = seams_.device->RecordFence(stream);
-  if (!fence.ok()) {
-    tickets_.Complete(ticket, fence.status());
-    return ticket;
-  }
-  Send({.run = &Runtime::RunPushGrad,
-        .tensor = tensor,
-        .ticket = ticket,
-        .data = data,
-        .fences = Only(*std::move(fence))});
-  return ticket;
-}
-
-Ticket Runtime::Step(StepRequest request) {
-  const Ticket ticket = tickets_.Make();
-  Send({.run = &Runtime::RunTurn,
-        .turn = TurnKind::kStep,
-        .ticket = ticket,
-        .step = std::move(request)});
-  return ticket;
-}
-
-Ticket Runtime::Access(ValueRequest request) {
-  const Ticket ticket = tickets_.Make();
-  Send({.run = &Runtime::RunTurn,
-        .turn = TurnKind::kValue,
-        .ticket = ticket,
-        .value = std::move(request)});
-  return ticket;
-}
-
-Ticket Runtime::Drain() {
-  const Ticket ticket = tickets_.Make();
-  Send({.run = &Runtime::RunDrain, .ticket = ticket});
-  return ticket;
-}
-
-void Runtime::BeginIteration(uint32_t key, bool boundary) {
-  Send({.run = &Runtime::RunBegin, .key = key, .boundary = boundary});
-}
-void Runtime::EndIteration() { Send({.run = &Runtime::RunEnd}); }
-
-absl::Status Runtime::Release(UnitIndex unit, CallerStream stream) {
-  if (!residency_->views()->Shown(unit)) {
-    return absl::FailedPreconditionError(fmt::format(
-        "unit '{}' is not acquired: there is nothing to release", layout_.unit(unit).name));
-  }
-  SLUICE_ASSIGN_OR_RETURN(std::vector<Fence> fences,
-                          residency_->views()->RecordRelease(unit, stream));
-  Send({.run = &Runtime::RunRelease, .unit = unit, .fences = std::move(fences)});
-  return absl::OkStatus();
-}
-
-absl::StatusOr<DlManagedTensor*> Runtime::MakeView(UnitIndex unit) {
-  if (layout_.unit(unit).lent) {
-    return absl::FailedPreconditionError(fmt::format(
-        "the parameters of unit '{}' are in the caller's memory: there is nothing to view",
-        layout_.unit(unit).name));
-  }
-  return residency_->views()->MakeView(unit);
-}
-
-void Runtime::ZeroGrad() { Send({.run = &Runtime::RunTurn, .turn = TurnKind::kClearGrads}); }
-
-absl::Status Runtime::ClearGrad(TensorIndex tensor) {
-  SLUICE_RETURN_IF_ERROR(failure());
-  SLUICE_RETURN_IF_ERROR(gradients_->CheckTakes(tensor));
-  Send({.run = &Runtime::RunTurn, .turn = TurnKind::kClearGrads, .cleared = tensor});
-  return absl::OkStatus();
-}
-
-std::optional<absl::Status> Runtime::Wait(Ticket ticket, std::chrono::milliseconds timeout) {
-  if (seams_.threaded) return tickets_.Wait(ticket, timeout);
-  const TimePoint until = seams_.clock->Now() + timeout;
-  for (;;) {
-    std::optional<absl::Status> result = tickets_.Wait(ticket, std::chrono::milliseconds(0));
-    if (result || seams_.clock->Now() >= until) return result;
-    RunOnce(std::min(until, seams_.clock->Now() + kTurn));
-  }
-}
-
-StepResult Runtime::last_step() const {
-  const std::lock_guard lock(mutex_);
-  return last_step_;
-}
-
-int64_t Runtime::tensor_step(TensorIndex tensor) const {
-  const std::lock_guard lock(mutex_);
-  return tensor_steps_[tensor.value()];
-}
-
-void Runtime::set_tensor_step(TensorIndex tensor, int64_t step) {
-  const std::lock_guard lock(mutex_);
-  tensor_steps_[tensor.value()] = step;
-}
-
-absl::Status Runtime::failure() const {
-  const std::lock_guard lock(mutex_);
-  return failure_;
-}
-
-void Runtime::RecordCallerSpan(const std::string& name, TimePoint begin, TimePoint end) {
-  const char* kept = nullptr;
-  {
-    const std::lock_guard lock(mutex_);
-    kept = span_names_.insert(name).first->c_str();
-  }
-  trace_.Record(caller_track_, kept, -1, begin, end);
-}
-
-void Runtime::ResetCounters() {
-  metrics_.Reset();
-  trace_.Clear();
-}
-
-// ---- The control thread
 
 void Runtime::RunOnce(Deadline deadline) {
   const bool any = inbox_.HandleAll();

@@ -96,6 +96,9 @@ class Runtime final : public Updater::Observer {
   std::string Unsettled() const;
 
  private:
+  // How often is looked after what nothing wakes the loop for.
+  static constexpr Nanos kTurn = std::chrono::milliseconds(20);
+
   enum class TurnKind : uint8_t { kNone, kStep, kValue, kClearGrads };
   struct Command {
     void (Runtime::*run)(Command&) = nullptr;

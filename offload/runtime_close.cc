@@ -14,7 +14,6 @@ namespace sluice {
 
 namespace {
 
-constexpr Nanos kTurn = std::chrono::milliseconds(20);
 constexpr Nanos kSettleTurn = std::chrono::milliseconds(2);  // nothing wakes who waits so
 
 // Simulated runtimes that were abandoned: the world may still hand them completions. Here leak

@@ -1,4 +1,5 @@
-// Turns of a Runtime: steps and value requests, one after another, each as far as it can go.
+// The turns of a Runtime: steps, values and the forgetting of gradients, one after another, each as
+// far as it can go.
 
 #include <utility>
 
