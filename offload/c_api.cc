@@ -1,4 +1,4 @@
-// The C ABI over the Runtime: each function checks its arguments and hands on.
+// The C ABI over the runtime: each function checks its arguments and hands on.
 
 #include <algorithm>
 #include <chrono>
@@ -66,7 +66,7 @@ sluice_status sluice_runtime_create(sluice_model model, const sluice_options* op
     SLUICE_RETURN_IF_ERROR(NotNull(runtime, "runtime"));
     SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, SpecOf(model));
     SLUICE_ASSIGN_OR_RETURN(const RuntimeConfig config, ToConfig(options));
-    SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Runtime> made, MakeRuntime(spec, config));
+    SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<OffloadRuntime> made, MakeRuntime(spec, config));
     if (config.hbm != nullptr) config.hbm->Own();
     *runtime = AddRuntime(std::move(made));
     return absl::OkStatus();
@@ -75,7 +75,7 @@ sluice_status sluice_runtime_create(sluice_model model, const sluice_options* op
 
 sluice_status sluice_runtime_destroy(sluice_runtime runtime) {
   return Guarded([&]() -> absl::Status {
-    SLUICE_ASSIGN_OR_RETURN(std::shared_ptr<Runtime> removed,
+    SLUICE_ASSIGN_OR_RETURN(std::shared_ptr<OffloadRuntime> removed,
                             Runtimes().Remove(runtime, "runtime"));
     // Calls of other threads end soon: none lasts longer than a wait, unless a driver hangs in it.
     const auto until = std::chrono::steady_clock::now() + kCallsEnd;

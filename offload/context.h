@@ -1,7 +1,7 @@
 // offload/context.h
 //
 // What the parts of one runtime share: the model, where it lies, the seams, and where to report.
-// Made by the Runtime, which owns or outlives all of it; read by its parts on the control thread.
+// Made by the runtime, which owns or outlives all of it; read by its parts on the control thread.
 
 #ifndef SLUICE_OFFLOAD_CONTEXT_H_
 #define SLUICE_OFFLOAD_CONTEXT_H_

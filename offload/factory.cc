@@ -108,8 +108,8 @@ RuntimeOptions OptionsOf(const RuntimeConfig& config, const Budgets& budgets) {
           .trace_spans_max = config.trace_spans_max};
 }
 
-absl::StatusOr<std::unique_ptr<Runtime>> MakeRuntime(const ModelSpec& spec,
-                                                     const RuntimeConfig& config) {
+absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spec,
+                                                            const RuntimeConfig& config) {
   SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, config));
   SLUICE_ASSIGN_OR_RETURN(const int workers, WorkersOf(config));
   Seams seams;
@@ -127,8 +127,8 @@ absl::StatusOr<std::unique_ptr<Runtime>> MakeRuntime(const ModelSpec& spec,
     return MakeIoEngine(config.engine, files, arenas, config.io, RealClock());
   };
   const RuntimeOptions options = OptionsOf(config, plan.budgets);
-  return Runtime::Create(std::move(plan.layout), std::move(plan.placement), options,
-                         std::move(seams));
+  return OffloadRuntime::Create(std::move(plan.layout), std::move(plan.placement), options,
+                                std::move(seams));
 }
 
 }  // namespace sluice

@@ -190,9 +190,9 @@ std::string PlacementJson(const ModelLayout& layout, const DeviceChoice& device,
   return Text(json);
 }
 
-StepTraffic Runtime::Traffic() const { return TrafficOf(layout_, placement_); }
+StepTraffic OffloadRuntime::Traffic() const { return TrafficOf(layout_, placement_); }
 
-std::string Runtime::ReportJson() const {
+std::string OffloadRuntime::ReportJson() const {
   Json report = PlacementObject(layout_, placement_, options_.budgets);
   Bytes on_disk;
   Json paths = Json::array();

@@ -1,4 +1,4 @@
-// Making a Runtime, and the loop of its control thread.
+// Making a runtime, and the loop of its control thread.
 
 #include "offload/runtime.h"
 
@@ -11,8 +11,8 @@
 
 namespace sluice {
 
-Runtime::Runtime(ModelLayout layout, Placement placement, const RuntimeOptions& options,
-                 Seams seams)
+OffloadRuntime::OffloadRuntime(ModelLayout layout, Placement placement,
+                               const RuntimeOptions& options, Seams seams)
     : options_(options),
       layout_(std::move(layout)),
       placement_(std::move(placement)),
@@ -25,16 +25,15 @@ Runtime::Runtime(ModelLayout layout, Placement placement, const RuntimeOptions& 
   last_step_.loss_scale = scaler_.scale();
 }
 
-absl::StatusOr<std::unique_ptr<Runtime>> Runtime::Create(ModelLayout layout, Placement placement,
-                                                         const RuntimeOptions& options,
-                                                         Seams seams) {
-  std::unique_ptr<Runtime> runtime(
-      new Runtime(std::move(layout), std::move(placement), options, std::move(seams)));
+absl::StatusOr<std::unique_ptr<OffloadRuntime>> OffloadRuntime::Create(
+    ModelLayout layout, Placement placement, const RuntimeOptions& options, Seams seams) {
+  std::unique_ptr<OffloadRuntime> runtime(
+      new OffloadRuntime(std::move(layout), std::move(placement), options, std::move(seams)));
   SLUICE_RETURN_IF_ERROR(runtime->Init());
   return runtime;
 }
 
-absl::Status Runtime::Init() {
+absl::Status OffloadRuntime::Init() {
   SLUICE_ASSIGN_OR_RETURN(
       memory_, TierMemory::Make(layout_, placement_, seams_.device.get(), seams_.host_memory));
   hbm_ = std::make_shared<Arena>(std::move(memory_.hbm));
@@ -78,7 +77,7 @@ absl::Status Runtime::Init() {
   return absl::OkStatus();
 }
 
-void Runtime::RunOnce(Deadline deadline) {
+void OffloadRuntime::RunOnce(Deadline deadline) {
   const bool any = inbox_.HandleAll();
   store_->Poll(any || !inbox_.empty() ? kNoWait : deadline);
   if (residency_->waiting()) residency_->CheckStuck(seams_.clock->Now());
@@ -88,7 +87,7 @@ void Runtime::RunOnce(Deadline deadline) {
   CheckEndedWriting();
 }
 
-void Runtime::RunCommands() {
+void OffloadRuntime::RunCommands() {
   {
     const std::lock_guard lock(mutex_);
     for (Command& command : commands_) queue_.push_back(std::move(command));
@@ -98,7 +97,7 @@ void Runtime::RunCommands() {
 }
 
 // Calls take effect in their order: none overtakes a turn.
-void Runtime::RunQueue() {
+void OffloadRuntime::RunQueue() {
   while (!queue_.empty() && (turns_.empty() || queue_.front().turn != TurnKind::kNone)) {
     Command command = std::move(queue_.front());
     queue_.pop_front();
@@ -106,7 +105,7 @@ void Runtime::RunQueue() {
   }
 }
 
-void Runtime::RunAcquire(Command& command) {
+void OffloadRuntime::RunAcquire(Command& command) {
   for (TensorIndex tensor : layout_.unit(command.unit).tensors) {
     const absl::Status loaded = CheckLoaded(tensor);
     if (!loaded.ok()) return tickets_.Complete(command.ticket, loaded);
@@ -117,12 +116,12 @@ void Runtime::RunAcquire(Command& command) {
                       });
 }
 
-void Runtime::RunRelease(Command& command) {
+void OffloadRuntime::RunRelease(Command& command) {
   if (!residency_->Release(command.unit, std::move(command.fences)).ok())
     metrics_.Get("misused_releases")->Add();
 }
 
-void Runtime::RunPushGrad(Command& command) {
+void OffloadRuntime::RunPushGrad(Command& command) {
   if (const absl::Status status = failure(); !status.ok())
     return tickets_.Complete(command.ticket, status);
   const UnitIndex unit = layout_.tensor(command.tensor).unit;
@@ -142,22 +141,22 @@ void Runtime::RunPushGrad(Command& command) {
   }
 }
 
-void Runtime::PushNow(HeldPush push) {
+void OffloadRuntime::PushNow(HeldPush push) {
   gradients_->Push(push.tensor, push.data, std::move(push.fence),
                    [this, ticket = push.ticket](const absl::Status& status) {
                      tickets_.Complete(ticket, status);
                    });
 }
 
-void Runtime::RunBegin(Command& command) {
+void OffloadRuntime::RunBegin(Command& command) {
   residency_->BeginIteration(command.key, command.boundary);
   gradients_->SetBoundary(command.boundary);
   backward_begun_ = !command.boundary;
 }
 
-void Runtime::RunEnd(Command&) { residency_->EndIteration(); }
+void OffloadRuntime::RunEnd(Command&) { residency_->EndIteration(); }
 
-void Runtime::RunTurn(Command& command) {
+void OffloadRuntime::RunTurn(Command& command) {
   Turn turn{.kind = command.turn,
             .step = std::move(command.step),
             .value = std::move(command.value),
@@ -167,25 +166,25 @@ void Runtime::RunTurn(Command& command) {
   Advance();
 }
 
-void Runtime::RunDrain(Command& command) { drains_.push_back(command.ticket); }
+void OffloadRuntime::RunDrain(Command& command) { drains_.push_back(command.ticket); }
 
-void Runtime::OnUnitUpdated(UnitIndex unit) {
+void OffloadRuntime::OnUnitUpdated(UnitIndex unit) {
   residency_->EndUpdate(unit);
   std::vector<HeldPush> held = std::exchange(held_pushes_[unit.value()], {});
   for (HeldPush& push : held) PushNow(std::move(push));
 }
 
-void Runtime::OnUpdaterIdle() {
+void OffloadRuntime::OnUpdaterIdle() {
   if (step_ticket_ != 0) tickets_.Complete(std::exchange(step_ticket_, 0), failure());
   ReadAheadIfUseful();
 }
 
-bool Runtime::Quiet() const {
+bool OffloadRuntime::Quiet() const {
   return turns_.empty() && queue_.empty() && !updater_->updating() && gradients_->idle() &&
          !values_->busy() && store_->idle() && !residency_->moving();
 }
 
-std::string Runtime::Unsettled() const {
+std::string OffloadRuntime::Unsettled() const {
   std::string text;
   const auto add = [&text](std::string_view what, size_t count) {
     if (count > 0) text += fmt::format("{}{} {}", text.empty() ? "" : ", ", count, what);
@@ -204,14 +203,14 @@ std::string Runtime::Unsettled() const {
   return text;
 }
 
-void Runtime::CheckDrained() {
+void OffloadRuntime::CheckDrained() {
   if (drains_.empty()) return;
   const absl::Status status = failure();
   if (status.ok() ? !Quiet() : updater_->computing()) return;
   for (Ticket ticket : std::exchange(drains_, {})) tickets_.Complete(ticket, status);
 }
 
-void Runtime::Fail(const absl::Status& status) {
+void OffloadRuntime::Fail(const absl::Status& status) {
   {
     const std::lock_guard lock(mutex_);
     if (!failure_.ok()) return;
@@ -226,7 +225,7 @@ void Runtime::Fail(const absl::Status& status) {
 }
 
 // What waits for an update that has failed hears of it when no part of it is under way any more.
-void Runtime::CheckEndedWriting() {
+void OffloadRuntime::CheckEndedWriting() {
   const absl::Status status = failure();
   if (status.ok() || updater_->computing()) return;
   residency_->EndedWriting();

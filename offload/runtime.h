@@ -1,6 +1,6 @@
 // offload/runtime.h
 //
-// Start reading here. A Runtime keeps one model on its tiers and carries out its steps:
+// Start reading here. A runtime keeps one model on its tiers and carries out its steps:
 //
 // - Residency: which units are in HBM. Follows the trace, plans, fetches ahead (Fetcher), serves
 //   acquisitions.
@@ -44,18 +44,20 @@
 
 namespace sluice {
 
-class Runtime final : public Updater::Observer {
+// The public sluice::Runtime (sluice.hpp) is a handle of one of these.
+class OffloadRuntime final : public Updater::Observer {
  public:
   // Takes all memory. Errors: ResourceExhausted, Unavailable from the seams.
-  static absl::StatusOr<std::unique_ptr<Runtime>> Create(ModelLayout layout, Placement placement,
-                                                         const RuntimeOptions& options,
-                                                         Seams seams);
+  static absl::StatusOr<std::unique_ptr<OffloadRuntime>> Create(ModelLayout layout,
+                                                                Placement placement,
+                                                                const RuntimeOptions& options,
+                                                                Seams seams);
   // Carries out what was asked for as long as CloseTimes says, and gives everything back. Waits for
   // what is under way, also if it hangs: where that may be, use Close.
-  ~Runtime() override;
+  ~OffloadRuntime() override;
   // The same, in bounded time. Errors: Unavailable naming what hangs; what that may still use is
   // kept until it ends, and the runtime is gone for everybody else.
-  static absl::Status Close(std::unique_ptr<Runtime> runtime);
+  static absl::Status Close(std::unique_ptr<OffloadRuntime> runtime);
 
   const ModelLayout& layout() const { return layout_; }
 
@@ -101,7 +103,7 @@ class Runtime final : public Updater::Observer {
 
   enum class TurnKind : uint8_t { kNone, kStep, kValue, kClearGrads };
   struct Command {
-    void (Runtime::*run)(Command&) = nullptr;
+    void (OffloadRuntime::*run)(Command&) = nullptr;
     TurnKind turn = TurnKind::kNone;  // if `run` is RunTurn
     UnitIndex unit;
     TensorIndex tensor;
@@ -116,9 +118,9 @@ class Runtime final : public Updater::Observer {
     ValueRequest value;
   };
   struct CommandsArrived final : Event {
-    explicit CommandsArrived(Runtime* runtime) : runtime(runtime) {}
+    explicit CommandsArrived(OffloadRuntime* runtime) : runtime(runtime) {}
     void Handle() override { runtime->RunCommands(); }
-    Runtime* const runtime;
+    OffloadRuntime* const runtime;
   };
   // Steps, value requests and the forgetting of gradients wait here, and are begun in order: one at
   // a time, but value requests together. Every later call of another kind waits in `queue_`.
@@ -139,7 +141,8 @@ class Runtime final : public Updater::Observer {
     Ticket ticket;
   };
 
-  Runtime(ModelLayout layout, Placement placement, const RuntimeOptions& options, Seams seams);
+  OffloadRuntime(ModelLayout layout, Placement placement, const RuntimeOptions& options,
+                 Seams seams);
   absl::Status Init();
   void Send(Command command);
   void RunCommands();

@@ -1,4 +1,4 @@
-// What any thread may call of a Runtime. Nearly all of it is handed to the control thread, in
+// What any thread may call of a runtime. Nearly all of it is handed to the control thread, in
 // order.
 
 #include <algorithm>
@@ -20,7 +20,7 @@ std::vector<Fence> Only(Fence fence) {
 
 }  // namespace
 
-void Runtime::Send(Command command) {
+void OffloadRuntime::Send(Command command) {
   bool first = false;
   {
     const std::lock_guard lock(mutex_);
@@ -30,24 +30,24 @@ void Runtime::Send(Command command) {
   if (first) inbox_.Post(&commands_arrived_);
 }
 
-Ticket Runtime::Acquire(UnitIndex unit, CallerStream stream) {
+Ticket OffloadRuntime::Acquire(UnitIndex unit, CallerStream stream) {
   const Ticket ticket = tickets_.Make();
   if (const absl::Status status = seams_.device->CheckStream(stream); !status.ok()) {
     tickets_.Complete(ticket, status);
     return ticket;
   }
-  Send({.run = &Runtime::RunAcquire, .unit = unit, .ticket = ticket, .stream = stream});
+  Send({.run = &OffloadRuntime::RunAcquire, .unit = unit, .ticket = ticket, .stream = stream});
   return ticket;
 }
 
-Ticket Runtime::PushGrad(TensorIndex tensor, ConstMemoryView data, CallerStream stream) {
+Ticket OffloadRuntime::PushGrad(TensorIndex tensor, ConstMemoryView data, CallerStream stream) {
   const Ticket ticket = tickets_.Make();
   absl::StatusOr<Fence> fence = seams_.device->RecordFence(stream);
   if (!fence.ok()) {
     tickets_.Complete(ticket, fence.status());
     return ticket;
   }
-  Send({.run = &Runtime::RunPushGrad,
+  Send({.run = &OffloadRuntime::RunPushGrad,
         .tensor = tensor,
         .ticket = ticket,
         .data = data,
@@ -55,47 +55,47 @@ Ticket Runtime::PushGrad(TensorIndex tensor, ConstMemoryView data, CallerStream 
   return ticket;
 }
 
-Ticket Runtime::Step(StepRequest request) {
+Ticket OffloadRuntime::Step(StepRequest request) {
   const Ticket ticket = tickets_.Make();
-  Send({.run = &Runtime::RunTurn,
+  Send({.run = &OffloadRuntime::RunTurn,
         .turn = TurnKind::kStep,
         .ticket = ticket,
         .step = std::move(request)});
   return ticket;
 }
 
-Ticket Runtime::Access(ValueRequest request) {
+Ticket OffloadRuntime::Access(ValueRequest request) {
   const Ticket ticket = tickets_.Make();
-  Send({.run = &Runtime::RunTurn,
+  Send({.run = &OffloadRuntime::RunTurn,
         .turn = TurnKind::kValue,
         .ticket = ticket,
         .value = std::move(request)});
   return ticket;
 }
 
-Ticket Runtime::Drain() {
+Ticket OffloadRuntime::Drain() {
   const Ticket ticket = tickets_.Make();
-  Send({.run = &Runtime::RunDrain, .ticket = ticket});
+  Send({.run = &OffloadRuntime::RunDrain, .ticket = ticket});
   return ticket;
 }
 
-void Runtime::BeginIteration(uint32_t key, bool boundary) {
-  Send({.run = &Runtime::RunBegin, .key = key, .boundary = boundary});
+void OffloadRuntime::BeginIteration(uint32_t key, bool boundary) {
+  Send({.run = &OffloadRuntime::RunBegin, .key = key, .boundary = boundary});
 }
-void Runtime::EndIteration() { Send({.run = &Runtime::RunEnd}); }
+void OffloadRuntime::EndIteration() { Send({.run = &OffloadRuntime::RunEnd}); }
 
-absl::Status Runtime::Release(UnitIndex unit, CallerStream stream) {
+absl::Status OffloadRuntime::Release(UnitIndex unit, CallerStream stream) {
   if (!residency_->views()->Shown(unit)) {
     return absl::FailedPreconditionError(fmt::format(
         "unit '{}' is not acquired: there is nothing to release", layout_.unit(unit).name));
   }
   SLUICE_ASSIGN_OR_RETURN(std::vector<Fence> fences,
                           residency_->views()->RecordRelease(unit, stream));
-  Send({.run = &Runtime::RunRelease, .unit = unit, .fences = std::move(fences)});
+  Send({.run = &OffloadRuntime::RunRelease, .unit = unit, .fences = std::move(fences)});
   return absl::OkStatus();
 }
 
-absl::StatusOr<DlManagedTensor*> Runtime::MakeView(UnitIndex unit) {
+absl::StatusOr<DlManagedTensor*> OffloadRuntime::MakeView(UnitIndex unit) {
   if (layout_.unit(unit).lent) {
     return absl::FailedPreconditionError(fmt::format(
         "the parameters of unit '{}' are in the caller's memory: there is nothing to view",
@@ -104,16 +104,18 @@ absl::StatusOr<DlManagedTensor*> Runtime::MakeView(UnitIndex unit) {
   return residency_->views()->MakeView(unit);
 }
 
-void Runtime::ZeroGrad() { Send({.run = &Runtime::RunTurn, .turn = TurnKind::kClearGrads}); }
+void OffloadRuntime::ZeroGrad() {
+  Send({.run = &OffloadRuntime::RunTurn, .turn = TurnKind::kClearGrads});
+}
 
-absl::Status Runtime::ClearGrad(TensorIndex tensor) {
+absl::Status OffloadRuntime::ClearGrad(TensorIndex tensor) {
   SLUICE_RETURN_IF_ERROR(failure());
   SLUICE_RETURN_IF_ERROR(gradients_->CheckTakes(tensor));
-  Send({.run = &Runtime::RunTurn, .turn = TurnKind::kClearGrads, .cleared = tensor});
+  Send({.run = &OffloadRuntime::RunTurn, .turn = TurnKind::kClearGrads, .cleared = tensor});
   return absl::OkStatus();
 }
 
-std::optional<absl::Status> Runtime::Wait(Ticket ticket, std::chrono::milliseconds timeout) {
+std::optional<absl::Status> OffloadRuntime::Wait(Ticket ticket, std::chrono::milliseconds timeout) {
   if (seams_.threaded) return tickets_.Wait(ticket, timeout);
   const TimePoint until = seams_.clock->Now() + timeout;
   for (;;) {
@@ -123,27 +125,27 @@ std::optional<absl::Status> Runtime::Wait(Ticket ticket, std::chrono::millisecon
   }
 }
 
-StepResult Runtime::last_step() const {
+StepResult OffloadRuntime::last_step() const {
   const std::lock_guard lock(mutex_);
   return last_step_;
 }
 
-int64_t Runtime::tensor_step(TensorIndex tensor) const {
+int64_t OffloadRuntime::tensor_step(TensorIndex tensor) const {
   const std::lock_guard lock(mutex_);
   return tensor_steps_[tensor.value()];
 }
 
-void Runtime::set_tensor_step(TensorIndex tensor, int64_t step) {
+void OffloadRuntime::set_tensor_step(TensorIndex tensor, int64_t step) {
   const std::lock_guard lock(mutex_);
   tensor_steps_[tensor.value()] = step;
 }
 
-absl::Status Runtime::failure() const {
+absl::Status OffloadRuntime::failure() const {
   const std::lock_guard lock(mutex_);
   return failure_;
 }
 
-void Runtime::RecordCallerSpan(const std::string& name, TimePoint begin, TimePoint end) {
+void OffloadRuntime::RecordCallerSpan(const std::string& name, TimePoint begin, TimePoint end) {
   const char* kept = nullptr;
   {
     const std::lock_guard lock(mutex_);
@@ -152,7 +154,7 @@ void Runtime::RecordCallerSpan(const std::string& name, TimePoint begin, TimePoi
   trace_.Record(caller_track_, kept, -1, begin, end);
 }
 
-void Runtime::ResetCounters() {
+void OffloadRuntime::ResetCounters() {
   metrics_.Reset();
   trace_.Clear();
 }

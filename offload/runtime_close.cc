@@ -1,4 +1,4 @@
-// The end of a Runtime: what was asked for is carried out, what has begun comes back, and what has
+// The end of a runtime: what was asked for is carried out, what has begun comes back, and what has
 // nothing under way is given back, each for a bounded time.
 
 #include <algorithm>
@@ -18,8 +18,8 @@ constexpr Nanos kSettleTurn = std::chrono::milliseconds(2);  // nothing wakes wh
 
 // Simulated runtimes that were abandoned: the world may still hand them completions. Here leak
 // checkers find them.
-void KeepAbandoned(Runtime* runtime) {
-  static auto* const kept = new std::vector<Runtime*>;
+void KeepAbandoned(OffloadRuntime* runtime) {
+  static auto* const kept = new std::vector<OffloadRuntime*>;
   static std::mutex mutex;
   const std::lock_guard lock(mutex);
   kept->push_back(runtime);
@@ -27,17 +27,17 @@ void KeepAbandoned(Runtime* runtime) {
 
 }  // namespace
 
-Runtime::~Runtime() {
+OffloadRuntime::~OffloadRuntime() {
   if (!closing_->handed_over()) Stop();
   if (thread_.joinable()) thread_.join();
   TakeDown();
 }
 
-absl::Status Runtime::Close(std::unique_ptr<Runtime> runtime) {
+absl::Status OffloadRuntime::Close(std::unique_ptr<OffloadRuntime> runtime) {
   const std::shared_ptr<Closing> closing = runtime->closing_;
   const Nanos at_most = runtime->options_.close.all();
   if (runtime->seams_.threaded) {
-    Runtime* const released = runtime.release();
+    OffloadRuntime* const released = runtime.release();
     closing->HandOver([released] {
       released->thread_.detach();
       released->Stop();
@@ -55,7 +55,7 @@ absl::Status Runtime::Close(std::unique_ptr<Runtime> runtime) {
 }
 
 // Tells the control thread to end, or is it.
-void Runtime::Stop() {
+void OffloadRuntime::Stop() {
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
@@ -64,7 +64,7 @@ void Runtime::Stop() {
   if (!seams_.threaded && residency_ != nullptr) ControlLoop();
 }
 
-void Runtime::ControlLoop() {
+void OffloadRuntime::ControlLoop() {
   const auto stopping = [this] {
     const std::lock_guard lock(mutex_);
     return stopping_;
@@ -76,13 +76,13 @@ void Runtime::ControlLoop() {
   SettleUntil(begin + options_.close.drain + options_.close.settle);
 }
 
-void Runtime::DrainUntil(TimePoint deadline) {
+void OffloadRuntime::DrainUntil(TimePoint deadline) {
   while (!Quiet() && failure().ok() && seams_.clock->Now() < deadline)
     RunOnce(std::min(deadline, seams_.clock->Now() + kTurn));
 }
 
 // Nothing begins any more, and nobody hears of what ends.
-void Runtime::SettleUntil(TimePoint deadline) {
+void OffloadRuntime::SettleUntil(TimePoint deadline) {
   seams_.executor->Abandon();
   seams_.device->Abandon();
   std::vector<IoOp*> done(options_.io.in_flight_max);
@@ -90,15 +90,17 @@ void Runtime::SettleUntil(TimePoint deadline) {
     engine_->Poll(done, std::min(deadline, seams_.clock->Now() + kSettleTurn));
 }
 
-bool Runtime::TasksPending() const {
+bool OffloadRuntime::TasksPending() const {
   return seams_.executor != nullptr && seams_.executor->pending() > 0;
 }
-bool Runtime::CopiesPending() const {
+bool OffloadRuntime::CopiesPending() const {
   return seams_.device != nullptr && seams_.device->pending() != StreamCounts{};
 }
-bool Runtime::TransfersPending() const { return engine_ != nullptr && engine_->in_flight() > 0; }
+bool OffloadRuntime::TransfersPending() const {
+  return engine_ != nullptr && engine_->in_flight() > 0;
+}
 
-std::string Runtime::Pending() const {
+std::string OffloadRuntime::Pending() const {
   std::string words;
   const auto add = [&words](size_t count, std::string_view what, std::string_view where = "") {
     if (count > 0) words += fmt::format("{}{} {}{}", words.empty() ? "" : ", ", count, what, where);
@@ -125,16 +127,16 @@ std::string Runtime::Pending() const {
 
 // First what has nothing under way, so that what hangs keeps as little as can be. A part that was
 // taken down already is so at once.
-void Runtime::TakeDown() {
+void OffloadRuntime::TakeDown() {
   struct Part {
     std::string_view name;
     bool hangs;
-    void (*end)(Runtime*);
+    void (*end)(OffloadRuntime*);
   };
   std::array parts{
-      Part{"the workers", TasksPending(), [](Runtime* r) { r->seams_.executor.reset(); }},
-      Part{"the device", CopiesPending(), [](Runtime* r) { r->seams_.device.reset(); }},
-      Part{"the I/O engine", TransfersPending(), [](Runtime* r) {
+      Part{"the workers", TasksPending(), [](OffloadRuntime* r) { r->seams_.executor.reset(); }},
+      Part{"the device", CopiesPending(), [](OffloadRuntime* r) { r->seams_.device.reset(); }},
+      Part{"the I/O engine", TransfersPending(), [](OffloadRuntime* r) {
              if (r->engine_ != nullptr && !r->engine_->Close().ok())
                r->metrics_.Get("close_errors")->Add();
              r->seams_.files.clear();

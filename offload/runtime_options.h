@@ -1,6 +1,6 @@
 // offload/runtime_options.h
 //
-// What a Runtime is made of, what it is told, and what a step is asked for and answers.
+// What a runtime is made of, what it is told, and what a step is asked for and answers.
 
 #ifndef SLUICE_OFFLOAD_RUNTIME_OPTIONS_H_
 #define SLUICE_OFFLOAD_RUNTIME_OPTIONS_H_

@@ -51,8 +51,8 @@ absl::StatusOr<SimRuntime> MakeSimRuntime(const ModelSpec& spec, const RuntimeCo
   };
   const RuntimeOptions runtime_options = OptionsOf(config, plan.budgets);
   SLUICE_ASSIGN_OR_RETURN(sim.runtime,
-                          Runtime::Create(std::move(plan.layout), std::move(plan.placement),
-                                          runtime_options, std::move(seams)));
+                          OffloadRuntime::Create(std::move(plan.layout), std::move(plan.placement),
+                                                 runtime_options, std::move(seams)));
   return sim;
 }
 

@@ -98,7 +98,7 @@ TEST_P(SimCloseTest, EndsInTimeSaysWhatHangsAndFreesNothingThatMayBeTouched) {
     const absl::Status trained = trainer.Run();
     EXPECT_TRUE(trained.ok() || absl::IsDeadlineExceeded(trained)) << trained;
     const TimePoint begin = world->Now();
-    const absl::Status closed = Runtime::Close(std::move(sim->runtime));
+    const absl::Status closed = OffloadRuntime::Close(std::move(sim->runtime));
     EXPECT_LE(Seconds(world->Now() - begin), Seconds(kAtMost));
     const bool happened = world->faults()->happened() > 0;
     if (!happened) break;
@@ -153,7 +153,7 @@ TEST(SimCloseTest, InTheMiddleOfAnythingItEndsInTime) {
     for (uint64_t turns = dice.Uniform(0, 40); turns > 0; --turns)
       sim->runtime->RunOnce(world->Now() + std::chrono::milliseconds(1));
     const TimePoint begin = world->Now();
-    const absl::Status closed = Runtime::Close(std::move(sim->runtime));
+    const absl::Status closed = OffloadRuntime::Close(std::move(sim->runtime));
     EXPECT_LE(Seconds(world->Now() - begin), Seconds(kAtMost));
     if (closed.ok()) {
       values.clear();  // nobody reads or writes them any more

@@ -198,7 +198,7 @@ class CloseTest : public ::testing::TestWithParam<Case> {
   }
 
   // As MakeRuntime, with what shall hang in its place.
-  absl::StatusOr<std::unique_ptr<Runtime>> Make() {
+  absl::StatusOr<std::unique_ptr<OffloadRuntime>> Make() {
     const Hang hang = GetParam().hang;
     RuntimeConfig config = Config();
     if (hang == Hang::kUring) config.engine = IoEngineKind::kIoUring;
@@ -228,8 +228,8 @@ class CloseTest : public ::testing::TestWithParam<Case> {
                      .settle = std::chrono::milliseconds(30),
                      .take_down = hang == Hang::kLibaio ? std::chrono::milliseconds(100)
                                                         : std::chrono::seconds(100)};
-    return Runtime::Create(std::move(plan.layout), std::move(plan.placement), options,
-                           std::move(seams));
+    return OffloadRuntime::Create(std::move(plan.layout), std::move(plan.placement), options,
+                                  std::move(seams));
   }
 
   TrainerOptions UntilItHangs() {
@@ -276,11 +276,11 @@ INSTANTIATE_TEST_SUITE_P(
     [](const ::testing::TestParamInfo<Case>& info) { return std::string(info.param.name); });
 
 TEST_P(CloseTest, SaysWhatHangsAndGivesItBackWhenItHasEnded) {
-  absl::StatusOr<std::unique_ptr<Runtime>> runtime = Make();
+  absl::StatusOr<std::unique_ptr<OffloadRuntime>> runtime = Make();
   ASSERT_TRUE(runtime.ok()) << runtime.status();
   Trainer trainer(runtime->get(), OddModel(), UntilItHangs());
   EXPECT_TRUE(absl::IsDeadlineExceeded(trainer.Run()));
-  const absl::Status closed = Runtime::Close(*std::move(runtime));
+  const absl::Status closed = OffloadRuntime::Close(*std::move(runtime));
   EXPECT_TRUE(absl::IsUnavailable(closed)) << closed;
   EXPECT_THAT(std::string(Message(closed)), HasSubstr("the runtime was abandoned"));
   EXPECT_THAT(std::string(Message(closed)), HasSubstr(GetParam().words));
@@ -289,17 +289,17 @@ TEST_P(CloseTest, SaysWhatHangsAndGivesItBackWhenItHasEnded) {
     EXPECT_EQ(0, SwapFiles()) << "no drive hangs";
   }
   {
-    absl::StatusOr<std::unique_ptr<Runtime>> next = MakeRuntime(OddModel(), Config());
+    absl::StatusOr<std::unique_ptr<OffloadRuntime>> next = MakeRuntime(OddModel(), Config());
     ASSERT_TRUE(next.ok()) << next.status();
     EXPECT_EQ(Trainer(next->get(), OddModel(), {.steps = 1}).Run(), absl::OkStatus());
-    EXPECT_EQ(Runtime::Close(*std::move(next)), absl::OkStatus());
+    EXPECT_EQ(OffloadRuntime::Close(*std::move(next)), absl::OkStatus());
   }
   Finish();
   EXPECT_EQ(0, SwapFiles());
 }
 
 TEST_P(CloseTest, ThroughTheCAbiOthersGetTheirErrors) {
-  absl::StatusOr<std::unique_ptr<Runtime>> runtime = Make();
+  absl::StatusOr<std::unique_ptr<OffloadRuntime>> runtime = Make();
   ASSERT_TRUE(runtime.ok()) << runtime.status();
   Trainer trainer(runtime->get(), OddModel(), UntilItHangs());
   EXPECT_TRUE(absl::IsDeadlineExceeded(trainer.Run()));
@@ -330,10 +330,10 @@ INSTANTIATE_TEST_SUITE_P(
 TEST_P(CloseDeathTest, TheProcessExitsCleanlyWhileItHangs) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   const auto body = [this] {
-    absl::StatusOr<std::unique_ptr<Runtime>> runtime = Make();
+    absl::StatusOr<std::unique_ptr<OffloadRuntime>> runtime = Make();
     Trainer trainer(runtime->get(), OddModel(), UntilItHangs());
     const absl::Status trained = trainer.Run();
-    const absl::Status closed = Runtime::Close(*std::move(runtime));
+    const absl::Status closed = OffloadRuntime::Close(*std::move(runtime));
     std::exit(absl::IsDeadlineExceeded(trained) && absl::IsUnavailable(closed) ? 0 : 1);
   };
   EXPECT_EXIT(body(), ::testing::ExitedWithCode(0), "");

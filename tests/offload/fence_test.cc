@@ -89,7 +89,7 @@ TEST(FenceTest, ASlotIsNotReusedUnderTheOtherOfTwoStreams) {
     config.budgets.hbm = testing::SmallestBudgets(OddModel(), config).hbm * 2;
     absl::StatusOr<SimRuntime> sim = MakeSimRuntime(OddModel(), config, {.seed = seed});
     ASSERT_TRUE(sim.ok()) << sim.status();
-    Runtime* const runtime = sim->runtime.get();
+    OffloadRuntime* const runtime = sim->runtime.get();
     Trainer trainer(runtime, OddModel(), {});
     ASSERT_TRUE(trainer.Load().ok());
     SimCallerStream slow, quick;

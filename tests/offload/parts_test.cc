@@ -107,7 +107,7 @@ class Driver {
   }
 
  private:
-  Runtime* runtime() { return sim_->runtime.get(); }
+  OffloadRuntime* runtime() { return sim_->runtime.get(); }
   std::vector<std::byte> Zeros(uint32_t tensor, int64_t size) const {
     return std::vector<std::byte>(static_cast<size_t>(spec_.tensors[tensor].elements * size));
   }

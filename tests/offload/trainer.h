@@ -1,6 +1,6 @@
 // tests/offload/trainer.h
 //
-// Drives a Runtime through the training of tests/offload/training.h, computing in the calling
+// Drives a runtime through the training of tests/offload/training.h, computing in the calling
 // thread or on a stream of the caller's.
 
 #ifndef SLUICE_TESTS_OFFLOAD_TRAINER_H_
@@ -21,11 +21,12 @@
 
 namespace sluice::testing {
 
-// Drives a Runtime through the same training.
+// Drives a runtime through the same training.
 class Trainer {
  public:
   // `caller` (not owned): null computes in the calling thread.
-  Trainer(Runtime* runtime, const ModelSpec& spec, TrainerOptions options, Caller* caller = nullptr)
+  Trainer(OffloadRuntime* runtime, const ModelSpec& spec, TrainerOptions options,
+          Caller* caller = nullptr)
       : runtime_(runtime),
         spec_(spec),
         options_(std::move(options)),
@@ -220,7 +221,7 @@ class Trainer {
     return status;
   }
 
-  Runtime* const runtime_;
+  OffloadRuntime* const runtime_;
   const ModelSpec spec_;
   const TrainerOptions options_;
   std::deque<std::vector<std::byte>> values_;  // of tickets that are not done, or failed
