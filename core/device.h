@@ -22,6 +22,8 @@
 #ifndef SLUICE_CORE_DEVICE_H_
 #define SLUICE_CORE_DEVICE_H_
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -40,6 +42,7 @@ namespace sluice {
 
 enum class StreamKind : uint8_t { kHostToDevice, kDeviceToHost, kCompute };
 inline constexpr int kStreamCount = 3;
+using StreamCounts = std::array<size_t, kStreamCount>;  // by StreamKind
 
 // Arithmetic on the device's memory, as part of an operation.
 class DeviceWork {
@@ -83,6 +86,11 @@ class Device {
   // naming what there is.
   virtual absl::StatusOr<Arena> MakeHbmArena(Bytes size) = 0;
   virtual void Enqueue(DeviceOp* op) = 0;
+
+  virtual StreamCounts pending() const = 0;  // operations enqueued and not yet ended
+  // Forgets the operations that have not begun: they are not pending any more, and touch nothing.
+  // On CUDA there are none, for an operation begins, behind others, when it is enqueued.
+  virtual void Abandon() = 0;
 
   // Tells the device of host memory that it will copy from and to, until the device is destroyed.
   // Errors: it could not be pinned, and why; copies then work, but slower.

@@ -1,5 +1,6 @@
 #include "core/executor.h"
 
+#include <atomic>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -57,7 +58,12 @@ class ThreadExecutor final : public Executor {
     for (int i = 0; i < workers; ++i) threads_.emplace_back([this] { Work(); });
   }
 
-  void Submit(Task* task) override { queue_.Push(task); }
+  void Submit(Task* task) override {
+    ++pending_;
+    queue_.Push(task);
+  }
+  size_t pending() const override { return pending_; }
+  void Abandon() override { pending_ -= queue_.Drop(); }
   int concurrency() const override { return static_cast<int>(threads_.size()); }
   std::string description() const override {
     return fmt::format("{} std::thread workers", threads_.size());
@@ -66,10 +72,14 @@ class ThreadExecutor final : public Executor {
  private:
   void Work() {
     const ScopedFlushDenormals flush;
-    while (Task* task = queue_.Pop()) task->Run();
+    while (Task* task = queue_.Pop()) {
+      task->Run();
+      --pending_;
+    }
   }
 
   WorkQueue<Task> queue_;
+  std::atomic<size_t> pending_{0};
   std::vector<std::thread> threads_;
 };
 
@@ -93,8 +103,17 @@ class TbbExecutor final : public Executor {
       const std::lock_guard lock(mutex_);
       queue_.Push(task);
       ++open_;
+      ++pending_;
     }
     arena_.enqueue([this] { RunFirst(); });
+  }
+  size_t pending() const override {
+    const std::lock_guard lock(mutex_);
+    return pending_;
+  }
+  void Abandon() override {
+    const std::lock_guard lock(mutex_);
+    for (; !queue_.empty(); --pending_) queue_.Pop();
   }
   int concurrency() const override { return arena_.max_concurrency(); }
   std::string description() const override {
@@ -106,20 +125,22 @@ class TbbExecutor final : public Executor {
     Task* task = nullptr;
     {
       const std::lock_guard lock(mutex_);
-      task = queue_.Pop();
+      if (!queue_.empty()) task = queue_.Pop();
     }
-    {
+    if (task != nullptr) {
       const ScopedFlushDenormals flush;
       task->Run();
     }
     const std::lock_guard lock(mutex_);
+    if (task != nullptr) --pending_;
     if (--open_ == 0) idle_.notify_all();
   }
 
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::condition_variable idle_;
   IntrusiveList<Task> queue_;  // guarded by mutex_
-  size_t open_ = 0;            // guarded by mutex_: submitted and not yet ended
+  size_t open_ = 0;            // guarded by mutex_: closures that the arena has
+  size_t pending_ = 0;         // guarded by mutex_
   tbb::global_control parallelism_;
   tbb::task_arena arena_;
 };

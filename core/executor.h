@@ -13,6 +13,7 @@
 #ifndef SLUICE_CORE_EXECUTOR_H_
 #define SLUICE_CORE_EXECUTOR_H_
 
+#include <cstddef>
 #include <memory>
 #include <string>
 
@@ -39,7 +40,10 @@ class Executor {
  public:
   virtual ~Executor() = default;  // waits for the tasks submitted
   virtual void Submit(Task* task) = 0;
-  virtual int concurrency() const = 0;          // workers
+  virtual int concurrency() const = 0;  // workers
+  virtual size_t pending() const = 0;   // tasks submitted and not yet ended
+  // Forgets the tasks that no worker has begun: they are not run, and not pending any more.
+  virtual void Abandon() = 0;
   virtual std::string description() const = 0;  // for `sluice doctor`
 };
 

@@ -21,6 +21,7 @@ namespace sluice {
 // default stream). The host device has none and ignores it.
 struct CallerStream {
   void* handle = nullptr;
+  friend bool operator==(CallerStream, CallerStream) = default;
 };
 
 // Where a device keeps the points that its fences stand for. Thread-safe.

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <system_error>
 #include <thread>
@@ -48,7 +49,19 @@ class HostDevice final : public Device {
     return Arena::Create(resource_, size);
   }
 
-  void Enqueue(DeviceOp* op) override { streams_[static_cast<size_t>(op->stream)].queue.Push(op); }
+  void Enqueue(DeviceOp* op) override {
+    Stream& stream = streams_[static_cast<size_t>(op->stream)];
+    ++stream.pending;
+    stream.queue.Push(op);
+  }
+  StreamCounts pending() const override {
+    StreamCounts counts{};
+    for (size_t s = 0; s < counts.size(); ++s) counts[s] = streams_[s].pending;
+    return counts;
+  }
+  void Abandon() override {
+    for (Stream& stream : streams_) stream.pending -= stream.queue.Drop();
+  }
 
   absl::Status RegisterHost(MemoryView) override { return absl::OkStatus(); }
   absl::Status CheckStream(CallerStream) override { return absl::OkStatus(); }
@@ -66,14 +79,15 @@ class HostDevice final : public Device {
  private:
   struct Stream {
     WorkQueue<DeviceOp> queue;
+    std::atomic<size_t> pending{0};
     std::thread thread;
   };
 
   void Work(Stream* stream) {
-    while (DeviceOp* op = stream->queue.Pop()) Execute(op);
+    while (DeviceOp* op = stream->queue.Pop()) Execute(stream, op);
   }
 
-  void Execute(DeviceOp* op) {
+  void Execute(Stream* stream, DeviceOp* op) {
     SLUICE_CHECK(op->after == nullptr || op->after->Complete());  // all of this device's are
     op->started = clock_->Now();
     Nanos modelled(
@@ -93,6 +107,7 @@ class HostDevice final : public Device {
     if (left > Nanos(0)) std::this_thread::sleep_for(left);
     op->finished = clock_->Now();
     op->status = absl::OkStatus();
+    --stream->pending;
     op->inbox->Post(op->event);
   }
 

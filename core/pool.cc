@@ -15,7 +15,7 @@ BufferPool::BufferPool(MemoryView memory, Bytes buffer_size)
   for (size_t i = count; i > 0; --i) free_.push_back(static_cast<uint32_t>(i - 1));
 }
 
-MemoryView BufferPool::Lend() {
+MemoryView BufferPool::Next() {
   const uint32_t index = free_.back();
   free_.pop_back();
   taken_[index] = true;
@@ -24,7 +24,7 @@ MemoryView BufferPool::Lend() {
 }
 
 MemoryView BufferPool::TryTake() {
-  return free_.empty() || !waiters_.empty() ? MemoryView() : Lend();
+  return free_.empty() || !waiters_.empty() ? MemoryView() : Next();
 }
 
 void BufferPool::Take(Waiter* waiter) {
@@ -54,7 +54,7 @@ void BufferPool::Give(MemoryView buffer) {
   if (waiters_.empty()) return;
   Waiter* waiter = waiters_.front();
   waiters_.pop_front();
-  waiter->OnBuffer(Lend());
+  waiter->OnBuffer(Next());
 }
 
 }  // namespace sluice

@@ -1,6 +1,6 @@
 // core/pool.h
 //
-// A BufferPool lends equal buffers out of memory it does not own. It never lends more than it has:
+// A BufferPool gives out equal buffers of memory it does not own, and never more than it has:
 // a caller is refused (TryTake) or waits its turn (Take). Waiters are served first come, first
 // served, before any TryTake.
 //
@@ -43,7 +43,7 @@ class BufferPool {
 
  private:
   size_t IndexOf(MemoryView buffer) const;
-  MemoryView Lend();
+  MemoryView Next();
 
   MemoryView memory_;
   Bytes buffer_size_;

@@ -28,7 +28,7 @@ enum class SimFault : uint8_t {
   kCorrupt,  // reads, writes: one bit is another, and nobody says so
   kLost,     // reads, writes: nothing is moved, and nobody says so
   kLate,     // all but memory and files: takes seconds longer
-  kSilent,   // reads, writes, copies: never ends
+  kSilent,   // all but memory and files: ends a day later, when nobody waits any more
 };
 
 class SimFaults {

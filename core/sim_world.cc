@@ -37,7 +37,9 @@ uint64_t SimWorld::Uniform(uint64_t low, uint64_t high) {
   return range == 0 ? Random() : low + Random() % range;
 }
 
-Nanos SimWorld::Lateness() {
+Nanos SimWorld::Delay(SimFault fault) {
+  if (fault == SimFault::kSilent) return std::chrono::hours(24);
+  if (fault != SimFault::kLate) return Nanos(0);
   return Nanos(static_cast<int64_t>(Uniform(1'000'000'000, 8'000'000'000)));
 }
 
@@ -58,6 +60,8 @@ class SimExecutor final : public Executor {
     StartSome();
   }
   int concurrency() const override { return workers_; }
+  size_t pending() const override { return static_cast<size_t>(busy_) + waiting_.size(); }
+  void Abandon() override { waiting_.clear(); }
   std::string description() const override { return fmt::format("{} simulated workers", workers_); }
 
  private:
@@ -74,7 +78,7 @@ class SimExecutor final : public Executor {
       const auto percent = static_cast<int64_t>(world_->Uniform(50, 400));
       world_->Log(fmt::format("task {} starts", next.number));
       Nanos takes = next.task->cost() * percent / 100;
-      if (world_->faults()->Next(SimSeam::kTask) == SimFault::kLate) takes += world_->Lateness();
+      takes += world_->Delay(world_->faults()->Next(SimSeam::kTask));
       world_->At(world_->Now() + takes, [this, next] {
         --busy_;
         world_->Log(fmt::format("task {} ends", next.number));
@@ -147,7 +151,20 @@ class SimDevice final : public Device {
   void Enqueue(DeviceOp* op) override {
     Stream& stream = streams_[static_cast<size_t>(op->stream)];
     stream.queue.Push(op);
+    ++stream.queued;
     if (!stream.busy) StartNext(&stream);
+  }
+  StreamCounts pending() const override {
+    StreamCounts counts{};
+    for (size_t s = 0; s < counts.size(); ++s)
+      counts[s] = streams_[s].queued + (streams_[s].busy ? 1 : 0);
+    return counts;
+  }
+  void Abandon() override {
+    for (Stream& stream : streams_) {
+      stream.queue = {};
+      stream.queued = 0;
+    }
   }
   absl::Status RegisterHost(MemoryView) override { return absl::OkStatus(); }
   absl::Status CheckStream(CallerStream) override { return absl::OkStatus(); }
@@ -161,7 +178,7 @@ class SimDevice final : public Device {
       return absl::UnavailableError("a fence can't be recorded in the simulated stream");
     const uint32_t point = fences_->Make();
     Nanos takes(static_cast<int64_t>(world_->Uniform(100, 400'000)));
-    if (fault == SimFault::kLate) takes += world_->Lateness();
+    takes += world_->Delay(fault);
     stream->reached = std::max(stream->reached, world_->Now()) + takes;
     world_->At(stream->reached, [fences = fences_, point, work = stream->Take(), world = world_] {
       for (const auto& piece : work) piece();
@@ -177,11 +194,13 @@ class SimDevice final : public Device {
  private:
   struct Stream {
     IntrusiveList<DeviceOp> queue;
+    size_t queued = 0;
     bool busy = false;
   };
 
   void StartNext(Stream* stream) {
     DeviceOp* op = stream->queue.Pop();
+    --stream->queued;
     stream->busy = true;
     if (op->after != nullptr && !op->after->Complete()) {
       return fences_->OnComplete(op->after->point(), [this, stream, op] { Run(stream, op); });
@@ -198,8 +217,7 @@ class SimDevice final : public Device {
     }
     takes += Nanos(static_cast<int64_t>(world_->Uniform(500, 20'000)));
     const SimFault fault = world_->faults()->Next(SimSeam::kCopy);
-    if (fault == SimFault::kSilent) return;
-    if (fault == SimFault::kLate) takes += world_->Lateness();
+    takes += world_->Delay(fault);
     world_->At(world_->Now() + takes, [this, stream, op, fault, number = ++ops_] {
       const bool fails = fault == SimFault::kError;
       const size_t size = fails ? op->from.size() / 2 : op->from.size();

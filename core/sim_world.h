@@ -51,7 +51,11 @@ class SimWorld final : public Clock, public Waker {
 
   // What goes wrong, in every seam of this world.
   SimFaults* faults() { return &faults_; }
-  Nanos Lateness();  // how much longer something that is late takes
+  Nanos Delay(SimFault fault);  // how much longer than usual something takes that ends so
+
+  // The bug that tests have planted above, by a number of theirs; 0: none.
+  void Plant(int bug) { planted_bug_ = bug; }
+  int planted_bug() const { return planted_bug_; }
 
   // "<now in ns> <line>\n" onto the log.
   void Log(std::string_view line);
@@ -64,6 +68,7 @@ class SimWorld final : public Clock, public Waker {
   std::map<std::pair<TimePoint, uint64_t>, std::function<void()>>
       pending_;  // by time, then a random tie-break
   bool woken_ = false;
+  int planted_bug_ = 0;
   std::string log_;
 };
 

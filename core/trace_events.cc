@@ -14,7 +14,7 @@ namespace sluice {
 
 TraceEvents::TraceEvents(size_t spans_max)
     : spans_max_(spans_max),
-      spans_(spans_max > 0 ? std::make_unique<Span[]>(spans_max) : nullptr) {}
+      places_(spans_max > 0 ? std::make_unique<Place[]>(spans_max) : nullptr) {}
 
 TrackId TraceEvents::AddTrack(std::string_view name) {
   tracks_.emplace_back(name);
@@ -24,36 +24,61 @@ TrackId TraceEvents::AddTrack(std::string_view name) {
 void TraceEvents::Record(TrackId track, const char* name, int64_t id, TimePoint begin,
                          TimePoint end) {
   if (spans_max_ == 0) return;
-  const size_t index = next_.fetch_add(1, std::memory_order_relaxed);
-  if (index >= spans_max_) return;
-  Span& span = spans_[index];
-  span.name = name;
-  span.id = id;
-  span.begin = begin;
-  span.end = end;
-  span.track = track;
-  span.complete.store(true, std::memory_order_release);
+  const uint64_t number = next_.fetch_add(1, std::memory_order_relaxed);
+  const uint64_t first = first_.load(std::memory_order_relaxed);
+  if (number < first || number - first >= spans_max_) return;
+  Place& place = places_[number % spans_max_];
+  uint64_t state = place.state.load(std::memory_order_relaxed);
+  // A place that somebody has been writing since before a Clear is left to him.
+  if (state % 2 == 1 || state > 2 * number ||
+      !place.state.compare_exchange_strong(state, 2 * number + 1, std::memory_order_relaxed)) {
+    lost_.fetch_add(1, std::memory_order_relaxed);
+    return;
+  }
+  // A reader that sees one of these sees the odd state too, if it looks again.
+  place.name.store(name, std::memory_order_release);
+  place.id.store(id, std::memory_order_release);
+  place.begin.store(begin.count(), std::memory_order_release);
+  place.end.store(end.count(), std::memory_order_release);
+  place.track.store(track, std::memory_order_release);
+  place.state.store(2 * number + 2, std::memory_order_release);
 }
 
 size_t TraceEvents::dropped() const {
-  const size_t wanted = next_.load(std::memory_order_relaxed);
-  return wanted > spans_max_ ? wanted - spans_max_ : 0;
+  const uint64_t wanted = next_.load(std::memory_order_relaxed);
+  const uint64_t first = first_.load(std::memory_order_relaxed);
+  const uint64_t over = wanted > first + spans_max_ ? wanted - first - spans_max_ : 0;
+  return spans_max_ == 0 ? 0 : over + lost_.load(std::memory_order_relaxed);
 }
 
 void TraceEvents::Clear() {
-  const size_t used = std::min(next_.load(), spans_max_);
-  for (size_t i = 0; i < used; ++i) spans_[i].complete.store(false);
-  next_.store(0);
+  first_.store(next_.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  lost_.store(0, std::memory_order_relaxed);
+}
+
+std::vector<TraceEvents::Span> TraceEvents::Spans() const {
+  const uint64_t first = first_.load(std::memory_order_relaxed);
+  const uint64_t end = std::min(next_.load(std::memory_order_relaxed), first + spans_max_);
+  std::vector<Span> spans;
+  for (uint64_t number = first; number < end; ++number) {
+    const Place& place = places_[number % spans_max_];
+    if (place.state.load(std::memory_order_acquire) != 2 * number + 2) continue;
+    const Span span{.name = place.name.load(std::memory_order_acquire),
+                    .id = place.id.load(std::memory_order_acquire),
+                    .begin = TimePoint(place.begin.load(std::memory_order_acquire)),
+                    .end = TimePoint(place.end.load(std::memory_order_acquire)),
+                    .track = place.track.load(std::memory_order_acquire)};
+    if (place.state.load(std::memory_order_relaxed) == 2 * number + 2) spans.push_back(span);
+  }
+  return spans;
 }
 
 // Spans of one track may overlap (several reads are in flight); the format draws each thread as a
 // stack, so a track takes as many lanes, each a thread, as spans overlap.
 absl::Status TraceEvents::WriteChromeJson(const std::string& path) const {
+  const std::vector<Span> recorded = Spans();
   std::vector<std::vector<const Span*>> by_track(tracks_.size());
-  for (size_t i = 0; i < std::min(next_.load(), spans_max_); ++i) {
-    if (spans_[i].complete.load(std::memory_order_acquire))
-      by_track[spans_[i].track].push_back(&spans_[i]);
-  }
+  for (const Span& span : recorded) by_track[span.track].push_back(&span);
   constexpr int kLanesPerTrack = 1000;
   nlohmann::ordered_json events = nlohmann::ordered_json::array();
   const auto name_lane = [&](size_t track, size_t lane) {

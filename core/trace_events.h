@@ -3,6 +3,8 @@
 // What happened when, for a person to look at: spans on named tracks, written as Chrome trace JSON,
 // which Perfetto and chrome://tracing open. Recording is lock-free into memory taken at
 // construction; when that is full, further spans are counted and dropped, and the file says so.
+//
+// Threads: any, all at a time, but AddTrack comes before the first Record.
 
 #ifndef SLUICE_CORE_TRACE_EVENTS_H_
 #define SLUICE_CORE_TRACE_EVENTS_H_
@@ -37,10 +39,10 @@ class TraceEvents {
   bool enabled() const { return spans_max_ > 0; }
   size_t dropped() const;
 
-  // Forgets all spans. Call while nothing records.
+  // Forgets all spans. One that is being recorded meanwhile is kept whole, or forgotten.
   void Clear();
 
-  // Errors: those of writing the file. Call while nothing records.
+  // What is recorded by now. Errors: those of writing the file.
   absl::Status WriteChromeJson(const std::string& path) const;
 
  private:
@@ -50,11 +52,25 @@ class TraceEvents {
     TimePoint begin;
     TimePoint end;
     TrackId track;
-    std::atomic<bool> complete{false};
   };
+  // Spans are numbered from 0 on, and number n lies in place n % spans_max. A place is written by
+  // whoever has made its state odd; its fields are atomic, for a reader may look at it meanwhile.
+  struct Place {
+    std::atomic<uint64_t> state{0};  // 0: empty; 2n + 1: n is being written; 2n + 2: it is there
+    std::atomic<const char*> name{nullptr};
+    std::atomic<int64_t> id{0};
+    std::atomic<int64_t> begin{0};
+    std::atomic<int64_t> end{0};
+    std::atomic<TrackId> track{0};
+  };
+
+  std::vector<Span> Spans() const;  // by number
+
   const size_t spans_max_;
-  std::unique_ptr<Span[]> spans_;
-  std::atomic<size_t> next_{0};
+  std::unique_ptr<Place[]> places_;
+  std::atomic<uint64_t> next_{0};   // number
+  std::atomic<uint64_t> first_{0};  // that was not forgotten
+  std::atomic<uint64_t> lost_{0};   // their place was still being written
   std::vector<std::string> tracks_;
 };
 

@@ -9,6 +9,7 @@
 #define SLUICE_CORE_WORK_QUEUE_H_
 
 #include <condition_variable>
+#include <cstddef>
 #include <mutex>
 
 #include "core/intrusive_list.h"
@@ -31,6 +32,14 @@ class WorkQueue {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [this] { return stopping_ || !list_.empty(); });
     return list_.empty() ? nullptr : list_.Pop();
+  }
+
+  // Forgets what was pushed and not taken; returns how much that was.
+  size_t Drop() {
+    const std::lock_guard lock(mutex_);
+    size_t dropped = 0;
+    for (; !list_.empty(); ++dropped) list_.Pop();
+    return dropped;
   }
 
   // Lets those who wait go when what was pushed is taken. Nothing is pushed afterwards.

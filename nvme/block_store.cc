@@ -16,6 +16,7 @@ BlockStore::BlockStore(SegmentTable table, std::vector<Bytes> block_sizes, IoEng
       engine_(engine),
       queue_(engine),
       blocks_(sizes_.size()),
+      under_way_(table_.file_sizes.size()),
       done_(limits.in_flight_max),
       trace_(trace),
       read_bytes_(metrics->Get("nvme_read_bytes")),
@@ -50,6 +51,7 @@ void BlockStore::StartRead(BlockTransfer* transfer, BlockIndex block, MemoryView
   const Block& b = blocks_[block.value()];
   transfer->generation_ = b.generation;
   transfer->checksum_ = b.checksum;
+  ++*UnderWayLike(*transfer);
   if (b.generation > 0) return queue_.Push(transfer, priority);
   transfer->IoOp::status = absl::DataLossError(
       b.last_generation == 0
@@ -64,8 +66,7 @@ absl::Status BlockStore::Verify(const BlockTransfer& transfer) {
   if (found == transfer.checksum_) return absl::OkStatus();
   return absl::DataLossError(
       fmt::format("block {} of generation {}, {} bytes at {} of swap file {}: checksum is {:016x}, "
-                  "not {:016x}: the drive "
-                  "returned other bytes than were written",
+                  "not {:016x}: the drive returned other bytes than were written",
                   transfer.block_.value(), transfer.generation_, transfer.data_.size(),
                   transfer.offset.value(), transfer.file.value(), found, transfer.checksum_));
 }
@@ -87,6 +88,7 @@ void BlockStore::StartWrite(BlockTransfer* transfer, IoPriority priority) {
   Block& b = blocks_[transfer->block_.value()];
   b.generation = 0;  // until the write has succeeded, there is nothing whole to read
   b.last_generation = transfer->generation_;
+  ++*UnderWayLike(*transfer);
   queue_.Push(transfer, priority);
 }
 
@@ -118,7 +120,13 @@ size_t BlockStore::Poll(Deadline deadline) {
 
 void BlockStore::End(BlockTransfer* transfer) {
   blocks_[transfer->block_.value()].busy = false;
+  --*UnderWayLike(*transfer);
   transfer->OnDone();
+}
+
+size_t* BlockStore::UnderWayLike(const BlockTransfer& transfer) {
+  UnderWay& file = under_way_[transfer.file.value()];
+  return transfer.kind == IoKind::kRead ? &file.reads : &file.writes;
 }
 
 void BlockStore::Count(const BlockTransfer& transfer) {

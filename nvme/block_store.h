@@ -90,6 +90,13 @@ class BlockStore {
 
   bool idle() const { return queue_.size() == 0 && engine_->in_flight() == 0 && refused_.empty(); }
 
+  // The transfers that have begun and not ended, by file.
+  struct UnderWay {
+    size_t reads = 0;
+    size_t writes = 0;
+  };
+  const std::vector<UnderWay>& under_way() const { return under_way_; }
+
  private:
   struct Block {
     uint64_t generation = 0;  // 0: never written, or its last write failed
@@ -100,12 +107,14 @@ class BlockStore {
   void Prepare(BlockTransfer* transfer, BlockIndex block, MemoryView buffer, IoKind kind);
   void End(BlockTransfer* transfer);
   void Count(const BlockTransfer& transfer);
+  size_t* UnderWayLike(const BlockTransfer& transfer);
 
   const SegmentTable table_;
   const std::vector<Bytes> sizes_;
   IoEngine* const engine_;
   IoQueue queue_;
   std::vector<Block> blocks_;
+  std::vector<UnderWay> under_way_;
   std::vector<IoOp*> done_;      // room for one Poll
   IntrusiveList<IoOp> refused_;  // reads of blocks that hold nothing, to be handed out by Poll
   TraceEvents* const trace_;

@@ -30,10 +30,8 @@ class DirectFile {
   ~DirectFile();
 
   int fd() const { return fd_; }
-  bool direct() const { return direct_; }  // false: plain I/O through the page cache
-  Bytes alignment() const {
-    return alignment_;
-  }  // of memory, offset and length; 1 where any will do
+  bool direct() const { return direct_; }         // false: plain I/O through the page cache
+  Bytes alignment() const { return alignment_; }  // of memory, offset, length; 1: any will do
   Bytes size() const { return size_; }
   Bytes allocated() const;  // what the file system says it takes: st_blocks * 512
   const std::string& directory() const { return directory_; }

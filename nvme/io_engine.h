@@ -87,8 +87,8 @@ enum class IoEngineKind : uint8_t { kAuto, kIoUring, kLibaio, kThreads };
 
 // Makes an engine over `files` (not owned, outlive the engine; may be empty: the engine then only
 // waits). `arenas` is the memory that transfers will use; an engine may register it, and transfers
-// outside it work too. kAuto tries io_uring, then libaio if every file has direct I/O
-// (else it would block in Submit), and falls back to threads; description() says why.
+// outside it work too. kAuto tries io_uring, then libaio if every file has direct I/O (else it
+// would block in Submit), and falls back to threads; description() says why.
 // Errors: Unavailable if the kind asked for can't be had, with what to change.
 absl::StatusOr<std::unique_ptr<IoEngine>> MakeIoEngine(IoEngineKind kind,
                                                        std::span<const DirectFile> files,

@@ -61,8 +61,8 @@ absl::Status CheckSpace(const SegmentTable& table, std::span<const std::string> 
     drive.needed += by_path[p];
     if (drive.needed <= free) continue;
     return absl::ResourceExhaustedError(fmt::format(
-        "{} needs {} ({} bytes) of swap space and has {} free: free some, give another "
-        "path, or raise the pinned budget",
+        "{} needs {} ({} bytes) of swap space and has {} free: free some, give another path, or "
+        "raise the pinned budget",
         drive.paths, FormatBytes(drive.needed), drive.needed.value(), FormatBytes(free)));
   }
   return absl::OkStatus();

@@ -86,13 +86,13 @@ class SimIoEngine final : public IoEngine {
     const auto jitter = world_->Uniform(static_cast<uint64_t>(options_.latency_min.count()),
                                         static_cast<uint64_t>(options_.latency_max.count()));
     TimePoint end = drive_free_ + Nanos(static_cast<int64_t>(jitter));
-    if (fault == SimFault::kLate) end += world_->Lateness();
+    end += world_->Delay(fault);
     const auto takes = static_cast<uint64_t>((end - world_->Now()).count());
     const TimePoint touch = world_->Now() + Nanos(static_cast<int64_t>(world_->Uniform(0, takes)));
     // The end is queued by the move, which it must not overtake when both come at one time.
     world_->At(touch, [this, op, end, fault] {
       if (op->status.ok()) MoveBytes(op, fault);
-      if (fault != SimFault::kSilent) world_->At(end, [this, op, fault] { End(op, fault); });
+      world_->At(end, [this, op, fault] { End(op, fault); });
     });
   }
 

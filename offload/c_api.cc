@@ -1,4 +1,4 @@
-// The C ABI over the Runtime: each function checks its arguments and hands on.
+// The C ABI over the runtime: each function checks its arguments and hands on.
 
 #include <algorithm>
 #include <chrono>
@@ -20,6 +20,8 @@ using namespace sluice;         // NOLINT: the C ABI is outside the namespace
 using namespace sluice::c_api;  // NOLINT
 
 namespace {
+
+constexpr std::chrono::seconds kCallsEnd(2);
 
 absl::Status Access(sluice_runtime handle, uint32_t tensor, int32_t field, void* data,
                     int32_t dtype, int64_t elements, bool write, sluice_ticket* ticket) {
@@ -64,7 +66,7 @@ sluice_status sluice_runtime_create(sluice_model model, const sluice_options* op
     SLUICE_RETURN_IF_ERROR(NotNull(runtime, "runtime"));
     SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, SpecOf(model));
     SLUICE_ASSIGN_OR_RETURN(const RuntimeConfig config, ToConfig(options));
-    SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Runtime> made, MakeRuntime(spec, config));
+    SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<OffloadRuntime> made, MakeRuntime(spec, config));
     if (config.hbm != nullptr) config.hbm->Own();
     *runtime = AddRuntime(std::move(made));
     return absl::OkStatus();
@@ -73,10 +75,22 @@ sluice_status sluice_runtime_create(sluice_model model, const sluice_options* op
 
 sluice_status sluice_runtime_destroy(sluice_runtime runtime) {
   return Guarded([&]() -> absl::Status {
-    SLUICE_ASSIGN_OR_RETURN(const auto removed, Runtimes().Remove(runtime, "runtime"));
-    // Calls of other threads end soon: none lasts longer than a wait.
-    while (removed.use_count() > 1) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    return absl::OkStatus();
+    SLUICE_ASSIGN_OR_RETURN(std::shared_ptr<OffloadRuntime> removed,
+                            Runtimes().Remove(runtime, "runtime"));
+    // Calls of other threads end soon: none lasts longer than a wait, unless a driver hangs in it.
+    const auto until = std::chrono::steady_clock::now() + kCallsEnd;
+    while (removed.use_count() > 1) {
+      if (std::chrono::steady_clock::now() > until) {
+        return absl::UnavailableError(
+            "a call of another thread on this runtime does not return, so it was abandoned: it "
+            "ends, and gives everything back, when that call has returned");
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    absl::Status closed;
+    std::get_deleter<RuntimeCloser>(removed)->result = &closed;
+    removed.reset();
+    return closed;
   });
 }
 

@@ -60,8 +60,8 @@ Handles<Model>& Models() {
   static auto* models = new Handles<Model>('M');
   return *models;
 }
-Handles<Runtime>& Runtimes() {
-  static auto* runtimes = new Handles<Runtime>('R');
+Handles<OffloadRuntime>& Runtimes() {
+  static auto* runtimes = new Handles<OffloadRuntime>('R');
   return *runtimes;
 }
 
@@ -98,15 +98,15 @@ absl::Status CheckExists(const char* what, uint32_t index, size_t count) {
       fmt::format("{} {} does not exist; there are {}", what, index, count));
 }
 
-absl::Status CheckUnit(const Runtime& runtime, uint32_t unit) {
+absl::Status CheckUnit(const OffloadRuntime& runtime, uint32_t unit) {
   return CheckExists("unit", unit, runtime.layout().units().size());
 }
 
-absl::Status CheckTensor(const Runtime& runtime, uint32_t tensor) {
+absl::Status CheckTensor(const OffloadRuntime& runtime, uint32_t tensor) {
   return CheckExists("tensor", tensor, runtime.layout().tensors().size());
 }
 
-absl::Status CheckElements(const Runtime& runtime, uint32_t tensor, int64_t elements) {
+absl::Status CheckElements(const OffloadRuntime& runtime, uint32_t tensor, int64_t elements) {
   const TensorLayout& t = runtime.layout().tensors()[tensor];
   if (t.elements == elements) return absl::OkStatus();
   return absl::InvalidArgumentError(
@@ -133,8 +133,8 @@ absl::StatusOr<UnitTypes> ToUnitTypes(int32_t param_dtype, int32_t grad_dtype,
   return UnitTypes{.param = static_cast<FloatType>(param_dtype), .grad = grad};
 }
 
-absl::StatusOr<ElementType> ToElementType(const Runtime& runtime, uint32_t tensor, int32_t field,
-                                          int32_t dtype) {
+absl::StatusOr<ElementType> ToElementType(const OffloadRuntime& runtime, uint32_t tensor,
+                                          int32_t field, int32_t dtype) {
   const TensorLayout& t = runtime.layout().tensors()[tensor];
   const std::string& unit = runtime.layout().unit(t.unit).name;
   const bool of_parameter = field == SLUICE_PARAM || field == SLUICE_MASTER;
@@ -149,8 +149,8 @@ absl::StatusOr<ElementType> ToElementType(const Runtime& runtime, uint32_t tenso
   if (dtype == SLUICE_BYTES) {
     return absl::InvalidArgumentError(
         fmt::format("dtype is 3 (SLUICE_BYTES), but unit '{}' of tensor '{}' is of {}: name a "
-                    "float type, or set "
-                    "the unit's types to SLUICE_BYTES before the runtime is created",
+                    "float type, or set the unit's types to SLUICE_BYTES before the runtime is "
+                    "created",
                     unit, t.name, t.types.param.name()));
   }
   return ToFloatType(dtype, "dtype");
@@ -175,7 +175,7 @@ absl::Status WriteText(const std::string& text, char* out, size_t capacity, size
 namespace {
 
 absl::StatusOr<std::vector<ParamPlace>> ToPlaces(const sluice_step_args& args,
-                                                 const Runtime& runtime) {
+                                                 const OffloadRuntime& runtime) {
   std::vector<ParamPlace> places;
   if (args.places == nullptr) return places;
   if (args.place_count != runtime.layout().tensors().size()) {
@@ -195,7 +195,8 @@ absl::StatusOr<std::vector<ParamPlace>> ToPlaces(const sluice_step_args& args,
 
 }  // namespace
 
-absl::StatusOr<StepRequest> ToStepRequest(const sluice_step_args* given, const Runtime& runtime) {
+absl::StatusOr<StepRequest> ToStepRequest(const sluice_step_args* given,
+                                          const OffloadRuntime& runtime) {
   SLUICE_ASSIGN_OR_RETURN(const sluice_step_args args, ReadStruct(given, {}, "args"));
   SLUICE_RETURN_IF_ERROR(NotNull(args.groups, "args.groups"));
   SLUICE_RETURN_IF_ERROR(CheckRange(args.group_count, 1, 1 << 20, "args.group_count"));
@@ -221,8 +222,7 @@ absl::StatusOr<StepRequest> ToStepRequest(const sluice_step_args* given, const R
     if (!sound) {
       return absl::InvalidArgumentError(
           fmt::format("group {}: lr {}, betas ({}, {}), eps {}, weight_decay {}: lr and eps must "
-                      "not be negative, betas "
-                      "in [0, 1), all finite",
+                      "not be negative, betas in [0, 1), all finite",
                       g, group.lr, group.beta1, group.beta2, group.eps, group.weight_decay));
     }
     request.groups.push_back(
@@ -251,8 +251,8 @@ sluice_status Return(const absl::Status& status) {
 
 const std::string& LastError() { return last_error; }
 
-sluice_runtime AddRuntime(std::unique_ptr<Runtime> runtime) {
-  return Runtimes().Add(std::shared_ptr<Runtime>(std::move(runtime)));
+sluice_runtime AddRuntime(std::unique_ptr<OffloadRuntime> runtime) {
+  return Runtimes().Add(std::shared_ptr<OffloadRuntime>(runtime.release(), RuntimeCloser()));
 }
 
 namespace {

@@ -104,24 +104,33 @@ struct Model {
 
 // Never destroyed: a child of fork, or a thread that outlives main, must find them.
 Handles<Model>& Models();
-Handles<Runtime>& Runtimes();
+Handles<OffloadRuntime>& Runtimes();
 absl::StatusOr<ModelSpec> SpecOf(sluice_model model);  // as described so far
-sluice_runtime AddRuntime(std::unique_ptr<Runtime> runtime);
+sluice_runtime AddRuntime(std::unique_ptr<OffloadRuntime> runtime);
+
+// How the last who has a runtime lets it go.
+struct RuntimeCloser {
+  void operator()(OffloadRuntime* runtime) const {
+    absl::Status closed = OffloadRuntime::Close(std::unique_ptr<OffloadRuntime>(runtime));
+    if (result != nullptr) *result = std::move(closed);
+  }
+  absl::Status* result = nullptr;
+};
 
 // Errors of all that follow: InvalidArgument naming the argument, its value and what it may be.
 absl::Status NotNull(const void* pointer, const char* name);
 absl::Status CheckExists(const char* what, uint32_t index, size_t count);
-absl::Status CheckUnit(const Runtime& runtime, uint32_t unit);
-absl::Status CheckTensor(const Runtime& runtime, uint32_t tensor);
-absl::Status CheckElements(const Runtime& runtime, uint32_t tensor, int64_t elements);
+absl::Status CheckUnit(const OffloadRuntime& runtime, uint32_t unit);
+absl::Status CheckTensor(const OffloadRuntime& runtime, uint32_t tensor);
+absl::Status CheckElements(const OffloadRuntime& runtime, uint32_t tensor, int64_t elements);
 absl::Status CheckRange(int64_t value, int64_t low, int64_t high, const char* name);
 absl::StatusOr<FloatType> ToFloatType(int32_t dtype, std::string_view name);
 // Of one unit, whose name is for messages.
 absl::StatusOr<UnitTypes> ToUnitTypes(int32_t param_dtype, int32_t grad_dtype,
                                       const std::string& unit);
 // The type of the elements that are passed to read or write `field` of a tensor.
-absl::StatusOr<ElementType> ToElementType(const Runtime& runtime, uint32_t tensor, int32_t field,
-                                          int32_t dtype);
+absl::StatusOr<ElementType> ToElementType(const OffloadRuntime& runtime, uint32_t tensor,
+                                          int32_t field, int32_t dtype);
 
 // Structs of callers may be of an older version, which ends earlier, or of a newer one. Their sizes
 // are multiples of 8, so that none ends inside a field.
@@ -155,7 +164,8 @@ void WriteStruct(T result, T* value) {
 }
 
 absl::StatusOr<RuntimeConfig> ToConfig(const sluice_options* options);
-absl::StatusOr<StepRequest> ToStepRequest(const sluice_step_args* args, const Runtime& runtime);
+absl::StatusOr<StepRequest> ToStepRequest(const sluice_step_args* args,
+                                          const OffloadRuntime& runtime);
 
 // As much of `text` as fits, always terminated; *needed (may be null) is what the whole takes.
 absl::Status WriteText(const std::string& text, char* out, size_t capacity, size_t* needed);

@@ -1,5 +1,6 @@
 #include "offload/chunk_work.h"
 
+#include "offload/planted_bug.h"
 #include "optim/convert.h"
 #include "optim/on_stream.h"
 
@@ -8,7 +9,7 @@ namespace sluice {
 void Updater::ChunkWork::Run() {
   const Context& c = owner_->context_;
   begin = c.clock->Now();
-  if (streaming && c.planted_bug != PlantedBug::kUnverifiedRead) {
+  if (streaming && !Planted(c, PlantedBug::kUnverifiedRead)) {
     status = BlockStore::Verify(read);
   }
   if (status.ok()) {

@@ -14,14 +14,15 @@ namespace {
 
 constexpr Bytes kSegmentBytes = GiB(1);
 
-// The process's own: they hold nothing but what the kernel gives.
+// The process's own: they hold nothing but what the kernel gives. Never destroyed: a runtime that
+// was abandoned, or never destroyed, may use them until the process has ended.
 SteadyClock* RealClock() {
-  static SteadyClock clock;
-  return &clock;
+  static auto* const clock = new SteadyClock;
+  return clock;
 }
 HugePageResource* RealMemory() {
-  static HugePageResource resource;
-  return &resource;
+  static auto* const resource = new HugePageResource;
+  return resource;
 }
 
 absl::StatusOr<int> WorkersOf(const RuntimeConfig& config) {
@@ -107,8 +108,8 @@ RuntimeOptions OptionsOf(const RuntimeConfig& config, const Budgets& budgets) {
           .trace_spans_max = config.trace_spans_max};
 }
 
-absl::StatusOr<std::unique_ptr<Runtime>> MakeRuntime(const ModelSpec& spec,
-                                                     const RuntimeConfig& config) {
+absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spec,
+                                                            const RuntimeConfig& config) {
   SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, config));
   SLUICE_ASSIGN_OR_RETURN(const int workers, WorkersOf(config));
   Seams seams;
@@ -126,8 +127,8 @@ absl::StatusOr<std::unique_ptr<Runtime>> MakeRuntime(const ModelSpec& spec,
     return MakeIoEngine(config.engine, files, arenas, config.io, RealClock());
   };
   const RuntimeOptions options = OptionsOf(config, plan.budgets);
-  return Runtime::Create(std::move(plan.layout), std::move(plan.placement), options,
-                         std::move(seams));
+  return OffloadRuntime::Create(std::move(plan.layout), std::move(plan.placement), options,
+                                std::move(seams));
 }
 
 }  // namespace sluice

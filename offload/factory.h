@@ -67,8 +67,8 @@ struct Plan {
 };
 absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config);
 
-absl::StatusOr<std::unique_ptr<Runtime>> MakeRuntime(const ModelSpec& spec,
-                                                     const RuntimeConfig& config);
+absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spec,
+                                                            const RuntimeConfig& config);
 
 // What of `config` a runtime is told.
 RuntimeOptions OptionsOf(const RuntimeConfig& config, const Budgets& budgets);

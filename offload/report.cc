@@ -121,8 +121,8 @@ Json PathReport(const std::string& path, Json* advice) {
   if (const auto free = FreeSpace(path); free.ok()) report["free_bytes"] = free->value();
   if (!file->direct()) {
     advice->push_back(fmt::format(
-        "{}: no direct I/O here, so data passes through the page cache; use ext4 or xfs on a "
-        "local drive",
+        "{}: no direct I/O here, so data passes through the page cache; use ext4 or xfs on a local "
+        "drive",
         path));
   }
   return report;
@@ -190,9 +190,9 @@ std::string PlacementJson(const ModelLayout& layout, const DeviceChoice& device,
   return Text(json);
 }
 
-StepTraffic Runtime::Traffic() const { return TrafficOf(layout_, placement_); }
+StepTraffic OffloadRuntime::Traffic() const { return TrafficOf(layout_, placement_); }
 
-std::string Runtime::ReportJson() const {
+std::string OffloadRuntime::ReportJson() const {
   Json report = PlacementObject(layout_, placement_, options_.budgets);
   Bytes on_disk;
   Json paths = Json::array();

@@ -7,6 +7,7 @@
 #include "core/config.h"
 #include "core/status.h"
 #include "fmt/format.h"
+#include "offload/planted_bug.h"
 
 namespace sluice {
 
@@ -83,7 +84,7 @@ void Residency::Acquire(UnitIndex unit, CallerStream stream, Acquired done) {
   acquires_->Add();
   const bool expected = book_.OnAcquire(unit);
   departures_->Set(book_.departures());
-  if (!failed_.ok()) return done(failed_);
+  if (!failed_.ok() && !MayBeWritten(unit)) return done(failed_);
   Unit& u = units_[unit.value()];
   const bool available = u.state == State::kReady && !u.pending && u.waits.empty();
   const TimePoint now = context_.clock->Now();
@@ -97,14 +98,14 @@ void Residency::Acquire(UnitIndex unit, CallerStream stream, Acquired done) {
   Pump();
 }
 
-absl::Status Residency::Release(UnitIndex unit, Fence fence) {
+absl::Status Residency::Release(UnitIndex unit, std::vector<Fence> fences) {
   Unit& u = units_[unit.value()];
   if (u.acquired == 0) {
     return absl::FailedPreconditionError(fmt::format("unit '{}' was released but is not acquired",
                                                      context_.layout->unit(unit).name));
   }
   book_.OnRelease(unit);
-  views_.HoldUntil(u.address, std::move(fence));
+  views_.HoldUntil(u.address, std::move(fences));
   if (--u.acquired == 0) views_.Hide(unit);
   plan_dirty_ = true;
   last_progress_ = context_.clock->Now();
@@ -145,7 +146,7 @@ absl::Status Residency::BeginUpdate(UnitIndex unit) {
                     context_.layout->unit(unit).name));
   }
   u.pending = true;
-  const bool stale = context_.planted_bug == PlantedBug::kStaleGeneration;
+  const bool stale = Planted(context_, PlantedBug::kStaleGeneration);
   if (!u.fixed && u.state == State::kReady && !stale) Vacate(unit);
   return absl::OkStatus();
 }
@@ -247,7 +248,7 @@ bool Residency::MayEvict(const Segment& segment) const {
   if (!segment.unit) return !segment.held;
   const Unit& u = units_[segment.unit->value()];
   return u.acquired == 0 && u.waits.empty() && u.state == State::kReady &&
-         (!views_.InUse(u.address) || context_.planted_bug == PlantedBug::kEvictViewed);
+         (!views_.InUse(u.address) || Planted(context_, PlantedBug::kEvictViewed));
 }
 
 // Begins `move` if it may begin. Returns whether it is done with: begun, or not needed any more.
@@ -296,13 +297,25 @@ bool Residency::TryMove(const Move& move) {
 
 void Residency::Fail(const absl::Status& status) {
   if (failed_.ok()) failed_ = status;
-  for (Unit& u : units_) {
-    while (!u.waits.empty()) {
-      Wait wait = std::move(u.waits.front());
-      u.waits.pop_front();
-      --waiting_;
-      wait.done(failed_);
-    }
+  for (uint32_t u = 0; u < units_.size(); ++u) {
+    if (!MayBeWritten(UnitIndex(u))) EndWaits(&units_[u], failed_);
+  }
+}
+
+void Residency::EndedWriting() {
+  for (Unit& unit : units_) EndWaits(&unit, failed_);
+}
+
+bool Residency::MayBeWritten(UnitIndex unit) const {
+  return context_.layout->unit(unit).lent && units_[unit.value()].pending;
+}
+
+void Residency::EndWaits(Unit* unit, const absl::Status& status) {
+  while (!unit->waits.empty()) {
+    Wait wait = std::move(unit->waits.front());
+    unit->waits.pop_front();
+    --waiting_;
+    wait.done(status);
   }
 }
 
@@ -333,16 +346,10 @@ void Residency::CheckStuck(TimePoint now) {
     }
     const absl::Status status = absl::ResourceExhaustedError(
         fmt::format("no room in HBM for unit '{}' ({}) in a cache of {}: held are{}; raise the hbm "
-                    "budget, make units "
-                    "smaller, or release or delete what is held",
+                    "budget, make units smaller, or release or delete what is held",
                     context_.layout->units()[i].name, FormatBytesUp(unit_bytes_[i]),
                     FormatBytesDown(context_.placement->hbm_cache), held));
-    while (!u.waits.empty()) {
-      Wait wait = std::move(u.waits.front());
-      u.waits.pop_front();
-      --waiting_;
-      wait.done(status);
-    }
+    EndWaits(&u, status);
   }
 }
 

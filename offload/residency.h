@@ -43,9 +43,9 @@ class Residency final : public Fetcher::Observer {
   // it can't be had because everything is held. Acquisitions count, each to be released. What reads
   // the unit runs on `stream`.
   void Acquire(UnitIndex unit, CallerStream stream, Acquired done);
-  // The unit's slot stays as it is until `fence` is complete. Errors: FailedPrecondition if the
+  // The unit's slot stays as it is until `fences` are complete. Errors: FailedPrecondition if the
   // unit is not acquired.
-  absl::Status Release(UnitIndex unit, Fence fence);
+  absl::Status Release(UnitIndex unit, std::vector<Fence> fences);
 
   // A unit's values are going to change. First Suspend, so that nothing is fetched from its home;
   // when nothing is moving(), which also means that the caller's streams have passed every fence,
@@ -56,8 +56,10 @@ class Residency final : public Fetcher::Observer {
   void EndUpdate(UnitIndex unit);
   void Replan();
 
-  // Ends waiting acquisitions with `status`, now and from now on.
+  // Ends waiting acquisitions with `status`, now and from now on; but those of a unit in the
+  // caller's memory that an update may still write wait for EndedWriting.
   void Fail(const absl::Status& status);
+  void EndedWriting();
   // Ends acquisitions that waited too long while nothing moved. Call now and then.
   void CheckStuck(TimePoint now);
 
@@ -94,6 +96,8 @@ class Residency final : public Fetcher::Observer {
   void BuildPlan(bool viewed_is_held);
   const Trace* Upcoming() const;
   void Serve(UnitIndex unit);
+  bool MayBeWritten(UnitIndex unit) const;
+  void EndWaits(Unit* unit, const absl::Status& status);
   void Vacate(UnitIndex unit);
   void OnFreed();
   std::byte* AddressOf(const Segment& segment) const;

@@ -1,3 +1,5 @@
+// Making a runtime, and the loop of its control thread.
+
 #include "offload/runtime.h"
 
 #include <algorithm>
@@ -9,14 +11,8 @@
 
 namespace sluice {
 
-namespace {
-constexpr Nanos kTurn =
-    std::chrono::milliseconds(20);  // how often waiting acquisitions are looked after
-constexpr Nanos kDrainAtExit = std::chrono::seconds(5);
-}  // namespace
-
-Runtime::Runtime(ModelLayout layout, Placement placement, const RuntimeOptions& options,
-                 Seams seams)
+OffloadRuntime::OffloadRuntime(ModelLayout layout, Placement placement,
+                               const RuntimeOptions& options, Seams seams)
     : options_(options),
       layout_(std::move(layout)),
       placement_(std::move(placement)),
@@ -29,16 +25,15 @@ Runtime::Runtime(ModelLayout layout, Placement placement, const RuntimeOptions& 
   last_step_.loss_scale = scaler_.scale();
 }
 
-absl::StatusOr<std::unique_ptr<Runtime>> Runtime::Create(ModelLayout layout, Placement placement,
-                                                         const RuntimeOptions& options,
-                                                         Seams seams) {
-  std::unique_ptr<Runtime> runtime(
-      new Runtime(std::move(layout), std::move(placement), options, std::move(seams)));
+absl::StatusOr<std::unique_ptr<OffloadRuntime>> OffloadRuntime::Create(
+    ModelLayout layout, Placement placement, const RuntimeOptions& options, Seams seams) {
+  std::unique_ptr<OffloadRuntime> runtime(
+      new OffloadRuntime(std::move(layout), std::move(placement), options, std::move(seams)));
   SLUICE_RETURN_IF_ERROR(runtime->Init());
   return runtime;
 }
 
-absl::Status Runtime::Init() {
+absl::Status OffloadRuntime::Init() {
   SLUICE_ASSIGN_OR_RETURN(
       memory_, TierMemory::Make(layout_, placement_, seams_.device.get(), seams_.host_memory));
   hbm_ = std::make_shared<Arena>(std::move(memory_.hbm));
@@ -61,7 +56,6 @@ absl::Status Runtime::Init() {
                         .metrics = &metrics_,
                         .trace = &trace_,
                         .overlap = options_.overlap,
-                        .planted_bug = options_.planted_bug,
                         .fail = [this](const absl::Status& status) { Fail(status); }};
   residency_ = std::make_unique<Residency>(context, hbm_, options_.stuck_after);
   gradients_ = std::make_unique<Gradients>(context);
@@ -69,7 +63,13 @@ absl::Status Runtime::Init() {
   values_ = std::make_unique<ValueAccess>(context);
   if (!seams_.threaded) return absl::OkStatus();
   try {
-    thread_ = std::thread([this] { ControlLoop(); });
+    thread_ = std::thread([this, closing = closing_] {
+      ControlLoop();
+      if (!closing->handed_over()) return;
+      TakeDown();
+      delete this;
+      closing->Finish();
+    });
   } catch (const std::system_error& e) {
     return absl::ResourceExhaustedError(
         fmt::format("the control thread can't be started: {}", e.what()));
@@ -77,183 +77,17 @@ absl::Status Runtime::Init() {
   return absl::OkStatus();
 }
 
-Runtime::~Runtime() {
-  {
-    const std::lock_guard lock(mutex_);
-    stopping_ = true;
-  }
-  if (engine_ != nullptr) engine_->Wake();
-  if (thread_.joinable()) thread_.join();
-  if (!seams_.threaded && residency_ != nullptr) ControlLoop();
-  // Workers and streams first: what they run writes into what follows.
-  seams_.executor.reset();
-  seams_.device.reset();
-  if (engine_ != nullptr && !engine_->Close().ok()) metrics_.Get("close_errors")->Add();
-}
-
-// ---- Any thread
-
-void Runtime::Send(Command command) {
-  bool first = false;
-  {
-    const std::lock_guard lock(mutex_);
-    first = commands_.empty();
-    commands_.push_back(std::move(command));
-  }
-  if (first) inbox_.Post(&commands_arrived_);
-}
-
-Ticket Runtime::Acquire(UnitIndex unit, CallerStream stream) {
-  const Ticket ticket = tickets_.Make();
-  if (const absl::Status status = seams_.device->CheckStream(stream); !status.ok()) {
-    tickets_.Complete(ticket, status);
-    return ticket;
-  }
-  Send({.run = &Runtime::RunAcquire, .unit = unit, .ticket = ticket, .stream = stream});
-  return ticket;
-}
-
-Ticket Runtime::PushGrad(TensorIndex tensor, ConstMemoryView data, CallerStream stream) {
-  const Ticket ticket = tickets_.Make();
-  absl::StatusOr<Fence> fence = seams_.device->RecordFence(stream);
-  if (!fence.ok()) {
-    tickets_.Complete(ticket, fence.status());
-    return ticket;
-  }
-  Send({.run = &Runtime::RunPushGrad,
-        .tensor = tensor,
-        .ticket = ticket,
-        .data = data,
-        .fence = *std::move(fence)});
-  return ticket;
-}
-
-Ticket Runtime::Step(StepRequest request) {
-  const Ticket ticket = tickets_.Make();
-  Send({.run = &Runtime::RunTurn,
-        .turn = TurnKind::kStep,
-        .ticket = ticket,
-        .step = std::move(request)});
-  return ticket;
-}
-
-Ticket Runtime::Access(ValueRequest request) {
-  const Ticket ticket = tickets_.Make();
-  Send({.run = &Runtime::RunTurn,
-        .turn = TurnKind::kValue,
-        .ticket = ticket,
-        .value = std::move(request)});
-  return ticket;
-}
-
-Ticket Runtime::Drain() {
-  const Ticket ticket = tickets_.Make();
-  Send({.run = &Runtime::RunDrain, .ticket = ticket});
-  return ticket;
-}
-
-void Runtime::BeginIteration(uint32_t key, bool boundary) {
-  Send({.run = &Runtime::RunBegin, .key = key, .boundary = boundary});
-}
-void Runtime::EndIteration() { Send({.run = &Runtime::RunEnd}); }
-
-absl::Status Runtime::Release(UnitIndex unit, CallerStream stream) {
-  if (!residency_->views()->Shown(unit)) {
-    return absl::FailedPreconditionError(fmt::format(
-        "unit '{}' is not acquired: there is nothing to release", layout_.unit(unit).name));
-  }
-  SLUICE_ASSIGN_OR_RETURN(Fence fence, seams_.device->RecordFence(stream));
-  Send({.run = &Runtime::RunRelease, .unit = unit, .fence = std::move(fence)});
-  return absl::OkStatus();
-}
-
-absl::StatusOr<DlManagedTensor*> Runtime::MakeView(UnitIndex unit) {
-  if (layout_.unit(unit).lent) {
-    return absl::FailedPreconditionError(fmt::format(
-        "the parameters of unit '{}' are in the caller's memory: there is nothing to view",
-        layout_.unit(unit).name));
-  }
-  return residency_->views()->MakeView(unit);
-}
-
-void Runtime::ZeroGrad() { Send({.run = &Runtime::RunTurn, .turn = TurnKind::kClearGrads}); }
-
-absl::Status Runtime::ClearGrad(TensorIndex tensor) {
-  SLUICE_RETURN_IF_ERROR(failure());
-  SLUICE_RETURN_IF_ERROR(gradients_->CheckTakes(tensor));
-  Send({.run = &Runtime::RunTurn, .turn = TurnKind::kClearGrads, .cleared = tensor});
-  return absl::OkStatus();
-}
-
-std::optional<absl::Status> Runtime::Wait(Ticket ticket, std::chrono::milliseconds timeout) {
-  if (seams_.threaded) return tickets_.Wait(ticket, timeout);
-  const TimePoint until = seams_.clock->Now() + timeout;
-  for (;;) {
-    std::optional<absl::Status> result = tickets_.Wait(ticket, std::chrono::milliseconds(0));
-    if (result || seams_.clock->Now() >= until) return result;
-    RunOnce(std::min(until, seams_.clock->Now() + kTurn));
-  }
-}
-
-StepResult Runtime::last_step() const {
-  const std::lock_guard lock(mutex_);
-  return last_step_;
-}
-
-int64_t Runtime::tensor_step(TensorIndex tensor) const {
-  const std::lock_guard lock(mutex_);
-  return tensor_steps_[tensor.value()];
-}
-
-void Runtime::set_tensor_step(TensorIndex tensor, int64_t step) {
-  const std::lock_guard lock(mutex_);
-  tensor_steps_[tensor.value()] = step;
-}
-
-absl::Status Runtime::failure() const {
-  const std::lock_guard lock(mutex_);
-  return failure_;
-}
-
-void Runtime::RecordCallerSpan(const std::string& name, TimePoint begin, TimePoint end) {
-  const char* kept = nullptr;
-  {
-    const std::lock_guard lock(mutex_);
-    kept = span_names_.insert(name).first->c_str();
-  }
-  trace_.Record(caller_track_, kept, -1, begin, end);
-}
-
-void Runtime::ResetCounters() {
-  metrics_.Reset();
-  trace_.Clear();
-}
-
-// ---- The control thread
-
-void Runtime::ControlLoop() {
-  std::optional<TimePoint> stop_by;
-  for (;;) {
-    {
-      const std::lock_guard lock(mutex_);
-      if (stopping_ && !stop_by) stop_by = seams_.clock->Now() + kDrainAtExit;
-    }
-    if (stop_by && (Quiet() || !failure().ok() || seams_.clock->Now() > *stop_by)) return;
-    const bool watch = residency_->waiting() || stop_by.has_value();
-    RunOnce(seams_.clock->Now() + (watch ? kTurn : Nanos(std::chrono::seconds(1))));
-  }
-}
-
-void Runtime::RunOnce(Deadline deadline) {
+void OffloadRuntime::RunOnce(Deadline deadline) {
   const bool any = inbox_.HandleAll();
   store_->Poll(any || !inbox_.empty() ? kNoWait : deadline);
   if (residency_->waiting()) residency_->CheckStuck(seams_.clock->Now());
   Advance();
   RunQueue();
   CheckDrained();
+  CheckEndedWriting();
 }
 
-void Runtime::RunCommands() {
+void OffloadRuntime::RunCommands() {
   {
     const std::lock_guard lock(mutex_);
     for (Command& command : commands_) queue_.push_back(std::move(command));
@@ -263,7 +97,7 @@ void Runtime::RunCommands() {
 }
 
 // Calls take effect in their order: none overtakes a turn.
-void Runtime::RunQueue() {
+void OffloadRuntime::RunQueue() {
   while (!queue_.empty() && (turns_.empty() || queue_.front().turn != TurnKind::kNone)) {
     Command command = std::move(queue_.front());
     queue_.pop_front();
@@ -271,7 +105,7 @@ void Runtime::RunQueue() {
   }
 }
 
-void Runtime::RunAcquire(Command& command) {
+void OffloadRuntime::RunAcquire(Command& command) {
   for (TensorIndex tensor : layout_.unit(command.unit).tensors) {
     const absl::Status loaded = CheckLoaded(tensor);
     if (!loaded.ok()) return tickets_.Complete(command.ticket, loaded);
@@ -282,12 +116,12 @@ void Runtime::RunAcquire(Command& command) {
                       });
 }
 
-void Runtime::RunRelease(Command& command) {
-  if (!residency_->Release(command.unit, std::move(command.fence)).ok())
+void OffloadRuntime::RunRelease(Command& command) {
+  if (!residency_->Release(command.unit, std::move(command.fences)).ok())
     metrics_.Get("misused_releases")->Add();
 }
 
-void Runtime::RunPushGrad(Command& command) {
+void OffloadRuntime::RunPushGrad(Command& command) {
   if (const absl::Status status = failure(); !status.ok())
     return tickets_.Complete(command.ticket, status);
   const UnitIndex unit = layout_.tensor(command.tensor).unit;
@@ -295,7 +129,7 @@ void Runtime::RunPushGrad(Command& command) {
     return tickets_.Complete(command.ticket, takes);
   if (const absl::Status loaded = CheckLoaded(command.tensor); !loaded.ok())
     return tickets_.Complete(command.ticket, loaded);
-  HeldPush push{command.tensor, command.data, std::move(command.fence), command.ticket};
+  HeldPush push{command.tensor, command.data, std::move(command.fences.front()), command.ticket};
   if (updater_->UnitPending(unit)) {
     held_pushes_[unit.value()].push_back(std::move(push));
     return;
@@ -307,22 +141,22 @@ void Runtime::RunPushGrad(Command& command) {
   }
 }
 
-void Runtime::PushNow(HeldPush push) {
+void OffloadRuntime::PushNow(HeldPush push) {
   gradients_->Push(push.tensor, push.data, std::move(push.fence),
                    [this, ticket = push.ticket](const absl::Status& status) {
                      tickets_.Complete(ticket, status);
                    });
 }
 
-void Runtime::RunBegin(Command& command) {
+void OffloadRuntime::RunBegin(Command& command) {
   residency_->BeginIteration(command.key, command.boundary);
   gradients_->SetBoundary(command.boundary);
   backward_begun_ = !command.boundary;
 }
 
-void Runtime::RunEnd(Command&) { residency_->EndIteration(); }
+void OffloadRuntime::RunEnd(Command&) { residency_->EndIteration(); }
 
-void Runtime::RunTurn(Command& command) {
+void OffloadRuntime::RunTurn(Command& command) {
   Turn turn{.kind = command.turn,
             .step = std::move(command.step),
             .value = std::move(command.value),
@@ -332,25 +166,25 @@ void Runtime::RunTurn(Command& command) {
   Advance();
 }
 
-void Runtime::RunDrain(Command& command) { drains_.push_back(command.ticket); }
+void OffloadRuntime::RunDrain(Command& command) { drains_.push_back(command.ticket); }
 
-void Runtime::OnUnitUpdated(UnitIndex unit) {
+void OffloadRuntime::OnUnitUpdated(UnitIndex unit) {
   residency_->EndUpdate(unit);
   std::vector<HeldPush> held = std::exchange(held_pushes_[unit.value()], {});
   for (HeldPush& push : held) PushNow(std::move(push));
 }
 
-void Runtime::OnUpdaterIdle() {
+void OffloadRuntime::OnUpdaterIdle() {
   if (step_ticket_ != 0) tickets_.Complete(std::exchange(step_ticket_, 0), failure());
   ReadAheadIfUseful();
 }
 
-bool Runtime::Quiet() const {
+bool OffloadRuntime::Quiet() const {
   return turns_.empty() && queue_.empty() && !updater_->updating() && gradients_->idle() &&
          !values_->busy() && store_->idle() && !residency_->moving();
 }
 
-std::string Runtime::Unsettled() const {
+std::string OffloadRuntime::Unsettled() const {
   std::string text;
   const auto add = [&text](std::string_view what, size_t count) {
     if (count > 0) text += fmt::format("{}{} {}", text.empty() ? "" : ", ", count, what);
@@ -358,9 +192,9 @@ std::string Runtime::Unsettled() const {
   const BufferPool& states = memory_.state_buffers;
   const BufferPool& params = memory_.param_buffers;
   add("transfers", store_->idle() ? 0 : 1);
-  add("state buffers lent", states.count() - states.free_count());
-  add("parameter buffers lent", params.count() - params.free_count());
-  add("gradient buffers lent", memory_.grad_buffers.count() - memory_.grad_buffers.free_count());
+  add("state buffers taken", states.count() - states.free_count());
+  add("parameter buffers taken", params.count() - params.free_count());
+  add("gradient buffers taken", memory_.grad_buffers.count() - memory_.grad_buffers.free_count());
   add("units on their way to HBM, or still read by the caller", residency_->moving() ? 1 : 0);
   add("gradients or sums", gradients_->idle() ? 0 : 1);
   add("updates", updater_->busy() ? 1 : 0);
@@ -369,14 +203,14 @@ std::string Runtime::Unsettled() const {
   return text;
 }
 
-void Runtime::CheckDrained() {
+void OffloadRuntime::CheckDrained() {
   if (drains_.empty()) return;
   const absl::Status status = failure();
   if (status.ok() ? !Quiet() : updater_->computing()) return;
   for (Ticket ticket : std::exchange(drains_, {})) tickets_.Complete(ticket, status);
 }
 
-void Runtime::Fail(const absl::Status& status) {
+void OffloadRuntime::Fail(const absl::Status& status) {
   {
     const std::lock_guard lock(mutex_);
     if (!failure_.ok()) return;
@@ -388,7 +222,14 @@ void Runtime::Fail(const absl::Status& status) {
   for (std::vector<HeldPush>& pushes : held_pushes_) {
     for (const HeldPush& push : std::exchange(pushes, {})) tickets_.Complete(push.ticket, first);
   }
-  if (step_ticket_ != 0) tickets_.Complete(std::exchange(step_ticket_, 0), first);
+}
+
+// What waits for an update that has failed hears of it when no part of it is under way any more.
+void OffloadRuntime::CheckEndedWriting() {
+  const absl::Status status = failure();
+  if (status.ok() || updater_->computing()) return;
+  residency_->EndedWriting();
+  if (step_ticket_ != 0) tickets_.Complete(std::exchange(step_ticket_, 0), status);
 }
 
 }  // namespace sluice

@@ -1,6 +1,6 @@
 // offload/runtime.h
 //
-// Start reading here. A Runtime keeps one model on its tiers and carries out its steps:
+// Start reading here. A runtime keeps one model on its tiers and carries out its steps:
 //
 // - Residency: which units are in HBM. Follows the trace, plans, fetches ahead (Fetcher), serves
 //   acquisitions.
@@ -23,7 +23,6 @@
 #define SLUICE_OFFLOAD_RUNTIME_H_
 
 #include <deque>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -33,63 +32,32 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "offload/context.h"
+#include "offload/closing.h"
 #include "offload/floor.h"
 #include "offload/gradients.h"
 #include "offload/residency.h"
+#include "offload/runtime_options.h"
 #include "offload/tickets.h"
 #include "offload/updater.h"
 #include "offload/value_access.h"
-#include "optim/loss_scale.h"
 #include "optim/norm.h"
 
 namespace sluice {
 
-// What the runtime stands on. Owned by it, except clock and host_memory, which outlive it.
-struct Seams {
-  Clock* clock = nullptr;
-  MemoryResource* host_memory = nullptr;
-  std::unique_ptr<Executor> executor;
-  std::unique_ptr<Device> device;
-  std::string device_reason;      // why this one, for the report
-  SegmentTable segments;          // where the blocks of MapBlocks lie
-  std::vector<DirectFile> files;  // of `segments`; empty in simulation
-  std::function<absl::StatusOr<std::unique_ptr<IoEngine>>(std::span<const MemoryView> arenas,
-                                                          std::span<const DirectFile> files)>
-      make_engine;
-  bool threaded = true;
-};
-
-struct RuntimeOptions {
-  Budgets budgets;  // for the report
-  IoEngine::Limits io;
-  LossScaleOptions loss_scale = {.static_scale = 1};
-  bool overlap = true;
-  size_t trace_spans_max = 0;
-  Nanos stuck_after = std::chrono::seconds(10);
-  PlantedBug planted_bug = PlantedBug::kNone;
-};
-
-struct StepRequest {
-  std::vector<AdamWHyper> groups;
-  std::vector<ParamPlace> lent;  // by tensor; of tensors that are not lent, not looked at
-  double clip_norm = 0;
-};
-
-struct StepResult {
-  double grad_norm = 0;
-  bool applied = false;
-  double loss_scale = 1;
-};
-
-class Runtime final : public Updater::Observer {
+// The public sluice::Runtime (sluice.hpp) is a handle of one of these.
+class OffloadRuntime final : public Updater::Observer {
  public:
   // Takes all memory. Errors: ResourceExhausted, Unavailable from the seams.
-  static absl::StatusOr<std::unique_ptr<Runtime>> Create(ModelLayout layout, Placement placement,
-                                                         const RuntimeOptions& options,
-                                                         Seams seams);
-  // Waits for updates in flight for at most a few seconds.
-  ~Runtime() override;
+  static absl::StatusOr<std::unique_ptr<OffloadRuntime>> Create(ModelLayout layout,
+                                                                Placement placement,
+                                                                const RuntimeOptions& options,
+                                                                Seams seams);
+  // Carries out what was asked for as long as CloseTimes says, and gives everything back. Waits for
+  // what is under way, also if it hangs: where that may be, use Close.
+  ~OffloadRuntime() override;
+  // The same, in bounded time. Errors: Unavailable naming what hangs; what that may still use is
+  // kept until it ends, and the runtime is gone for everybody else.
+  static absl::Status Close(std::unique_ptr<OffloadRuntime> runtime);
 
   const ModelLayout& layout() const { return layout_; }
 
@@ -125,14 +93,17 @@ class Runtime final : public Updater::Observer {
   // One turn of the loop: handles what has come; if nothing has, waits for it until `deadline`.
   void RunOnce(Deadline deadline);
 
-  // What is on its way or lent out, by name; empty when all has come back, which it does in time
+  // What is on its way or taken, by name; empty when all has come back, which it does in time
   // also after a failure. Control thread.
   std::string Unsettled() const;
 
  private:
+  // How often is looked after what nothing wakes the loop for.
+  static constexpr Nanos kTurn = std::chrono::milliseconds(20);
+
   enum class TurnKind : uint8_t { kNone, kStep, kValue, kClearGrads };
   struct Command {
-    void (Runtime::*run)(Command&) = nullptr;
+    void (OffloadRuntime::*run)(Command&) = nullptr;
     TurnKind turn = TurnKind::kNone;  // if `run` is RunTurn
     UnitIndex unit;
     TensorIndex tensor;
@@ -142,14 +113,14 @@ class Runtime final : public Updater::Observer {
     Ticket ticket = 0;
     ConstMemoryView data;
     CallerStream stream;
-    Fence fence;
+    std::vector<Fence> fences;  // of a release: of each stream; of a gradient: one
     StepRequest step;
     ValueRequest value;
   };
   struct CommandsArrived final : Event {
-    explicit CommandsArrived(Runtime* runtime) : runtime(runtime) {}
+    explicit CommandsArrived(OffloadRuntime* runtime) : runtime(runtime) {}
     void Handle() override { runtime->RunCommands(); }
-    Runtime* const runtime;
+    OffloadRuntime* const runtime;
   };
   // Steps, value requests and the forgetting of gradients wait here, and are begun in order: one at
   // a time, but value requests together. Every later call of another kind waits in `queue_`.
@@ -170,7 +141,8 @@ class Runtime final : public Updater::Observer {
     Ticket ticket;
   };
 
-  Runtime(ModelLayout layout, Placement placement, const RuntimeOptions& options, Seams seams);
+  OffloadRuntime(ModelLayout layout, Placement placement, const RuntimeOptions& options,
+                 Seams seams);
   absl::Status Init();
   void Send(Command command);
   void RunCommands();
@@ -197,9 +169,18 @@ class Runtime final : public Updater::Observer {
   void EndTurn(const absl::Status& status);
   void ReadAheadIfUseful();
   void CheckDrained();
+  void CheckEndedWriting();
   bool Quiet() const;
   void Fail(const absl::Status& status);
   void ControlLoop();
+  void Stop();
+  void DrainUntil(TimePoint deadline);
+  void SettleUntil(TimePoint deadline);
+  void TakeDown();
+  bool TasksPending() const;
+  bool CopiesPending() const;
+  bool TransfersPending() const;
+  std::string Pending() const;  // in words
   void OnUnitUpdated(UnitIndex unit) override;
   void OnUpdaterIdle() override;
 
@@ -241,6 +222,7 @@ class Runtime final : public Updater::Observer {
   std::set<std::string> span_names_;   // guarded by mutex_; entries stay
   absl::Status failure_;               // guarded by mutex_
   CommandsArrived commands_arrived_{this};
+  const std::shared_ptr<Closing> closing_ = std::make_shared<Closing>();
   std::thread thread_;
 };
 

@@ -18,6 +18,7 @@ absl::StatusOr<SimRuntime> MakeSimRuntime(const ModelSpec& spec, const RuntimeCo
   sim.world = std::make_unique<SimWorld>(options.seed);
   sim.memory = std::make_unique<SimMemory>(sim.world->faults());
   SimWorld* const world = sim.world.get();
+  world->Plant(static_cast<int>(options.planted_bug));
   if (options.faults) options.faults(world->faults());
   Seams seams;
   seams.clock = world;
@@ -48,11 +49,10 @@ absl::StatusOr<SimRuntime> MakeSimRuntime(const ModelSpec& spec, const RuntimeCo
     }
     return MakeSimIoEngine(io, sizes, limits, world);
   };
-  RuntimeOptions runtime_options = OptionsOf(config, plan.budgets);
-  runtime_options.planted_bug = options.planted_bug;
+  const RuntimeOptions runtime_options = OptionsOf(config, plan.budgets);
   SLUICE_ASSIGN_OR_RETURN(sim.runtime,
-                          Runtime::Create(std::move(plan.layout), std::move(plan.placement),
-                                          runtime_options, std::move(seams)));
+                          OffloadRuntime::Create(std::move(plan.layout), std::move(plan.placement),
+                                                 runtime_options, std::move(seams)));
   return sim;
 }
 

@@ -12,6 +12,7 @@
 #include "core/sim_memory.h"
 #include "core/sim_world.h"
 #include "offload/factory.h"
+#include "offload/planted_bug.h"
 
 namespace sluice {
 
@@ -26,7 +27,7 @@ struct SimOptions {
 struct SimRuntime {
   std::unique_ptr<SimWorld> world;
   std::unique_ptr<SimMemory> memory;
-  std::unique_ptr<Runtime> runtime;
+  std::unique_ptr<OffloadRuntime> runtime;
 };
 
 // Rates and delays that `options` leaves open are drawn from the seed.

@@ -21,8 +21,7 @@
  * or advances it returns that first error. Structs: set struct_size to sizeof the struct. Fields
  * are only ever appended, at a multiple of 8: a caller built against an older version passes
  * shorter structs, and what they lack has its default. SLUICE_..._INIT sets the defaults. No
- * exception crosses this interface, and no other symbol is exported.
- */
+ * exception crosses this interface, and no other symbol is exported. */
 
 #ifndef SLUICE_OFFLOAD_SLUICE_H_
 #define SLUICE_OFFLOAD_SLUICE_H_
@@ -197,10 +196,14 @@ SLUICE_API sluice_status sluice_plan(sluice_model model, const sluice_options* o
 SLUICE_API sluice_status sluice_runtime_create(sluice_model model, const sluice_options* options,
                                                sluice_runtime* runtime);
 
-/* Drains updates in flight for at most a few seconds, then abandons what is left, and gives
- * everything back, except that device memory stays until the last view of it (sluice_unit_view) was
- * deleted. Returns when calls of other threads on it have ended, and nothing of the caller's is
- * used any more. */
+/* Drains updates in flight for at most 3 seconds, then abandons what is left, and gives everything
+ * back, except that device memory stays until the last view of it (sluice_unit_view) was deleted.
+ * Returns when calls of other threads on it have ended, and nothing of the caller's is used any
+ * more. The handle is gone in any case. Bounded also if a drive, a stream or a worker hangs:
+ * SLUICE_UNAVAILABLE after 4 seconds (12 if a call into a driver hangs); sluice_last_error names
+ * what did not end. What that may still use (memory, files, threads) is kept until it ends or the
+ * process does; memory handed over with tickets that are not done, and the places of an update on
+ * its way, may still be read and written. The process may create another runtime, and exit. */
 SLUICE_API sluice_status sluice_runtime_destroy(sluice_runtime runtime);
 
 /* Waits for `ticket`, at most timeout_ms (cut to 100). SLUICE_PENDING: not yet. SLUICE_NOT_OPEN:
@@ -211,9 +214,8 @@ SLUICE_API sluice_status sluice_wait(sluice_runtime runtime, sluice_ticket ticke
 
 /* ---- Iterations and residency ---- */
 
-#define SLUICE_ITERATION_BOUNDARY                                 \
-  1u /* sluice_step follows: gradients are final when they arrive \
-      */
+/* sluice_step follows: gradients are final when they arrive. */
+#define SLUICE_ITERATION_BOUNDARY 1u
 
 /* `key` tells traces apart (0..15): give training, evaluation and accumulation micro-steps
  * different ones. The order in which units are acquired is learned the first time and followed from
@@ -232,15 +234,16 @@ SLUICE_API sluice_status sluice_iteration_end(sluice_runtime runtime);
  * SLUICE_RESOURCE_EXHAUSTED if everything in HBM is held, so that waiting can't help;
  * SLUICE_FAILED_PRECONDITION if a tensor of the unit was never written.
  *
- * After release the memory stays as it is until what `stream` holds at that time has run. */
+ * After release the memory stays as it is until what `stream`, and others that have acquired it and
+ * not released it, hold at that time has run. */
 SLUICE_API sluice_status sluice_acquire(sluice_runtime runtime, uint32_t unit, void* stream,
                                         sluice_ticket* ticket);
 SLUICE_API sluice_status sluice_release(sluice_runtime runtime, uint32_t unit, void* stream);
 
 /* An acquired unit's memory as a one-dimensional DLPack tensor (DLManagedTensor*, DLPack 0.6
  * layout) of the unit's param_dtype, bytes as uint8. The memory is not reused before the deleter
- * was called, whoever calls it on whatever thread, and the stream that acquired the unit has run
- * what it then holds. */
+ * was called, whoever calls it on whatever thread, and every stream that has acquired the unit has
+ * run what it then holds. */
 SLUICE_API sluice_status sluice_unit_view(sluice_runtime runtime, uint32_t unit, void** dlpack);
 
 typedef struct sluice_tensor_info {

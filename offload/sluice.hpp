@@ -206,7 +206,7 @@ class Runtime {
   Runtime& operator=(Runtime&& other) noexcept { return std::swap(handle_, other.handle_), *this; }
   // As Close, but its status is lost.
   ~Runtime() { (void)Close(); }
-  // Drains updates in flight for a few seconds, and gives everything back.
+  // Drains updates in flight for a few seconds, and gives everything back; or says what hangs.
   Status Close() {
     const sluice_runtime handle = std::exchange(handle_, 0);
     return handle == 0 ? Status() : Status::Of(sluice_runtime_destroy(handle));

@@ -18,7 +18,7 @@ Ticket Tickets::Make() {
   const std::lock_guard lock(mutex_);
   if (free_.empty()) {
     free_.push_back(static_cast<uint32_t>(entries_.size()));
-    entries_.emplace_back();
+    entries_.push_back({.generation = first_generation_});
   }
   const uint32_t index = free_.back();
   free_.pop_back();
@@ -64,8 +64,7 @@ std::optional<absl::Status> Tickets::Wait(Ticket ticket, std::chrono::millisecon
   }
   absl::Status status = std::move(entry->status);
   entry->open = false;
-  ++entry->generation;
-  free_.push_back(static_cast<uint32_t>(ticket));
+  if (++entry->generation != 0) free_.push_back(static_cast<uint32_t>(ticket));
   return status;
 }
 

@@ -1,7 +1,8 @@
 // offload/tickets.h
 //
 // Tickets: how callers on any thread wait for what the control thread does. A ticket is a number
-// with a generation, so that a used-up or invented one is noticed.
+// with a generation, so that a used-up or invented one is noticed. No number is given twice: an
+// entry whose generations are used up is not used again.
 //
 // Threads: any. A full table grows; nothing else allocates.
 
@@ -23,6 +24,10 @@ using Ticket = uint64_t;  // never 0
 
 class Tickets {
  public:
+  Tickets() = default;
+  // Tests begin near the last generation.
+  explicit Tickets(uint32_t first_generation) : first_generation_(first_generation) {}
+
   Ticket Make();
   void Complete(Ticket ticket, const absl::Status& status);
 
@@ -35,13 +40,14 @@ class Tickets {
 
  private:
   struct Entry {
-    uint32_t generation = 1;
+    uint32_t generation;  // never 0
     bool open = false;
     bool done = false;
     absl::Status status;
   };
   Entry* Find(Ticket ticket);
 
+  const uint32_t first_generation_ = 1;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<Entry> entries_;  // guarded by mutex_

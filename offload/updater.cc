@@ -6,6 +6,7 @@
 #include "core/status.h"
 #include "fmt/format.h"
 #include "offload/chunk_work.h"
+#include "offload/planted_bug.h"
 
 namespace sluice {
 
@@ -110,7 +111,7 @@ void Updater::Start(std::vector<std::optional<TensorUpdate>> updates) {
   begun_.assign(begun_.size(), false);
   // The works that read ahead go on; those that are still reading join when they are done.
   std::deque<ChunkWork*> staged = std::exchange(staged_, {});
-  if (context_.planted_bug == PlantedBug::kDroppedEvent && !staged.empty()) staged.pop_back();
+  if (Planted(context_, PlantedBug::kDroppedEvent) && !staged.empty()) staged.pop_back();
   for (ChunkWork* work : staged) OnRead(work, absl::OkStatus());
   Pump();
 }
@@ -144,7 +145,7 @@ void Updater::PumpResident() {
 BlockIndex Updater::BlockToRead(ChunkIndex chunk) const {
   const auto& blocks = context_.memory->blocks.states;
   const size_t neighbour = chunk.value() ^ 1;
-  if (context_.planted_bug == PlantedBug::kSwappedBlocks && neighbour < blocks.size() &&
+  if (Planted(context_, PlantedBug::kSwappedBlocks) && neighbour < blocks.size() &&
       blocks[neighbour] &&
       context_.layout->chunks()[neighbour].capacity == context_.layout->chunk(chunk).capacity) {
     return *blocks[neighbour];
@@ -246,12 +247,12 @@ void Updater::OnComputed(ChunkWork* work) {
   }
   update_ns_->Add((work->end - work->begin).count());
   context_.trace->Record(track_, "update", work->chunk.value(), work->begin, work->end);
-  const bool lost = context_.planted_bug == PlantedBug::kLostWrite;
+  const bool lost = Planted(context_, PlantedBug::kLostWrite);
   if (work->streaming && lost) context_.store->Cancel(&work->write);
   work->stores_left = work->streaming && !lost ? 2 : 1;
   if (work->streaming && !lost) {
     context_.store->StartWrite(&work->write, IoPriority::kNormal);
-    if (context_.planted_bug == PlantedBug::kReuseBeforeWritten) {
+    if (Planted(context_, PlantedBug::kReuseBeforeWritten)) {
       context_.memory->state_buffers.Give(std::exchange(work->state_buffer, {}));
     }
   }
@@ -282,7 +283,7 @@ void Updater::OnParamsStored(ChunkWork* work, const absl::Status& status) {
   if (!work->param_buffer.empty()) {
     const MemoryView buffer = std::exchange(work->param_buffer, {});
     context_.memory->param_buffers.Give(buffer);
-    if (context_.planted_bug == PlantedBug::kDoubleRelease) work->param_buffer = buffer;
+    if (Planted(context_, PlantedBug::kDoubleRelease)) work->param_buffer = buffer;
   }
   const UnitIndex unit = context_.layout->chunk(work->chunk).unit;
   if (status.ok()) CountWritten(work->chunk);

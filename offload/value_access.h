@@ -8,7 +8,7 @@
 // tensor's parameter is with the caller, so nothing is renewed. Writing a gradient replaces it, and
 // renews nothing.
 //
-// Runs only while nothing else moves (the Runtime sees to that), so all buffers are free for it. A
+// Runs only while nothing else moves (the runtime sees to that), so all buffers are free for it. A
 // chunk takes all that it needs before it begins, so none waits for another's.
 //
 // Threads: the control thread; conversions run on workers. Allocates per request.

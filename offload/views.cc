@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <utility>
@@ -17,11 +18,23 @@ struct Views::Shared final : Event {
     std::byte* address = nullptr;
     int64_t elements = 0;
     ElementType type = FloatType::kF32;
-    CallerStream stream;
   };
-  struct Death {
-    const std::byte* address;
+  struct User {
     CallerStream stream;
+    int acquired = 0;  // and not released
+  };
+  // What is known of an address.
+  struct Slot {
+    int64_t uses = 0;  // views and holds
+    int64_t views = 0;
+    bool shown = false;
+    std::vector<User> users;
+
+    // Streams that have released it are not asked any more once no view is alive: they may be gone.
+    void ForgetUsers() {
+      if (views > 0) return;
+      std::erase_if(users, [this](const User& user) { return !shown || user.acquired == 0; });
+    }
   };
 
   void Handle() override {
@@ -32,16 +45,22 @@ struct Views::Shared final : Event {
     owner->Settle();
   }
 
+  // `mutex` is held. Null if the unit is not shown.
+  const Shown* Find(UnitIndex unit) const {
+    const bool known = unit.value() < shown.size() && shown[unit.value()].address != nullptr;
+    return known ? &shown[unit.value()] : nullptr;
+  }
+
   mutable std::mutex mutex;
-  std::shared_ptr<Arena> arena;              // constant
-  DlDevice device;                           // constant
-  pid_t pid;                                 // constant
-  Views* owner;                              // control thread
-  Inbox* inbox;                              // guarded by mutex; null once the runtime is gone
-  bool posted = false;                       // guarded by mutex
-  std::vector<Shown> shown;                  // guarded by mutex; by unit
-  std::vector<Death> deaths;                 // guarded by mutex; not yet seen by the control thread
-  std::map<const std::byte*, int64_t> uses;  // guarded by mutex; entries stay
+  std::shared_ptr<Arena> arena;            // constant
+  DlDevice device;                         // constant
+  pid_t pid;                               // constant
+  Views* owner;                            // control thread
+  Inbox* inbox;                            // guarded by mutex; null once the runtime is gone
+  bool posted = false;                     // guarded by mutex
+  std::vector<Shown> shown;                // guarded by mutex; by unit
+  std::vector<const std::byte*> deaths;    // guarded by mutex; not yet seen by the control thread
+  std::map<const std::byte*, Slot> slots;  // guarded by mutex; entries stay
 };
 
 // Memory that is in use until a fence is complete: an operation that only waits for it.
@@ -60,7 +79,6 @@ namespace {
 struct View {
   DlManagedTensor tensor{};
   int64_t shape = 0;
-  CallerStream stream;
   std::shared_ptr<void> keep;
 };
 
@@ -90,44 +108,93 @@ Views::Views(std::shared_ptr<Arena> arena, Device* device, Inbox* inbox,
   shared_->inbox = inbox;
 }
 
-Views::~Views() {
-  const std::lock_guard lock(shared_->mutex);
-  shared_->inbox = nullptr;
-  shared_->shown.clear();
+Views::~Views() { End(); }
+
+void Views::End() {
+  const std::shared_ptr<Shared> shared = std::move(shared_);
+  if (shared == nullptr) return;
+  const std::lock_guard lock(shared->mutex);
+  shared->inbox = nullptr;
+  shared->shown.clear();
 }
 
 void Views::Show(UnitIndex unit, std::byte* address, int64_t elements, ElementType type,
                  CallerStream stream) {
   const std::lock_guard lock(shared_->mutex);
   if (shared_->shown.size() <= unit.value()) shared_->shown.resize(unit.value() + 1);
-  shared_->shown[unit.value()] = {address, elements, type, stream};
-  shared_->uses.try_emplace(address, 0);
+  shared_->shown[unit.value()] = {address, elements, type};
+  Shared::Slot& slot = shared_->slots[address];
+  slot.shown = true;
+  const auto user = std::ranges::find(slot.users, stream, &Shared::User::stream);
+  if (user == slot.users.end()) {
+    slot.users.push_back({stream, 1});
+  } else {
+    ++user->acquired;
+  }
 }
 
 void Views::Hide(UnitIndex unit) {
   const std::lock_guard lock(shared_->mutex);
-  shared_->shown[unit.value()] = {};
+  const Shared::Shown shown = std::exchange(shared_->shown[unit.value()], {});
+  Shared::Slot& slot = shared_->slots[shown.address];
+  slot.shown = false;
+  for (Shared::User& user : slot.users) user.acquired = 0;
+  slot.ForgetUsers();
 }
 
 bool Views::Shown(UnitIndex unit) const {
   const std::lock_guard lock(shared_->mutex);
-  return unit.value() < shared_->shown.size() && shared_->shown[unit.value()].address != nullptr;
+  return shared_->Find(unit) != nullptr;
+}
+
+absl::StatusOr<std::vector<Fence>> Views::Record(const std::vector<CallerStream>& streams) const {
+  std::vector<Fence> fences;
+  for (CallerStream stream : streams) {
+    SLUICE_ASSIGN_OR_RETURN(Fence fence, device_->RecordFence(stream));
+    fences.push_back(std::move(fence));
+  }
+  return fences;
+}
+
+absl::StatusOr<std::vector<Fence>> Views::RecordRelease(UnitIndex unit, CallerStream stream) {
+  std::vector<CallerStream> streams = {stream};
+  {
+    const std::lock_guard lock(shared_->mutex);
+    const Shared::Shown* shown = shared_->Find(unit);
+    if (shown == nullptr) {
+      return absl::FailedPreconditionError(
+          fmt::format("unit {} is not acquired any more", unit.value()));
+    }
+    for (const Shared::User& user : shared_->slots[shown->address].users) {
+      if (user.acquired > 0 && user.stream != stream) streams.push_back(user.stream);
+    }
+  }
+  absl::StatusOr<std::vector<Fence>> fences = Record(streams);
+  const std::lock_guard lock(shared_->mutex);
+  const Shared::Shown* shown = shared_->Find(unit);
+  if (!fences.ok() || shown == nullptr) return fences;
+  Shared::Slot& slot = shared_->slots[shown->address];
+  const auto user = std::ranges::find(slot.users, stream, &Shared::User::stream);
+  if (user != slot.users.end() && user->acquired > 0) --user->acquired;
+  slot.ForgetUsers();
+  return fences;
 }
 
 absl::StatusOr<DlManagedTensor*> Views::MakeView(UnitIndex unit) {
   auto view = std::make_unique<View>();
   {
     const std::lock_guard lock(shared_->mutex);
-    if (unit.value() >= shared_->shown.size() || shared_->shown[unit.value()].address == nullptr) {
+    const Shared::Shown* shown = shared_->Find(unit);
+    if (shown == nullptr) {
       return absl::FailedPreconditionError(fmt::format(
           "unit {} is not acquired: wait for the ticket of sluice_acquire first", unit.value()));
     }
-    const Shared::Shown& shown = shared_->shown[unit.value()];
-    view->shape = shown.elements;
-    view->stream = shown.stream;
-    view->tensor.dl_tensor.dtype = DlTypeOf(shown.type);
-    view->tensor.dl_tensor.data = shown.address;
-    ++shared_->uses[shown.address];
+    view->shape = shown->elements;
+    view->tensor.dl_tensor.dtype = DlTypeOf(shown->type);
+    view->tensor.dl_tensor.data = shown->address;
+    Shared::Slot& slot = shared_->slots[shown->address];
+    ++slot.uses;
+    ++slot.views;
   }
   view->keep = shared_;
   DlTensor& t = view->tensor.dl_tensor;
@@ -142,8 +209,7 @@ absl::StatusOr<DlManagedTensor*> Views::MakeView(UnitIndex unit) {
     {
       const std::lock_guard lock(shared->mutex);
       if (shared->inbox != nullptr) {
-        shared->deaths.push_back(
-            {static_cast<const std::byte*>(self->dl_tensor.data), dying->stream});
+        shared->deaths.push_back(static_cast<const std::byte*>(self->dl_tensor.data));
         if (!std::exchange(shared->posted, true)) shared->inbox->Post(shared);
       }
     }
@@ -152,36 +218,49 @@ absl::StatusOr<DlManagedTensor*> Views::MakeView(UnitIndex unit) {
   return &view.release()->tensor;
 }
 
-// A view that died leaves its memory in use until its stream has passed the point where it is now.
-// A stream that can't be asked now, because it is being captured, is asked again later; until then
-// the memory stays in use, and for good if the device refuses.
+// A view that died leaves its memory in use until the streams that use it have passed the points
+// where they are now. Where one can't be asked now, because it is being captured, all are asked
+// again later; until then the memory stays in use, and for good if the device refuses.
 void Views::Settle() {
-  std::vector<Shared::Death> deaths;
+  std::vector<const std::byte*> deaths;
   {
     const std::lock_guard lock(shared_->mutex);
     deaths.swap(shared_->deaths);
   }
   bool freed = false;
-  for (const Shared::Death& death : deaths) {
-    absl::StatusOr<Fence> fence = device_->RecordFence(death.stream);
-    if (!fence.ok() && !absl::IsFailedPrecondition(fence.status())) {
-      on_error_(Annotate(fence.status(), "asking the stream of a view that died"));
-      continue;
-    }
-    if (!fence.ok()) {
+  for (const std::byte* address : deaths) {
+    std::vector<CallerStream> streams;
+    {
       const std::lock_guard lock(shared_->mutex);
-      shared_->deaths.push_back(death);
+      for (const Shared::User& user : shared_->slots[address].users) streams.push_back(user.stream);
+    }
+    absl::StatusOr<std::vector<Fence>> fences = Record(streams);
+    if (!fences.ok() && !absl::IsFailedPrecondition(fences.status())) {
+      on_error_(Annotate(fences.status(), "asking the streams of a view that died"));
       continue;
     }
-    HoldUntil(death.address, *std::move(fence));
+    if (!fences.ok()) {
+      const std::lock_guard lock(shared_->mutex);
+      shared_->deaths.push_back(address);
+      continue;
+    }
+    HoldUntil(address, *std::move(fences));
     const std::lock_guard lock(shared_->mutex);
-    freed = --shared_->uses[death.address] == 0 || freed;
+    Shared::Slot& slot = shared_->slots[address];
+    --slot.views;
+    slot.ForgetUsers();
+    freed = --slot.uses == 0 || freed;
   }
   if (freed) on_free_();
 }
 
-void Views::HoldUntil(const std::byte* address, Fence fence) {
-  if (fence.Complete()) return;
+void Views::HoldUntil(const std::byte* address, std::vector<Fence> fences) {
+  for (Fence& fence : fences) {
+    if (!fence.Complete()) HoldOne(address, std::move(fence));
+  }
+}
+
+void Views::HoldOne(const std::byte* address, Fence fence) {
   if (free_holds_.empty()) {
     holds_.push_back(std::make_unique<Hold>());
     holds_.back()->owner = this;
@@ -198,7 +277,7 @@ void Views::HoldUntil(const std::byte* address, Fence fence) {
   ++fenced_;
   {
     const std::lock_guard lock(shared_->mutex);
-    ++shared_->uses[address];
+    ++shared_->slots[address].uses;
   }
   device_->Enqueue(&hold->wait);
 }
@@ -209,7 +288,7 @@ void Views::EndHold(Hold* hold) {
   bool freed = false;
   {
     const std::lock_guard lock(shared_->mutex);
-    freed = --shared_->uses[hold->address] == 0;
+    freed = --shared_->slots[hold->address].uses == 0;
   }
   hold->fence = Fence();
   --fenced_;
@@ -219,8 +298,8 @@ void Views::EndHold(Hold* hold) {
 
 bool Views::InUse(const std::byte* address) const {
   const std::lock_guard lock(shared_->mutex);
-  const auto it = shared_->uses.find(address);
-  return it != shared_->uses.end() && it->second > 0;
+  const auto it = shared_->slots.find(address);
+  return it != shared_->slots.end() && it->second.uses > 0;
 }
 
 }  // namespace sluice

@@ -2,12 +2,14 @@
 //
 // Views: the memory of an acquired unit as DLPack tensors, and what still uses it. A slot of HBM is
 // in use while a view of it is alive, on whatever thread the framework deletes it, and until the
-// streams that used it have passed the fences recorded then: where the unit was released, and, for
-// a view, where the stream that acquired its unit was when the view had died. A view keeps the HBM
-// arena alive, also beyond the runtime's end.
+// streams that used it have passed the fences recorded then: where the unit was released, and where
+// a view had died. A stream uses a slot from when it acquired the unit until it has released it and
+// no view is alive, whichever view it reads. A view keeps the HBM arena alive, also beyond the
+// runtime's end.
 //
-// Threads: the control thread, but MakeView, Shown and deleters on any. In a forked child deleters
-// do nothing. Allocates when more views have died or more fences are waited for than ever before.
+// Threads: the control thread, but MakeView, Shown, RecordRelease and deleters on any. In a forked
+// child deleters do nothing. Allocates when more views have died or more fences are waited for than
+// ever before.
 
 #ifndef SLUICE_OFFLOAD_VIEWS_H_
 #define SLUICE_OFFLOAD_VIEWS_H_
@@ -36,9 +38,12 @@ class Views {
   Views(std::shared_ptr<Arena> arena, Device* device, Inbox* inbox, std::function<void()> on_free,
         std::function<void(const absl::Status&)> on_error);
   ~Views();
+  // The runtime is going: memory stays only for the views that are alive, and nothing more may be
+  // called.
+  void End();
 
-  // From Show to Hide, MakeView(unit) gives views of `elements` values of `type` at `address`, used
-  // on `stream`.
+  // From Show to Hide, MakeView(unit) gives views of `elements` values of `type` at `address`.
+  // Shown again for each stream that uses it.
   void Show(UnitIndex unit, std::byte* address, int64_t elements, ElementType type,
             CallerStream stream);
   void Hide(UnitIndex unit);
@@ -47,8 +52,11 @@ class Views {
   // Errors: FailedPrecondition if the unit is not shown.
   absl::StatusOr<DlManagedTensor*> MakeView(UnitIndex unit);
 
-  // The memory at `address` is in use until `fence` is complete.
-  void HoldUntil(const std::byte* address, Fence fence);
+  // `stream` releases the unit: the points that it has reached, and so have the others that still
+  // use it. Errors: FailedPrecondition if the unit is not shown; those of Device::RecordFence.
+  absl::StatusOr<std::vector<Fence>> RecordRelease(UnitIndex unit, CallerStream stream);
+  // The memory at `address` is in use until `fences` are complete.
+  void HoldUntil(const std::byte* address, std::vector<Fence> fences);
   // Looks after views that have died. Called by itself, but where a stream could not be asked.
   void Settle();
 
@@ -60,6 +68,8 @@ class Views {
  private:
   struct Shared;
   struct Hold;
+  absl::StatusOr<std::vector<Fence>> Record(const std::vector<CallerStream>& streams) const;
+  void HoldOne(const std::byte* address, Fence fence);
   void EndHold(Hold* hold);
 
   std::shared_ptr<Shared> shared_;

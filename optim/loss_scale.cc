@@ -20,8 +20,7 @@ absl::Status LossScaler::Update(bool overflow) {
       if (scale_ <= options_.min_scale) {
         return absl::FailedPreconditionError(
             fmt::format("the loss scale is at its minimum of {} and gradients still overflow: "
-                        "lower the learning rate, "
-                        "or train in bf16",
+                        "lower the learning rate, or train in bf16",
                         options_.min_scale));
       }
       scale_ = std::max(scale_ / 2, options_.min_scale);

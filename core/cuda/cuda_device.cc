@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <condition_variable>
 #include <mutex>
 #include <system_error>
@@ -96,9 +97,16 @@ class CudaDevice final : public Device {
       const std::lock_guard lock(stream.mutex);
       op->status = Issue(stream.handle, op);
       stream.queue.Push(op);
+      ++stream.pending;
     }
     stream.changed.notify_one();
   }
+  StreamCounts pending() const override {
+    StreamCounts counts{};
+    for (size_t s = 0; s < counts.size(); ++s) counts[s] = streams_[s].pending;
+    return counts;
+  }
+  void Abandon() override {}
 
   absl::Status RegisterHost(MemoryView memory) override {
     const CudaScope scope(options_.index);
@@ -132,8 +140,7 @@ class CudaDevice final : public Device {
     if (error == cudaErrorStreamCaptureImplicit || capture != cudaStreamCaptureStatusNone) {
       return absl::FailedPreconditionError(
           "the stream is being captured into a CUDA graph: memory that is moved between tiers "
-          "can't "
-          "be part of a graph; capture what lies outside the offloaded modules");
+          "can't be part of a graph; capture what lies outside the offloaded modules");
     }
     return CudaStatus(error, "asking a caller's stream whether it is being captured");
   }
@@ -165,12 +172,15 @@ class CudaDevice final : public Device {
     cudaEvent_t begin = nullptr;
     cudaEvent_t end = nullptr;
   };
+  static constexpr uint32_t kNoMarks = UINT32_MAX;          // nothing is on the stream
+  static constexpr uint32_t kEndUnmarked = UINT32_MAX - 1;  // something is
   struct Stream {
     cudaStream_t handle = nullptr;
     std::mutex mutex;  // also: the order of the queue is the order on the stream
     std::condition_variable changed;
     IntrusiveList<DeviceOp> queue;  // guarded by mutex
     bool stopping = false;          // guarded by mutex
+    std::atomic<size_t> pending{0};
     std::thread waiter;
   };
 
@@ -199,25 +209,34 @@ class CudaDevice final : public Device {
     free_marks_.push_back(slot);
   }
 
-  // Puts `op` on the stream, between two marks.
+  // Puts `op` on the stream, between two marks. Where a part of it fails, those before it are on
+  // the stream and may run: the operation ends, with that error, behind them. Without marks there
+  // is nothing to wait for.
   absl::Status Issue(cudaStream_t stream, DeviceOp* op) {
-    SLUICE_ASSIGN_OR_RETURN(op->device_slot, TakeMarks());
-    const Marks marks = MarksOf(op->device_slot);
+    op->device_slot = kNoMarks;
+    SLUICE_ASSIGN_OR_RETURN(const uint32_t slot, TakeMarks());
+    const Marks marks = MarksOf(slot);
     absl::Status status;
     if (op->after != nullptr && op->after->recorded()) {
       status = CudaStatus(cudaStreamWaitEvent(stream, fences_->event(op->after->point()), 0),
                           "waiting for a fence");
     }
     if (status.ok()) status = CudaStatus(cudaEventRecord(marks.begin, stream), "marking a stream");
-    if (status.ok() && op->work != nullptr) {
+    if (!status.ok()) {
+      GiveMarks(slot);
+      return status;
+    }
+    op->device_slot = slot;
+    if (op->work != nullptr) {
       cudaGetLastError();  // what others left behind was theirs to report
       op->work->Launch(stream);
       status = CudaStatus(cudaGetLastError(), "launching kernels");
     }
     if (status.ok()) status = IssueCopy(stream, *op);
-    if (status.ok()) status = CudaStatus(cudaEventRecord(marks.end, stream), "marking a stream");
-    if (!status.ok()) GiveMarks(op->device_slot);
-    return status;
+    const absl::Status marked = CudaStatus(cudaEventRecord(marks.end, stream), "marking a stream");
+    if (!marked.ok()) op->device_slot = kEndUnmarked;
+    if (!marked.ok()) GiveMarks(slot);
+    return status.ok() ? marked : status;
   }
 
   // One copy, cut where host memory was registered in pieces.
@@ -257,20 +276,25 @@ class CudaDevice final : public Device {
         if (stream->queue.empty()) return;
         op = stream->queue.Pop();
       }
-      Finish(op);
+      Finish(stream, op);
     }
   }
 
-  void Finish(DeviceOp* op) {
+  void Finish(Stream* stream, DeviceOp* op) {
     Nanos took{0};
-    if (op->status.ok()) {
+    absl::Status passed;
+    if (op->device_slot == kEndUnmarked) {
+      passed = CudaStatus(cudaStreamSynchronize(stream->handle), "waiting for a stream");
+    } else if (op->device_slot != kNoMarks) {
       const Marks marks = MarksOf(op->device_slot);
-      op->status = CudaStatus(cudaEventSynchronize(marks.end), "waiting for a stream");
+      passed = CudaStatus(cudaEventSynchronize(marks.end), "waiting for a stream");
       took = Elapsed(marks.begin, marks.end);
       GiveMarks(op->device_slot);
     }
+    if (op->status.ok()) op->status = passed;
     op->finished = clock_->Now();
     op->started = op->finished - took;
+    --stream->pending;
     op->inbox->Post(op->event);
   }
 

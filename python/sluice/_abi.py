@@ -361,6 +361,9 @@ class ModelSpec:
             self.handle = _u64()
 
 
+_ABANDONED = []  # the tensors of runtimes that hung at their end; never freed
+
+
 class Runtime:
     """One sluice_runtime. Blocking methods wait in slices and can be interrupted.
 
@@ -537,6 +540,10 @@ class Runtime:
                 self.library.call("sluice_runtime_destroy", self._handle)
             except InvalidArgument:
                 pass  # it is gone: an interrupt came between its end and the next line
+            except Unavailable:
+                self._handle = _u64()  # it is gone too
+                _ABANDONED.append(self.lent)  # what hangs may still use them
+                raise
             self._handle = _u64()
             self.lent.drop()
 

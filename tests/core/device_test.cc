@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <deque>
+#include <latch>
 #include <random>
 
 #include "core/sim_memory.h"
@@ -223,6 +224,45 @@ TEST_P(DeviceTest, TheDestructorWaitsForWhatIsEnqueued) {
                            target.begin() + static_cast<ptrdiff_t>(i * source.size())));
   }
   WaitForAll();
+}
+
+// Work that says that it has begun, and goes on when it is let.
+struct Held final : DeviceWork {
+  void Launch(void*) override {
+    begun.count_down();
+    if (wait) go_on.wait();
+  }
+  std::latch begun{1};
+  std::latch go_on{1};
+  bool wait = true;
+};
+
+TEST_P(DeviceTest, OnceAbandonedItEndsWhatHadBegunAndNothingElse) {
+  Start(MiB(1), 1e12);
+  EXPECT_EQ(StreamCounts{}, device_->pending());
+  Held held;
+  held.wait = !simulated();
+  const std::vector<std::byte> source(100, std::byte{1});
+  std::vector<std::byte> target(100);
+  for (const StreamKind stream : {StreamKind::kCompute, StreamKind::kDeviceToHost}) {
+    Op* op = Add(stream);
+    op->op.work = stream == StreamKind::kCompute ? &held : nullptr;
+    device_->Enqueue(&op->op);
+  }
+  ops_[1].op.duration = Nanos(0);
+  for (int i = 0; i < 3; ++i) Copy(StreamKind::kCompute, source, target.data());
+  if (!simulated()) held.begun.wait();
+  waiting_.HandleUntil([this] { return ops_[1].ended || simulated(); });
+  EXPECT_EQ(4u, device_->pending()[static_cast<size_t>(StreamKind::kCompute)]);
+  EXPECT_EQ(0u, device_->pending()[static_cast<size_t>(StreamKind::kHostToDevice)]);
+  device_->Abandon();
+  EXPECT_EQ(1u, device_->pending()[static_cast<size_t>(StreamKind::kCompute)]);
+  held.go_on.count_down();
+  waiting_.HandleUntil([this] { return ops_[0].ended && ops_[1].ended; });
+  EXPECT_EQ(StreamCounts{}, device_->pending());
+  device_.reset();
+  EXPECT_EQ(std::vector<std::byte>(100), target);
+  for (size_t i = 2; i < ops_.size(); ++i) EXPECT_FALSE(ops_[i].ended);
 }
 
 TEST_P(DeviceTest, SaysWhatItIs) {

@@ -196,6 +196,30 @@ TEST_P(ExecutorTest, TheDestructorWaitsForWhatWasSubmitted) {
   }
 }
 
+TEST_P(ExecutorTest, OnceAbandonedItRunsWhatHadBegunAndNothingElse) {
+  Start(1);
+  EXPECT_EQ(0u, executor_->pending());
+  auto jobs = MakeJobs(5);
+  std::atomic<int> ran{0};
+  std::latch begun(simulated() ? 0 : 1);
+  std::latch abandoned(simulated() ? 0 : 1);
+  for (const auto& job : jobs) job->work = [&ran] { ++ran; };
+  jobs[0]->work = [&] {
+    ++ran;
+    begun.count_down(simulated() ? 0 : 1);
+    abandoned.wait();
+  };
+  for (const auto& job : jobs) executor_->Submit(job.get());
+  begun.wait();
+  EXPECT_EQ(5u, executor_->pending());
+  executor_->Abandon();
+  EXPECT_EQ(1u, executor_->pending());
+  abandoned.count_down(simulated() ? 0 : 1);
+  waiting_.HandleUntil([&] { return jobs[0]->handled > 0; });
+  executor_.reset();
+  EXPECT_EQ(1, ran);
+}
+
 TEST_P(ExecutorTest, MayEndUnused) { Start(4); }
 
 }  // namespace sluice

@@ -3,10 +3,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <cstdint>
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <set>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "core/status.h"
 #include "nlohmann/json.hpp"
@@ -114,6 +119,48 @@ TEST_F(TraceEventsTest, ManyThreadsRecord) {
   std::set<std::string> names;
   for (const json& span : OfPhase(Written(trace), "X")) names.insert(span["name"]);
   EXPECT_EQ(1000u, names.size()) << "each span is kept whole, and once";
+}
+
+// A place is used again after Clear while whoever had it before may still be writing.
+TEST_F(TraceEventsTest, ThreadsRecordWhileOthersForgetAndRead) {
+  TraceEvents trace(16);
+  constexpr const char* kNames[] = {"a", "b", "c"};
+  for (size_t t = 0; t < std::size(kNames); ++t) trace.AddTrack(kNames[t]);
+  std::atomic<bool> done{false};
+  std::vector<std::thread> threads;
+  for (size_t t = 0; t < std::size(kNames); ++t) {
+    threads.emplace_back([&, t] {
+      for (int64_t i = 0; !done; ++i) {
+        const int64_t at = 10 * i + static_cast<int64_t>(t);
+        trace.Record(static_cast<TrackId>(t), kNames[t], at, TimePoint(1000 * at),
+                     TimePoint(1000 * (at + 7)));
+      }
+    });
+  }
+  threads.emplace_back([&] {
+    while (!done) trace.Clear();
+  });
+  const auto check = [&] {
+    std::set<std::string> names;
+    for (const json& span : OfPhase(Written(trace), "X")) {
+      const std::string name = span["name"];
+      ASSERT_TRUE(names.insert(name).second) << name << " is there twice";
+      const int at = std::stoi(name.substr(2));
+      EXPECT_EQ(name[0] - 'a', at % 10) << "of two spans";
+      EXPECT_EQ(at, span["ts"]);
+      EXPECT_EQ(7, span["dur"]);
+    }
+    EXPECT_LE(names.size(), 16u);
+  };
+  for (int i = 0; i < 30; ++i) check();
+  done = true;
+  for (std::thread& thread : threads) thread.join();
+  check();
+  trace.Clear();
+  EXPECT_EQ(0u, OfPhase(Written(trace), "X").size());
+  trace.Record(1, "b", 1, TimePoint(1000), TimePoint(8000));
+  EXPECT_EQ(1u, OfPhase(Written(trace), "X").size()) << "no place is lost for good";
+  EXPECT_EQ(0u, trace.dropped());
 }
 
 TEST_F(TraceEventsTest, AFileThatCantBeWrittenIsNamed) {

@@ -230,6 +230,33 @@ TEST_F(CudaDeviceTest, CopiesCrossTheBordersOfRegisteredPieces) {
   EXPECT_EQ(0, std::memcmp(host.data() + 3, in.data() + 1, host.size() - 5));
 }
 
+// The second part of the copy is refused while the first waits for its turn.
+TEST_F(CudaDeviceTest, ACopyOfWhichAPartFailsEndsBehindThePartsThatRun) {
+  Make({.register_bytes_max = MiB(2)});
+  const MemoryView host = Host(MiB(4));
+  std::byte* hbm = Hbm(MiB(2));
+  ASSERT_TRUE(device_->RegisterHost(host).ok());
+  Fill(host, 6);
+  CudaStream caller;
+  Gate gate;
+  gate.HoldUp(caller.get());
+  absl::StatusOr<Fence> fence = device_->RecordFence({caller.get()});
+  ASSERT_TRUE(fence.ok()) << fence.status();
+  Op op;
+  Start(&op, StreamKind::kHostToDevice, host, hbm, &*fence);  // to twice as much as there is
+  for (int i = 0; i < 1000; ++i) {
+    inbox_.HandleAll();
+    ASSERT_FALSE(op.done) << "its first part has not run";
+    std::this_thread::yield();
+  }
+  gate.Open();
+  Wait(&op);
+  EXPECT_FALSE(op.op.status.ok());
+  std::vector<std::byte> back(MiB(2).size());
+  ASSERT_TRUE(Copy(StreamKind::kDeviceToHost, {hbm, back.size()}, back.data()).ok());
+  EXPECT_EQ(0, std::memcmp(host.data(), back.data(), back.size()));
+}
+
 TEST_F(CudaDeviceTest, ARefusedRegistrationIsNamedAndCopiesStillWork) {
   const MemoryView host = Host(MiB(1)), in = Host(MiB(1));
   std::byte* hbm = Hbm(MiB(1));

@@ -49,7 +49,7 @@ TEST_P(CudaTrainerTest, TrainsTheBitsOfTheReference) {
   options.grad_type = setup.type;
 
   const ModelSpec spec = setup.mixed_seed == 0 ? OddModel() : testing::MixedModel(setup.mixed_seed);
-  absl::StatusOr<std::unique_ptr<Runtime>> runtime = MakeRuntime(spec, config);
+  absl::StatusOr<std::unique_ptr<OffloadRuntime>> runtime = MakeRuntime(spec, config);
   ASSERT_TRUE(runtime.ok()) << runtime.status();
   EXPECT_THAT((*runtime)->ReportJson(), HasSubstr("CUDA: "));
   EXPECT_THAT((*runtime)->ReportJson(), HasSubstr("registered with the device"));
@@ -88,7 +88,7 @@ TEST(CudaRuntimeTest, GradientsMayComeFromTheHostWhereStatesAreInHbm) {
   RuntimeConfig config;
   config.device = DeviceKind::kCuda;
   config.placement.lowest_state_tier = Tier::kHbm;
-  const absl::StatusOr<std::unique_ptr<Runtime>> runtime = MakeRuntime(OddModel(), config);
+  const absl::StatusOr<std::unique_ptr<OffloadRuntime>> runtime = MakeRuntime(OddModel(), config);
   ASSERT_TRUE(runtime.ok()) << runtime.status();
   Trainer trainer(runtime->get(), OddModel(), {});
   ASSERT_TRUE(trainer.Load().ok());
@@ -107,7 +107,7 @@ TEST(CudaRuntimeTest, GradientsInHbmMayBeSetAndCleared) {
   RuntimeConfig config;
   config.device = DeviceKind::kCuda;
   config.placement.lowest_state_tier = Tier::kHbm;
-  const absl::StatusOr<std::unique_ptr<Runtime>> runtime = MakeRuntime(OddModel(), config);
+  const absl::StatusOr<std::unique_ptr<OffloadRuntime>> runtime = MakeRuntime(OddModel(), config);
   ASSERT_TRUE(runtime.ok()) << runtime.status();
   Trainer trainer(runtime->get(), OddModel(), {});
   ASSERT_TRUE(trainer.Load().ok());
@@ -143,7 +143,7 @@ TEST(CudaRuntimeTest, ViewsOutliveTheRuntime) {
   RuntimeConfig config;
   config.device = DeviceKind::kCuda;
   config.budgets = {MiB(8), MiB(64), Bytes(0)};
-  absl::StatusOr<std::unique_ptr<Runtime>> runtime = MakeRuntime(OddModel(), config);
+  absl::StatusOr<std::unique_ptr<OffloadRuntime>> runtime = MakeRuntime(OddModel(), config);
   ASSERT_TRUE(runtime.ok()) << runtime.status();
   Trainer trainer(runtime->get(), OddModel(), {});
   ASSERT_TRUE(trainer.Load().ok());

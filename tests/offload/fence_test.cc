@@ -4,9 +4,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
 #include "offload/sim_factory.h"
 #include "tests/core/seeds.h"
 #include "tests/offload/sim_caller.h"
+#include "tests/offload/simulation.h"
 #include "tests/offload/trainer.h"
 
 namespace sluice {
@@ -72,6 +77,49 @@ TEST(FenceTest, WithoutItsStreamTheSameCallerTrainsOtherBits) {
   const absl::StatusOr<std::vector<float>> master = trainer.Read(0, Field::kMaster);
   EXPECT_TRUE(!status.ok() || !master.ok() ||
               *master != testing::TrainReference(OddModel(), options)[0]);
+}
+
+// Two streams of the caller's acquire each unit; one of them, which is slow, still reads when the
+// other has released everything and the view has died.
+TEST(FenceTest, ASlotIsNotReusedUnderTheOtherOfTwoStreams) {
+  for (const uint64_t seed : Seeds(25)) {
+    SCOPED_TRACE(seed);
+    RuntimeConfig config = ConfigOf(seed);
+    config.placement.resident_elements_max = 0;
+    config.budgets.hbm = testing::SmallestBudgets(OddModel(), config).hbm * 2;
+    absl::StatusOr<SimRuntime> sim = MakeSimRuntime(OddModel(), config, {.seed = seed});
+    ASSERT_TRUE(sim.ok()) << sim.status();
+    OffloadRuntime* const runtime = sim->runtime.get();
+    Trainer trainer(runtime, OddModel(), {});
+    ASSERT_TRUE(trainer.Load().ok());
+    SimCallerStream slow, quick;
+    int read = 0, torn = 0;
+    for (int round = 0; round < 3; ++round) {
+      runtime->BeginIteration(0, false);
+      for (uint32_t u = 0; u < OddModel().units.size(); ++u) {
+        const UnitIndex unit(u);
+        for (SimCallerStream* stream : {&slow, &quick})
+          ASSERT_EQ(trainer.Wait(runtime->Acquire(unit, {stream})), absl::OkStatus());
+        absl::StatusOr<DlManagedTensor*> view = runtime->MakeView(unit);
+        ASSERT_TRUE(view.ok()) << view.status();
+        const auto* at = static_cast<const std::byte*>((*view)->dl_tensor.data);
+        const std::vector<std::byte> bytes(at, at + 2 * (*view)->dl_tensor.shape[0]);
+        const auto look = [&read, &torn, at, bytes] {
+          ++read;
+          if (std::memcmp(at, bytes.data(), bytes.size()) != 0) ++torn;
+        };
+        ASSERT_TRUE(runtime->Release(unit, {&slow}).ok());
+        slow.Add(look);  // through the view, which is alive
+        slow.reached = std::max(slow.reached, sim->world->Now()) + std::chrono::milliseconds(30);
+        ASSERT_TRUE(runtime->Release(unit, {&quick}).ok());
+        (*view)->deleter(*view);
+      }
+      runtime->EndIteration();
+    }
+    ASSERT_EQ(trainer.Wait(runtime->Drain()), absl::OkStatus());
+    EXPECT_EQ(3 * static_cast<int>(OddModel().units.size()), read);
+    EXPECT_EQ(0, torn);
+  }
 }
 
 }  // namespace

@@ -40,7 +40,7 @@ ModelSpec FrozenModel() {
 // Reads, writes and looks at the tensors of a runtime.
 class Looker {
  public:
-  explicit Looker(Runtime* runtime)
+  explicit Looker(OffloadRuntime* runtime)
       : runtime_(runtime), spec_(FrozenModel()), trainer_(runtime, spec_, {}) {}
 
   ElementType type(uint32_t t) const { return kTypes[spec_.tensors[t].unit.value()]; }
@@ -81,7 +81,7 @@ class Looker {
                                            .done = nullptr}));
   }
 
-  Runtime* const runtime_;
+  OffloadRuntime* const runtime_;
   const ModelSpec spec_;
   Trainer trainer_;
 };

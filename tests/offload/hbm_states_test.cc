@@ -79,7 +79,7 @@ TEST(HbmStatesTest, UnitsMayComeTwiceOrNotAtAll) {
 TEST(HbmStatesTest, TheHostDeviceIsExactAndReportsWhereThingsAre) {
   RuntimeConfig config = InHbm(4);
   const TrainerOptions options = TypesOf(4, &config);
-  absl::StatusOr<std::unique_ptr<Runtime>> runtime = MakeRuntime(OddModel(), config);
+  absl::StatusOr<std::unique_ptr<OffloadRuntime>> runtime = MakeRuntime(OddModel(), config);
   ASSERT_TRUE(runtime.ok()) << runtime.status();
   Trainer trainer(runtime->get(), OddModel(), options);
   const absl::Status trained = trainer.Run();

@@ -73,7 +73,7 @@ std::vector<float> FrozenValues(uint32_t tensor, int64_t elements) {
 
 class Driver {
  public:
-  Driver(Runtime* runtime, ModelSpec spec)
+  Driver(OffloadRuntime* runtime, ModelSpec spec)
       : runtime_(runtime), spec_(std::move(spec)), trainer_(runtime, spec_, kOptions) {
     expected_ = testing::TrainReference(UpdatedOnly(spec_, &number_), kOptions);
   }
@@ -155,7 +155,7 @@ class Driver {
     return absl::OkStatus();
   }
 
-  Runtime* const runtime_;
+  OffloadRuntime* const runtime_;
   const ModelSpec spec_;
   Trainer trainer_;
   std::vector<uint32_t> number_;
@@ -202,7 +202,7 @@ TEST(KeepTest, AModelThatIsFrozenWholeWritesNothingAfterItWasLoaded) {
   config.budgets = {KiB(120), KiB(64), GiB(1)};
   absl::StatusOr<SimRuntime> sim = MakeSimRuntime(spec, config, {.seed = 1});
   ASSERT_TRUE(sim.ok()) << sim.status();
-  Runtime* runtime = sim->runtime.get();
+  OffloadRuntime* runtime = sim->runtime.get();
   Driver driver(runtime, spec);
   ASSERT_TRUE(driver.Train().ok());  // whose steps have no gradient
   driver.ExpectExact(1);
@@ -216,7 +216,7 @@ TEST(KeepTest, AModelThatIsFrozenWholeWritesNothingAfterItWasLoaded) {
 }
 
 // Trains a model whose parameters stay here. Returns them and the masters.
-absl::Status TrainLent(Runtime* runtime, const ModelSpec& spec,
+absl::Status TrainLent(OffloadRuntime* runtime, const ModelSpec& spec,
                        std::vector<std::vector<std::byte>>* params,
                        std::vector<std::vector<float>>* masters) {
   Trainer trainer(runtime, spec, kOptions);
@@ -286,7 +286,7 @@ TEST(KeepTest, AfterAFailureADrainReturnsWhenLentParametersAreLeftAlone) {
     absl::StatusOr<SimRuntime> sim =
         MakeSimRuntime(LentModel(), config, {.seed = seed, .faults = faults});
     ASSERT_TRUE(sim.ok()) << "seed " << seed << ": " << sim.status();
-    Runtime* const runtime = sim->runtime.get();
+    OffloadRuntime* const runtime = sim->runtime.get();
     std::vector<std::vector<std::byte>> params;
     std::vector<std::vector<float>> masters;
     if (TrainLent(runtime, LentModel(), &params, &masters).ok()) continue;
@@ -315,7 +315,7 @@ TEST(KeepTest, AfterAFailureADrainReturnsWhenLentParametersAreLeftAlone) {
 TEST(KeepTest, AStepSaysWhereLentParametersLie) {
   absl::StatusOr<SimRuntime> sim = MakeSimRuntime(LentModel(), ConfigOf(1), {.seed = 1});
   ASSERT_TRUE(sim.ok()) << sim.status();
-  Runtime* runtime = sim->runtime.get();
+  OffloadRuntime* runtime = sim->runtime.get();
   Trainer trainer(runtime, LentModel(), kOptions);
   ASSERT_TRUE(trainer.Load().ok());
   ASSERT_TRUE(trainer.Wait(runtime->Acquire(UnitIndex(0))).ok());
@@ -339,7 +339,7 @@ TEST(KeepTest, AStepSaysWhereLentParametersLie) {
 TEST(KeepTest, ALentParameterThatTheCallerChangedGoesIntoTheMaster) {
   absl::StatusOr<SimRuntime> sim = MakeSimRuntime(LentModel(), ConfigOf(1), {.seed = 1});
   ASSERT_TRUE(sim.ok()) << sim.status();
-  Runtime* runtime = sim->runtime.get();
+  OffloadRuntime* runtime = sim->runtime.get();
   Trainer trainer(runtime, LentModel(), kOptions);
   ASSERT_TRUE(trainer.Load().ok());
   std::vector<float> expected = InitialValues(0, 5003);
@@ -380,7 +380,7 @@ TEST(KeepTest, GradientsOfLentParametersMayBeSetAndCleared) {
   for (const Case& c : cases) {
     absl::StatusOr<SimRuntime> sim = MakeSimRuntime(LentModel(), ConfigOf(1), {.seed = 1});
     ASSERT_TRUE(sim.ok()) << sim.status();
-    Runtime* runtime = sim->runtime.get();
+    OffloadRuntime* runtime = sim->runtime.get();
     Trainer trainer(runtime, LentModel(), kOptions);
     ASSERT_TRUE(trainer.Load().ok());
     std::vector<std::vector<std::byte>> gradients;

@@ -113,7 +113,7 @@ void CheckPath(Where where, const nlohmann::json& report, int steps) {
 void TrainAndCheck(Where where, const RuntimeConfig& config, const char* engine_words,
                    const ModelSpec& spec = OddModel()) {
   const TrainerOptions options{.steps = 4, .micro_steps = 2};
-  absl::StatusOr<std::unique_ptr<Runtime>> runtime = MakeRuntime(spec, config);
+  absl::StatusOr<std::unique_ptr<OffloadRuntime>> runtime = MakeRuntime(spec, config);
   ASSERT_TRUE(runtime.ok()) << runtime.status();
   Trainer trainer(runtime->get(), spec, options);
   const absl::Status trained = trainer.Run();
@@ -217,7 +217,7 @@ TEST(RealSeamsTest, ValuesSentAtOnceComeBack) {
     RuntimeConfig config = ConfigFor(where, dir.path());
     config.workers = 4;
     const ModelSpec spec = OddModel();
-    absl::StatusOr<std::unique_ptr<Runtime>> runtime = MakeRuntime(spec, config);
+    absl::StatusOr<std::unique_ptr<OffloadRuntime>> runtime = MakeRuntime(spec, config);
     ASSERT_TRUE(runtime.ok()) << runtime.status();
     Trainer trainer(runtime->get(), spec, {});
     std::vector<std::vector<float>> sent, got;
@@ -245,7 +245,7 @@ TEST(RealSeamsTest, ARuntimeMayEndInTheMiddleOfAStep) {
   RuntimeConfig config = ConfigFor(Where::kAllOnNvme, dir.path());
   config.workers = 2;
   for (int moment = 0; moment < 6; ++moment) {
-    absl::StatusOr<std::unique_ptr<Runtime>> runtime = MakeRuntime(OddModel(), config);
+    absl::StatusOr<std::unique_ptr<OffloadRuntime>> runtime = MakeRuntime(OddModel(), config);
     ASSERT_TRUE(runtime.ok()) << runtime.status();
     Trainer trainer(runtime->get(), OddModel(), {.steps = 1});
     ASSERT_TRUE(trainer.Load().ok());

@@ -352,7 +352,7 @@ class RandomCaller {
   }
 
   const ModelSpec spec_;
-  Runtime* const runtime_;
+  OffloadRuntime* const runtime_;
   const SimFaults* const faults_;
   SimWorld dice_;
   Model model_;

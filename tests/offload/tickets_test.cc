@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <set>
 #include <string>
 #include <thread>
@@ -48,6 +50,31 @@ TEST(TicketsTest, AUsedUpTicketIsNeverAnothersToo) {
     EXPECT_TRUE(seen.insert(ticket).second);
     tickets.Complete(ticket, absl::OkStatus());
     EXPECT_TRUE(tickets.Wait(ticket, milliseconds(0))->ok());
+  }
+}
+
+// Also when an entry has had as many as its generations can tell apart.
+TEST(TicketsTest, AtTheLastGenerationNoneIsZeroOrGivenTwice) {
+  for (const uint32_t first : {UINT32_MAX, UINT32_MAX - 1, UINT32_MAX - 7}) {
+    Tickets tickets(first);
+    std::set<Ticket> seen;
+    std::vector<Ticket> open;
+    for (int i = 0; i < 100; ++i) {
+      open.push_back(tickets.Make());
+      EXPECT_NE(0u, open.back());
+      EXPECT_TRUE(seen.insert(open.back()).second) << open.back();
+      if (open.size() < 3) continue;  // several entries come to their end
+      const Ticket ticket = open[static_cast<size_t>(i) % 3];
+      open.erase(open.begin() + i % 3);
+      tickets.Complete(ticket, absl::OkStatus());
+      EXPECT_TRUE(tickets.Wait(ticket, milliseconds(0))->ok());
+    }
+    for (const Ticket ticket : seen) {
+      const bool is_open = std::find(open.begin(), open.end(), ticket) != open.end();
+      const std::optional<absl::Status> result = tickets.Wait(ticket, milliseconds(0));
+      EXPECT_EQ(is_open, !result.has_value()) << ticket;
+      EXPECT_TRUE(is_open || Tickets::SaysNotOpen(*result)) << ticket;
+    }
   }
 }
 

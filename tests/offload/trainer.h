@@ -1,6 +1,6 @@
 // tests/offload/trainer.h
 //
-// Drives a Runtime through the training of tests/offload/training.h, computing in the calling
+// Drives a runtime through the training of tests/offload/training.h, computing in the calling
 // thread or on a stream of the caller's.
 
 #ifndef SLUICE_TESTS_OFFLOAD_TRAINER_H_
@@ -21,11 +21,12 @@
 
 namespace sluice::testing {
 
-// Drives a Runtime through the same training.
+// Drives a runtime through the same training.
 class Trainer {
  public:
   // `caller` (not owned): null computes in the calling thread.
-  Trainer(Runtime* runtime, const ModelSpec& spec, TrainerOptions options, Caller* caller = nullptr)
+  Trainer(OffloadRuntime* runtime, const ModelSpec& spec, TrainerOptions options,
+          Caller* caller = nullptr)
       : runtime_(runtime),
         spec_(spec),
         options_(std::move(options)),
@@ -53,28 +54,32 @@ class Trainer {
   absl::Status Load() {
     for (uint32_t t = 0; t < spec_.tensors.size(); ++t) {
       const ElementType type = AccessType(t);
-      std::vector<std::byte> values = ParamsOf(InitialOf(spec_, options_, t), type);
+      std::vector<std::byte>& values =
+          values_.emplace_back(ParamsOf(InitialOf(spec_, options_, t), type));
       SLUICE_RETURN_IF_ERROR(Wait(runtime_->Access({.write = true,
                                                     .tensor = TensorIndex(t),
                                                     .field = Field::kMaster,
                                                     .data = values.data(),
                                                     .type = type,
                                                     .done = nullptr})));
+      values_.pop_back();
     }
     return absl::OkStatus();
   }
 
   absl::StatusOr<std::vector<float>> Read(uint32_t tensor, Field field) {
     const ElementType type = AccessType(tensor);
-    std::vector<std::byte> values(
-        static_cast<size_t>(spec_.tensors[tensor].elements * type.size()));
+    std::vector<std::byte>& values =
+        values_.emplace_back(static_cast<size_t>(spec_.tensors[tensor].elements * type.size()));
     SLUICE_RETURN_IF_ERROR(Wait(runtime_->Access({.write = false,
                                                   .tensor = TensorIndex(tensor),
                                                   .field = field,
                                                   .data = values.data(),
                                                   .type = type,
                                                   .done = nullptr})));
-    return ValuesOf(values, type);
+    std::vector<float> read = ValuesOf(values, type);
+    values_.pop_back();
+    return read;
   }
 
   absl::Status MicroStep(int step, int micro) {
@@ -127,6 +132,7 @@ class Trainer {
       const std::optional<absl::Status> result =
           runtime_->Wait(ticket, std::chrono::milliseconds(100));
       if (result) return *result;
+      if (options_.give_up()) break;
     }
     return absl::DeadlineExceededError("a ticket was never done");
   }
@@ -215,9 +221,10 @@ class Trainer {
     return status;
   }
 
-  Runtime* const runtime_;
+  OffloadRuntime* const runtime_;
   const ModelSpec spec_;
   const TrainerOptions options_;
+  std::deque<std::vector<std::byte>> values_;  // of tickets that are not done, or failed
   std::deque<Lingering> lingering_;
   const std::shared_ptr<std::atomic<bool>> torn_ = std::make_shared<std::atomic<bool>>(false);
   Caller own_caller_;

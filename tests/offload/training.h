@@ -111,6 +111,9 @@ struct TrainerOptions {
   // gradients then add up) or not at all (it is then left as it is). Empty: unit order.
   std::function<std::vector<uint32_t>(int step, size_t units)> order;
 
+  // Asked while something is waited for that is not done: whether to wait no longer.
+  std::function<bool()> give_up = [] { return false; };
+
   // How many views of released units are kept alive, and must not change meanwhile.
   size_t lingering_views = 0;
 

@@ -1,5 +1,8 @@
 """_abi.Runtime: what a wait raises, and what a closed runtime says."""
 
+import gc
+import weakref
+
 import pytest
 import sluice
 import torch
@@ -57,3 +60,25 @@ def test_a_closed_runtime_says_so(runtime):
         with pytest.raises(sluice.FailedPrecondition, match="this runtime was closed"):
             call()
     assert not ticket
+
+
+def test_what_an_abandoned_runtime_was_given_is_kept(runtime, monkeypatch):
+    """What hangs may still read and write it; the error is raised once, and the runtime is closed."""
+    given = torch.ones(8)
+    runtime.lent.lend(given, lambda ticket: runtime.start_write(0, _abi.MASTER, given.data_ptr(), _abi.F32, 8, ticket))
+    kept = weakref.ref(runtime.lent)
+    real = runtime.library.call
+
+    def call(name, *arguments):
+        real(name, *arguments)
+        if name == "sluice_runtime_destroy":
+            raise sluice.Unavailable("the runtime was abandoned, since this has not ended: 1 reads of swap file 0")
+
+    monkeypatch.setattr(runtime.library, "call", call)
+    with pytest.raises(sluice.Unavailable, match="was abandoned"):
+        runtime.close()
+    assert not runtime.open
+    runtime.close()
+    del runtime.lent
+    gc.collect()
+    assert kept() is _abi._ABANDONED.pop()

@@ -240,8 +240,8 @@ TEST(PlanTest, TheAdviceForABudgetThatCannotWorkWorks) {
 // Neither drive, path, GPU nor memory needs to be here.
 TEST(PlanTest, IsForMachinesThatAreNotThisOne) {
   const std::string model =
-      "plan --params 900B --chunk-elements 41943040 --layers 4096 --json --hbm 80GiB "
-      "--pinned 3TiB ";
+      "plan --params 900B --chunk-elements 41943040 --layers 4096 --json --hbm 80GiB --pinned "
+      "3TiB ";
   for (const char* where :
        {"--nvme-path /no/such/place", "--nvme 100TiB", "--nvme-path a --nvme-path b",
         "--nvme 100TiB --device cuda", "--nvme-path /dev/null --device cuda"}) {

@@ -1,4 +1,5 @@
-// Turns of a Runtime: steps and value requests, one after another, each as far as it can go.
+// The turns of a runtime: steps, values and the forgetting of gradients, one after another, each as
+// far as it can go.
 
 #include <utility>
 
@@ -9,7 +10,7 @@
 
 namespace sluice {
 
-void Runtime::Advance() {
+void OffloadRuntime::Advance() {
   while (values_begun_ < turns_.size()) {
     if (const absl::Status status = failure(); !status.ok()) {
       if (values_->busy()) return;
@@ -29,7 +30,7 @@ void Runtime::Advance() {
 // A step passes three gates: the last update has ended and all gradients have arrived and are
 // summed; the decision; and nothing is being fetched, nor still read by the caller's streams.
 // Returns whether the turn has ended.
-bool Runtime::AdvanceStep(Turn& turn) {
+bool OffloadRuntime::AdvanceStep(Turn& turn) {
   if (turn.summing || updater_->updating()) return false;
   if (!turn.summed) {
     turn.summing = true;
@@ -45,7 +46,7 @@ bool Runtime::AdvanceStep(Turn& turn) {
   return turns_.size() < turns;
 }
 
-absl::Status Runtime::CheckStep(const StepRequest& request) const {
+absl::Status OffloadRuntime::CheckStep(const StepRequest& request) const {
   for (uint32_t t = 0; t < layout_.tensors().size(); ++t) {
     const TensorLayout& tensor = layout_.tensors()[t];
     if (tensor.keep != Keep::kStates || !gradients_->present(TensorIndex(t))) continue;
@@ -57,7 +58,7 @@ absl::Status Runtime::CheckStep(const StepRequest& request) const {
   return absl::OkStatus();
 }
 
-absl::Status Runtime::CheckReleased() const {
+absl::Status OffloadRuntime::CheckReleased() const {
   for (uint32_t t = 0; t < layout_.tensors().size(); ++t) {
     const UnitIndex unit = layout_.tensors()[t].unit;
     if (!gradients_->present(TensorIndex(t)) || !residency_->acquired(unit)) continue;
@@ -67,7 +68,7 @@ absl::Status Runtime::CheckReleased() const {
   return absl::OkStatus();
 }
 
-void Runtime::DecideStep(Turn& turn) {
+void OffloadRuntime::DecideStep(Turn& turn) {
   if (!turn.decision) {
     if (const absl::Status status = CheckStep(turn.step); !status.ok()) return EndTurn(status);
     turn.decision =
@@ -98,7 +99,7 @@ void Runtime::DecideStep(Turn& turn) {
   StartUpdate(turn, decision.grad_scale);
 }
 
-void Runtime::StartUpdate(Turn& turn, float grad_scale) {
+void OffloadRuntime::StartUpdate(Turn& turn, float grad_scale) {
   updater_->SetOrder(residency_->UnitOrder());
   std::vector<std::optional<Updater::TensorUpdate>> updates(layout_.tensors().size());
   turn.step.lent.resize(layout_.tensors().size());
@@ -127,7 +128,7 @@ void Runtime::StartUpdate(Turn& turn, float grad_scale) {
   EndTurn(absl::OkStatus());
 }
 
-absl::Status Runtime::CheckLoaded(TensorIndex tensor) const {
+absl::Status OffloadRuntime::CheckLoaded(TensorIndex tensor) const {
   if (loaded_[tensor.value()]) return absl::OkStatus();
   const TensorLayout& t = layout_.tensor(tensor);
   return absl::FailedPreconditionError(
@@ -135,7 +136,7 @@ absl::Status Runtime::CheckLoaded(TensorIndex tensor) const {
                   layout_.unit(t.unit).name));
 }
 
-absl::Status Runtime::CheckValueRequest(const ValueRequest& request) const {
+absl::Status OffloadRuntime::CheckValueRequest(const ValueRequest& request) const {
   const TensorLayout& tensor = layout_.tensor(request.tensor);
   const bool state = request.field == Field::kExpAvg || request.field == Field::kExpAvgSq;
   if (state && tensor.keep == Keep::kParam) {
@@ -156,7 +157,7 @@ absl::Status Runtime::CheckValueRequest(const ValueRequest& request) const {
 }
 
 // Value requests run while nothing else moves. One joins those that run when they leave room.
-bool Runtime::AdvanceValue(Turn& turn) {
+bool OffloadRuntime::AdvanceValue(Turn& turn) {
   if (!values_->hungry()) return false;
   residency_->Suspend();
   updater_->StopReadAhead();
@@ -189,7 +190,7 @@ bool Runtime::AdvanceValue(Turn& turn) {
 
 // Gradients that an update holds back are forgotten before they were taken; those on their way are
 // waited for.
-bool Runtime::AdvanceClearGrads(std::optional<TensorIndex> tensor) {
+bool OffloadRuntime::AdvanceClearGrads(std::optional<TensorIndex> tensor) {
   for (std::vector<HeldPush>& pushes : held_pushes_) {
     std::vector<HeldPush> kept;
     for (HeldPush& push : pushes) {
@@ -208,7 +209,7 @@ bool Runtime::AdvanceClearGrads(std::optional<TensorIndex> tensor) {
 }
 
 // The first turn is over. What was held back for it goes on, unless another value request follows.
-void Runtime::EndTurn(const absl::Status& status) {
+void OffloadRuntime::EndTurn(const absl::Status& status) {
   const bool was_value = turns_.front().kind == TurnKind::kValue;
   if (turns_.front().ticket != 0) tickets_.Complete(turns_.front().ticket, status);
   turns_.pop_front();
@@ -218,7 +219,7 @@ void Runtime::EndTurn(const absl::Status& status) {
   }
 }
 
-void Runtime::ReadAheadIfUseful() {
+void OffloadRuntime::ReadAheadIfUseful() {
   const bool values_wait = !turns_.empty() && turns_.front().kind == TurnKind::kValue;
   if (backward_begun_ && !values_wait && updater_->idle() && residency_->boundary())
     updater_->AllowReadAhead();
