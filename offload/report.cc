@@ -119,6 +119,17 @@ Json PathReport(const std::string& path, Json* advice) {
   report["description"] = file->description();
   report["direct_io"] = file->direct();
   if (const auto free = FreeSpace(path); free.ok()) report["free_bytes"] = free->value();
+  if (file->in_ram()) {
+    advice->push_back(fmt::format(
+        "{}: this lies in RAM, and swap files there count as such: choose a directory on a drive",
+        path));
+  }
+  if (file->may_run_out()) {
+    advice->push_back(fmt::format(
+        "{}: copy on write can't be turned off here, so that space may run out in the middle of a "
+        "run: use ext4, xfs or btrfs, or keep much of it free",
+        path));
+  }
   if (!file->direct()) {
     advice->push_back(fmt::format(
         "{}: no direct I/O here, so data passes through the page cache; use ext4 or xfs on a "
@@ -159,7 +170,7 @@ StepTraffic TrafficOf(const ModelLayout& layout, const Placement& p) {
   t.nvme_written = p.states_nvme;
   for (const ChunkLayout& chunk : layout.chunks()) {
     if (p.param_home[chunk.unit.value()] == Tier::kNvme && chunk.keep != Keep::kParam)
-      t.nvme_written += RoundUp(chunk.param_bytes(), kSlotAlignment);
+      t.nvme_written += RoundUp(chunk.param_bytes(), p.io_alignment);
   }
   t.read_ahead = std::min(p.states_nvme, p.state_buffer_bytes * p.state_buffers);
   const double evicted = p.hbm() == Bytes(0) ? 0.0 : 1.0;
