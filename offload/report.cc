@@ -4,12 +4,14 @@
 
 #include <algorithm>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "core/arena.h"
 #include "core/budget.h"
 #include "core/config.h"
 #include "core/executor.h"
+#include "core/json_text.h"
 #include "core/status.h"
 #include "core/topology.h"
 #include "fmt/format.h"
@@ -23,11 +25,6 @@ namespace sluice {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-// What isn't UTF-8, such as the bytes of a path, is replaced.
-std::string Text(const Json& json) {
-  return json.dump(2, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace);
-}
 
 Json Tiers(Bytes hbm, Bytes pinned, Bytes nvme) {
   return {{"hbm", hbm.value()}, {"pinned", pinned.value()}, {"nvme", nvme.value()}};
@@ -198,7 +195,7 @@ std::string PlacementJson(const ModelLayout& layout, const DeviceChoice& device,
                           const Placement& placement, const Budgets& budgets) {
   Json json = PlacementObject(layout, placement, budgets);
   json["device"] = DeviceObject(device);
-  return Text(json);
+  return JsonText(std::move(json), 2);
 }
 
 StepTraffic Runtime::Traffic() const { return TrafficOf(layout_, placement_); }
@@ -225,7 +222,7 @@ std::string Runtime::ReportJson() const {
   const StepResult step = last_step();
   report["loss_scale"] = step.loss_scale;
   report["failure"] = std::string(Message(failure()));
-  return Text(report);
+  return JsonText(std::move(report), 2);
 }
 
 std::string DoctorJson(const std::string& path) {
@@ -268,7 +265,7 @@ std::string DoctorJson(const std::string& path) {
   }
   if (!path.empty()) report["path"] = PathReport(path, &advice);
   report["advice"] = std::move(advice);
-  return Text(report);
+  return JsonText(std::move(report), 2);
 }
 
 }  // namespace sluice
