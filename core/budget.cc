@@ -2,25 +2,17 @@
 
 #include <algorithm>
 #include <charconv>
-#include <fstream>
 #include <sstream>
 #include <string_view>
-#include <vector>
+#include <utility>
 
+#include "core/config.h"
 #include "core/status.h"
 #include "fmt/format.h"
 
 namespace sluice {
 
 namespace {
-
-absl::StatusOr<std::string> ReadAll(const std::string& path) {
-  std::ifstream file(path);
-  if (!file) return absl::NotFoundError(fmt::format("{} can't be read", path));
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
 
 // The number (not negative, and small enough to be one of bytes) that follows `key` at the start of
 // a line ("MemTotal:  123 kB"), times 1024 if "kB" follows.
@@ -48,71 +40,70 @@ std::optional<int64_t> ReadNumber(const FileReader& read, const std::string& pat
   return value;
 }
 
-// One memory cgroup: where its files are, and what they are called in its version.
-struct CgroupFiles {
-  std::string mount;
-  std::string path;  // below mount, "" or "/a/b"
-  const char* limit;
-  const char* used;
-  const char* reclaimable;  // key in memory.stat
+// What a level allows, and what the file says so. Beyond memory.high the kernel reclaims and slows
+// the process down to a crawl instead of ending it, so for planning it is a limit as well.
+struct Limit {
+  int64_t bytes;
+  std::string path;
 };
-
-std::vector<CgroupFiles> FindCgroups(const FileReader& read) {
-  std::vector<CgroupFiles> found;
-  const absl::StatusOr<std::string> text = read("/proc/self/cgroup");
-  if (!text.ok()) return found;
-  std::istringstream lines(*text);
-  std::string line;
-  while (std::getline(lines, line)) {
-    const size_t first = line.find(':');
-    const size_t second = first == std::string::npos ? first : line.find(':', first + 1);
-    if (second == std::string::npos) continue;
-    const std::string controllers = line.substr(first + 1, second - first - 1);
-    std::string path = line.substr(second + 1);
-    if (path == "/") path.clear();
-    if (!path.empty() && path.front() != '/') continue;
-    if (controllers.empty()) {
-      for (const char* mount : {"/sys/fs/cgroup", "/sys/fs/cgroup/unified"}) {
-        found.push_back({mount, path, "memory.max", "memory.current", "inactive_file"});
-      }
-    } else if (("," + controllers + ",").find(",memory,") != std::string::npos) {
-      found.push_back({"/sys/fs/cgroup/memory", path, "memory.limit_in_bytes",
-                       "memory.usage_in_bytes", "total_inactive_file"});
-    }
+std::optional<Limit> LimitAt(const FileReader& read, const CgroupLevel& level) {
+  std::optional<Limit> lowest;
+  const auto consider = [&lowest](std::optional<int64_t> bytes, std::string path) {
+    if (bytes && (!lowest || *bytes < lowest->bytes)) lowest = {*bytes, std::move(path)};
+  };
+  if (level.version == 2) {
+    for (const char* name : {"/memory.max", "/memory.high"})
+      consider(ReadNumber(read, level.directory + name), level.directory + name);
+    return lowest;
   }
-  return found;
+  const std::string path = level.directory + "/memory.limit_in_bytes";
+  consider(ReadNumber(read, path), path);
+  // Parents that can't be seen from here limit it too.
+  const std::string stat = level.directory + "/memory.stat";
+  if (const auto text = read(stat); text.ok())
+    consider(FindNumber(*text, "hierarchical_memory_limit "), stat);
+  return lowest;
 }
 
-void ApplyCgroup(const FileReader& read, const CgroupFiles& files, MemoryLimits* limits) {
-  std::string path = files.path;
-  for (;;) {
-    const std::string directory = files.mount + path;
-    const std::optional<int64_t> limit = ReadNumber(read, directory + "/" + files.limit);
-    if (limit && Bytes(*limit) < limits->machine_total &&
-        (!limits->cgroup_limit || Bytes(*limit) < *limits->cgroup_limit)) {
-      const int64_t used = ReadNumber(read, directory + "/" + files.used).value_or(0);
-      int64_t reclaimable = 0;
-      if (const auto stat = read(directory + "/memory.stat"); stat.ok()) {
-        reclaimable = FindNumber(*stat, std::string(files.reclaimable) + " ").value_or(0);
-      }
-      limits->cgroup_limit = Bytes(*limit);
-      limits->cgroup_used = Bytes(std::max<int64_t>(0, used - reclaimable));
-      limits->cgroup_path = directory + "/" + files.limit;
-    }
-    if (path.empty()) return;
-    path.resize(path.rfind('/'));
+// What is in use at a level and would not be given up for a new allocation. File pages are, both
+// lists of them, and so is reclaimable slab: as MemAvailable counts for the machine. Pages of tmpfs
+// are on neither list.
+int64_t UsedAt(const FileReader& read, const CgroupLevel& level) {
+  const bool v2 = level.version == 2;
+  const int64_t used =
+      ReadNumber(read, level.directory + (v2 ? "/memory.current" : "/memory.usage_in_bytes"))
+          .value_or(0);
+  const auto stat = read(level.directory + "/memory.stat");
+  if (!stat.ok()) return used;
+  int64_t reclaimable = 0;
+  for (const char* key : {"inactive_file ", "active_file ", "slab_reclaimable "}) {
+    const std::optional<int64_t> bytes = FindNumber(*stat, v2 ? key : fmt::format("total_{}", key));
+    reclaimable += std::min(used, bytes.value_or(0));
   }
+  return std::max<int64_t>(0, used - reclaimable);
 }
 
 }  // namespace
 
 Bytes MemoryLimits::available() const {
-  if (!cgroup_limit) return machine_available;
-  return std::min(machine_available, std::max(Bytes(0), *cgroup_limit - cgroup_used));
+  return cgroup_limit ? std::min(machine_available, CgroupHeadroom()) : machine_available;
+}
+
+Bytes MemoryLimits::CgroupHeadroom() const {
+  return std::max(Bytes(0), *cgroup_limit - cgroup_used);
+}
+
+std::string MemoryLimits::reason() const {
+  if (!cgroup_limit || machine_available < CgroupHeadroom()) {
+    return fmt::format("the machine has {} available of {}", FormatBytes(machine_available),
+                       FormatBytes(machine_total));
+  }
+  return fmt::format("the cgroup allows {} and has used {}, says {}", FormatBytes(*cgroup_limit),
+                     FormatBytes(cgroup_used), cgroup_path);
 }
 
 absl::StatusOr<MemoryLimits> ReadMemoryLimits(const std::string& root) {
-  return MemoryLimitsOf([&root](const std::string& path) { return ReadAll(root + path); });
+  return MemoryLimitsOf(FilesBelow(root));
 }
 
 absl::StatusOr<MemoryLimits> MemoryLimitsOf(const FileReader& read) {
@@ -123,18 +114,29 @@ absl::StatusOr<MemoryLimits> MemoryLimitsOf(const FileReader& read) {
     return absl::InvalidArgumentError("/proc/meminfo has no MemTotal or MemAvailable");
   }
   MemoryLimits limits{.machine_total = Bytes(*total), .machine_available = Bytes(*available)};
-  for (const CgroupFiles& files : FindCgroups(read)) ApplyCgroup(read, files, &limits);
+  for (const CgroupLevel& level : CgroupLevels(read, "memory")) {
+    const std::optional<Limit> limit = LimitAt(read, level);
+    if (!limit || Bytes(limit->bytes) >= limits.machine_total) continue;
+    const Bytes used(UsedAt(read, level));
+    // The level that leaves least counts, not the one with the lowest limit.
+    if (limits.cgroup_limit &&
+        Bytes(limit->bytes) - used >= *limits.cgroup_limit - limits.cgroup_used)
+      continue;
+    limits.cgroup_limit = Bytes(limit->bytes);
+    limits.cgroup_used = used;
+    limits.cgroup_path = limit->path;
+  }
   return limits;
 }
 
 absl::StatusOr<ProcessMemory> ReadProcessMemory() {
-  SLUICE_ASSIGN_OR_RETURN(const std::string status, ReadAll("/proc/self/status"));
+  SLUICE_ASSIGN_OR_RETURN(const std::string status, FilesBelow("")("/proc/self/status"));
   return ProcessMemory{.rss = Bytes(FindNumber(status, "VmRSS:").value_or(0)),
                        .rss_peak = Bytes(FindNumber(status, "VmHWM:").value_or(0))};
 }
 
 absl::StatusOr<ProcessIo> ReadProcessIo() {
-  SLUICE_ASSIGN_OR_RETURN(const std::string io, ReadAll("/proc/self/io"));
+  SLUICE_ASSIGN_OR_RETURN(const std::string io, FilesBelow("")("/proc/self/io"));
   return ProcessIo{.read = Bytes(FindNumber(io, "read_bytes:").value_or(0)),
                    .written = Bytes(FindNumber(io, "write_bytes:").value_or(0))};
 }

@@ -6,11 +6,11 @@
 #ifndef SLUICE_CORE_BUDGET_H_
 #define SLUICE_CORE_BUDGET_H_
 
-#include <functional>
 #include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "core/cgroup.h"
 #include "core/types.h"
 
 namespace sluice {
@@ -18,20 +18,25 @@ namespace sluice {
 struct MemoryLimits {
   Bytes machine_total;
   Bytes machine_available;  // MemAvailable
-  std::optional<Bytes>
-      cgroup_limit;   // the tightest limit on the way to the root, if any is below machine_total
-  Bytes cgroup_used;  // of that cgroup, without reclaimable page cache; 0 without a limit
+  // Of all limits on the way to the root that are below machine_total, if there are any, the one
+  // that leaves least: limit less use. Use is without what the kernel would give up at once: file
+  // pages and reclaimable slab.
+  std::optional<Bytes> cgroup_limit;
+  Bytes cgroup_used;        // 0 without a limit
   std::string cgroup_path;  // the file the limit was read from
   // What can still be taken: the smaller of machine_available and cgroup_limit - cgroup_used.
   Bytes available() const;
+  std::string reason() const;  // which of the two that is, with numbers and the file
+
+ private:
+  Bytes CgroupHeadroom() const;
 };
 
 // `root` is "" but in tests, where it is a directory holding proc/ and sys/.
 // Errors: NotFound or InvalidArgument naming the file that can't be read.
 absl::StatusOr<MemoryLimits> ReadMemoryLimits(const std::string& root = "");
 
-// The same from files that `read` finds, given the path ("/proc/meminfo") of each.
-using FileReader = std::function<absl::StatusOr<std::string>(const std::string& path)>;
+// The same from files that `read` finds.
 absl::StatusOr<MemoryLimits> MemoryLimitsOf(const FileReader& read);
 
 // Memory of this process as the kernel counts it.

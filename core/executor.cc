@@ -1,18 +1,15 @@
 #include "core/executor.h"
 
 #include <atomic>
-#include <condition_variable>
 #include <exception>
-#include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "core/status.h"
 #include "core/work_queue.h"
 #include "fmt/format.h"
-#include "oneapi/tbb/global_control.h"
 #include "oneapi/tbb/task_arena.h"
-#include "oneapi/tbb/task_scheduler_observer.h"
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -46,16 +43,24 @@ ScopedFlushDenormals::~ScopedFlushDenormals() {
 
 namespace {
 
+// The threads are always ours, also those of a oneTBB arena, which they enter for good: oneTBB
+// would start its workers where a refusal can't be returned and ends the process, and in a child of
+// fork it would wait for those of its parent.
 class ThreadExecutor final : public Executor {
  public:
-  ThreadExecutor() = default;
+  explicit ThreadExecutor(std::unique_ptr<tbb::task_arena> arena) : arena_(std::move(arena)) {}
   ~ThreadExecutor() override {
     queue_.Stop();
     for (std::thread& thread : threads_) thread.join();
   }
 
   void Start(int workers) {  // may throw; what was started is the destructor's
-    for (int i = 0; i < workers; ++i) threads_.emplace_back([this] { Work(); });
+    if (arena_ != nullptr) arena_->initialize();
+    threads_.reserve(static_cast<size_t>(workers));
+    for (int i = 0; i < workers; ++i) {
+      threads_.emplace_back(
+          [this] { arena_ == nullptr ? Work() : arena_->execute([this] { Work(); }); });
+    }
   }
 
   void Submit(Task* task) override {
@@ -66,7 +71,8 @@ class ThreadExecutor final : public Executor {
   void Abandon() override { pending_ -= queue_.Drop(); }
   int concurrency() const override { return static_cast<int>(threads_.size()); }
   std::string description() const override {
-    return fmt::format("{} std::thread workers", threads_.size());
+    return arena_ == nullptr ? fmt::format("{} std::thread workers", threads_.size())
+                             : fmt::format("oneTBB arena of {}", threads_.size());
   }
 
  private:
@@ -78,71 +84,10 @@ class ThreadExecutor final : public Executor {
     }
   }
 
+  const std::unique_ptr<tbb::task_arena> arena_;
   WorkQueue<Task> queue_;
   std::atomic<size_t> pending_{0};
   std::vector<std::thread> threads_;
-};
-
-// A oneTBB arena without a place for callers. Tasks wait in our own queue, so that the earliest is
-// started first; the arena gets one closure per task that takes whatever is first by then.
-class TbbExecutor final : public Executor {
- public:
-  explicit TbbExecutor(int workers)
-      : parallelism_(tbb::global_control::max_allowed_parallelism,
-                     static_cast<size_t>(workers) + 1),
-        arena_(workers, 0) {
-    arena_.initialize();
-  }
-  ~TbbExecutor() override {
-    std::unique_lock lock(mutex_);
-    idle_.wait(lock, [this] { return open_ == 0; });
-  }
-
-  void Submit(Task* task) override {
-    {
-      const std::lock_guard lock(mutex_);
-      queue_.Push(task);
-      ++open_;
-      ++pending_;
-    }
-    arena_.enqueue([this] { RunFirst(); });
-  }
-  size_t pending() const override {
-    const std::lock_guard lock(mutex_);
-    return pending_;
-  }
-  void Abandon() override {
-    const std::lock_guard lock(mutex_);
-    for (; !queue_.empty(); --pending_) queue_.Pop();
-  }
-  int concurrency() const override { return arena_.max_concurrency(); }
-  std::string description() const override {
-    return fmt::format("oneTBB arena of {}", arena_.max_concurrency());
-  }
-
- private:
-  void RunFirst() {
-    Task* task = nullptr;
-    {
-      const std::lock_guard lock(mutex_);
-      if (!queue_.empty()) task = queue_.Pop();
-    }
-    if (task != nullptr) {
-      const ScopedFlushDenormals flush;
-      task->Run();
-    }
-    const std::lock_guard lock(mutex_);
-    if (task != nullptr) --pending_;
-    if (--open_ == 0) idle_.notify_all();
-  }
-
-  mutable std::mutex mutex_;
-  std::condition_variable idle_;
-  IntrusiveList<Task> queue_;  // guarded by mutex_
-  size_t open_ = 0;            // guarded by mutex_: closures that the arena has
-  size_t pending_ = 0;         // guarded by mutex_
-  tbb::global_control parallelism_;
-  tbb::task_arena arena_;
 };
 
 }  // namespace
@@ -153,8 +98,10 @@ absl::StatusOr<std::unique_ptr<Executor>> MakeExecutor(ExecutorKind kind, int wo
         fmt::format("an executor of {} workers was asked for; at least 1 is needed", workers));
   }
   try {
-    if (kind == ExecutorKind::kTbb) return std::make_unique<TbbExecutor>(workers);
-    auto executor = std::make_unique<ThreadExecutor>();
+    std::unique_ptr<tbb::task_arena> arena;  // with places for our threads, and none for oneTBB's
+    if (kind == ExecutorKind::kTbb)
+      arena = std::make_unique<tbb::task_arena>(workers, static_cast<unsigned>(workers));
+    auto executor = std::make_unique<ThreadExecutor>(std::move(arena));
     executor->Start(workers);
     return executor;
   } catch (const std::exception& e) {

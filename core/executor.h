@@ -6,7 +6,7 @@
 // Threads: Submit may be called from any thread, also from a running task. Tasks run in no promised
 // order, but the earliest submitted is started first. Memory: the caller owns a Task from Submit
 // until its Run has returned, or, if Run posts an event as its last act, until then; nothing is
-// allocated per task by the executors here except what oneTBB's scheduler takes from its own pools.
+// allocated per task by the executors here.
 //
 // Every worker flushes subnormals to zero (FTZ and DAZ): see docs/architecture.md, "Bits".
 
@@ -49,9 +49,9 @@ class Executor {
 
 enum class ExecutorKind { kTbb, kThreads };
 
-// `workers` >= 1. kTbb: a oneTBB arena of that size. kThreads: plain std::threads (what the thread
-// sanitizer can see). Errors: InvalidArgument for workers < 1, ResourceExhausted if threads can't
-// be started.
+// `workers` >= 1 threads. kTbb: in a oneTBB arena of that size, for tasks that use oneTBB.
+// kThreads: by themselves (what the thread sanitizer can see). Both also in a child of fork.
+// Errors: InvalidArgument for workers < 1, ResourceExhausted if threads can't be started.
 absl::StatusOr<std::unique_ptr<Executor>> MakeExecutor(ExecutorKind kind, int workers);
 
 // Sets FTZ and DAZ on the calling thread for the life of the object, then restores what was there.

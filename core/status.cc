@@ -34,12 +34,16 @@ absl::StatusCode CodeOf(int errno_value) {
 }  // namespace
 
 absl::Status ErrnoStatus(int errno_value, std::string_view what) {
-  const char* name = strerrorname_np(errno_value);
   const char* description = strerrordesc_np(errno_value);
   return absl::Status(
       CodeOf(errno_value),
       fmt::format("{}: {} ({})", what, description != nullptr ? description : "unknown error",
-                  name != nullptr ? name : "?"));
+                  ErrnoName(errno_value)));
+}
+
+std::string ErrnoName(int errno_value) {
+  const char* name = strerrorname_np(errno_value);
+  return name != nullptr ? name : fmt::format("errno {}", errno_value);
 }
 
 absl::Status Annotate(const absl::Status& status, std::string_view context) {

@@ -7,6 +7,7 @@
 #ifndef SLUICE_CORE_STATUS_H_
 #define SLUICE_CORE_STATUS_H_
 
+#include <string>
 #include <string_view>
 #include <utility>
 
@@ -19,6 +20,9 @@ namespace sluice {
 // ResourceExhausted, ENOENT NotFound, EACCES and EPERM PermissionDenied, EINVAL InvalidArgument,
 // EIO DataLoss, everything else Unavailable. `errno_value` is the positive errno.
 absl::Status ErrnoStatus(int errno_value, std::string_view what);
+
+// "EPERM"; "errno 41" for one that has no name.
+std::string ErrnoName(int errno_value);
 
 // `status` with "<context>: " before its message; the code is kept. Ok stays ok.
 absl::Status Annotate(const absl::Status& status, std::string_view context);

@@ -4,32 +4,15 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <climits>
 #include <cmath>
 #include <fstream>
 #include <memory>
 
+#include "core/cgroup.h"
 #include "core/status.h"
 
 namespace sluice {
-
-namespace {
-
-// What the CPU quota of this process's cgroup allows, in cores; 0 without one.
-double QuotaCores() {
-  double quota = -1;
-  double period = 0;
-  if (std::ifstream v2("/sys/fs/cgroup/cpu.max"); v2) {
-    std::string first;
-    if (v2 >> first >> period && first != "max") quota = std::strtod(first.c_str(), nullptr);
-  } else {
-    std::ifstream quota_file("/sys/fs/cgroup/cpu/cpu.cfs_quota_us");
-    std::ifstream period_file("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
-    if (!(quota_file >> quota) || !(period_file >> period)) quota = -1;
-  }
-  return quota > 0 && period > 0 ? quota / period : 0;
-}
-
-}  // namespace
 
 absl::StatusOr<Topology> DetectTopology() {
   hwloc_topology_t raw = nullptr;
@@ -47,8 +30,9 @@ absl::StatusOr<Topology> DetectTopology() {
   result.cores_allowed = sched_getaffinity(0, sizeof(allowed), &allowed) == 0
                              ? std::max(1, CPU_COUNT(&allowed))
                              : result.cores_machine;
-  if (const double quota = QuotaCores(); quota > 0) {
-    result.cores_allowed = std::clamp(static_cast<int>(std::ceil(quota)), 1, result.cores_allowed);
+  if (const auto quota = FindCpuQuota(FilesBelow("")); quota) {
+    const double cores = std::min(std::ceil(quota->cores), static_cast<double>(INT_MAX));
+    result.cores_allowed = std::clamp(static_cast<int>(cores), 1, result.cores_allowed);
   }
   std::ifstream cpuinfo("/proc/cpuinfo");
   std::string line;

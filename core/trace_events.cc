@@ -6,6 +6,7 @@
 #include <fstream>
 #include <utility>
 
+#include "core/json_text.h"
 #include "core/status.h"
 #include "fmt/format.h"
 #include "nlohmann/json.hpp"
@@ -118,13 +119,12 @@ absl::Status TraceEvents::WriteChromeJson(const std::string& path) const {
                         {"dur", static_cast<double>((span->end - span->begin).count()) / 1e3}});
     }
   }
-  const nlohmann::ordered_json document = {
-      {"displayTimeUnit", "ms"},
-      {"otherData", {{"spans_dropped", std::to_string(dropped())}}},
-      {"traceEvents", std::move(events)}};
+  nlohmann::ordered_json document = {{"displayTimeUnit", "ms"},
+                                     {"otherData", {{"spans_dropped", std::to_string(dropped())}}},
+                                     {"traceEvents", std::move(events)}};
   std::ofstream file(path);
   // Names are the caller's, and need not be UTF-8.
-  file << document.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+  file << JsonText(std::move(document), -1);
   file.close();
   if (!file) return ErrnoStatus(errno, fmt::format("writing the trace to {}", path));
   return absl::OkStatus();

@@ -1,7 +1,6 @@
 #include "nvme/aio_engine.h"
 
 #include <libaio.h>
-#include <poll.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -38,15 +37,18 @@ class AioEngine final : public KernelQueueEngine {
                                              : "";
       return ErrnoStatus(-result, fmt::format("setting up libaio{}", hint));
     }
-    return Open();
+    SLUICE_RETURN_IF_ERROR(Open());
+    WaitForFds(-1, TimePoint(0));
+    const absl::Status works = TryOut();
+    return works.ok() ? works : Annotate(works, "libaio can be set up, but not used");
   }
 
   std::string description() const override {
     const bool plain =
         std::ranges::any_of(files(), [](const DirectFile& f) { return !f.direct(); });
-    return fmt::format("libaio: {} in flight, {} per submission{}; {}", limits().in_flight_max,
+    return fmt::format("libaio: {} in flight, {} per submission{}; {}{}", limits().in_flight_max,
                        limits().submit_batch_max,
-                       plain ? ", plain files are transferred at submission" : "", why_);
+                       plain ? ", plain files are transferred at submission" : "", why_, waiting());
   }
 
  private:
@@ -64,7 +66,7 @@ class AioEngine final : public KernelQueueEngine {
   // What the kernel won't take now stays only as long as something is in flight whose end makes
   // Poll come here again.
   void Flush() override {
-    while (!prepared().empty()) {
+    while (!broken() && !prepared().empty()) {
       batch_.clear();
       for (const uint32_t slot : prepared()) {
         if (batch_.size() == limits().submit_batch_max) break;
@@ -84,12 +86,11 @@ class AioEngine final : public KernelQueueEngine {
   }
 
   void Reap() override {
-    while (in_kernel_ > 0) {
+    while (in_kernel_ > 0 && !paused()) {
       timespec no_wait{};
       const int n =
           io_getevents(context_, 0, static_cast<long>(events_.size()), events_.data(), &no_wait);
-      if (n == -EINTR) continue;
-      SLUICE_CHECK_MSG(n >= 0, strerrorname_np(-n));
+      if (n < 0) return Refused("asking libaio for completions", -n);
       if (n == 0) return;
       in_kernel_ -= static_cast<size_t>(n);
       for (const io_event& event : std::span(events_).first(static_cast<size_t>(n))) {
@@ -99,17 +100,20 @@ class AioEngine final : public KernelQueueEngine {
     }
   }
 
-  void Wait(Deadline deadline) override {
-    pollfd events{.fd = wake_fd(), .events = POLLIN, .revents = 0};
-    const Nanos left = deadline == kForever ? Nanos(0) : TimeLeft(deadline);
-    const timespec timeout{.tv_sec = left.count() / 1'000'000'000,
-                           .tv_nsec = left.count() % 1'000'000'000};
-    const int result = ppoll(&events, 1, deadline == kForever ? nullptr : &timeout, nullptr);
-    SLUICE_CHECK_MSG(result >= 0 || errno == EINTR || errno == ENOMEM, strerrorname_np(errno));
-    if (result > 0) ClearWakeFd();
+  void Wait(Deadline deadline) override { WaitForFds(-1, deadline); }
+
+  // The kernel gives a context back when nothing is under way in it any more, so from then on
+  // nobody writes to the memory of what ends here.
+  void Abandon() override {
+    Release();
+    in_kernel_ = 0;
+    for (uint32_t slot = 0; slot < limits().in_flight_max; ++slot)
+      if (InUse(slot) && std::ranges::find(prepared(), slot) == prepared().end()) Fail(slot);
   }
 
-  void Release() override { io_destroy(context_); }
+  void Release() override {
+    if (context_ != nullptr) io_destroy(std::exchange(context_, nullptr));
+  }
 
   const std::string why_;
   io_context_t context_ = nullptr;

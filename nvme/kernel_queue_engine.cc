@@ -1,13 +1,19 @@
 #include "nvme/kernel_queue_engine.h"
 
+#include <poll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstddef>
+#include <cstdlib>
+#include <memory>
+#include <thread>
 #include <utility>
 
 #include "core/status.h"
+#include "fmt/format.h"
 #include "nvme/transfer.h"
 
 namespace sluice {
@@ -40,10 +46,12 @@ size_t KernelQueueEngine::Submit(std::span<IoOp* const> ops) {
     const uint32_t slot = free_.back();
     free_.pop_back();
     slots_[slot] = {.op = op};
-    if (op->status.ok()) {
-      prepared_.push_back(slot);
-    } else {
+    if (!op->status.ok()) {
       Finish(slot);
+    } else if (broken()) {
+      Fail(slot);
+    } else {
+      prepared_.push_back(slot);
     }
   }
   Flush();
@@ -57,7 +65,7 @@ size_t KernelQueueEngine::Poll(std::span<IoOp*> done, Deadline deadline) {
     if (!finished_.empty() || deadline == kNoWait) break;
     if (deadline != kForever && clock_->Now() >= deadline) break;
     if (woken_.exchange(false)) break;
-    Wait(deadline);
+    Wait(paused() ? std::min(deadline, retry_at_) : deadline);
   }
   return finished_.HandOut(done);
 }
@@ -74,7 +82,7 @@ absl::Status KernelQueueEngine::Close() {
   while (free_.size() < slots_.size()) {
     Reap();
     Flush();
-    if (free_.size() < slots_.size()) Wait(kForever);
+    if (free_.size() < slots_.size()) Wait(paused() ? retry_at_ : kForever);
   }
   Release();
   open_ = false;
@@ -93,7 +101,73 @@ bool KernelQueueEngine::Advance(uint32_t slot, int64_t result) {
 }
 
 void KernelQueueEngine::Complete(uint32_t slot, int64_t result) {
-  if (Advance(slot, result)) prepared_.push_back(slot);
+  Progressed();
+  if (!Advance(slot, result)) return;
+  broken() ? Fail(slot) : prepared_.push_back(slot);
+}
+
+absl::Status KernelQueueEngine::TryOut() {
+  if (!files_.empty() && files_[0].size() >= files_[0].alignment()) {
+    const size_t size = files_[0].alignment().size();
+    const size_t alignment = std::max(size, alignof(std::max_align_t));
+    const std::unique_ptr<std::byte, decltype(&std::free)> memory(
+        static_cast<std::byte*>(std::aligned_alloc(alignment, alignment)), &std::free);
+    if (memory == nullptr) return absl::ResourceExhaustedError("out of memory");
+    IoOp op;
+    op.memory = {memory.get(), size};
+    IoOp* ops[] = {&op};
+    SLUICE_CHECK(Submit(ops) == 1);
+    while (Poll(ops, kForever) == 0) {
+    }
+    SLUICE_RETURN_IF_ERROR(op.status);
+  }
+  if (const int error = poll_error_; error != 0) return ErrnoStatus(error, "waiting with ppoll");
+  return broken_;
+}
+
+void KernelQueueEngine::Refused(const char* call, int error) {
+  constexpr int kRefusalsMax = 16;
+  const bool passes = error == EINTR || error == EAGAIN || error == EBUSY || error == ENOMEM;
+  if (passes && ++refusals_ < kRefusalsMax) {
+    retry_at_ = clock_->Now() + std::chrono::milliseconds(1 << std::min(refusals_ - 1, 4));
+    return;
+  }
+  refusals_ = 0;
+  const char* hint =
+      error == EPERM || error == EACCES || error == ENOSYS
+          ? " (forbidden here: see the container's seccomp profile, or choose another engine)"
+          : "";
+  broken_ = ErrnoStatus(error, fmt::format("{}{}", call, hint));
+  Abandon();
+  for (const uint32_t slot : prepared_) Fail(slot);
+  prepared_.clear();
+}
+
+void KernelQueueEngine::Fail(uint32_t slot) {
+  IoOp* op = slots_[slot].op;
+  op->status = Annotate(broken_, OpName(*op));
+  Finish(slot);
+}
+
+void KernelQueueEngine::WaitForFds(int queue_fd, Deadline deadline) {
+  pollfd events[] = {
+      {.fd = wake_fd_, .events = POLLIN, .revents = 0},
+      {.fd = queue_fd, .events = POLLIN, .revents = 0}};  // a negative one is not looked at
+  const Nanos left = deadline == kForever ? Nanos(0) : TimeLeft(deadline);
+  const timespec timeout{.tv_sec = left.count() / 1'000'000'000,
+                         .tv_nsec = left.count() % 1'000'000'000};
+  const int result = ppoll(events, 2, deadline == kForever ? nullptr : &timeout, nullptr);
+  if (result < 0 && errno != EINTR) {
+    poll_error_ = errno;
+    const Nanos moment = std::chrono::milliseconds(1);
+    std::this_thread::sleep_for(deadline == kForever ? moment : std::min(moment, left));
+  }
+  if (result < 0 || events[0].revents != 0) ClearWakeFd();
+}
+
+std::string KernelQueueEngine::waiting() const {
+  const int error = poll_error_;
+  return error == 0 ? "" : fmt::format("; waits by sleeping (ppoll: {})", ErrnoName(error));
 }
 
 void KernelQueueEngine::ClearWakeFd() const {

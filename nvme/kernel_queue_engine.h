@@ -4,6 +4,10 @@
 // has which slot, what waits for the kernel to take it, what becomes of a completion, waking and
 // closing. An engine adds how its kernel interface is told and asked.
 //
+// A kernel that refuses a call about the whole queue, with an errno that can't pass or for too
+// long, breaks the engine: everything that the kernel has not taken ends with that error, now and
+// from then on, and what it has is waited for without the call that it refuses.
+//
 // Threads and memory: as of IoEngine. Internal to engines.
 
 #ifndef SLUICE_NVME_KERNEL_QUEUE_ENGINE_H_
@@ -12,6 +16,7 @@
 #include <atomic>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -37,6 +42,10 @@ class KernelQueueEngine : public IoEngine {
   // wake_fd. Errors: the kernel has no eventfd for us.
   absl::Status Open();
 
+  // Reads the beginning of the first file, if there is one, so that a kernel which sets queues up
+  // and then forbids their use is found out. Errors: what this or a wait has met.
+  absl::Status TryOut();
+
   // Hands what is prepared to the kernel, in order, submit_batch_max at a time. What it won't take
   // now stays, for a later call.
   virtual void Flush() = 0;
@@ -44,6 +53,8 @@ class KernelQueueEngine : public IoEngine {
   virtual void Reap() = 0;
   // Returns when something was completed, when wake_fd counts, at the deadline, or for no reason.
   virtual void Wait(Deadline deadline) = 0;
+  // The engine has broken: ends (Fail) what the kernel has not taken beyond what is prepared.
+  virtual void Abandon() = 0;
   // Gives the kernel's queue back; nothing is in it.
   virtual void Release() = 0;
 
@@ -60,6 +71,19 @@ class KernelQueueEngine : public IoEngine {
   bool Advance(uint32_t slot, int64_t result);
   // The same when the kernel had it; if there is a rest, it is prepared.
   void Complete(uint32_t slot, int64_t result);
+
+  // The kernel refused `call` with `error`. If that may pass, it is to be tried again after a
+  // pause; otherwise, and if it has not passed for long, the engine is broken.
+  void Refused(const char* call, int error);
+  void Progressed() { refusals_ = 0; }  // it took something, or ended something
+  bool paused() const { return refusals_ > 0 && clock_->Now() < retry_at_; }
+  bool broken() const { return !broken_.ok(); }
+  void Fail(uint32_t slot);  // ends the operation with what broke the engine
+
+  // Waits until wake_fd, which is cleared, or `queue_fd` (-1: none) is readable, or the deadline.
+  // Where the kernel refuses that too, it sleeps for a moment, and waiting() says so.
+  void WaitForFds(int queue_fd, Deadline deadline);
+  std::string waiting() const;  // "", or "; waits by sleeping (ppoll: EPERM)"; any thread
 
   std::span<const DirectFile> files() const { return files_; }
   const Limits& limits() const { return limits_; }
@@ -81,6 +105,10 @@ class KernelQueueEngine : public IoEngine {
   bool open_ = false;
   int wake_fd_ = -1;
   std::atomic<bool> woken_{false};  // by Wake; set before wake_fd counts
+  std::atomic<int> poll_error_{0};  // the errno with which ppoll was refused
+  int refusals_ = 0;                // of the queue, in a row
+  TimePoint retry_at_{0};           // after the last
+  absl::Status broken_;             // why the engine is
   std::vector<Slot> slots_;
   std::vector<uint32_t> free_;
   std::vector<uint32_t> prepared_;

@@ -22,11 +22,10 @@ namespace sluice {
 struct Extent {
   FileIndex file;
   FileOffset offset;
-  Bytes length;  // room for the block, rounded up to kExtentAlignment
+  Bytes length;  // room for the block, rounded up to the table's alignment
 };
 
-// Every extent starts and ends on it: the largest alignment that a file system asks of direct I/O
-// in practice.
+// The least that every extent starts and ends on: what most drives ask of direct I/O, or more.
 inline constexpr Bytes kExtentAlignment = Bytes(4096);
 
 struct SegmentTable {
@@ -36,8 +35,16 @@ struct SegmentTable {
 };
 
 // Pure. `paths` >= 1 unless there are no blocks; block sizes > 0; segment_bytes at least the
-// largest block.
-SegmentTable PlanSegments(std::span<const Bytes> block_sizes, uint32_t paths, Bytes segment_bytes);
+// largest block; `alignment` what extents start and end on.
+SegmentTable PlanSegments(std::span<const Bytes> block_sizes, uint32_t paths, Bytes segment_bytes,
+                          Bytes alignment = kExtentAlignment);
+
+// The alignment that serves files in all of `paths`: at least kExtentAlignment. Found by trying; a
+// path where no file can be made is not asked, since making the segments will say why.
+Bytes ExtentAlignmentOf(std::span<const std::string> paths);
+
+// How much of the files of `table` is memory, because their paths are on a file system in RAM.
+Bytes BytesInRam(const SegmentTable& table, std::span<const std::string> paths);
 
 // Whether every drive has room for the files of `table`, also where several paths lie on one.
 // Errors: ResourceExhausted naming the paths, what they need and what is free; those of FreeSpace.

@@ -25,7 +25,9 @@ constexpr Bytes kTransferMax = GiB(1);
 class UringEngine final : public KernelQueueEngine {
  public:
   UringEngine(std::span<const DirectFile> files, const Limits& limits, Clock* clock)
-      : KernelQueueEngine(files, limits, clock), generations_(limits.in_flight_max) {}
+      : KernelQueueEngine(files, limits, clock), generations_(limits.in_flight_max) {
+    in_ring_.reserve(limits.in_flight_max + 1);
+  }
   ~UringEngine() override { (void)Close(); }
 
   absl::Status Init(std::span<const MemoryView> arenas) {
@@ -52,16 +54,34 @@ class UringEngine final : public KernelQueueEngine {
     }
     RegisterFiles();
     RegisterBuffers(arenas);
-    return absl::OkStatus();
+    const absl::Status works = Probe();
+    return works.ok() ? works : Annotate(works, "io_uring can be set up, but not used");
   }
 
   std::string description() const override {
-    return fmt::format("io_uring: {}, {}, {} in flight, {} per submission, no SQPOLL",
+    return fmt::format("io_uring: {}, {}, {} in flight, {} per submission, no SQPOLL{}",
                        files_description_, buffers_description_, limits().in_flight_max,
-                       limits().submit_batch_max);
+                       limits().submit_batch_max, waiting());
   }
 
  private:
+  // One operation of each kind that is needed. It leaves none behind: the ring's owner will be
+  // another thread, and the kernel ends an operation in the thread that began it.
+  absl::Status Probe() {
+    io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
+    io_uring_prep_nop(sqe);
+    PutInRing(sqe, kWakeTag);
+    wake_armed_ = true;
+    while (wake_armed_ && !broken()) {
+      if (!paused()) Entered(io_uring_submit_and_wait(&ring_, 1));
+      Reap();
+    }
+    wake_armed_ = true;
+    const absl::Status works = TryOut();
+    wake_armed_ = false;
+    return works;
+  }
+
   void RegisterFiles() {
     std::vector<int> fds;
     for (const DirectFile& file : files()) fds.push_back(file.fd());
@@ -71,7 +91,7 @@ class UringEngine final : public KernelQueueEngine {
     fixed_files_ = result == 0;
     files_description_ = fixed_files_
                              ? "registered files"
-                             : fmt::format("files not registered ({})", strerrorname_np(-result));
+                             : fmt::format("files not registered ({})", ErrnoName(-result));
   }
 
   void RegisterBuffers(std::span<const MemoryView> arenas) {
@@ -91,7 +111,7 @@ class UringEngine final : public KernelQueueEngine {
     }
     buffers_.clear();
     buffers_description_ =
-        fmt::format("buffers not registered ({}; see ulimit -l)", strerrorname_np(-result));
+        fmt::format("buffers not registered ({}; see ulimit -l)", ErrnoName(-result));
   }
 
   int BufferIndex(const std::byte* at, size_t size) const {
@@ -120,12 +140,17 @@ class UringEngine final : public KernelQueueEngine {
            : io_uring_prep_write(sqe, fd, at, n, offset);
     }
     if (fixed_files_) sqe->flags |= IOSQE_FIXED_FILE;
-    io_uring_sqe_set_data64(sqe, (uint64_t{generations_[slot]} << 32) | slot);
+    PutInRing(sqe, (uint64_t{generations_[slot]} << 32) | slot);
+  }
+
+  void PutInRing(io_uring_sqe* sqe, uint64_t tag) {
+    io_uring_sqe_set_data64(sqe, tag);
+    in_ring_.push_back(tag);
   }
 
   // What the kernel won't take now stays here, or in the ring.
   void Flush() override {
-    while (!prepared().empty() || io_uring_sq_ready(&ring_) > 0) {
+    while (!broken() && !paused() && (!prepared().empty() || !in_ring_.empty())) {
       size_t filled = 0;
       while (filled < prepared().size() && io_uring_sq_ready(&ring_) < limits().submit_batch_max) {
         io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
@@ -133,16 +158,27 @@ class UringEngine final : public KernelQueueEngine {
         FillSqe(sqe, prepared()[filled++]);
       }
       DropPrepared(filled);
-      if (CheckEntered(io_uring_submit(&ring_)) <= 0) return;  // busy: Poll comes here again
+      if (Entered(io_uring_submit(&ring_)) <= 0) return;  // busy: Poll comes here again
     }
   }
 
-  // What io_uring_enter may return without a bug: progress, or a reason to come again.
-  static int CheckEntered(int result) {
-    SLUICE_CHECK_MSG(result >= 0 || result == -EINTR || result == -EAGAIN || result == -EBUSY ||
-                         result == -ETIME || result == -ENOMEM,
-                     strerrorname_np(-result));
+  // Takes in what io_uring_enter returned, and what the kernel has taken from the ring.
+  int Entered(int result) {
+    const auto left = static_cast<ptrdiff_t>(io_uring_sq_ready(&ring_));
+    SLUICE_CHECK(left <= std::ssize(in_ring_));
+    if (left < std::ssize(in_ring_)) Progressed();
+    in_ring_.erase(in_ring_.begin(), in_ring_.end() - left);
+    // A wait that ends early is none of the kernel's refusals, unless it left things in the ring.
+    const bool waited = in_ring_.empty() && (result == -ETIME || result == -EINTR);
+    if (result < 0 && !waited) Refused("entering io_uring", -result);
     return result;
+  }
+
+  // The ring is not entered again, so what is left in it never gets to the kernel.
+  void Abandon() override {
+    for (const uint64_t tag : in_ring_)
+      if (tag != kWakeTag) Fail(static_cast<uint32_t>(tag));
+    in_ring_.clear();
   }
 
   void Reap() override {
@@ -154,6 +190,7 @@ class UringEngine final : public KernelQueueEngine {
       if (tag == kWakeTag) {
         ClearWakeFd();
         wake_armed_ = false;
+        wake_refused_ = wake_refused_ || result < 0;
         continue;
       }
       const auto slot = static_cast<uint32_t>(tag);
@@ -164,31 +201,35 @@ class UringEngine final : public KernelQueueEngine {
     }
   }
 
+  // Where the ring can't be entered, it can still be looked at: poll says when it has something.
   void Wait(Deadline deadline) override {
+    if (broken() || paused() || wake_refused_) return WaitForFds(ring_.ring_fd, deadline);
     if (!wake_armed_) {
       io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
       if (sqe != nullptr) {
         io_uring_prep_poll_add(sqe, wake_fd(), POLLIN);
-        io_uring_sqe_set_data64(sqe, kWakeTag);
+        PutInRing(sqe, kWakeTag);
         wake_armed_ = true;
       }
     }
     io_uring_cqe* cqe = nullptr;
     if (deadline == kForever) {
-      CheckEntered(io_uring_submit_and_wait(&ring_, 1));
+      Entered(io_uring_submit_and_wait(&ring_, 1));
       return;
     }
     const Nanos left = TimeLeft(deadline);
     __kernel_timespec timeout{.tv_sec = left.count() / 1'000'000'000,
                               .tv_nsec = left.count() % 1'000'000'000};
-    CheckEntered(io_uring_submit_and_wait_timeout(&ring_, &cqe, 1, &timeout, nullptr));
+    Entered(io_uring_submit_and_wait_timeout(&ring_, &cqe, 1, &timeout, nullptr));
   }
 
   void Release() override { io_uring_queue_exit(&ring_); }
 
   io_uring ring_{};
   std::vector<uint32_t> generations_;  // by slot: of the transfer that is in the kernel
+  std::vector<uint64_t> in_ring_;      // tags of what the kernel has still to take, in order
   bool wake_armed_ = false;            // the ring watches wake_fd
+  bool wake_refused_ = false;          // it can't
   bool fixed_files_ = false;
   std::vector<iovec> buffers_;
   std::string files_description_ = "no files";

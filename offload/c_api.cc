@@ -1,6 +1,7 @@
 // The C ABI over the runtime: each function checks its arguments and hands on.
 
 #include <algorithm>
+#include <cfloat>
 #include <chrono>
 #include <memory>
 #include <optional>
@@ -287,6 +288,13 @@ sluice_status sluice_floor(sluice_runtime runtime, const sluice_rates* given,
     constexpr sluice_rates kDefaults = {.struct_size = sizeof(sluice_rates), .shared_cores = 1};
     SLUICE_ASSIGN_OR_RETURN(const sluice_rates rates, ReadStruct(given, kDefaults, "rates"));
     SLUICE_RETURN_IF_ERROR(CheckStruct(terms, "terms"));
+    SLUICE_RETURN_IF_ERROR(CheckReal(rates.forward_seconds, 0, DBL_MAX, "forward_seconds"));
+    SLUICE_RETURN_IF_ERROR(CheckReal(rates.backward_seconds, 0, DBL_MAX, "backward_seconds"));
+    SLUICE_RETURN_IF_ERROR(CheckReal(rates.nvme_bytes, 0, DBL_MAX, "nvme_bytes"));
+    SLUICE_RETURN_IF_ERROR(CheckReal(rates.update_elements, 0, DBL_MAX, "update_elements"));
+    SLUICE_RETURN_IF_ERROR(CheckReal(rates.checksum_bytes, 0, DBL_MAX, "checksum_bytes"));
+    SLUICE_RETURN_IF_ERROR(CheckReal(rates.copy_bytes, 0, DBL_MAX, "copy_bytes"));
+    SLUICE_RETURN_IF_ERROR(CheckRange(rates.shared_cores, 0, 1, "shared_cores"));
     const FloorTerms t = Floor(r->Traffic(), {.forward_seconds = rates.forward_seconds,
                                               .backward_seconds = rates.backward_seconds,
                                               .nvme_bytes = rates.nvme_bytes,

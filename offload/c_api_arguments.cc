@@ -3,7 +3,7 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <cmath>
+#include <cfloat>
 #include <cstring>
 #include <mutex>
 #include <string>
@@ -162,6 +162,12 @@ absl::Status CheckRange(int64_t value, int64_t low, int64_t high, const char* na
       fmt::format("{} is {}; it must be between {} and {}", name, value, low, high));
 }
 
+absl::Status CheckReal(double value, double low, double high, const char* name) {
+  if (value >= low && value <= high) return absl::OkStatus();  // which a NaN is not
+  return absl::InvalidArgumentError(
+      fmt::format("{} is {}; it must be between {} and {}", name, value, low, high));
+}
+
 absl::Status WriteText(const std::string& text, char* out, size_t capacity, size_t* needed) {
   if (needed != nullptr) *needed = text.size() + 1;
   if (capacity == 0) return absl::OkStatus();
@@ -193,18 +199,29 @@ absl::StatusOr<std::vector<ParamPlace>> ToPlaces(const sluice_step_args& args,
   return places;
 }
 
+// Beyond it nothing sensible is meant, and products and quotients of two would leave fp32.
+constexpr double kHyperMax = 1e15;
+constexpr double kBetaMax = 1 - 0x1p-53;  // the largest below 1
+
+absl::Status CheckGroup(const sluice_group& group) {
+  SLUICE_RETURN_IF_ERROR(CheckReal(group.lr, 0, kHyperMax, "lr"));
+  SLUICE_RETURN_IF_ERROR(CheckReal(group.beta1, 0, kBetaMax, "beta1"));
+  SLUICE_RETURN_IF_ERROR(CheckReal(group.beta2, 0, kBetaMax, "beta2"));
+  SLUICE_RETURN_IF_ERROR(CheckReal(group.eps, 0, kHyperMax, "eps"));
+  SLUICE_RETURN_IF_ERROR(CheckReal(group.weight_decay, -kHyperMax, kHyperMax, "weight_decay"));
+  SLUICE_RETURN_IF_ERROR(CheckRange(group.l2_decay, 0, 1, "l2_decay"));
+  return CheckRange(group.bias_correction, 0, 1, "bias_correction");
+}
+
 }  // namespace
 
 absl::StatusOr<StepRequest> ToStepRequest(const sluice_step_args* given,
                                           const OffloadRuntime& runtime) {
   SLUICE_ASSIGN_OR_RETURN(const sluice_step_args args, ReadStruct(given, {}, "args"));
   SLUICE_RETURN_IF_ERROR(NotNull(args.groups, "args.groups"));
-  SLUICE_RETURN_IF_ERROR(CheckRange(args.group_count, 1, 1 << 20, "args.group_count"));
+  SLUICE_RETURN_IF_ERROR(CheckRange(args.group_count, 1, kGroupsMax, "args.group_count"));
   StepRequest request{.groups = {}, .lent = {}, .clip_norm = args.clip_norm};
-  if (!(args.clip_norm >= 0) || std::isinf(args.clip_norm)) {
-    return absl::InvalidArgumentError(
-        fmt::format("clip_norm is {}; it must be 0 (off) or positive", args.clip_norm));
-  }
+  SLUICE_RETURN_IF_ERROR(CheckReal(args.clip_norm, 0, DBL_MAX, "clip_norm"));
   // An older caller's groups are shorter, and so are the steps from one to the next.
   SLUICE_RETURN_IF_ERROR(CheckStruct(args.groups, "group"));
   const size_t stride = args.groups->struct_size;
@@ -216,15 +233,7 @@ absl::StatusOr<StepRequest> ToStepRequest(const sluice_step_args* given,
           "group {}: struct_size is {}, but {} in the first", g, at->struct_size, stride));
     }
     SLUICE_ASSIGN_OR_RETURN(const sluice_group group, ReadStruct(at, kGroupDefaults, "group"));
-    const bool sound = std::isfinite(group.lr) && group.lr >= 0 && group.beta1 >= 0 &&
-                       group.beta1 < 1 && group.beta2 >= 0 && group.beta2 < 1 && group.eps >= 0 &&
-                       std::isfinite(group.weight_decay);
-    if (!sound) {
-      return absl::InvalidArgumentError(
-          fmt::format("group {}: lr {}, betas ({}, {}), eps {}, weight_decay {}: lr and eps must "
-                      "not be negative, betas in [0, 1), all finite",
-                      g, group.lr, group.beta1, group.beta2, group.eps, group.weight_decay));
-    }
+    SLUICE_RETURN_IF_ERROR(Annotate(CheckGroup(group), fmt::format("group {}", g)));
     request.groups.push_back(
         {.lr = group.lr,
          .beta1 = group.beta1,
@@ -259,18 +268,18 @@ namespace {
 
 constexpr int64_t kBytesMax = INT64_MAX / 4;
 
-absl::Status CheckAtLeast(double value, double low, const char* name) {
-  if (value >= low && std::isfinite(value)) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      fmt::format("{} is {}; it must be finite and at least {}", name, value, low));
+// 0 or a scale that fp32 has, as its inverse.
+absl::Status CheckScale(double value, const char* name) {
+  return value == 0 ? absl::OkStatus() : CheckReal(value, FLT_MIN, 1 / double{FLT_MIN}, name);
 }
 
 absl::StatusOr<LossScaleOptions> ToLossScale(const sluice_options& o) {
-  SLUICE_RETURN_IF_ERROR(CheckAtLeast(o.static_loss_scale, 0, "static_loss_scale"));
+  SLUICE_RETURN_IF_ERROR(CheckScale(o.static_loss_scale, "static_loss_scale"));
   SLUICE_RETURN_IF_ERROR(CheckRange(o.initial_scale_power, 0, 126, "initial_scale_power"));
   SLUICE_RETURN_IF_ERROR(CheckRange(o.hysteresis, 1, INT32_MAX, "hysteresis"));
   SLUICE_RETURN_IF_ERROR(CheckRange(o.loss_scale_window, 1, INT64_MAX, "loss_scale_window"));
-  SLUICE_RETURN_IF_ERROR(CheckAtLeast(o.min_loss_scale, 0, "min_loss_scale"));
+  SLUICE_RETURN_IF_ERROR(CheckScale(o.min_loss_scale, "min_loss_scale"));
+  SLUICE_RETURN_IF_ERROR(CheckRange(o.consecutive_hysteresis, 0, 1, "consecutive_hysteresis"));
   return LossScaleOptions{.static_scale = o.static_loss_scale,
                           .initial_scale_power = o.initial_scale_power,
                           .window = o.loss_scale_window,
@@ -287,6 +296,8 @@ absl::StatusOr<PlacementOptions> ToPlacement(const sluice_options& o) {
       CheckRange(o.lowest_state_tier, SLUICE_HBM, SLUICE_NVME, "lowest_state_tier"));
   placement.lowest_param_tier = static_cast<Tier>(o.lowest_param_tier);
   placement.lowest_state_tier = static_cast<Tier>(o.lowest_state_tier);
+  SLUICE_RETURN_IF_ERROR(
+      CheckRange(o.resident_elements_max, -1, INT64_MAX, "resident_elements_max"));
   if (o.resident_elements_max >= 0) placement.resident_elements_max = o.resident_elements_max;
   return placement;
 }
@@ -327,10 +338,16 @@ absl::StatusOr<RuntimeConfig> ToConfig(const sluice_options* given) {
   SLUICE_RETURN_IF_ERROR(
       CheckRange(o.resident_elements_max, -1, INT64_MAX, "resident_elements_max"));
   SLUICE_RETURN_IF_ERROR(CheckRange(o.chunk_elements, 0, int64_t{1} << 30, "chunk_elements"));
-  SLUICE_RETURN_IF_ERROR(CheckAtLeast(o.link_bytes_per_second, 0, "link_bytes_per_second"));
-  SLUICE_RETURN_IF_ERROR(
-      CheckRange(static_cast<int64_t>(std::min(o.trace_spans_max, uint64_t{1} << 62)), 0, 1 << 26,
-                 "trace_spans_max"));
+  // Slower, and the time of a copy would not be a number of nanoseconds.
+  if (o.link_bytes_per_second != 0) {
+    SLUICE_RETURN_IF_ERROR(
+        CheckReal(o.link_bytes_per_second, 1e3, 1e18, "link_bytes_per_second, if not 0,"));
+  }
+  SLUICE_RETURN_IF_ERROR(CheckRange(o.overlap, 0, 1, "overlap"));
+  if (o.trace_spans_max > uint64_t{1} << 26) {
+    return absl::InvalidArgumentError(fmt::format("trace_spans_max is {}; it must be at most {}",
+                                                  o.trace_spans_max, uint64_t{1} << 26));
+  }
   config.budgets = {Bytes(o.hbm_bytes), Bytes(o.pinned_bytes), Bytes(o.nvme_bytes)};
   constexpr IoEngineKind kEngines[] = {IoEngineKind::kAuto, IoEngineKind::kIoUring,
                                        IoEngineKind::kThreads, IoEngineKind::kLibaio};

@@ -124,6 +124,7 @@ absl::Status CheckUnit(const OffloadRuntime& runtime, uint32_t unit);
 absl::Status CheckTensor(const OffloadRuntime& runtime, uint32_t tensor);
 absl::Status CheckElements(const OffloadRuntime& runtime, uint32_t tensor, int64_t elements);
 absl::Status CheckRange(int64_t value, int64_t low, int64_t high, const char* name);
+absl::Status CheckReal(double value, double low, double high, const char* name);
 absl::StatusOr<FloatType> ToFloatType(int32_t dtype, std::string_view name);
 // Of one unit, whose name is for messages.
 absl::StatusOr<UnitTypes> ToUnitTypes(int32_t param_dtype, int32_t grad_dtype,
@@ -162,6 +163,8 @@ void WriteStruct(T result, T* value) {
   std::memcpy(static_cast<void*>(value), static_cast<const void*>(&result),
               std::min(value->struct_size, sizeof(T)));
 }
+
+inline constexpr uint32_t kGroupsMax = 1 << 20;  // of hyperparameters
 
 absl::StatusOr<RuntimeConfig> ToConfig(const sluice_options* options);
 absl::StatusOr<StepRequest> ToStepRequest(const sluice_step_args* args,

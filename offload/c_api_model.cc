@@ -57,6 +57,7 @@ sluice_status sluice_model_add_tensor(sluice_model model, uint32_t unit, const c
       return absl::InvalidArgumentError(
           fmt::format("tensor '{}' has {} elements; it must have at least one", name, elements));
     }
+    SLUICE_RETURN_IF_ERROR(CheckRange(group, 0, kGroupsMax - 1, "group"));
     spec.tensors.push_back(
         {.name = name, .unit = UnitIndex(unit), .elements = elements, .group = group});
     *tensor = static_cast<uint32_t>(spec.tensors.size() - 1);

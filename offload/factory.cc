@@ -7,12 +7,15 @@
 #include "core/cuda_device.h"
 #include "core/status.h"
 #include "core/topology.h"
+#include "offload/ram_need.h"
 
 namespace sluice {
 
 namespace {
 
-constexpr Bytes kSegmentBytes = GiB(1);
+// Segments are few, since each takes a descriptor, and not smaller than this.
+constexpr int64_t kSegmentsWanted = 128;
+constexpr Bytes kSegmentBytesMin = GiB(1);
 
 // The process's own: they hold nothing but what the kernel gives. Never destroyed: a runtime that
 // was abandoned, or never destroyed, may use them until the process has ended.
@@ -40,6 +43,16 @@ absl::StatusOr<std::unique_ptr<Device>> DeviceOf(const Plan& plan, const Runtime
                         RealClock(), RealMemory());
 }
 
+absl::Status CheckRamOf(const Plan& plan, const RuntimeConfig& config,
+                        const SegmentTable& segments) {
+  const bool hbm_is_ram = plan.device.kind == DeviceKind::kHost && config.hbm == nullptr;
+  SLUICE_ASSIGN_OR_RETURN(const MemoryLimits limits, ReadMemoryLimits());
+  return CheckRam({.pinned = plan.placement.pinned(),
+                   .hbm = hbm_is_ram ? plan.placement.hbm() : Bytes(0),
+                   .files = BytesInRam(segments, config.nvme_paths)},
+                  limits);
+}
+
 }  // namespace
 
 absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConfig& config) {
@@ -65,8 +78,14 @@ absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConf
     input.options.lowest_state_tier =
         std::max(input.options.lowest_state_tier, config.highest_state_tier_on_host);
   }
-  const int64_t chunk_elements_default =
-      input.options.lowest_state_tier == Tier::kHbm ? kChunkElementsInHbm : kChunkElementsDefault;
+  input.options.io_alignment =
+      std::max(input.options.io_alignment, ExtentAlignmentOf(config.nvme_paths));
+  int64_t parameters = 0;  // refused below if it is too large
+  for (const ModelSpec::Tensor& tensor : spec.tensors)
+    parameters += std::clamp<int64_t>(tensor.elements, 0, kElementsMax);
+  const int64_t chunk_elements_default = ChunkElementsFor(
+      std::min(parameters, kElementsMax),
+      input.options.lowest_state_tier == Tier::kHbm ? kChunkElementsInHbm : kChunkElementsDefault);
   SLUICE_ASSIGN_OR_RETURN(
       input.layout,
       ModelLayout::Make(spec,
@@ -93,11 +112,22 @@ absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config
               std::move(placement)};
 }
 
+int64_t ChunkElementsFor(int64_t parameters, int64_t least) {
+  const int64_t enough = (parameters + kChunksWanted - 1) / kChunksWanted;
+  return std::max(least, (enough + kCellElements - 1) / kCellElements * kCellElements);
+}
+
 SegmentTable SegmentsOf(const Plan& plan, uint32_t paths) {
   const BlockMap blocks = MapBlocks(plan.layout, plan.placement);
-  Bytes largest = kSegmentBytes;
-  for (Bytes size : blocks.sizes) largest = std::max(largest, RoundUp(size, kExtentAlignment));
-  return PlanSegments(blocks.sizes, paths, largest);
+  const Bytes alignment = plan.placement.io_alignment;
+  Bytes largest, sum;
+  for (Bytes size : blocks.sizes) {
+    largest = std::max(largest, RoundUp(size, alignment));
+    sum += RoundUp(size, alignment);
+  }
+  const Bytes wanted = std::max(kSegmentBytesMin, RoundUp(sum / kSegmentsWanted, alignment));
+  const Bytes segment = std::max(largest, std::min(wanted, FileBytesMax()));
+  return PlanSegments(blocks.sizes, paths, segment, alignment);
 }
 
 RuntimeOptions OptionsOf(const RuntimeConfig& config, const Budgets& budgets) {
@@ -113,15 +143,14 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spe
   SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, config));
   SLUICE_ASSIGN_OR_RETURN(const int workers, WorkersOf(config));
   Seams seams;
+  seams.segments = SegmentsOf(plan, static_cast<uint32_t>(config.nvme_paths.size()));
+  SLUICE_RETURN_IF_ERROR(CheckRamOf(plan, config, seams.segments));
   seams.clock = RealClock();
   seams.host_memory = RealMemory();
   SLUICE_ASSIGN_OR_RETURN(seams.executor, MakeExecutor(config.executor, workers));
   SLUICE_ASSIGN_OR_RETURN(seams.device, DeviceOf(plan, config));
   seams.device_reason = plan.device.reason;
-  if (plan.placement.nvme() > Bytes(0)) {
-    seams.segments = SegmentsOf(plan, static_cast<uint32_t>(config.nvme_paths.size()));
-    SLUICE_ASSIGN_OR_RETURN(seams.files, CreateSegments(seams.segments, config.nvme_paths));
-  }
+  SLUICE_ASSIGN_OR_RETURN(seams.files, CreateSegments(seams.segments, config.nvme_paths));
   seams.make_engine = [config](std::span<const MemoryView> arenas,
                                std::span<const DirectFile> files) {
     return MakeIoEngine(config.engine, files, arenas, config.io, RealClock());

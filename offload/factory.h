@@ -43,6 +43,13 @@ inline constexpr int64_t kChunkElementsDefault = 12 * kCellElements;  // 576 KiB
 // Where states don't move, a chunk is what one launch updates: enough to fill a GPU.
 inline constexpr int64_t kChunkElementsInHbm = 256 * kCellElements;
 
+// A table of so many chunks is small beside any machine that holds the model: larger models have
+// larger chunks.
+inline constexpr int64_t kChunksWanted = int64_t{1} << 22;
+// `least`, or the multiple of kCellElements that makes kChunksWanted of `parameters`, if that is
+// more.
+int64_t ChunkElementsFor(int64_t parameters, int64_t least);
+
 // What a placement is made from: the layout of `spec`, and of `config` what places it, with what
 // was not given chosen. Errors: InvalidArgument, Unavailable (see ChooseDevice).
 struct PlanInput {
@@ -67,13 +74,16 @@ struct Plan {
 };
 absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config);
 
+// Errors beside those of its parts: ResourceExhausted if RAM does not have what the plan takes of
+// it.
 absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spec,
                                                             const RuntimeConfig& config);
 
 // What of `config` a runtime is told.
 RuntimeOptions OptionsOf(const RuntimeConfig& config, const Budgets& budgets);
 
-// The segments that the blocks of `plan` need on `paths` drives.
+// The segments that the blocks of `plan` need on `paths` drives: of 1 GiB, or larger so that they
+// are about 128 in all, but not larger than this process may make a file.
 SegmentTable SegmentsOf(const Plan& plan, uint32_t paths);
 
 }  // namespace sluice

@@ -63,7 +63,7 @@ absl::Status ModelLayout::AddTensor(const ModelSpec::Tensor& tensor) {
   if (tensor.elements <= 0 || tensor.elements > kElementsMax - parameter_count_) {
     return absl::InvalidArgumentError(
         fmt::format("tensor '{}' has {} elements; it must have at least one, and all tensors "
-                    "together at most 2^40",
+                    "together at most 2^44",
                     tensor.name, tensor.elements));
   }
   UnitLayout& unit = units_[tensor.unit.value()];
@@ -108,18 +108,19 @@ void ModelLayout::PlaceTensors(UnitIndex unit_index) {
   }
 }
 
-// Takes cells one by one; a cell that would make the chunk longer than chunk_elements_, or of which
-// something else is kept, begins the next.
+// Takes as many cells as fit; a cell that would make the chunk longer than chunk_elements_, or of
+// which something else is kept, begins the next.
 absl::Status ModelLayout::CutIntoChunks(UnitIndex unit_index) {
   UnitLayout& unit = units_[unit_index.value()];
   unit.first_chunk = static_cast<uint32_t>(chunks_.size());
   for (TensorIndex t : unit.tensors) {
     const TensorLayout& tensor = tensors_[t.value()];
-    for (int64_t begin = 0; begin < tensor.elements; begin += kCellElements) {
-      const int64_t length = std::min(kCellElements, tensor.elements - begin);
+    int64_t length = 0;
+    for (int64_t begin = 0; begin < tensor.elements; begin += length) {
+      const int64_t cell = std::min(kCellElements, tensor.elements - begin);
       const int64_t at = tensor.offset + begin;
       const bool fits = chunks_.size() > unit.first_chunk && chunks_.back().keep == tensor.keep &&
-                        at + length - chunks_.back().offset <= chunk_elements_;
+                        at + cell - chunks_.back().offset <= chunk_elements_;
       if (!fits && chunks_.size() == kChunksMax) return TooManyChunks();
       if (!fits) {
         chunks_.push_back({.unit = unit_index,
@@ -132,6 +133,9 @@ absl::Status ModelLayout::CutIntoChunks(UnitIndex unit_index) {
                            .types = unit.types});
       }
       ChunkLayout& chunk = chunks_.back();
+      const int64_t room = chunk.offset + chunk_elements_ - at;
+      length = tensor.elements - begin;
+      if (length > room) length = room / kCellElements * kCellElements;
       if (chunk.run_count > 0 && runs_.back().tensor == t) {
         runs_.back().elements += length;
       } else {
@@ -151,7 +155,8 @@ absl::Status ModelLayout::CutIntoChunks(UnitIndex unit_index) {
 
 absl::Status ModelLayout::TooManyChunks() const {
   return absl::InvalidArgumentError(fmt::format(
-      "more than {} chunks: raise chunk_elements, which is {}", kChunksMax, chunk_elements_));
+      "more than {} chunks: raise chunk_elements, which is {}, or leave it to be chosen",
+      kChunksMax, chunk_elements_));
 }
 
 }  // namespace sluice

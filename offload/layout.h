@@ -29,7 +29,7 @@
 namespace sluice {
 
 inline constexpr int64_t kTensorAlignment = 64;            // elements
-inline constexpr int64_t kElementsMax = int64_t{1} << 40;  // of all tensors together
+inline constexpr int64_t kElementsMax = int64_t{1} << 44;  // of all tensors together
 inline constexpr size_t kChunksMax = size_t{1} << 24;
 
 // What of a tensor is kept on the tiers. A frozen tensor (kParam) has a compute copy and nothing

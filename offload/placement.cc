@@ -34,6 +34,7 @@ class Placer {
 
   absl::StatusOr<Placement> Run() {
     const bool all_in_hbm = options_.lowest_state_tier == Tier::kHbm;
+    p_.io_alignment = options_.io_alignment;
     MeasureGradients();
     SLUICE_RETURN_IF_ERROR(all_in_hbm ? PlaceAllInHbm() : PlaceInHbm());
     SLUICE_RETURN_IF_ERROR(PlaceInPinned());
@@ -116,8 +117,10 @@ class Placer {
     Bytes largest_states, largest_params;
     for (const ChunkLayout& chunk : layout_.chunks()) {
       if (!states_elsewhere) all_states += RoundUp(chunk.state_bytes(), kSlotAlignment);
-      largest_states = std::max(largest_states, RoundUp(chunk.state_bytes(), kSlotAlignment));
-      largest_params = std::max(largest_params, RoundUp(chunk.param_bytes(), kSlotAlignment));
+      largest_states =
+          std::max(largest_states, RoundUp(chunk.state_bytes(), options_.io_alignment));
+      largest_params =
+          std::max(largest_params, RoundUp(chunk.param_bytes(), options_.io_alignment));
     }
     for (uint32_t u = 0; u < layout_.units().size(); ++u) {
       if (p_.param_home[u] == Tier::kPinned) all_params += p_.slot_bytes[u];
@@ -181,7 +184,7 @@ class Placer {
       p_.param_home[u] = Tier::kNvme;
       for (uint32_t c = 0; c < layout_.units()[u].chunk_count; ++c) {
         const ChunkLayout& chunk = layout_.chunks()[layout_.units()[u].first_chunk + c];
-        p_.params_nvme += RoundUp(chunk.param_bytes(), kSlotAlignment);
+        p_.params_nvme += RoundUp(chunk.param_bytes(), options_.io_alignment);
       }
     }
   }
@@ -197,7 +200,7 @@ class Placer {
       }
       p_.state_home.push_back(full ? Tier::kNvme : Tier::kPinned);
       if (full) {
-        p_.states_nvme += bytes;
+        p_.states_nvme += RoundUp(chunk.state_bytes(), options_.io_alignment);
       } else {
         *left -= bytes;
         p_.states_pinned += bytes;

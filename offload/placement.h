@@ -36,6 +36,9 @@ struct Budgets {
   Bytes nvme;
 };
 
+inline constexpr Bytes kSlotAlignment = Bytes(4096);  // of units, buffers and homes in every arena
+inline constexpr int kBuffersMin = 2;
+
 struct PlacementOptions {
   Tier lowest_param_tier = Tier::kNvme;
   Tier lowest_state_tier = Tier::kNvme;   // kHbm: states and gradients live there, all of them
@@ -43,10 +46,9 @@ struct PlacementOptions {
   int state_buffers =
       32;  // wanted for moving states, if any state is on NVMe; at least 2 are needed
   int param_buffers = 24;  // wanted for moving parameters, if a copy passes through; at least 2
+  // Of transfers to and from the drives: a power of two, from kSlotAlignment to 2 MiB.
+  Bytes io_alignment = kSlotAlignment;
 };
-
-inline constexpr Bytes kSlotAlignment = Bytes(4096);  // of units, buffers and homes in every arena
-inline constexpr int kBuffersMin = 2;
 
 // What pinned memory must hold whatever the budgets: the smallest pinned budget, and of what it is.
 struct LeastPinned {
@@ -76,6 +78,7 @@ struct Placement {
   Bytes states_pinned;
   Bytes state_buffer_bytes;  // of one
   Bytes param_buffer_bytes;
+  Bytes io_alignment;  // of both kinds of buffers, and of extents
   int state_buffers = 0;
   int param_buffers = 0;
   Bytes states_nvme;  // extents

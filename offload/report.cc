@@ -4,12 +4,14 @@
 
 #include <algorithm>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "core/arena.h"
 #include "core/budget.h"
 #include "core/config.h"
 #include "core/executor.h"
+#include "core/json_text.h"
 #include "core/status.h"
 #include "core/topology.h"
 #include "fmt/format.h"
@@ -23,11 +25,6 @@ namespace sluice {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-// What isn't UTF-8, such as the bytes of a path, is replaced.
-std::string Text(const Json& json) {
-  return json.dump(2, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace);
-}
 
 Json Tiers(Bytes hbm, Bytes pinned, Bytes nvme) {
   return {{"hbm", hbm.value()}, {"pinned", pinned.value()}, {"nvme", nvme.value()}};
@@ -119,6 +116,17 @@ Json PathReport(const std::string& path, Json* advice) {
   report["description"] = file->description();
   report["direct_io"] = file->direct();
   if (const auto free = FreeSpace(path); free.ok()) report["free_bytes"] = free->value();
+  if (file->in_ram()) {
+    advice->push_back(fmt::format(
+        "{}: this lies in RAM, and swap files there count as such: choose a directory on a drive",
+        path));
+  }
+  if (file->may_run_out()) {
+    advice->push_back(fmt::format(
+        "{}: copy on write can't be turned off here, so that space may run out in the middle of a "
+        "run: use ext4, xfs or btrfs, or keep much of it free",
+        path));
+  }
   if (!file->direct()) {
     advice->push_back(fmt::format(
         "{}: no direct I/O here, so data passes through the page cache; use ext4 or xfs on a local "
@@ -159,7 +167,7 @@ StepTraffic TrafficOf(const ModelLayout& layout, const Placement& p) {
   t.nvme_written = p.states_nvme;
   for (const ChunkLayout& chunk : layout.chunks()) {
     if (p.param_home[chunk.unit.value()] == Tier::kNvme && chunk.keep != Keep::kParam)
-      t.nvme_written += RoundUp(chunk.param_bytes(), kSlotAlignment);
+      t.nvme_written += RoundUp(chunk.param_bytes(), p.io_alignment);
   }
   t.read_ahead = std::min(p.states_nvme, p.state_buffer_bytes * p.state_buffers);
   const double evicted = p.hbm() == Bytes(0) ? 0.0 : 1.0;
@@ -187,7 +195,7 @@ std::string PlacementJson(const ModelLayout& layout, const DeviceChoice& device,
                           const Placement& placement, const Budgets& budgets) {
   Json json = PlacementObject(layout, placement, budgets);
   json["device"] = DeviceObject(device);
-  return Text(json);
+  return JsonText(std::move(json), 2);
 }
 
 StepTraffic OffloadRuntime::Traffic() const { return TrafficOf(layout_, placement_); }
@@ -214,7 +222,7 @@ std::string OffloadRuntime::ReportJson() const {
   const StepResult step = last_step();
   report["loss_scale"] = step.loss_scale;
   report["failure"] = std::string(Message(failure()));
-  return Text(report);
+  return JsonText(std::move(report), 2);
 }
 
 std::string DoctorJson(const std::string& path) {
@@ -257,7 +265,7 @@ std::string DoctorJson(const std::string& path) {
   }
   if (!path.empty()) report["path"] = PathReport(path, &advice);
   report["advice"] = std::move(advice);
-  return Text(report);
+  return JsonText(std::move(report), 2);
 }
 
 }  // namespace sluice

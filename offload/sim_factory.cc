@@ -32,7 +32,8 @@ absl::StatusOr<SimRuntime> MakeSimRuntime(const ModelSpec& spec, const RuntimeCo
   const auto paths = static_cast<uint32_t>(std::max<size_t>(1, config.nvme_paths.size()));
   seams.segments = SegmentsOf(plan, paths);
   seams.make_engine =
-      [world, sizes = seams.segments.file_sizes, limits = config.io, latency = options.io_latency](
+      [world, sizes = seams.segments.file_sizes, alignment = plan.placement.io_alignment,
+       limits = config.io, latency = options.io_latency](
           std::span<const MemoryView>,
           std::span<const DirectFile>) -> absl::StatusOr<std::unique_ptr<IoEngine>> {
     for (Bytes size : sizes) {
@@ -42,7 +43,7 @@ absl::StatusOr<SimRuntime> MakeSimRuntime(const ModelSpec& spec, const RuntimeCo
     SimIoOptions io{.bytes_per_second = 1e8 * static_cast<double>(world->Uniform(1, 50)),
                     .latency_min = Nanos(10'000),
                     .latency_max = Nanos(static_cast<int64_t>(world->Uniform(20'000, 2'000'000))),
-                    .alignment = kExtentAlignment};
+                    .alignment = alignment};
     if (latency > Nanos(0)) {
       io.bytes_per_second = 1e18;
       io.latency_min = io.latency_max = latency;

@@ -22,11 +22,28 @@ BlockMap MapBlocks(const ModelLayout& layout, const Placement& placement) {
   return map;
 }
 
+namespace {
+
+absl::StatusOr<BufferPool> CarvePool(Arena* arena, Bytes size, int count, Bytes alignment) {
+  if (count == 0) return BufferPool();
+  SLUICE_ASSIGN_OR_RETURN(const MemoryView view, arena->Carve(size * count, alignment));
+  return BufferPool(view, size);
+}
+
+}  // namespace
+
 absl::StatusOr<TierMemory> TierMemory::Make(const ModelLayout& layout, const Placement& placement,
                                             Device* device, MemoryResource* host) {
   TierMemory memory;
   SLUICE_ASSIGN_OR_RETURN(memory.hbm, device->MakeHbmArena(placement.hbm()));
   SLUICE_ASSIGN_OR_RETURN(memory.pinned, Arena::Create(host, placement.pinned()));
+  // First, so that nothing is lost to their alignment.
+  SLUICE_ASSIGN_OR_RETURN(memory.state_buffers,
+                          CarvePool(&memory.pinned, placement.state_buffer_bytes,
+                                    placement.state_buffers, placement.io_alignment));
+  SLUICE_ASSIGN_OR_RETURN(memory.param_buffers,
+                          CarvePool(&memory.pinned, placement.param_buffer_bytes,
+                                    placement.param_buffers, placement.io_alignment));
   memory.blocks = MapBlocks(layout, placement);
   for (size_t u = 0; u < layout.units().size(); ++u) {
     Arena* arena = placement.param_home[u] == Tier::kHbm      ? &memory.hbm
@@ -62,17 +79,8 @@ absl::StatusOr<TierMemory> TierMemory::Make(const ModelLayout& layout, const Pla
     memory.sums_hbm = there.data();
     memory.sums = here.data();
   }
-  const auto pool = [](Arena* arena, Bytes size, int count) -> absl::StatusOr<BufferPool> {
-    if (count == 0) return BufferPool();
-    SLUICE_ASSIGN_OR_RETURN(const MemoryView view, arena->Carve(size * count, kSlotAlignment));
-    return BufferPool(view, size);
-  };
-  SLUICE_ASSIGN_OR_RETURN(memory.state_buffers, pool(&memory.pinned, placement.state_buffer_bytes,
-                                                     placement.state_buffers));
-  SLUICE_ASSIGN_OR_RETURN(memory.param_buffers, pool(&memory.pinned, placement.param_buffer_bytes,
-                                                     placement.param_buffers));
-  SLUICE_ASSIGN_OR_RETURN(memory.grad_buffers,
-                          pool(&memory.hbm, placement.grad_buffer_bytes, placement.grad_buffers));
+  SLUICE_ASSIGN_OR_RETURN(memory.grad_buffers, CarvePool(&memory.hbm, placement.grad_buffer_bytes,
+                                                         placement.grad_buffers, kSlotAlignment));
   if (placement.hbm_cache > Bytes(0)) {
     SLUICE_ASSIGN_OR_RETURN(memory.hbm_cache,
                             memory.hbm.Carve(placement.hbm_cache, kSlotAlignment));

@@ -7,6 +7,10 @@
 
 namespace sluice {
 
+namespace {
+constexpr double kScaleMax = 0x1p126;  // fp32 has it, and its inverse
+}
+
 LossScaler::LossScaler(const LossScaleOptions& options)
     : options_(options),
       scale_(options.static_scale > 0 ? options.static_scale
@@ -33,7 +37,7 @@ absl::Status LossScaler::Update(bool overflow) {
     const int64_t stable = step_ - last_overflow_step_ - 1;
     if (stable > 0 && stable % options_.window == 0) {
       if (!options_.consecutive_hysteresis) hysteresis_left_ = options_.hysteresis;
-      scale_ *= 2;
+      scale_ = std::min(scale_ * 2, kScaleMax);
     }
   }
   ++step_;

@@ -375,7 +375,7 @@ absl::StatusOr<HfModel> ModelOfHfConfig(const Json& config, const std::string& s
   SLUICE_RETURN_IF_ERROR(job.f.status());
   if (job.builder.too_large()) {
     return absl::InvalidArgumentError(
-        fmt::format("{}: at most 1T parameters can be planned", source));
+        fmt::format("{}: at most 16T parameters can be planned", source));
   }
   std::string description = type;
   if (!job.architecture.empty()) description += ", " + job.architecture;

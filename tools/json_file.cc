@@ -8,6 +8,7 @@
 #include <cmath>
 #include <utility>
 
+#include "core/json_text.h"
 #include "core/status.h"
 #include "fmt/format.h"
 
@@ -55,9 +56,7 @@ std::string Shown(const Json& value) {
 
 }  // namespace
 
-std::string Text(const Json& json) {
-  return json.dump(-1, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace);
-}
+std::string Text(const Json& json) { return JsonText(json, -1); }
 
 absl::StatusOr<Json> ReadJsonFile(const std::string& path) {
   SLUICE_ASSIGN_OR_RETURN(const std::string text, ReadAll(path));

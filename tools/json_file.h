@@ -18,7 +18,7 @@ namespace sluice::tools {
 
 using Json = nlohmann::ordered_json;
 
-// `json` as text. What isn't UTF-8 in it, such as a path's bytes, is replaced.
+// `json` as text. What isn't UTF-8 in it, such as a path's bytes, is written out (JsonText).
 std::string Text(const Json& json);
 
 // The object that a regular file of at most 16 MiB holds; comments are allowed. Errors:

@@ -49,7 +49,7 @@ absl::StatusOr<ModelSpec> MakeModelSpec(const ModelShape& shape) {
   if (h == 0 && shape.vocab > 0) return Wrong("--vocab needs --hidden");
   const double blocks = static_cast<double>(layers) * 12.0 * static_cast<double>(h * h);
   if (shape.params > kParamsMax || blocks > static_cast<double>(kParamsMax)) {
-    return Wrong("at most 1T parameters can be planned");
+    return Wrong("at most 16T parameters can be planned");
   }
   if (h == 0) {
     if (shape.params < layers) {
@@ -75,7 +75,7 @@ absl::StatusOr<ModelSpec> MakeModelSpec(const ModelShape& shape) {
   for (int64_t i = 0; i < layers; ++i) AddBlock(i, h, &builder);
   builder.Unit("norm");
   builder.Tensor("weight", {2, h});
-  if (builder.too_large()) return Wrong("at most 1T parameters can be planned");
+  if (builder.too_large()) return Wrong("at most 16T parameters can be planned");
   return builder.Take();
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/config.h"
+#include "core/json_text.h"
 #include "core/status.h"
 #include "fmt/format.h"
 #include "nlohmann/json.hpp"
@@ -214,7 +215,7 @@ absl::Status ReadFiles(PlanOptions* options, Json* model) {
 std::string PlanJson(const Plan& plan, const std::string& described) {
   Json json = Json::parse(PlacementJson(plan.layout, plan.device, plan.placement, plan.budgets));
   if (!described.empty()) json["model"] = described;
-  return json.dump(2);
+  return JsonText(json, 2);
 }
 
 ExitCode RunPlan(PlanOptions options) {

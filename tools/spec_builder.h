@@ -17,7 +17,7 @@
 
 namespace sluice::tools {
 
-inline constexpr int64_t kParamsMax = 1'000'000'000'000;
+inline constexpr int64_t kParamsMax = 16'000'000'000'000;
 
 class SpecBuilder {
  public:

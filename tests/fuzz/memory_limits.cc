@@ -1,4 +1,5 @@
-// What /proc and /sys may say of memory: every file that is read, with any content.
+// What /proc and /sys may say of memory and of CPU quotas: every file that is read, with any
+// content.
 
 #include <fuzzer/FuzzedDataProvider.h>
 
@@ -31,6 +32,13 @@ std::string Cgroup(FuzzedDataProvider* input) {
                               : input->PickValueInArray(kLines);
 }
 
+std::string Mountinfo(FuzzedDataProvider* input) {
+  static const char* const kLines[] = {"", "30 23 0:26 /a /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+                                       "30 23 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup cpu\n"};
+  return input->ConsumeBool() ? input->ConsumeRandomLengthString(200)
+                              : input->PickValueInArray(kLines);
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
@@ -38,6 +46,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::map<std::string, std::string> files;
   files["/proc/meminfo"] = Meminfo(&input);
   files["/proc/self/cgroup"] = Cgroup(&input);
+  files["/proc/self/mountinfo"] = Mountinfo(&input);
   for (const char* path : {"", "/a", "/a/b"}) {
     const std::string v2 = std::string("/sys/fs/cgroup") + path;
     files[v2 + "/memory.max"] = Number(&input);
@@ -46,13 +55,16 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const std::string v1 = std::string("/sys/fs/cgroup/memory") + path;
     files[v1 + "/memory.limit_in_bytes"] = Number(&input);
     files[v1 + "/memory.usage_in_bytes"] = Number(&input);
+    files[v2 + "/memory.high"] = Number(&input);
+    files[v2 + "/cpu.max"] = Number(&input) + " " + Number(&input);
   }
-  const absl::StatusOr<MemoryLimits> limits =
-      MemoryLimitsOf([&files](const std::string& path) -> absl::StatusOr<std::string> {
-        const auto it = files.find(path);
-        if (it == files.end()) return absl::NotFoundError(path);
-        return it->second;
-      });
+  const FileReader read = [&files](const std::string& path) -> absl::StatusOr<std::string> {
+    const auto it = files.find(path);
+    if (it == files.end()) return absl::NotFoundError(path);
+    return it->second;
+  };
+  if (const auto quota = FindCpuQuota(read); quota) SLUICE_CHECK(quota->cores > 0);
+  const absl::StatusOr<MemoryLimits> limits = MemoryLimitsOf(read);
   if (!limits.ok()) return 0;
   SLUICE_CHECK(limits->machine_total >= Bytes(0) && limits->cgroup_used >= Bytes(0));
   SLUICE_CHECK(limits->available() >= Bytes(0));

@@ -2,6 +2,8 @@
 
 #include <libaio.h>
 #include <liburing.h>
+#include <poll.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -28,6 +30,10 @@ struct State {
   int submissions = 0;
   int io_uring_setup_error = 0;
   int libaio_setup_error = 0;
+  FaultyKernel::Call failing_call{};
+  int call_error = 0;
+  int call_failures_left = 0;
+  int calls_failed = 0;
 };
 
 State& Get() {
@@ -47,6 +53,18 @@ std::optional<FaultyKernel::Outcome> Next(State& state) {
 bool Refused(State& state) {
   ++state.submissions;
   return state.refusals_left > 0 && state.refusals_left-- > 0;
+}
+
+using Call = FaultyKernel::Call;
+
+// The errno that this call is to fail with, or 0.
+int FailedCall(Call call) {
+  State& state = Get();
+  const std::lock_guard lock(state.mutex);
+  if (call != state.failing_call || state.call_failures_left == 0) return 0;
+  --state.call_failures_left;
+  ++state.calls_failed;
+  return state.call_error;
 }
 
 // Makes the entries that the next submission hands over end as the script says. They are looked at
@@ -123,6 +141,19 @@ int FaultyKernel::submissions() {
   return Get().submissions;
 }
 
+void FaultyKernel::FailCalls(Call call, int error, int times) {
+  const std::lock_guard lock(Get().mutex);
+  Get().failing_call = call;
+  Get().call_error = error;
+  Get().call_failures_left = times;
+  Get().calls_failed = 0;
+}
+
+int FaultyKernel::calls_failed() {
+  const std::lock_guard lock(Get().mutex);
+  return Get().calls_failed;
+}
+
 void FaultyKernel::RefuseSetup(int io_uring_error, int libaio_error) {
   const std::lock_guard lock(Get().mutex);
   Get().io_uring_setup_error = io_uring_error;
@@ -133,6 +164,7 @@ void FaultyKernel::Reset() {
   Script(-1, 0, {});
   RefuseSubmissions(0, 0);
   RefuseSetup(0, 0);
+  FailCalls(Call::kSetup, 0, 0);
 }
 
 bool FaultyKernel::CanFailIoUring() {
@@ -166,12 +198,14 @@ ssize_t __wrap_pwrite(int fd, const void* at, size_t size, off_t offset) {
 
 int __real_io_setup(int events, io_context_t* context);
 int __wrap_io_setup(int events, io_context_t* context) {
+  if (const int failed = sluice::FailedCall(sluice::Call::kIoSetup)) return -failed;
   const int error = sluice::Get().libaio_setup_error;
   return error != 0 ? -error : __real_io_setup(events, context);
 }
 
 int __real_io_submit(io_context_t context, long n, iocb** blocks);
 int __wrap_io_submit(io_context_t context, long n, iocb** blocks) {
+  if (const int failed = sluice::FailedCall(sluice::Call::kIoSubmit)) return -failed;
   sluice::State& state = sluice::Get();
   const std::lock_guard lock(state.mutex);
   if (sluice::Refused(state)) return -state.refusal;
@@ -191,6 +225,7 @@ int __real_io_getevents(io_context_t context, long least, long most, io_event* e
                         timespec* timeout);
 int __wrap_io_getevents(io_context_t context, long least, long most, io_event* events,
                         timespec* timeout) {
+  if (const int failed = sluice::FailedCall(sluice::Call::kIoGetevents)) return -failed;
   const int n = __real_io_getevents(context, least, most, events, timeout);
   sluice::State& state = sluice::Get();
   const std::lock_guard lock(state.mutex);
@@ -205,17 +240,44 @@ int __wrap_io_getevents(io_context_t context, long least, long most, io_event* e
 
 int __real_io_uring_queue_init_params(unsigned entries, io_uring* ring, io_uring_params* params);
 int __wrap_io_uring_queue_init_params(unsigned entries, io_uring* ring, io_uring_params* params) {
+  if (const int failed = sluice::FailedCall(sluice::Call::kSetup)) return -failed;
   const int error = sluice::Get().io_uring_setup_error;
   return error != 0 ? -error : __real_io_uring_queue_init_params(entries, ring, params);
 }
 
+int __real_io_uring_register_files(io_uring* ring, const int* files, unsigned n);
+int __wrap_io_uring_register_files(io_uring* ring, const int* files, unsigned n) {
+  const int failed = sluice::FailedCall(sluice::Call::kRegister);
+  return failed != 0 ? -failed : __real_io_uring_register_files(ring, files, n);
+}
+
+int __real_io_uring_register_buffers(io_uring* ring, const iovec* buffers, unsigned n);
+int __wrap_io_uring_register_buffers(io_uring* ring, const iovec* buffers, unsigned n) {
+  const int failed = sluice::FailedCall(sluice::Call::kRegister);
+  return failed != 0 ? -failed : __real_io_uring_register_buffers(ring, buffers, n);
+}
+
+int __real_ppoll(pollfd* fds, nfds_t n, const timespec* timeout, const sigset_t* mask);
+int __wrap_ppoll(pollfd* fds, nfds_t n, const timespec* timeout, const sigset_t* mask) {
+  errno = sluice::FailedCall(sluice::Call::kPpoll);
+  return errno != 0 ? -1 : __real_ppoll(fds, n, timeout, mask);
+}
+
+int __real_eventfd(unsigned count, int flags);
+int __wrap_eventfd(unsigned count, int flags) {
+  errno = sluice::FailedCall(sluice::Call::kEventfd);
+  return errno != 0 ? -1 : __real_eventfd(count, flags);
+}
+
 int __real_io_uring_submit(io_uring* ring);
 int __wrap_io_uring_submit(io_uring* ring) {
+  if (const int failed = sluice::FailedCall(sluice::Call::kEnter)) return -failed;
   return sluice::RefusedRing(ring) ? -sluice::Get().refusal : __real_io_uring_submit(ring);
 }
 
 int __real_io_uring_submit_and_wait(io_uring* ring, unsigned n);
 int __wrap_io_uring_submit_and_wait(io_uring* ring, unsigned n) {
+  if (const int failed = sluice::FailedCall(sluice::Call::kEnter)) return -failed;
   return sluice::RefusedRing(ring) ? -sluice::Get().refusal
                                    : __real_io_uring_submit_and_wait(ring, n);
 }
@@ -224,6 +286,7 @@ int __real_io_uring_submit_and_wait_timeout(io_uring* ring, io_uring_cqe** cqe, 
                                             __kernel_timespec* timeout, sigset_t* mask);
 int __wrap_io_uring_submit_and_wait_timeout(io_uring* ring, io_uring_cqe** cqe, unsigned n,
                                             __kernel_timespec* timeout, sigset_t* mask) {
+  if (const int failed = sluice::FailedCall(sluice::Call::kEnter)) return -failed;
   return sluice::RefusedRing(ring)
              ? -sluice::Get().refusal
              : __real_io_uring_submit_and_wait_timeout(ring, cqe, n, timeout, mask);

@@ -33,6 +33,22 @@ class FaultyKernel {
   static void RefuseSubmissions(int times, int error);
   static int submissions();  // since then, the refused ones included
 
+  // Calls about a whole queue. kEnter is whatever enters io_uring.
+  enum class Call {
+    kSetup,
+    kRegister,
+    kEnter,
+    kIoSetup,
+    kIoSubmit,
+    kIoGetevents,
+    kPpoll,
+    kEventfd
+  };
+  static constexpr int kCalls = 8;
+  // The next `times` of `call` fail with `error`.
+  static void FailCalls(Call call, int error, int times);
+  static int calls_failed();
+
   // Setting up io_uring and libaio fails with these, if not 0.
   static void RefuseSetup(int io_uring_error, int libaio_error);
 

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/statvfs.h>
 
 #include <algorithm>
@@ -128,6 +129,35 @@ TEST_F(SpaceTest, PathsOnOneDriveAreAddedUp) {
   EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
   EXPECT_THAT(Message(status), AllOf(HasSubstr(dir_.path() + " and " + sub),
                                      HasSubstr(fmt::format("{} bytes", 2 * needed_.value()))));
+}
+
+TEST(SegmentsTest, EveryAlignmentIsKept) {
+  for (int64_t alignment = 4096; alignment <= 65536; alignment *= 2) {
+    const SegmentTable table =
+        PlanSegments(std::vector<Bytes>(20, Bytes(100'001)), 2, MiB(1), Bytes(alignment));
+    for (const Extent& extent : table.extents) {
+      EXPECT_EQ(extent.offset.value() % alignment, 0);
+      EXPECT_EQ(extent.length, RoundUp(Bytes(100'001), Bytes(alignment)));
+    }
+  }
+}
+
+TEST(SegmentsTest, MoreFilesThanTheProcessMayOpenAreRefusedUpFront) {
+  TempDir dir;
+  const std::string paths[] = {dir.path()};
+  const SegmentTable table = PlanSegments(std::vector<Bytes>(60, KiB(4)), 1, KiB(4));
+  rlimit old{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &old), 0);
+  rlimit low = old;
+  low.rlim_cur = 64;
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &low), 0);
+  const absl::Status status = CreateSegments(table, paths).status();
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &old), 0);
+  EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+  EXPECT_THAT(std::string(Message(status)),
+              AllOf(HasSubstr("60 swap files are needed"), HasSubstr("may open 64 files"),
+                    HasSubstr("ulimit -n")));
+  EXPECT_TRUE(CreateSegments(table, paths).ok());
 }
 
 TEST_F(SpaceTest, APathThatIsMissingIsNamed) {

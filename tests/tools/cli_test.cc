@@ -63,8 +63,8 @@ TEST(SluiceTest, WhatIsNotUnderstoodIsExitCode2AndNamesIt) {
       {"plan --params 1B --vocab 7", "--vocab"},
       {"plan --params 1M --layers 12 --hidden 768", "leaves nothing of 1000000"},
       {"plan --params 31", "31 parameters can't make 32 units"},
-      {"plan --params 2T", "at most 1T"},
-      {"plan --layers 100000 --hidden 1000000", "at most 1T"}};
+      {"plan --params 20T", "at most 16T"},
+      {"plan --layers 100000 --hidden 1000000", "at most 16T"}};
   for (const auto& [arguments, words] : cases) {
     SCOPED_TRACE(arguments);
     const Result result = Sluice(arguments);

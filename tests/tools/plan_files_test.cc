@@ -178,7 +178,7 @@ TEST_F(PlanFilesTest, AModelThatWillNotDoIsRefusedByFileAndKey) {
       {with("hidden_size", 1e300), "hidden_size: must be"},
       {with("hidden_size", Json::array()), "hidden_size: must be"},
       {with("num_hidden_layers", 10'000'000), "num_hidden_layers: at most 100000"},
-      {with("vocab_size", 1'000'000'000'000), "at most 1T parameters"},
+      {with("vocab_size", 1'000'000'000'000), "at most 16T parameters"},
       {with("add_cross_attention", true), "add_cross_attention"},
       {with("tie_word_embeddings", "no"), "tie_word_embeddings: must be true or false"},
       {"", "is not JSON"},
