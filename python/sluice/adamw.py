@@ -6,7 +6,6 @@ Parameters and `.grad` stay PyTorch's; step() reads the one and writes the other
 schedulers and closures work as ever. The runtime, and with it all memory and disk space, is taken at the first step.
 """
 
-import os
 import sys
 import warnings
 import weakref
@@ -14,7 +13,7 @@ import weakref
 import torch
 
 from . import _abi, away, copies, hyperparameters, registry, state_dicts, units, values
-from .config import parse_bytes
+from .config import checked, paths_of
 from .state_store import StateStore, check_apart, check_here, check_parameter, in_place, units_of
 from .underway import UnderWay
 
@@ -69,17 +68,20 @@ class AdamW(torch.optim.Optimizer):
     ):
         if amsgrad or maximize or differentiable or capturable:
             raise ValueError("amsgrad, maximize, differentiable and capturable are not offered")
-        paths = (nvme_path,) if isinstance(nvme_path, (str, os.PathLike)) else tuple(nvme_path or ())
+        given = {"pinned": pinned, "nvme": nvme, "workers": workers, "chunk_elements": chunk_elements}
+        given |= {"library": library, "simulated_seed": simulated_seed}
+        own = {key: checked(f"sluice.{key}", value, key) for key, value in given.items()}
+        paths = () if nvme_path is None else paths_of(nvme_path, "nvme_path")
         self._options = {
-            "pinned_bytes": -1 if pinned is None else parse_bytes(pinned, "pinned"),
-            "nvme_bytes": -1 if nvme is None else parse_bytes(nvme, "nvme"),
+            "pinned_bytes": -1 if own["pinned"] is None else own["pinned"],
+            "nvme_bytes": -1 if own["nvme"] is None else own["nvme"],
             "nvme_paths": paths,
             "lowest_state_tier": _abi.NVME if paths else _abi.PINNED,
-            "workers": workers or 0,
-            "chunk_elements": chunk_elements or 0,
+            "workers": own["workers"] or 0,
+            "chunk_elements": own["chunk_elements"] or 0,
         }
-        self._library = _abi.Library(library) if library else None
-        self._seed = simulated_seed
+        self._library = _abi.Library(own["library"]) if own["library"] else None
+        self._seed = own["simulated_seed"]
         self._module = overlap
         self._store = None
         self._grown = False  # parameters were added since the store was made

@@ -15,7 +15,7 @@ from sluice import _abi, _checked
 from sluice.config import checked, load_config, parse_bytes
 from sluice.config_keys import KEYS, USED, Key
 from sluice.engine import Engine
-from training import ROOT, mlp
+from training import FEATURES, ROOT, mlp
 
 POWERS = [sign * (1 << power) + more for power in (7, 31, 32, 53, 61, 63, 64, 200) for sign in (1, -1) for more in (-1, 0, 1)]
 NUMPY = [numpy.int8(-1), numpy.int64(5), numpy.uint64(2**64 - 1), numpy.float32(0.5), numpy.float16(2), numpy.bool_(True)]
@@ -250,6 +250,13 @@ def test_attach_refuses_a_number_by_its_name_and_leaves_the_module_alone(name):
     assert not any(p.isnan().any() for p in model.parameters())
 
 
+@pytest.mark.parametrize("name", ["workers", "pinned", "nvme", "chunk_elements", "nvme_path", "simulated_seed"])
+def test_adamw_refuses_a_number_by_its_name(name):
+    bad = {"nvme": -1, "simulated_seed": 2**64, **BAD}[name]
+    with pytest.raises(sluice.ConfigError, match=f"^{name}: "):
+        sluice.AdamW(mlp().parameters(), **{name: bad})
+
+
 # ---- Paths
 
 
@@ -277,6 +284,11 @@ def test_any_path_of_the_system_works_as_the_place_of_swap_files(directory):
     engine.close()
     attached = sluice.attach(mlp(), hbm="1MiB", pinned="4MiB", nvme_path=directory, workers=1)
     attached.close()
+    model = mlp()
+    optimizer = sluice.AdamW(model.parameters(), pinned="8MiB", nvme_path=directory, workers=1)
+    model(torch.ones(1, FEATURES)).sum().backward()
+    optimizer.step()
+    optimizer.close()
     assert sluice.doctor(directory)["path"]["free_bytes"] > 0
 
 
