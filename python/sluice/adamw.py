@@ -174,12 +174,11 @@ class AdamW(torch.optim.Optimizer):
     def _step(self, chosen):
         store = self._started()
         groups = self._hyperparameters(store, chosen)
-        waits = self._module is None or not UnderWay.guards(chosen)
+        waits = self._module is None or not all(map(UnderWay.guards_one, chosen))
         self._applied = False
         try:
             store.hand_over(groups)
-            if not waits:
-                self._hide(chosen)
+            self._hide(p for p in chosen if UnderWay.guards_one(p))
             self._applied = store.update(groups)
             if self._applied:
                 torch.autograd.graph.increment_version(chosen)
@@ -355,7 +354,7 @@ class AdamW(torch.optim.Optimizer):
         if self._failure is None:
             progress = self._store.progress()
             self._failure = type(first), f"{first}; {self._words(progress)}"
-            self._under_way.keep([p.parameter for p in progress if UnderWay.guards([p.parameter])])
+            self._under_way.keep(p.parameter for p in progress if UnderWay.guards_one(p.parameter))
         raise self._failure[0](self._failure[1]) from error
 
     def _words(self, progress):

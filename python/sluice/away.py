@@ -182,8 +182,8 @@ def owner_of(parameter):
 
 def put_away(parameter, owner):
     """The parameter's values are with `owner` from now on; None: with nobody. Its memory is set by set_memory()."""
-    parameter.__class__ = Away
     parameter._sluice_owner = weakref.ref(owner) if owner is not None else lambda: None
+    parameter.__class__ = Away  # last: an interrupt may come between
 
 
 def give_back(parameter):

@@ -149,7 +149,7 @@ class StateStore:
         begun = any(self._updates(number) != before for number, before in self._begun.items())
         if begun:
             for number, data in self._staged.items():
-                self.parameters[number].detach().copy_(data)
+                away.memory(self.parameters[number]).copy_(data)
         else:
             self.runtime.iteration_end()
             self.runtime.zero_grad()
@@ -183,10 +183,13 @@ class StateStore:
 
     def progress(self):
         """[Progress] of the parameters of the step under way, or of the one that failed."""
-        infos = [(self.parameters[n], self.runtime.tensor_info(n), before) for n, before in self._begun.items()]
-        return [
-            Progress(p, before + 1, info.unwritten if info.step > before else info.elements) for p, info, before in infos
-        ]
+        result = []
+        for number, before in self._begun.items():
+            info = self.runtime.tensor_info(number)
+            written_here = info.step > before and number not in self._staged
+            left = info.unwritten if written_here else info.elements
+            result.append(Progress(self.parameters[number], before + 1, left))
+        return result
 
     def _updates(self, number):
         return self.runtime.tensor_info(number).step

@@ -52,9 +52,9 @@ class UnderWay:
         return id(parameter) in self._kept
 
     @staticmethod
-    def guards(parameters):
-        """Whether it can keep them all."""
-        return all(type(parameter) in (torch.nn.Parameter, away.Away) for parameter in parameters)
+    def guards_one(parameter):
+        """Whether it can keep it."""
+        return type(parameter) in (torch.nn.Parameter, away.Away)
 
     # ---- As an owner
 

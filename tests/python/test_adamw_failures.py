@@ -135,6 +135,24 @@ def test_what_is_half_written_is_known(seam, fault, overlap):
         assert min(lists) > 0, "nothing was half written, so this proves little"
 
 
+def test_parameters_that_are_updated_in_a_copy_keep_their_old_values():
+    for nth in range(1, 6):
+        model = make_model()
+        model[2].weight.data = model[2].weight.data.t().contiguous().t()
+        optimizer = sluice.AdamW(model.named_parameters(), lr=1e-2, simulated_seed=nth, **TINY)
+        gradients(model, 0)
+        optimizer.step()
+        optimizer.runtime.script_fault(READ, CORRUPT, nth)
+        with pytest.raises(sluice.DataLoss) as caught:
+            for step in range(1, 6):
+                gradients(model, step)
+                optimizer.step()
+        check_words(str(caught.value), model)
+        assert "2.weight" in listed(str(caught.value), "not updated")
+        with pytest.raises(sluice.DataLoss):
+            optimizer.close()
+
+
 def test_an_error_that_ends_nothing_is_raised_as_it_is():
     model = make_model()
     optimizer = sluice.AdamW(model.parameters(), lr=1e-2, **TIERS)

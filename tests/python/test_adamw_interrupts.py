@@ -120,6 +120,41 @@ def test_parameters_that_are_updated_in_a_copy_too():
     pair.close()
 
 
+def test_a_second_interrupt_while_the_first_is_put_right():
+    """The step is then under way, with overlap or without: whoever uses a parameter waits for it."""
+    pair = Pair()
+    pair.step()
+    mine, model = pair.optimizers[0], pair.models[0]
+    settle = type(mine)._settle
+    pair.set_gradients()
+    pair.optimizers[1].step()
+    for point in interrupts.points(mine.step, EVERY):
+        pair.set_gradients()
+        before = everything(pair.models[1], pair.optimizers[1])
+        pair.optimizers[1].step()
+        after = everything(pair.models[1], pair.optimizers[1])
+        calls = []
+
+        def twice(optimizer):
+            if calls:
+                raise KeyboardInterrupt
+            calls.append(1)
+            return settle(optimizer)
+
+        type(mine)._settle = twice
+        try:
+            interrupts.interrupt(mine.step, point)
+        finally:
+            type(mine)._settle = settle
+        seen = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        now = everything(model, mine)
+        expected = after if same(now, after) else before
+        assert same(now, expected) and same(seen, {name: expected[name] for name in seen}), point
+        if expected is before:
+            mine.step()
+    pair.close()
+
+
 def test_a_step_without_finite_gradients_changes_nothing_when_interrupted():
     pair = Pair(True)
     pair.step()
