@@ -5,18 +5,12 @@ which they may keep, the memory is a placeholder when its module has ended.
 """
 
 import collections
-import threading
 
 import torch
 
 from . import away
 
 Packed = collections.namedtuple("Packed", "unit generation offset size stride")
-
-
-def _here():
-    """Thread and backward that code runs in: each has hooks of its own for saved tensors."""
-    return threading.get_ident(), torch._C._current_graph_task_id()
 
 
 class SavedTensors:
@@ -28,7 +22,7 @@ class SavedTensors:
         self._is_mine = is_mine  # whether a tensor is a Parameter on the tiers
         self._generation = generation  # by unit: how often its values have changed
         self._bring = bring
-        self._pushed = []  # by module that runs forward now: who pushed hooks (_here()), or None
+        self._pushed = []  # by module that runs forward now: whether it pushed hooks
 
     def whole_pass(self):
         """For the whole of a forward pass."""
@@ -39,27 +33,28 @@ class SavedTensors:
         self._pushed.append(self._push())
 
     def leave(self):
-        if self._pushed and self._pushed.pop() is not None:
+        if self._pushed and self._pushed.pop():
             torch._C._autograd._pop_saved_tensors_default_hooks()
 
     def settle(self):
         """Of modules that an interrupt kept from leaving. A backward's hooks are gone with it."""
-        while self._pushed:
-            if self._pushed.pop() == _here():
-                torch._C._autograd._pop_saved_tensors_default_hooks()
+        self._pushed.clear()
+        while self._is_ours(torch._C._autograd._top_saved_tensors_default_hooks(True)):
+            torch._C._autograd._pop_saved_tensors_default_hooks()
+
+    def _is_ours(self, hooks):
+        return hooks is not None and (hooks[0] == self._pack or getattr(hooks[0], "sluice", None) is self)
 
     def _push(self):
+        """Whether any were."""
         if not torch._C._autograd._saved_tensors_hooks_is_enabled():
-            return None
+            return False
         top = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        if top is None:
-            hooks = self._pack, self._unpack
-        elif top[0] == self._pack or getattr(top[0], "sluice", None) is self:
-            return None
-        else:
-            hooks = self._make_pack_for(top[0]), top[1]
+        if self._is_ours(top):
+            return False
+        hooks = (self._pack, self._unpack) if top is None else (self._make_pack_for(top[0]), top[1])
         torch._C._autograd._push_saved_tensors_default_hooks(*hooks)
-        return _here()
+        return True
 
     def _make_pack_for(self, pack):
         def pack_view(tensor):

@@ -1,13 +1,14 @@
-// What of a tensor is kept: frozen tensors have a compute copy only, lent ones all but the
-// parameter. The rest of the model must come out as if they had never been there.
+// What of a tensor is kept: frozen tensors have a compute copy only. The rest of the model must
+// come out as if they had never been there. Lent ones: lent_test.cc.
 
 #include <gtest/gtest.h>
+
+#include <cmath>
 
 #include "absl/status/status.h"
 #include "fmt/format.h"
 #include "offload/sim_factory.h"
 #include "tests/core/seeds.h"
-#include "tests/offload/simulation.h"
 #include "tests/offload/trainer.h"
 
 namespace sluice {
@@ -211,158 +212,6 @@ TEST(KeepTest, AModelThatIsFrozenWholeWritesNothingAfterItWasLoaded) {
   Trainer trainer(runtime, spec, kOptions);
   const absl::Status status = trainer.Wait(runtime->PushGrad(TensorIndex(0), gradient));
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
-}
-
-// Trains a model whose parameters stay here. Returns them and the masters.
-absl::Status TrainLent(OffloadRuntime* runtime, const ModelSpec& spec,
-                       std::vector<std::vector<std::byte>>* params,
-                       std::vector<std::vector<float>>* masters) {
-  Trainer trainer(runtime, spec, kOptions);
-  SLUICE_RETURN_IF_ERROR(trainer.Load());
-  std::vector<ParamPlace> places;
-  for (uint32_t t = 0; t < spec.tensors.size(); ++t)
-    params->push_back(Rounded(InitialValues(t, spec.tensors[t].elements)));
-  for (std::vector<std::byte>& param : *params) places.push_back({param.data(), kType});
-  for (int step = 0; step < kOptions.steps; ++step) {
-    runtime->BeginIteration(1, true);
-    std::vector<std::vector<std::byte>> grads;
-    for (uint32_t t = 0; t < spec.tensors.size(); ++t) {
-      // Waits for the unit's update, and for no more.
-      const UnitIndex unit = spec.tensors[t].unit;
-      SLUICE_RETURN_IF_ERROR(trainer.Wait(runtime->Acquire(unit)));
-      grads.push_back(
-          MakeGradient(step * 16, t, (*params)[t].data(), kType, kType, spec.tensors[t].elements));
-      SLUICE_RETURN_IF_ERROR(runtime->Release(unit));
-    }
-    runtime->EndIteration();
-    for (uint32_t t = 0; t < spec.tensors.size(); ++t)
-      SLUICE_RETURN_IF_ERROR(trainer.Wait(runtime->PushGrad(TensorIndex(t), grads[t])));
-    SLUICE_RETURN_IF_ERROR(trainer.Wait(
-        runtime->Step({.groups = Groups(), .lent = places, .clip_norm = kOptions.clip_norm})));
-  }
-  for (uint32_t t = 0; t < spec.tensors.size(); ++t) {
-    SLUICE_ASSIGN_OR_RETURN(std::vector<float> master, trainer.Read(t, Field::kMaster));
-    masters->push_back(std::move(master));
-  }
-  return absl::OkStatus();
-}
-
-ModelSpec LentModel() {
-  ModelSpec spec = OddModel();
-  for (ModelSpec::Tensor& tensor : spec.tensors) tensor.keep = Keep::kStates;
-  return spec;
-}
-
-TEST(KeepTest, LentParametersAreExactForEverySeedAndTakeNoRoom) {
-  const auto expected = testing::TrainReference(LentModel(), kOptions);
-  for (const uint64_t seed : Seeds(40)) {
-    RuntimeConfig config = ConfigOf(seed);
-    config.budgets.hbm = Bytes(0);
-    absl::StatusOr<SimRuntime> sim = MakeSimRuntime(LentModel(), config, {.seed = seed});
-    ASSERT_TRUE(sim.ok()) << "seed " << seed << ": " << sim.status();
-    std::vector<std::vector<std::byte>> params;
-    std::vector<std::vector<float>> masters;
-    const absl::Status status = TrainLent(sim->runtime.get(), LentModel(), &params, &masters);
-    ASSERT_TRUE(status.ok()) << "seed " << seed << ": " << status;
-    ASSERT_EQ(masters, expected) << "seed " << seed;
-    for (size_t t = 0; t < params.size(); ++t) {
-      ASSERT_EQ(params[t], Rounded(expected[t])) << "seed " << seed << ", tensor " << t;
-    }
-  }
-}
-
-// Wherever an update fails: once a drain has said so, nothing writes the caller's memory, and what
-// was written of each parameter is counted.
-TEST(KeepTest, AfterAFailureADrainReturnsWhenLentParametersAreLeftAlone) {
-  int failures = 0;
-  for (const uint64_t seed : Seeds(40)) {
-    RuntimeConfig config = ConfigOf(seed);
-    config.budgets.hbm = Bytes(0);
-    const auto faults = [&](SimFaults* f) {
-      f->Script(SimSeam::kRead, SimFault::kCorrupt, 1 + seed % 23, SimFaults::Repeat::kOnce);
-    };
-    absl::StatusOr<SimRuntime> sim =
-        MakeSimRuntime(LentModel(), config, {.seed = seed, .faults = faults});
-    ASSERT_TRUE(sim.ok()) << "seed " << seed << ": " << sim.status();
-    OffloadRuntime* const runtime = sim->runtime.get();
-    std::vector<std::vector<std::byte>> params;
-    std::vector<std::vector<float>> masters;
-    if (TrainLent(runtime, LentModel(), &params, &masters).ok()) continue;
-    ++failures;
-    Trainer trainer(runtime, LentModel(), kOptions);
-    EXPECT_FALSE(trainer.Wait(runtime->Drain()).ok());
-    const auto counts = [&] {
-      std::vector<int64_t> result;
-      for (uint32_t t = 0; t < params.size(); ++t)
-        result.push_back(runtime->tensor_unwritten(TensorIndex(t)));
-      return result;
-    };
-    const auto params_then = params;
-    const auto counts_then = counts();
-    EXPECT_EQ(testing::Settle(&*sim), "");
-    EXPECT_EQ(params, params_then) << "seed " << seed;
-    EXPECT_EQ(counts(), counts_then) << "seed " << seed;
-    for (uint32_t t = 0; t < params.size(); ++t) {
-      EXPECT_GE(counts_then[t], 0) << "seed " << seed;
-      EXPECT_LE(counts_then[t], LentModel().tensors[t].elements) << "seed " << seed;
-    }
-  }
-  EXPECT_GT(failures, 5);
-}
-
-TEST(KeepTest, AStepSaysWhereLentParametersLie) {
-  absl::StatusOr<SimRuntime> sim = MakeSimRuntime(LentModel(), ConfigOf(1), {.seed = 1});
-  ASSERT_TRUE(sim.ok()) << sim.status();
-  OffloadRuntime* runtime = sim->runtime.get();
-  Trainer trainer(runtime, LentModel(), kOptions);
-  ASSERT_TRUE(trainer.Load().ok());
-  ASSERT_TRUE(trainer.Wait(runtime->Acquire(UnitIndex(0))).ok());
-  EXPECT_EQ(runtime->MakeView(UnitIndex(0)).status().code(), absl::StatusCode::kFailedPrecondition);
-  ASSERT_TRUE(runtime->Release(UnitIndex(0)).ok());
-  const std::vector<std::byte> gradient(5003 * 2, std::byte{0x3C});
-  ASSERT_TRUE(trainer.Wait(runtime->PushGrad(TensorIndex(0), gradient)).ok());
-  const auto step = [&](std::vector<ParamPlace> places) {
-    return trainer.Wait(
-        runtime->Step({.groups = Groups(), .lent = std::move(places), .clip_norm = 0}));
-  };
-  EXPECT_EQ(step({}).code(), absl::StatusCode::kInvalidArgument);
-  std::vector<std::byte> param = Rounded(InitialValues(0, 5003));
-  std::vector<ParamPlace> places(LentModel().tensors.size());
-  places[0] = {param.data(), kType};
-  EXPECT_TRUE(step(places).ok());  // what was refused has changed nothing
-  EXPECT_EQ(runtime->tensor_step(TensorIndex(0)), 1);
-  EXPECT_TRUE(trainer.Wait(runtime->Drain()).ok());  // it is written until then
-}
-
-TEST(KeepTest, ALentParameterThatTheCallerChangedGoesIntoTheMaster) {
-  absl::StatusOr<SimRuntime> sim = MakeSimRuntime(LentModel(), ConfigOf(1), {.seed = 1});
-  ASSERT_TRUE(sim.ok()) << sim.status();
-  OffloadRuntime* runtime = sim->runtime.get();
-  Trainer trainer(runtime, LentModel(), kOptions);
-  ASSERT_TRUE(trainer.Load().ok());
-  std::vector<float> expected = InitialValues(0, 5003);
-  std::vector<std::byte> param = Rounded(expected);
-  const float changed = 0.75f;
-  Convert(&changed, FloatType::kF32, param.data() + 2 * 4500, kType, 1);
-  expected[4500] = changed;
-  const std::vector<std::byte> gradient(5003 * 2);
-  ASSERT_TRUE(trainer.Wait(runtime->PushGrad(TensorIndex(0), gradient)).ok());
-  std::vector<ParamPlace> places(LentModel().tensors.size());
-  places[0] = {param.data(), kType};
-  std::vector<AdamWHyper> still = {{.lr = 0, .weight_decay = 0}, {.lr = 0, .weight_decay = 0}};
-  ASSERT_TRUE(trainer.Wait(runtime->Step({.groups = still, .lent = places, .clip_norm = 0})).ok());
-  const absl::StatusOr<std::vector<float>> master = trainer.Read(0, Field::kMaster);
-  ASSERT_TRUE(master.ok()) << master.status();
-  EXPECT_EQ(*master, expected);
-  EXPECT_EQ(param, Rounded(expected));
-}
-
-TEST(KeepTest, AUnitIsLentWholeOrNotAtAll) {
-  ModelSpec spec = LentModel();
-  spec.tensors[2].keep = Keep::kAll;
-  const absl::Status status = ModelLayout::Make(spec, kCellElements).status();
-  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_NE(status.message().find("block0"), std::string::npos) << status;
 }
 
 }  // namespace

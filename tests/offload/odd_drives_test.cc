@@ -38,7 +38,7 @@ class OddDrivesTest : public ::testing::TestWithParam<int64_t> {
     return config;
   }
 
-  static void TrainAndCheck(Runtime* runtime) {
+  static void TrainAndCheck(OffloadRuntime* runtime) {
     const TrainerOptions options{.steps = 3, .micro_steps = 2};
     Trainer trainer(runtime, OddModel(), options);
     const absl::Status trained = trainer.Run();

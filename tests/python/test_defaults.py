@@ -129,7 +129,8 @@ def initialize(prepared, directory, model_dtype):
 
 def attach(prepared, directory, model_dtype):
     model, data = prepared
-    attached = sluice.attach(model, hbm="1MiB", pinned="8MiB", device="host")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    attached = sluice.attach(model, optimizer=optimizer, hbm="1MiB", pinned="8MiB", device="host")
     result = []
     for batch in data:
         loss = model(batch).square().mean()
