@@ -129,7 +129,7 @@ def initialize(prepared, directory, model_dtype):
 
 def attach(prepared, directory, model_dtype):
     model, data = prepared
-    attached = sluice.attach(model, hbm="1MiB", pinned="8MiB", device="host")
+    attached = sluice.attach(model, hbm="1MiB", pinned="8MiB", device="host", optimizer=torch.optim.AdamW)
     result = []
     for batch in data:
         loss = model(batch).square().mean()
