@@ -142,7 +142,9 @@ class Driver {
           params_[t.value()] = std::make_unique<OwnMemory>(Zeros(t.value(), 2));
         }
       }
-      if (ok) EXPECT_TRUE(runtime()->Release(unit).ok());
+      if (ok) {
+      EXPECT_TRUE(runtime()->Release(unit).ok());
+    }
     }
     runtime()->EndIteration();
     if (!ok) return false;
