@@ -21,7 +21,7 @@ struct Mount {
   std::string root;
 };
 
-// A line reads "32 31 0:29 /root /point options [more] - type device super-options".
+// A line reads "32 31 0:29 ROOT POINT options [more] - type device super-options".
 std::vector<Mount> FindMounts(const FileReader& read, int version, std::string_view controller) {
   std::vector<Mount> found;
   const absl::StatusOr<std::string> text = read("/proc/self/mountinfo");

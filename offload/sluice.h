@@ -12,7 +12,8 @@
  *
  * Handles are numbers, never pointers: a stale, foreign or invented one is an error
  * (SLUICE_INVALID_ARGUMENT), not a crash. Handles belong to the process that made them; in a forked
- * child every call fails with SLUICE_FAILED_PRECONDITION and destroys nothing.
+ * child every call on its parent's fails with SLUICE_FAILED_PRECONDITION and destroys nothing, and
+ * what it makes itself works. Numbers out of range are SLUICE_INVALID_ARGUMENT, named.
  *
  * Threads: every function may be called from any thread. Calls on one runtime take effect in the
  * order they are made. Waiting: only sluice_wait waits, at most 100 ms a call. Everything that
@@ -192,7 +193,8 @@ SLUICE_API sluice_status sluice_plan(sluice_model model, const sluice_options* o
                                      size_t capacity, size_t* needed);
 
 /* Takes all memory and disk space. The model may be destroyed afterwards. Errors: as sluice_plan;
- * those of the paths. */
+ * those of the paths; SLUICE_RESOURCE_EXHAUSTED if the machine or its cgroup has less RAM than the
+ * plan takes, which is looked at before anything is taken. */
 SLUICE_API sluice_status sluice_runtime_create(sluice_model model, const sluice_options* options,
                                                sluice_runtime* runtime);
 

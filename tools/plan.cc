@@ -123,7 +123,7 @@ void AddPlacement(const Plan& plan, Page* page) {
 }
 
 void AddTraffic(const StepTraffic& traffic, Page* page) {
-  constexpr int64_t kManySteps = 100'000;
+  constexpr int64_t kManySteps = 10'000;
   page->Section("Each step moves");
   const auto row = [page](const char* label, Bytes bytes, const std::string& what) {
     page->Row(label, fmt::format("{:>10}  {}", FormatBytes(bytes), what));

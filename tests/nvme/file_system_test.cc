@@ -156,7 +156,8 @@ class LoopTest : public FileSystemTest, public testing::WithParamInterface<const
     if (!Shell(fmt::format("truncate -s 400M {} && mkdir {}", image, at_)) ||
         !Shell(fmt::format("{} {}", GetParam(), image)))
       GTEST_SKIP() << "no " << GetParam() << " here";
-    if (!Shell(fmt::format("mount -o loop {} {}", image, at_))) GTEST_SKIP() << "it can't be mounted";
+    if (!Shell(fmt::format("mount -o loop {} {}", image, at_)))
+      GTEST_SKIP() << "it can't be mounted";
     mounted_ = true;
   }
   void TearDown() override {

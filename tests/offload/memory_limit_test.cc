@@ -40,9 +40,7 @@ class MemoryLimitTest : public ::testing::Test {
     }
     GTEST_SKIP() << "no memory cgroup can be made here";
   }
-  void TearDown() override {
-    EXPECT_TRUE(!made_ || rmdir(group_.c_str()) == 0);
-  }
+  void TearDown() override { EXPECT_TRUE(!made_ || rmdir(group_.c_str()) == 0); }
 
   bool Write(const std::string& file, const std::string& text) const {
     std::ofstream out(group_ + file);

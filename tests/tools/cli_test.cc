@@ -313,6 +313,17 @@ TEST(PlanTest, SizesInMessagesWorkWhenTheyAreCopied) {
   }
 }
 
+TEST(PlanTest, NoNumberOfALargeModelOverflows) {
+  for (const char* params : {"100B", "1T", "10T", "16T"}) {
+    const std::string plan = fmt::format(
+        "plan --params {} --device host --hbm 2TiB --pinned 60TiB --nvme-path /none", params);
+    const Result text = Sluice(plan);
+    EXPECT_EQ(text.code, 0) << text.err;
+    EXPECT_EQ(text.out.find(" -"), std::string::npos) << text.out;
+    EXPECT_GE(Parsed(Sluice(plan + " --json"))["step_traffic"]["nvme_write_bytes"], 0);
+  }
+}
+
 TEST(PlanTest, AChunkThatIsNoMultipleOfACellIsRefused) {
   const Result result = Sluice("plan --params 1M --chunk-elements 5000 --hbm 1GiB --pinned 1GiB");
   EXPECT_EQ(result.code, 1);
