@@ -143,8 +143,8 @@ class Driver {
         }
       }
       if (ok) {
-      EXPECT_TRUE(runtime()->Release(unit).ok());
-    }
+        EXPECT_TRUE(runtime()->Release(unit).ok());
+      }
     }
     runtime()->EndIteration();
     if (!ok) return false;
