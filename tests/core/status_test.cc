@@ -40,7 +40,7 @@ TEST(StatusTest, AnErrnoHasItsCodeItsWordsAndItsName) {
 TEST(StatusTest, AnErrnoThatNobodyKnowsIsStillAnError) {
   const absl::Status status = ErrnoStatus(123456, "x");
   EXPECT_EQ(absl::StatusCode::kUnavailable, status.code());
-  EXPECT_EQ("x: unknown error (?)", Message(status));
+  EXPECT_EQ("x: unknown error (errno 123456)", Message(status));
 }
 
 TEST(StatusTest, AnnotateKeepsTheCode) {

@@ -3,6 +3,7 @@
 // when what hung ends after all, everything is given back.
 
 #include <fcntl.h>
+#include <sys/socket.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -117,12 +118,12 @@ class HangingDevice final : public Device {
   int enqueued_ = 0;
 };
 
-// A pipe in the place of a swap file: what is written stays away until somebody reads, and what is
+// A socket in the place of a swap file: what is written stays away until somebody reads, and what is
 // read until somebody writes. Without room from the start.
 class FullPipe {
  public:
   FullPipe() {
-    SLUICE_CHECK(pipe2(ends_, O_NONBLOCK) == 0);
+    SLUICE_CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends_) == 0);
     const std::vector<char> bytes(1 << 12);
     while (write(ends_[1], bytes.data(), bytes.size()) > 0) {
     }
@@ -132,7 +133,12 @@ class FullPipe {
     close(ends_[0]);
     close(ends_[1]);
   }
-  void Replace(int fd) { SLUICE_CHECK(dup2(ends_[1], fd) == fd); }
+  // With what an engine reads when it is made.
+  void Replace(const DirectFile& file) {
+    const std::vector<char> bytes(static_cast<size_t>(file.alignment().value()));
+    SLUICE_CHECK(write(ends_[0], bytes.data(), bytes.size()) == std::ssize(bytes));
+    SLUICE_CHECK(dup2(ends_[1], file.fd()) == file.fd());
+  }
   // Nobody reads any more: whoever writes gets an error.
   void Open() { close(std::exchange(ends_[0], -1)); }
 
@@ -219,7 +225,7 @@ class CloseTest : public ::testing::TestWithParam<Case> {
     SLUICE_ASSIGN_OR_RETURN(seams.files, CreateSegments(seams.segments, config.nvme_paths));
     seams.make_engine = [this, hang, config](std::span<const MemoryView> arenas,
                                              std::span<const DirectFile> files) {
-      if (hang == Hang::kUring || hang == Hang::kLibaio) pipe_.Replace(files[0].fd());
+      if (hang == Hang::kUring || hang == Hang::kLibaio) pipe_.Replace(files[0]);
       if (hang == Hang::kThreads) write_gate = &gate_;
       return MakeIoEngine(config.engine, files, arenas, config.io, &clock_);
     };
