@@ -73,17 +73,15 @@ def computed(model):
 
 
 def threads():
-    """Of this process, without those that are on their way out: they were joined."""
-    found = set()
-    for name in os.listdir("/proc/self/task"):
-        try:
-            with open(f"/proc/self/task/{name}/stat") as file:
-                flags = int(file.read().rpartition(")")[2].split()[6])
-        except OSError:
-            continue
-        if not flags & 4:  # PF_EXITING
-            found.add(name)
-    return found
+    return set(os.listdir("/proc/self/task"))
+
+
+def more_threads(before):
+    """What there is beyond those. Workers of oneTBB end by themselves, a little later than what they worked for."""
+    for _ in range(20_000):
+        if not threads() - before:
+            break
+    return threads() - before
 
 
 # ---- destroy()
@@ -142,7 +140,7 @@ def test_destroy_gives_the_model_its_values_back(last, face, limit, tmp_path, mo
     engine.destroy()
     assert any(away.is_owned(p) for p in model.parameters()) == (limit == 1)
     assert len(descriptors(tmp_path)) == (limit == 1)
-    assert threads() <= before
+    assert not more_threads(before)
     assert model._compiled_call_impl is None
     for module in model.modules():
         hooks = (module._forward_pre_hooks, module._forward_hooks, module._state_dict_pre_hooks, module._state_dict_hooks)
@@ -196,7 +194,7 @@ def test_what_masters_have_beyond_the_type_of_compute_goes_by_state_dict(tmp_pat
     masters = dict(engine.fp32_state_dict())
     engine.destroy()
     again = initialize(model, tmp_path, bf16={"enabled": True})
-    rounded = {name: value.bfloat16().float() for name, value in masters.items()}  # 2.0, the buffer's, is the same
+    rounded = {name: value.bfloat16().to(value.dtype) for name, value in masters.items()}  # 2.0, the buffer's, stays
     assert same(dict(again.fp32_state_dict()), rounded)
     again.load_state_dict(masters)
     assert same(dict(again.fp32_state_dict()), masters)
@@ -372,7 +370,7 @@ def test_what_is_dropped_goes_away_whole(use, maker, tmp_path):
         ends = once()
         gc.collect()
         assert [end() for end in ends] == [None] * len(ends)
-        assert len(threads()) <= len(before) and descriptors(tmp_path) == []
+        assert not more_threads(before) and descriptors(tmp_path) == []
     assert _mapped() - mapped < 4 << 20
 
 
