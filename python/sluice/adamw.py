@@ -12,7 +12,7 @@ import weakref
 
 import torch
 
-from . import _abi, away, copies, hyperparameters, registry, spooled, state_dicts, units, values
+from . import _abi, away, copies, hyperparameters, registry, state_dicts, units, values
 from .config import checked, paths_of
 from .state_store import StateStore, check_apart, check_here, check_parameter, in_place, units_of
 from .underway import UnderWay
@@ -113,7 +113,6 @@ class AdamW(torch.optim.Optimizer):
         self._settle()
         super().add_param_group(param_group)
         try:
-            spooled.keep(self.param_groups[-1]["params"])  # updates write to their memory
             for parameter in self.param_groups[-1]["params"]:
                 check_parameter(parameter, self._name_of)
             check_apart(self._order(), self._name_of)

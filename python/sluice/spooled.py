@@ -117,13 +117,6 @@ class Spool:
             self._shrink(None, len(self._resident))
             self._trimmer.trim()
 
-    def keep(self, parameter):
-        """Its values are in RAM from now on, and stay there."""
-        with self._lock, _unseen():
-            if away.is_owned(parameter):
-                self._bring(parameter)
-            self._drop(id(parameter))
-
     def recycle(self, record):
         self._free.setdefault(record.nbytes, []).append(record)
 
@@ -260,11 +253,3 @@ def spool_of(parameter):
     """The Spool that has its values, or None."""
     owner = away.owner_of(parameter) if isinstance(parameter, away.Away) else None
     return owner if isinstance(owner, Spool) else None
-
-
-def keep(parameters):
-    """Their values are in RAM from now on, and stay there: for what keeps their address."""
-    for parameter in parameters:
-        spool = spool_of(parameter)
-        if spool is not None:
-            spool.keep(parameter)

@@ -13,7 +13,7 @@ from test_spool import descriptors
 from training import same
 
 import sluice
-from sluice import away, handing_back, spooled
+from sluice import away, handing_back
 
 TIERS = {"hbm": "1MiB", "pinned": "8MiB", "device": "host", "workers": 1, "chunk_elements": 4096}
 
@@ -417,7 +417,6 @@ SPOOL_CALLS = {
     "data": lambda model: [p.data.sum() for p in model.parameters()],
     "set_data": lambda model: [setattr(p, "data", torch.ones_like(p)) for p in model.parameters()],
     "gather": gathered,
-    "keep": lambda model: spooled.keep(model.parameters()),
 }
 
 

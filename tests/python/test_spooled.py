@@ -364,7 +364,6 @@ OPERATIONS = {
     "SGD": trained(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
     "AdamW": trained(lambda p: torch.optim.AdamW(p, lr=0.1)),
     "AdamW foreach": trained(lambda p: torch.optim.AdamW(p, lr=0.1, foreach=True)),
-    "sluice.AdamW": trained(lambda p: sluice.AdamW(p, lr=0.1, pinned="8MiB", workers=1)),
     # the module
     "forward": lambda m: m(x()),
     "no_grad": lambda m: torch.no_grad()(lambda: m(x()))(),
