@@ -31,17 +31,29 @@ from .saved import SavedTensors
 from .slots import Slots
 from .stored import Stored
 
-# The latest of each model. Its hooks stay when its runtime is closed, and say so to whoever uses the model.
+# The latest of each model, weakly: its hooks keep it. They stay when its runtime is closed, and say so to whoever uses the
+# model.
 _attached = weakref.WeakKeyDictionary()
 
 
+def _latest(module):
+    return _attached.get(module, lambda: None)()
+
+
+def of(module):
+    """The Attached whose runtime has the module's values, or None."""
+    attached = _latest(module)
+    return attached if attached is not None and attached.open else None
+
+
+def forget(module):
+    """It is an ordinary model again."""
+    _attached.pop(module, None)
+
+
 def _replace(module, attached):
-    previous = _attached.get(module, lambda: None)()
+    previous = _latest(module)
     if previous is not None:
-        if previous.open:
-            raise _abi.FailedPrecondition(
-                "the model is attached already: end that engine first (destroy() gives the model its values back)"
-            )
         previous.remove()
     _attached[module] = weakref.ref(attached)  # which lives in the hooks, and so as long as the module
 
@@ -110,6 +122,10 @@ class Attached:
     def open(self):
         return self._runtime.open
 
+    @property
+    def runtime(self):
+        return self._runtime
+
     def remove(self):
         """Takes the hooks off. Parameters stay as they are."""
         for handle in self._handles:
@@ -123,8 +139,9 @@ class Attached:
         self.gradients.remove()
         self.loans.end()
         for place in self.place_of.values():
-            away.put_away(place.parameter, None)
-            away.set_memory(place.parameter, place.placeholder)
+            if away.is_owned(place.parameter) and away.owner_of(place.parameter) is self:
+                away.put_away(place.parameter, None)
+                away.set_memory(place.parameter, place.placeholder)
 
     # ---- As the owner of parameters (away.py)
 
@@ -215,7 +232,8 @@ class Attached:
 
     def end_gather(self, parameter):
         with self._lock:
-            self.loans.end_gather(self.place_of[id(parameter)])
+            if parameter in self.loans:  # not if the engine has ended meanwhile
+                self.loans.end_gather(self.place_of[id(parameter)])
 
     # ---- Values
 

@@ -66,7 +66,7 @@ _PLAIN = (
         *("__hash__", "__len__", "_is_view", "_is_zerotensor"),
     )
     | {torch.numel, torch.is_floating_point, torch.is_complex, torch.is_signed, torch.is_same_size, torch.result_type}
-    | {torch.is_inference, torch.is_conj, torch.is_neg, torch.autograd.grad, torch.autograd.backward}
+    | {torch.is_inference, torch.is_conj, torch.is_neg, torch.autograd.backward}
 )
 # These ask for strides, which are those of the values.
 _STRIDES = _attributes("stride", "is_contiguous", "storage_offset", "dim_order")
@@ -114,6 +114,9 @@ class _Owned:
         """The same."""
         return self.view_as(self).as_subclass(cls)
 
+    def __copy__(self):
+        return torch.nn.Parameter(self.data, self.requires_grad)
+
     def __deepcopy__(self, memo):
         if id(self) in memo:
             return memo[id(self)]
@@ -121,8 +124,11 @@ class _Owned:
         return memo[id(self)]
 
     def __reduce_ex__(self, protocol):
-        state = owner_of(self).read(self), self.requires_grad, collections.OrderedDict()
-        return torch._utils._rebuild_parameter, state
+        rebuilt = owner_of(self).read(self), self.requires_grad, collections.OrderedDict()
+        own = {key: value for key, value in self.__dict__.items() if key != "_sluice_owner"}
+        if own:
+            return torch._utils._rebuild_parameter_with_state, (*rebuilt, own)
+        return torch._utils._rebuild_parameter, rebuilt
 
 
 class Away(_Owned, torch.nn.Parameter):
@@ -166,7 +172,7 @@ class _Gone:
             "new ones"
         )
 
-    use = used = data = set_data = set_grad = read = taken = _raise
+    use = used = data = set_data = set_grad = read = taken = gather = _raise
 
     def grad(self, parameter):
         return raw_grad(parameter)
@@ -180,9 +186,19 @@ def owner_of(parameter):
     return owner if owner is not None else _gone
 
 
+def is_gone(owner):
+    """Whether it is what owner_of() gives where nobody has the values."""
+    return owner is _gone
+
+
 def put_away(parameter, owner):
     """The parameter's values are with `owner` from now on; None: with nobody. Its memory is set by set_memory()."""
-    parameter._sluice_owner = weakref.ref(owner) if owner is not None else lambda: None
+    hand_over(parameter, weakref.ref(owner) if owner is not None else lambda: None)
+
+
+def hand_over(parameter, reference):
+    """put_away(), to the owner that reference() gives; the parameter keeps `reference`."""
+    parameter._sluice_owner = reference
     parameter.__class__ = Away  # last: an interrupt may come between
 
 
@@ -254,6 +270,8 @@ def _serve(func, args, kwargs):
     if func in _PLAIN or (func in _STRIDES and _is_compiling()):
         with _without_torch_function():
             return func(*args, **kwargs)
+    if func is torch.autograd.grad:
+        return _differentiated(args, kwargs)
     if func is torch.Tensor.detach:
         taken = owner_of(args[0]).taken(args[0])
         if taken is not None:
@@ -263,6 +281,30 @@ def _serve(func, args, kwargs):
     if func in _STRIDES or func in _LIKE or func in _NEW:
         return _of_shape(func, args, kwargs)
     return _lent(func, args, kwargs)
+
+
+def _differentiated(args, kwargs):
+    """torch.autograd.grad(). Parameters are named by their places in the graph: what is recomputed meanwhile may use them,
+    and has to find their owner."""
+    inputs = args[1] if len(args) > 1 else kwargs.get("inputs")
+    fill = kwargs.get("materialize_grads", False)
+    if _found(args[:1]) or _found(kwargs.get("outputs")) or not _all_require_grad(inputs):
+        with _without_torch_function():
+            return torch.autograd.grad(*args, **kwargs)
+    edge = torch.autograd.graph.get_gradient_edge
+    with _without_torch_function():
+        args, kwargs = _replace(args, edge), _replace(kwargs, edge)
+    if not fill:
+        return torch.autograd.grad(*args, **kwargs)
+    found = torch.autograd.grad(*args, **{**kwargs, "materialize_grads": False, "allow_unused": True})
+    inputs = [inputs] if isinstance(inputs, torch.Tensor) else inputs
+    return tuple(torch.zeros_like(i) if gradient is None else gradient for gradient, i in zip(found, inputs))
+
+
+def _all_require_grad(inputs):
+    found = []
+    _replace(inputs, found.append)
+    return all(parameter.requires_grad for parameter in found)
 
 
 def _replace(value, replace):

@@ -11,14 +11,15 @@ import weakref
 
 import torch
 
-from . import _abi, attached, away, devices, frozen, hyperparameters, loading, places, registry, schedulers, values
+from . import _abi, attached, away, devices, frozen, handing_back, hyperparameters, loading, places, readiness, registry
+from . import schedulers, spooled, values
 from .config import load_config
 from .distributed import check_single_rank
 from .engine_calls import EngineCalls
-from .init import Trimmer, forget_spools, take_values
 from .optimizer import NoOptimizer, make_optimizer
 from .precision import NUMBERS, Precision
 from .progress import StepPrinter
+from .trimmer import Trimmer
 from .units import partition
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,6 +47,7 @@ class Engine(EngineCalls, torch.nn.Module):
         self.skipped_steps = 0
         self._closed = False
         self._in_pass = False
+        self._handing_back = None  # since destroy() began
         self._iteration_open = False
         self._grad_norm = None
         self._applied = False
@@ -53,6 +55,7 @@ class Engine(EngineCalls, torch.nn.Module):
         self._printer = StepPrinter(config.steps_per_print, config.wall_clock_breakdown)
         self.dtype = _DTYPES[config.dtype]
 
+        readiness.check(model, self._values_come_from_elsewhere)
         self.optimizer, self.client_optimizer = make_optimizer(model, config.optimizer, optimizer, model_parameters)
         self._placed = frozenset(id(p) for p in model.parameters())
         self._frozen = self._find_frozen(model)
@@ -104,8 +107,17 @@ class Engine(EngineCalls, torch.nn.Module):
         advice = "name what is to train later in model_parameters (or the optimizer) of sluice.initialize()"
         return frozen.find(self.optimizer, model, self.optimizer.groups_by_id(), "the engine was made", advice)
 
+    def _values_come_from_elsewhere(self, parameter):
+        return False
+
     def _initial_values(self, parameter):
-        return take_values(parameter)
+        spool = spooled.spool_of(parameter)
+        return spool.read(parameter) if spool is not None else parameter.data
+
+    @property
+    def _directory(self):
+        """For temporary files."""
+        return self.config.nvme_paths[0] if self.config.nvme_paths else None
 
     def is_frozen(self, parameter):
         """Whether it can't be optimized, as no states are kept for it."""
@@ -178,8 +190,10 @@ class Engine(EngineCalls, torch.nn.Module):
         return _abi.Options(**options)
 
     def _load(self, units):
-        """Writes every master from the model's values, which vanish from RAM as it goes."""
+        """Writes every master from the model's values, which vanish from RAM as it goes; if that fails, the model has them
+        still."""
         trimmer = Trimmer()
+        dtypes = {id(p): p.dtype for unit in units for _, p in unit.parameters}
 
         def items():
             for index, unit in enumerate(units):
@@ -189,11 +203,26 @@ class Engine(EngineCalls, torch.nn.Module):
                     trimmer.freed(initial.nbytes)
                 self._attached.hide(index)
 
-        with torch.no_grad():
-            raw = {n for n, _, p in self._named() if self._attached.place_of[id(p)].raw}
-            values.write_all(self.runtime, items(), _abi.MASTER, raw)
-        forget_spools()
+        try:
+            with torch.no_grad():
+                raw = {n for n, _, p in self._named() if self._attached.place_of[id(p)].raw}
+                values.write_all(self.runtime, items(), _abi.MASTER, raw)
+        except BaseException:
+            with contextlib.suppress(_abi.SluiceError):  # what came first is what the caller is told
+                self._hand_back(handing_back.of_masters(self.runtime, dtypes))
+            raise
         trimmer.trim()
+
+    def _hand_back(self, read):
+        """Ends the engine; the model has its values."""
+        if self._handing_back is None:
+            self._handing_back = handing_back.HandingBack(self._attached, self._directory)
+        self._handing_back.give(read)
+        self._attached.remove()
+        attached.forget(self.module)
+        self.close()
+        self._handing_back.finish()
+        self._handing_back = None
 
     # ---- Training
 
@@ -332,6 +361,8 @@ class Engine(EngineCalls, torch.nn.Module):
     def _check_open(self):
         if self._closed:
             raise _abi.FailedPrecondition("this engine was closed")
+        if self._handing_back is not None:
+            raise _abi.FailedPrecondition("destroy() of this engine was interrupted: call it again")
 
     def zero_grad(self, set_to_none=True):
         self.runtime.lent.finish()
@@ -464,20 +495,33 @@ class Engine(EngineCalls, torch.nn.Module):
         self.runtime.drain()
         self.runtime.trace_write(path)
 
-    def close(self):
-        """Ends the runtime. The model keeps placeholders, and its hooks raise; read values before."""
-        if self._closed or os.getpid() != self._pid:
+    def destroy(self):
+        """Ends the engine and gives the model its values back: then it is as it was before, in the type that it computed in,
+        without hooks and gradients, and can be trained, saved, or given to initialize() or attach() again. Parameters are in
+        RAM; of a large model, only as much as the engine had of that (its `pinned` budget): the values of others are in an
+        unnamed file, in the first nvme_path or else the system's directory for such, until they are used. Buffers stay
+        where they are. What the fp32 masters have beyond the type of compute, the optimizer's states, and gradients that no
+        step() has used, are gone: fp32_state_dict() and optimizer.state_dict() have the former before. Does nothing the
+        second time. Errors: those of updates under way; the engine is open still then, and close() ends it."""
+        if os.getpid() != self._pid or (self._closed and self._handing_back is None):
             return
-        self._closed = True
+        if self._handing_back is None:
+            self._end_backward()
+            self.synchronize()
+        self._hand_back(handing_back.of_compute(self._attached))
+
+    def close(self):
+        """Ends the runtime. The model's values are gone, and whoever uses them is told: read them before, or use destroy()."""
+        if os.getpid() != self._pid:
+            return
+        self._closed = True  # the rest does nothing the second time, unless the first was interrupted
         registry.discard(self)
-        if not is_compiled(self.module):
+        if getattr(self.module._compiled_call_impl, "__self__", None) is self:
             self.module._compiled_call_impl = None
         if "_attached" in self.__dict__:  # not after a failed __init__
             self._attached.disown()
         if "runtime" in self.__dict__:
             self.runtime.close()
-
-    destroy = close
 
     def __getattr__(self, name):
         try:

@@ -1,208 +1,103 @@
 """Building a model whose full size never exists in RAM.
 
-Inside `with sluice.init():` every parameter that a module registers joins a list; when those in RAM exceed a limit, the
-oldest are written to an unnamed temporary file and replaced by placeholders. Any torch function that is given such a
-parameter (nn.init..., p.data, p.copy_, a later apply) finds its values brought back first. Initialisers run on real
-memory in construction order, so the same seed gives the same weights as without it.
+Inside `with sluice.init():` every parameter that a module gets, by whatever way, joins a spool (spooled.py): when those in RAM
+exceed a limit, the oldest are written to an unnamed temporary file. Initialisers run on real memory in construction
+order, so the same seed gives the same weights as without it.
 """
 
-import collections
-import ctypes
+import copy
 import weakref
 
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.overrides import TorchFunctionMode
 
-from .away import placeholder
-from .spool import SpoolFile
+from .spooled import LIMIT_BYTES, Spool
 
-DEFAULT_LIMIT_BYTES = 64 << 20
-_TRIM_BYTES = 64 << 20
+_open = []  # weak references to what is being built, the innermost last
 
 
-class Trimmer:
-    """Gives memory that was freed back to the system now and then: glibc keeps what large tensors leave between others."""
-
-    def __init__(self):
-        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        self._bytes = 0
-
-    def freed(self, bytes_freed):
-        self._bytes += bytes_freed
-        if self._bytes > _TRIM_BYTES:
-            self.trim()
-
-    def trim(self):
-        self._bytes = 0
-        if self._trim is not None:
-            self._trim(0)
+def _innermost():
+    while _open and _open[-1]() is None:
+        _open.pop()  # an interrupt kept it from ending
+    return _open[-1]() if _open else None
 
 
-class Spool:
-    """Values of parameters in an unnamed file, which is closed when they were taken or the parameters are gone. One
-    thread."""
+class _Parameters(dict):
+    """A module's `_parameters` while it is built."""
 
+    def __init__(self, items, owner):
+        super().__init__(items)
+        self._owner = owner
+
+    def __setitem__(self, name, parameter):
+        super().__setitem__(name, parameter)
+        building = _innermost()
+        if building is not None:
+            building.track(parameter, self._owner, name)
+
+    def __deepcopy__(self, memo):
+        copied = memo[id(self)] = {}
+        for name, parameter in self.items():
+            copied[name] = copy.deepcopy(parameter, memo)
+            building = _innermost()
+            if building is not None:
+                building.track(copied[name], self._owner, name)
+        return copied
+
+    def __reduce_ex__(self, protocol):
+        return dict, (dict(self),)
+
+
+class _Building:
     def __init__(self, directory, limit_bytes):
-        self._file = SpoolFile(
-            directory, "sluice.init()", "another directory is chosen by sluice.init(directory=); the model must be built anew"
-        )
-        self._limit = limit_bytes
-        self._trimmer = Trimmer()
-        self._sealed = False
-        self._resident = collections.OrderedDict()  # id -> Parameter, least recently used first
-        self._resident_bytes = 0
-        self._labels = {}  # id -> what messages call it
-        self._places = {}  # id -> (weak reference to the Parameter, its Record): whose values are in the file
-        self._spare = {}  # id -> the Record that it had, whose place is its own still
+        advice = "another directory is chosen by sluice.init(directory=); the model must be built anew"
+        self._spool = Spool(directory, limit_bytes, "sluice.init()", advice)
+        self._spool.open_file()
+        self._modules = []  # weak references to those whose `_parameters` are watched
+        this = weakref.ref(self)
 
-    def track(self, parameter, label="a parameter"):
-        """label: what messages call it."""
-        if id(parameter) in self._resident or parameter in self:
-            return
-        self._labels[id(parameter)] = label
-        self._spare.pop(id(parameter), None)
-        self._resident[id(parameter)] = parameter
-        self._resident_bytes += parameter.nbytes
-        self._shrink()
+        def on_register(module, name, parameter):
+            building = this()
+            if building is not None and building is _innermost():
+                building._watch(module)
 
-    def seal(self):
-        """The model is built: those still in RAM are left to it."""
-        self._resident.clear()
-        self._spare.clear()
-        self._sealed = True
-        self._close_if_done()
-        self._trimmer.trim()
+        _open.append(this)
+        self._hook = register_module_parameter_registration_hook(on_register)
 
-    def __contains__(self, parameter):
-        return id(parameter) in self._places and self._places[id(parameter)][0]() is parameter
+    def _watch(self, module):
+        if type(module.__dict__.get("_parameters")) is dict:
+            self._modules.append(weakref.ref(module))
+            module.__dict__["_parameters"] = _Parameters(module._parameters, type(module).__name__)
 
-    @property
-    def empty(self):
-        return not self._places
+    def track(self, parameter, owner, name):
+        if type(parameter) is torch.nn.Parameter:
+            self._spool.track(parameter, f"{owner}.{name} of shape {tuple(parameter.shape)}")
 
-    def touch(self, parameter):
-        """Brings the parameter's values back if they are in the file."""
-        if id(parameter) in self._resident:
-            self._resident.move_to_end(id(parameter))
-        elif parameter in self:
-            parameter.data = self._read(parameter)
-            self._spare[id(parameter)] = self._places.pop(id(parameter))[1]
-            self._resident[id(parameter)] = parameter
-            self._resident_bytes += parameter.nbytes
-            self._shrink(keep=id(parameter))
-
-    def take(self, parameter):
-        """The parameter's values, for good: the caller has them now."""
-        values = self._read(parameter)
-        del self._places[id(parameter)]
-        self._close_if_done()
-        return values
-
-    def _shrink(self, keep=None):
-        while self._resident_bytes > self._limit and len(self._resident) > 1:
-            key = next(iter(self._resident))
-            if key == keep:
-                self._resident.move_to_end(key)
-                continue
-            parameter = self._resident.pop(key)
-            self._resident_bytes -= parameter.nbytes
-            self._write(parameter)
-
-    def _write(self, parameter):
-        key, size = id(parameter), parameter.nbytes
-        spare = self._spare.pop(key, None)
-        if spare is not None and spare.nbytes != size:
-            spare = None
-        record = self._file.write(parameter.data, self._labels.get(key, "a parameter"), spare)
-        self._places[key] = (weakref.ref(parameter, lambda reference: self._forget(key, reference)), record)
-        parameter.data = placeholder(parameter.shape, parameter.dtype)
-        self._trimmer.freed(size)
-
-    def _read(self, parameter):
-        values = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
-        self._file.read(self._places[id(parameter)][1], values)
-        return values
-
-    def _forget(self, key, reference):
-        """The parameter is gone."""
-        if key in self._places and self._places[key][0] is reference:
-            del self._places[key]
-            self._close_if_done()
-
-    def _close_if_done(self):
-        if self._sealed and not self._places:
-            self._file.close()
-
-
-class _Materialise(TorchFunctionMode):
-    def __init__(self, spool):
-        super().__init__()
-        self._spool = spool
-        self._inside = False
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if not self._inside:
-            self._inside = True
-            try:
-                for value in (*args, *kwargs.values()):
-                    for item in value if isinstance(value, (list, tuple)) else (value,):
-                        if isinstance(item, torch.nn.Parameter):
-                            self._spool.touch(item)
-            finally:
-                self._inside = False
-        return func(*args, **kwargs)
-
-
-# Spools of models that were built and not yet given to initialize(), found by their parameters.
-_spools = []
+    def end(self):
+        self._hook.remove()
+        _open[:] = [reference for reference in _open if reference() not in (self, None)]
+        for module in filter(None, (reference() for reference in self._modules)):
+            if type(module.__dict__.get("_parameters")) is _Parameters:
+                module.__dict__["_parameters"] = dict(module._parameters)
+        self._spool.settle()
 
 
 class init:
-    """Context manager. directory: where the temporary file goes (default: the system's); limit_bytes: of parameters kept in
-    RAM meanwhile. The model must then be given to sluice.initialize() or sluice.attach()."""
+    """Context manager: of the parameters that modules get inside, at most `limit_bytes` are in RAM; the values of others are
+    in an unnamed file in `directory` (default: the system's for temporary files). They have the values that they would have
+    without it. Until the model is given to sluice.initialize() or sluice.attach(), which is what it is for, it can be used
+    like any other: what is done to a parameter that is in the file brings its values back into RAM, and others go. A
+    parameter whose memory somebody else holds stays in RAM."""
 
-    def __init__(self, directory=None, limit_bytes=DEFAULT_LIMIT_BYTES):
+    def __init__(self, directory=None, limit_bytes=LIMIT_BYTES):
         self._directory = directory
         self._limit = limit_bytes
+        self._buildings = []
 
     def __enter__(self):
-        self._spool = Spool(self._directory, self._limit)
-        self._mode = _Materialise(self._spool)
-        self._busy = False
-
-        def on_register(module, name, parameter):
-            if parameter is not None and not self._busy:
-                self._busy = True
-                try:
-                    with torch._C.DisableTorchFunction():
-                        self._spool.track(parameter, f"{type(module).__name__}.{name} of shape {tuple(parameter.shape)}")
-                finally:
-                    self._busy = False
-
-        self._hook = register_module_parameter_registration_hook(on_register)
-        self._mode.__enter__()
+        self._buildings.append(_Building(self._directory, self._limit))
         return self
 
     def __exit__(self, *exception):
-        self._mode.__exit__(*exception)
-        self._hook.remove()
-        self._spool.seal()
-        forget_spools()
-        if not self._spool.empty:
-            _spools.append(self._spool)
+        self._buildings.pop().end()
         return False
-
-
-def take_values(parameter):
-    """The parameter's initial values, from the spool that has them or from the parameter itself."""
-    for spool in _spools:
-        if parameter in spool:
-            return spool.take(parameter)
-    return parameter.data
-
-
-def forget_spools():
-    """Drops those whose values were all taken, or whose models are gone."""
-    _spools[:] = [spool for spool in _spools if not spool.empty]

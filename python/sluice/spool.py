@@ -46,7 +46,7 @@ class SpoolFile:
 
     def write(self, tensor, label, replaced=None):
         """The Record of a copy of the tensor. label: what it is, for messages. replaced: a record whose place it takes,
-        of the same size; None: a new place. That record is lost also if this fails."""
+        of the same size; None: a new place. What that was is lost also if this fails."""
         values = tensor.detach().cpu().contiguous()
         record = replaced
         if record is None:
@@ -54,6 +54,7 @@ class SpoolFile:
             self._count += 1
             self._end += values.nbytes
         assert record.nbytes == values.nbytes
+        record.label = label
         record.version += 1
         record.checksum = None
         data, done = _bytes_of(values), 0

@@ -30,11 +30,8 @@ def units_of(parameters):
 
 
 def is_elsewhere(parameter):
-    """Whether its values are not in its memory: an engine has them, or sluice.init() put them into its file."""
-    if away.is_owned(parameter):
-        return True
-    one = parameter.numel() > 1 and parameter.untyped_storage().nbytes() == parameter.element_size()
-    return one and bool(parameter.detach().as_strided((), ()).isnan())
+    """Whether its values are not in its memory: an engine has them, or the file of a spool."""
+    return away.is_owned(parameter)
 
 
 def check_here(parameters, name_of):

@@ -16,7 +16,6 @@ from . import frozen
 from .away import placeholder
 from .config import Config, checked, paths_of
 from .engine import Engine, is_compiled
-from .init import take_values
 from .precision import Precision
 from .shards import Shards
 
@@ -40,7 +39,10 @@ class Attachment(Engine):
         return frozen.find(self.optimizer, model, (), "the module was attached", advice)
 
     def _initial_values(self, parameter):
-        return self._weights.read_for(parameter) if parameter in self._weights else take_values(parameter)
+        return self._weights.read_for(parameter) if parameter in self._weights else super()._initial_values(parameter)
+
+    def _values_come_from_elsewhere(self, parameter):
+        return parameter in self._weights
 
     def _precision(self, model):
         return Precision(model, self.dtype if self._cast else None, own_types=False, cast_buffers=self._cast)
@@ -165,7 +167,7 @@ def attach(
     optimizer: to train: torch.optim.AdamW or Adam, a function from the parameters to one of them, or a fresh one over them.
     It is the returned attachment's optimizer then. None: no states are kept; the module evaluates, and step() raises.
     Parameters that don't require a gradient now are frozen: they have no optimizer states and are never written again.
-    Outside the module's forward parameters read NaN; state_dict() and sluice.zero.GatheredParameters have their values.
+    Whatever else is done to a parameter reads and writes its value. destroy() gives the module its values back.
 
     weights: safetensors files (a path, several, or a directory) that values are streamed from; the module may be on the
     meta device then. What is not in them must be in the module. dtype: of parameters and floating-point buffers; None: each

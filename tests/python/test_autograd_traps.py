@@ -401,3 +401,28 @@ def test_plain_backward_of_the_loss(engines, tmp_path):
         trainer.step()
 
     paired(engines, mlp, given(tmp_path), body, hbm=1)
+
+
+def test_autograd_grad_of_parameters_whose_use_is_recomputed():
+    """What is recomputed inside torch.autograd.grad() finds parameters, also those that it was asked for."""
+
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.randn(8))
+
+        def compute(self, x):
+            return torch.tanh(x * self.scale)
+
+        def forward(self, x):
+            return checkpoint(self.compute, x, use_reentrant=False)
+
+    def gradients(attach):
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(*[Scaled() for _ in range(3)])
+        if attach:
+            sluice.attach(model, hbm="1MiB", pinned="8MiB", device="host", workers=1, persistence_threshold=0)
+        loss = model(torch.ones(2, 8)).square().sum()
+        return torch.autograd.grad(loss, list(model.parameters()))
+
+    assert same(gradients(True), gradients(False))
