@@ -199,13 +199,12 @@ SLUICE_API sluice_status sluice_runtime_create(sluice_model model, const sluice_
                                                sluice_runtime* runtime);
 
 /* Drains updates in flight for at most 3 seconds, then abandons what is left, and gives everything
- * back, except that device memory stays until the last view of it (sluice_unit_view) was deleted.
- * Returns when calls of other threads on it have ended, and nothing of the caller's is used any
- * more. The handle is gone in any case. Bounded also if a drive, a stream or a worker hangs:
- * SLUICE_UNAVAILABLE after 4 seconds (12 if a call into a driver hangs); sluice_last_error names
- * what did not end. What that may still use (memory, files, threads) is kept until it ends or the
- * process does; memory handed over with tickets that are not done, and the places of an update on
- * its way, may still be read and written. The process may create another runtime, and exit. */
+ * back, but device memory when the last view of it was deleted. Returns when calls of other threads
+ * on it have ended, and nothing of the caller's is used any more; the handle is gone in any case.
+ * If a drive, a stream or a worker hangs: SLUICE_UNAVAILABLE after 4 seconds (12 if a call into a
+ * driver does); sluice_last_error names it. What it may still use is kept until it ends or the
+ * process does, and memory handed over with tickets that are not done may still be read and
+ * written. */
 SLUICE_API sluice_status sluice_runtime_destroy(sluice_runtime runtime);
 
 /* Waits for `ticket`, at most timeout_ms (cut to 100). SLUICE_PENDING: not yet. SLUICE_NOT_OPEN:

@@ -49,12 +49,6 @@ class SimCloseTest : public ::testing::TestWithParam<Hang> {
     config.nvme_paths.clear();
     return config;
   }
-
-  // The world of an abandoned runtime is kept, as whoever abandons one must.
-  static void Keep(SimRuntime sim) {
-    static auto* const kept = new std::vector<SimRuntime>;
-    kept->push_back(std::move(sim));
-  }
 };
 
 INSTANTIATE_TEST_SUITE_P(
@@ -111,9 +105,7 @@ TEST_P(SimCloseTest, EndsInTimeSaysWhatHangsAndFreesNothingThatMayBeTouched) {
     if (n % 3 == 0 && (hang.seam == SimSeam::kRead || hang.seam == SimSeam::kWrite)) {
       EXPECT_EQ(sim->memory->in_use(), pinned) << "no drive touches HBM";
     }
-    while (world->RunNext(kForever)) {
-    }
-    Keep(*std::move(sim));
+    testing::KeepAbandoned(*std::move(sim));
     // The process goes on: another runtime trains.
     const testing::Outcome next =
         testing::Simulate(OddModel(), ConfigOf(n), {.seed = n}, {.steps = 1});
@@ -162,12 +154,7 @@ TEST(SimCloseTest, InTheMiddleOfAnythingItEndsInTime) {
       EXPECT_TRUE(absl::IsUnavailable(closed)) << closed;
       ++abandoned;
     }
-    while (world->RunNext(kForever)) {
-    }
-    if (!closed.ok()) {
-      static auto* const kept = new std::vector<SimRuntime>;
-      kept->push_back(*std::move(sim));
-    }
+    if (!closed.ok()) testing::KeepAbandoned(*std::move(sim));
   }
   EXPECT_GT(whole, 10);
   EXPECT_GT(abandoned, 10);

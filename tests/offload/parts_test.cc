@@ -139,7 +139,8 @@ class Driver {
       for (TensorIndex t : runtime()->layout().unit(unit).tensors) {
         if (!params_.empty() && params_[t.value()] != nullptr && seed_ % 3 == 0 && stepped_) {
           params_[t.value()]->TakeBack();  // the unit is updated, or its update has ended
-          params_[t.value()] = std::make_unique<OwnMemory>(Zeros(t.value(), 2));
+          taken_.push_back(
+              std::exchange(params_[t.value()], std::make_unique<OwnMemory>(Zeros(t.value(), 2))));
         }
       }
       if (ok) {

@@ -84,6 +84,14 @@ inline std::string Settle(SimRuntime* sim) {
   return sim->runtime->Unsettled();
 }
 
+// Lets what hung in an abandoned runtime end, and keeps its world, as whoever abandons one must.
+inline void KeepAbandoned(SimRuntime sim) {
+  static auto* const kept = new std::vector<SimRuntime>;
+  while (sim.world->RunNext(kForever)) {
+  }
+  kept->push_back(std::move(sim));
+}
+
 // Trains, reads the masters, waits until everything has come back, and takes it all down. `caller`:
 // as the trainer's.
 inline Outcome Simulate(const ModelSpec& spec, const RuntimeConfig& config,
@@ -116,6 +124,8 @@ inline Outcome Simulate(const ModelSpec& spec, const RuntimeConfig& config,
   outcome.unsettled = Settle(&*sim);
   outcome.faults = sim->world->faults()->happened();
   outcome.log = sim->world->log() + sim->runtime->ReportJson();
+  // While what it may still use is there.
+  if (!OffloadRuntime::Close(std::move(sim->runtime)).ok()) KeepAbandoned(*std::move(sim));
   return outcome;
 }
 
