@@ -22,7 +22,7 @@ from ._abi import (
 from .adamw import AdamW
 from .config import ConfigError
 from .distributed import add_config_arguments, init_distributed
-from .engine import Engine, initialize
+from .engine import Engine, engine_of, initialize
 from .init import init
 from .streaming import Attachment, attach
 
@@ -46,6 +46,7 @@ __all__ = [
     "attach",
     "checkpointing",
     "doctor",
+    "engine_of",
     "init",
     "init_distributed",
     "initialize",

@@ -536,6 +536,12 @@ class Engine(EngineCalls, torch.nn.Module):
         raise TypeError("an engine can't be copied: take module_state_dict() and load it into a new model")
 
 
+def engine_of(module):
+    """The open engine or attachment whose model `module` is; None if there is none."""
+    engine = getattr(module._compiled_call_impl, "__self__", None)
+    return engine if isinstance(engine, Engine) else None
+
+
 def is_compiled(module):
     """Whether torch.compile was asked for all of it."""
     call = module._compiled_call_impl

@@ -10,7 +10,8 @@ def check(model, comes_from_elsewhere):
     comes_from_elsewhere(parameter): whether it gets values from files."""
     if attached.of(model) is not None:
         raise _abi.FailedPrecondition(
-            "the model is attached already: end that engine first (destroy() gives the model its values back)"
+            "the model is attached already: end that engine first (destroy() gives the model its values back; "
+            "sluice.engine_of(model) is the engine)"
         )
     named = [*model.named_parameters(), *model.named_buffers()]
     without = [(n, t) for n, t in named if not comes_from_elsewhere(t)]

@@ -171,8 +171,8 @@ def attach(
 
     weights: safetensors files (a path, several, or a directory) that values are streamed from; the module may be on the
     meta device then. What is not in them must be in the module. dtype: of parameters and floating-point buffers; None: each
-    keeps its own; frozen ones may be of any type. hbm, pinned, nvme: budgets in bytes, or like "8GiB"; None: chosen. nvme_path: a directory, or one per
-    drive; None: nothing goes to a drive. persistence_threshold: units of at most so many elements stay in HBM.
+    keeps its own; frozen ones may be of any type. hbm, pinned, nvme: budgets in bytes, or like "8GiB"; None: chosen.
+    nvme_path: a directory, or one per drive; None: nothing goes to a drive. persistence_threshold: units of at most so many elements stay in HBM.
     clip_norm: of all gradients; 0: off.
 
     Errors: ResourceExhausted if a budget can't work, naming the smallest that would; ValueError.

@@ -472,3 +472,19 @@ def test_an_interrupted_destroy_can_be_called_again(tmp_path, monkeypatch):
         engine.destroy()
         assert same(computed(model), expected), point
         assert not engine.runtime.open
+
+
+@pytest.mark.parametrize("face", ["initialize", "attach"])
+def test_an_engine_that_only_its_model_keeps_can_be_found_and_ended(face):
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
+    start = lambda: (
+        sluice.attach(model, hbm="1MiB", pinned="8MiB") if face == "attach" else sluice.initialize(model=model, config={})[0]
+    )
+    start()
+    gc.collect()
+    with pytest.raises(sluice.FailedPrecondition, match=r"sluice\.engine_of\(model\)"):
+        start()
+    expected = model.state_dict()
+    sluice.engine_of(model).destroy()
+    assert sluice.engine_of(model) is None and all(torch.equal(v, expected[k]) for k, v in model.state_dict().items())
+    start().close()
