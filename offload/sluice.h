@@ -203,8 +203,7 @@ SLUICE_API sluice_status sluice_runtime_create(sluice_model model, const sluice_
  * on it have ended, and nothing of the caller's is used any more; the handle is gone in any case.
  * If a drive, a stream or a worker hangs: SLUICE_UNAVAILABLE after 4 seconds (12 if a call into a
  * driver does); sluice_last_error names it. What it may still use is kept until it ends or the
- * process does, and memory handed over with tickets that are not done may still be read and
- * written. */
+ * process does, and memory handed over with tickets that are not done may still be in use. */
 SLUICE_API sluice_status sluice_runtime_destroy(sluice_runtime runtime);
 
 /* Waits for `ticket`, at most timeout_ms (cut to 100). SLUICE_PENDING: not yet. SLUICE_NOT_OPEN:

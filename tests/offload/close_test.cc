@@ -3,9 +3,9 @@
 // when what hung ends after all, everything is given back.
 
 #include <fcntl.h>
-#include <sys/socket.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -118,8 +118,8 @@ class HangingDevice final : public Device {
   int enqueued_ = 0;
 };
 
-// A socket in the place of a swap file: what is written stays away until somebody reads, and what is
-// read until somebody writes. Without room from the start.
+// A socket in the place of a swap file: what is written stays away until somebody reads, and what
+// is read until somebody writes. Without room from the start.
 class FullPipe {
  public:
   FullPipe() {
