@@ -75,10 +75,13 @@ def _text(name, value):
 
 def converted(ctype, name, value):
     """`value` for a field or argument of that C type, where nothing of it is lost. Errors: InvalidArgument."""
+    if type(value) is ctype:
+        return value
     if ctype in _RANGES:
-        if isinstance(value, ctype):
+        low, high = _RANGES[ctype]
+        if type(value) is int and low <= value <= high:
             return value
-        return whole(name, value, *_RANGES[ctype])
+        return value if isinstance(value, ctype) else whole(name, value, low, high)
     if ctype is ctypes.c_double and not isinstance(value, ctype):
         return real(name, value)
     if ctype is ctypes.c_void_p and not isinstance(value, ctype):
