@@ -205,7 +205,7 @@ class Engine(EngineCalls, torch.nn.Module):
 
         try:
             with torch.no_grad():
-                raw = {n for n, _, p in self._named() if self._attached.place_of[id(p)].raw}
+                raw = {number for _, number, p in self._named() if self._attached.place_of[id(p)].raw}
                 values.write_all(self.runtime, items(), _abi.MASTER, raw)
         except BaseException:
             with contextlib.suppress(_abi.SluiceError):  # what came first is what the caller is told
