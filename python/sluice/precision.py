@@ -32,7 +32,8 @@ class Precision:
     purpose keep that: in a model that was built in the wanted type, since it has parameters of it, all that are fp32; and
     those of modules that Transformers' models name for it. grad_dtype: None: as the parameter. cast_buffers: all buffers get
     the wanted type; else those of a model that was built in it keep their own, and of one that is converted those
-    that its state_dict lacks, which are tables, such as rotary frequencies, that are computed in fp32 for a reason."""
+    that are named as above, and those that its state_dict lacks, which are tables, such as rotary frequencies, that are
+    computed in fp32 for a reason."""
 
     def __init__(self, model, wanted, own_types=True, grad_dtype=None, cast_buffers=False):
         self._wanted, self._grad_dtype = wanted, grad_dtype
@@ -64,9 +65,10 @@ class Precision:
         for prefix, module in model.named_modules():
             for name, buffer in module._buffers.items():
                 if buffer is not None:
-                    table = self._built or name in module._non_persistent_buffers_set
-                    cast = buffer.is_floating_point() and self._wanted and (self._cast_buffers or not table)
-                    yield f"{prefix}.{name}" if prefix else name, buffer, self._wanted if cast else buffer.dtype
+                    path = f"{prefix}.{name}" if prefix else name
+                    kept = self._built or name in module._non_persistent_buffers_set or self._is_named(path)
+                    cast = buffer.is_floating_point() and self._wanted and (self._cast_buffers or not kept)
+                    yield path, buffer, self._wanted if cast else buffer.dtype
 
     def notes(self, model):
         """What the configuration's reader should know: types that differ from the wanted one, before or after."""
@@ -95,5 +97,11 @@ def _fp32_names(model, wanted):
     """What Transformers keeps in fp32 when it loads a model in that type."""
     lists = {torch.float16: ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")}
     lists[torch.bfloat16] = ("_keep_in_fp32_modules_strict",)
-    names = {name for module in model.modules() for key in lists.get(wanted, ()) for name in getattr(module, key, None) or ()}
-    return re.compile("|".join(rf"(^|\.){name}($|\.)" for name in sorted(names))) if names else None
+    patterns = set()
+    for module in model.modules():
+        names = {name for key in lists.get(wanted, ()) for name in getattr(module, key, None) or ()}
+        if hasattr(module, "_get_dtype_plan"):  # from version 5 on names may be parts of others, with stars
+            patterns |= {name.replace("*", ".*") for name in names}
+        else:
+            patterns |= {rf"(^|\.){name}($|\.)" for name in names}
+    return re.compile("|".join(sorted(patterns))) if patterns else None
