@@ -5,7 +5,7 @@ Whose a parameter is at the moment says its class (away.py). While a unit is ent
 the unit's slot. Otherwise they are Away: the tiers', or on loan to whoever touches them (loans.py). So a unit comes in by
 whatever door: the call of its layer, of a module in it or around it, or the use of a parameter by any torch function, in a
 method, a parametrization, or another module that was handed it. What is used while modules run is entered until the innermost
-one of them has ended. A write in forward is seen when the unit is released, and goes to the master.
+one of them has ended, or until there is no room for another unit. A write in forward is seen when the unit is released, and goes to the master.
 
 Autograd saves views of weights; they are packed as (unit, generation, offset, size, stride) and unpacked wherever the unit
 is then. Backward holds one unit at a time, the last one that was asked for. Where others' hooks come first, as in a region
@@ -62,6 +62,14 @@ def _replace(module, attached):
 _unseen = torch._C._DisableTorchDispatch
 
 
+class _Entered:
+    """Units that a module which runs now has entered."""
+
+    def __init__(self):
+        self.called = []  # by its call
+        self.looked_up = []  # by the use of parameters meanwhile
+
+
 class Attached:
     """units, doors: of units.partition(), whose units' type has `dtype` (in compute), `grad_dtype` and `raw`.
     optimized(): ids of Parameters whose gradients are handed over; of others, `.grad` stays as PyTorch left it."""
@@ -82,7 +90,9 @@ class Attached:
         mine = lambda tensor: id(tensor) in self.place_of
         self._saved = SavedTensors(self._slots, self.device, mine, self._generation, self._bring_for_backward)
         self._count = [0] * len(units)  # how often the unit is entered now
-        self._running = []  # by module that runs forward now: the units it has entered; None: those of the one around it
+        self._running = []  # by module that runs forward now: _Entered, or None: that of the one around it
+        self._cache_bytes = runtime.report()["hbm"]["cache_bytes"] or sys.maxsize  # 0: nothing moves
+        self._in_use = []  # units of parameters that a torch function was given, which has not returned
         self._held = None  # the unit that backward holds
         self._copies = {}  # id of Parameter -> its values, for a state_dict that is being made
         self._handles = []
@@ -152,7 +162,8 @@ class Attached:
                 self.loans.lend(place)
             elif self._running:
                 self._enter(place.unit)
-                self._innermost().append(place.unit)
+                self._innermost().looked_up.append(place.unit)
+                self._in_use.append(place.unit)
                 if isinstance(parameter, away.Away):
                     self._show(place)  # its loan has ended since the unit was entered
                 return parameter
@@ -164,6 +175,8 @@ class Attached:
             return away.alias(parameter)
 
     def used(self, parameter, tensor, shared):
+        if tensor is parameter and (unit := self.place_of[id(parameter)].unit) in self._in_use:
+            self._in_use.remove(unit)
         if not shared:
             return
         if parameter in self.loans:
@@ -193,14 +206,17 @@ class Attached:
             raise TypeError(f"parameter {place.name}: its data must be a tensor, not {type(tensor).__name__}")
         wanted = place.shape, place.dtype, self.device
         if (tensor.shape, tensor.dtype, tensor.device) != wanted or tensor.layout != torch.strided:
+            advice = "choose its type before sluice.initialize() (or with bf16 or fp16 of the config, or dtype of sluice.attach())"
+            if tensor.shape != place.shape:
+                advice = "change its shape (resize_token_embeddings and the like) before sluice.initialize() or sluice.attach()"
             raise _abi.FailedPrecondition(
                 f"parameter {place.name} is {place.dtype} of shape {tuple(place.shape)} on {self.device} while it is on the "
-                f"tiers, and can't become {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}: choose its type "
-                "before sluice.initialize() (or with bf16 or fp16 of the config, or dtype of sluice.attach())"
+                f"tiers, and can't become {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}: {advice}"
             )
         with self._lock, _unseen():
             if parameter not in self.loans and self._running:
-                self.use(parameter) if isinstance(parameter, away.Away) else None
+                if isinstance(parameter, away.Away):
+                    self.used(parameter, self.use(parameter), shared=False)
                 with torch.no_grad():
                     away.detached(parameter).copy_(tensor)
             else:
@@ -265,12 +281,12 @@ class Attached:
 
     def _make_enter(self, door):
         def enter(module, args):
-            entered = []
+            entered = _Entered()
             self._running.append(entered)  # _leave_module follows, whatever happens from here on
             self._saved.enter()
             for unit in door.units:
                 self._enter(unit)
-                entered.append(unit)
+                entered.called.append(unit)
 
         def enter_inner(module, args):
             if torch.compiler.is_compiling():
@@ -293,7 +309,8 @@ class Attached:
     def _leave_module(self, module, args, output):
         self._saved.leave()
         if self._running:
-            for unit in reversed(self._running.pop()):
+            entered = self._running.pop()
+            for unit in reversed(entered.called + entered.looked_up):
                 self._leave(unit)
 
     def _innermost(self):
@@ -303,8 +320,25 @@ class Attached:
     def _acquire(self, unit):
         if unit not in self._slots:
             self._let_go()
+            self._leave_looked_up(unit)
             self._slots.acquire(unit)
             self._check_kept_views(unit)
+
+    def _leave_looked_up(self, unit):
+        """Leaves units that were looked up, the first ones first, until the others and `unit` take a quarter of the cache at
+        most: room for layers must be left. Who uses their parameters again enters them again."""
+        found = [(entered, other) for entered in filter(None, self._running) for other in entered.looked_up]
+        taken = self._bytes_of(unit) + sum(self._bytes_of(other) for _, other in found)
+        for entered, other in found:
+            if taken <= self._cache_bytes // 4:
+                return
+            if other not in self._in_use:
+                entered.looked_up.remove(other)
+                self._leave(other)
+                taken -= self._bytes_of(other)
+
+    def _bytes_of(self, unit):
+        return sum(place.nbytes for place in self._places[unit])
 
     def _check_kept_views(self, unit):
         for place in self._places[unit]:
@@ -430,6 +464,7 @@ class Attached:
             self._held = None
             self._saved.settle()
             self._running.clear()
+            self._in_use.clear()
             self._copies.clear()
             self._slots.settle(wait=False)
             for unit in self._slots.acquired:

@@ -356,9 +356,9 @@ def _lent(func, args, kwargs):
             lent[id(parameter)] = parameter, owner, owner.use(parameter)
         return lent[id(parameter)][2]
 
-    args, kwargs = _replace(args, lend), _replace(kwargs, lend)
     result, shared = None, True
     try:
+        args, kwargs = _replace(args, lend), _replace(kwargs, lend)
         with _without_torch_function():
             result = func(*args, **kwargs)
             shared = func in _BARE or _has_storage_of(result, [tensor for _, _, tensor in lent.values()])

@@ -62,8 +62,10 @@ class Model(torch.nn.Module):
         self.project = torch.nn.Parameter(torch.randn(WIDTH, WIDTH))
         self.temperature = torch.nn.Parameter(torch.tensor(0.5))
 
-    def forward(self, tokens):
-        return self.head(self.model.decoder(tokens) @ self.project) * self.temperature.exp()
+    def forward(self, tokens, also=lambda model: 0):
+        """also: what the forward does beside, with the model."""
+        more = also(self)
+        return self.head(self.model.decoder(tokens) @ self.project) * self.temperature.exp() + more
 
     def encode(self, tokens):
         return self.model.decoder.words(tokens).mean(1) @ self.project * self.temperature
@@ -113,6 +115,8 @@ DOORS = {
     "a parameter itself": lambda m, t: m.project.square().sum(),
     "a one-element parameter": lambda m, t: (m.model.decoder.layers[0].scale * 3).sum() + m.temperature,
     "all parameters": lambda m, t: penalty(m.parameters()) + m(t).sum(),
+    "all parameters, in forward": lambda m, t: m(t, lambda model: penalty(model.parameters())).sum(),
+    "data of all parameters, in forward": lambda m, t: m(t, lambda model: sum(p.data.sum() for p in model.parameters())).sum(),
     "a list of parameters": lambda m, t: stacked(m),
     "an operator": lambda m, t: (torch.ones(2, WIDTH) @ m.project).sum() - (1 - m.project).prod(1).sum(),
     "an index": lambda m, t: m.project[1:3, 2].sum() + m.project[0][0],

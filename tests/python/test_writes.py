@@ -251,3 +251,31 @@ def test_bf16_masters_keep_their_bits_where_nothing_was_written():
     after = engine.fp32_state_dict()
     assert all(torch.equal(value, before[key]) for key, value in after.items())
     engine.close()
+
+
+@torch.no_grad()
+def rescaled(model):
+    """As RWKV does at the first evaluation after training."""
+    for parameter in model.parameters():
+        parameter.mul_(0.5)
+    return 0
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("face", ["initialize", "attach"])
+def test_a_forward_may_write_to_all_parameters_whatever_the_budget(face, budget):
+    engine, model, _ = placed(face, BUDGETS[budget])
+    plain = Model()
+    with torch.no_grad():
+        assert torch.equal(model(tokens(), rescaled), plain(tokens(), rescaled))
+        assert torch.equal(model(tokens()), plain(tokens()))
+    assert all(torch.equal(v, plain.state_dict()[k]) for k, v in model.state_dict().items())
+    engine.close()
+
+
+@pytest.mark.parametrize("value, advice", [(torch.zeros(3, 3), "change its shape"), (torch.zeros(WIDTH, WIDTH).half(), "choose its type")])
+def test_a_refused_write_says_what_to_change(value, advice):
+    engine, model, _ = placed("attach", {})
+    with pytest.raises(sluice.FailedPrecondition, match=advice):
+        model.project.data = value
+    engine.close()
