@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "core/config.h"
@@ -46,16 +47,18 @@ absl::StatusOr<int> OpenUnnamed(const std::string& directory, bool* unlinked) {
   return fd;
 }
 
-// The alignment that the file system says direct I/O on `fd` asks for, or 0 if it doesn't say.
-Bytes SaidAlignment(int fd) {
+// The alignment that the file system says direct I/O on `fd` asks for; 0 if it says that there is
+// no direct I/O; nothing if it doesn't say.
+std::optional<Bytes> SaidAlignment(int fd) {
 #ifdef STATX_DIOALIGN
   struct statx info {};
-  if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &info) != 0) return Bytes(0);
-  if ((info.stx_mask & STATX_DIOALIGN) == 0 || info.stx_dio_offset_align == 0) return Bytes(0);
+  if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &info) != 0) return std::nullopt;
+  if ((info.stx_mask & STATX_DIOALIGN) == 0) return std::nullopt;
+  if (info.stx_dio_offset_align == 0) return Bytes(0);
   return Bytes(std::max(info.stx_dio_mem_align, info.stx_dio_offset_align));
 #else
   (void)fd;
-  return Bytes(0);
+  return std::nullopt;
 #endif
 }
 
@@ -77,7 +80,9 @@ absl::StatusOr<bool> Works(int fd, Bytes file_size, Bytes size) {
 
 // Likewise, found by trying: first what is said, then what drives have. 0 if nothing works.
 absl::StatusOr<Bytes> FindAlignment(int fd, Bytes file_size) {
-  const Bytes said = SaidAlignment(fd);
+  const std::optional<Bytes> answer = SaidAlignment(fd);
+  if (answer == Bytes(0)) return Bytes(0);
+  const Bytes said = answer.value_or(Bytes(0));
   if (said > file_size) return said;
   for (Bytes size = std::max(said, Bytes(512)); size <= std::min(file_size, kAlignmentMax);
        size = size * 2) {
@@ -105,10 +110,10 @@ absl::Status Reserve(int fd, const std::string& directory, Bytes size) {
   }
   if (error == 0) return absl::OkStatus();
   if (error == EFBIG) {
-    return ErrnoStatus(error,
-                       fmt::format("making a file of {} in {}, whose file system has smaller "
-                                   "ones only: give more paths",
-                                   FormatBytes(size), directory));
+    return ErrnoStatus(
+        error, fmt::format("making a file of {} in {}, whose file system has smaller ones only: "
+                           "limit their size (ulimit -f), and there will be more",
+                           FormatBytes(size), directory));
   }
   return ErrnoStatus(error, fmt::format("reserving {} in {}, which has {} free", FormatBytes(size),
                                         directory, FormatBytes(free)));

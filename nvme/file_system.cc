@@ -77,7 +77,7 @@ std::string StorageOf(const std::string& path) {
   }
   // So have overlays, which say of space what the file system beneath them says.
   if (static_cast<uint32_t>(fs.f_type) == OVERLAYFS_SUPER_MAGIC)
-    return fmt::format("overlay {} {} {}", fs.f_blocks, fs.f_bavail, fs.f_files);
+    return fmt::format("overlay {} {}", fs.f_blocks, fs.f_files);
   return fmt::format("device {}", info.st_dev);
 }
 

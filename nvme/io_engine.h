@@ -13,6 +13,7 @@
 #ifndef SLUICE_NVME_IO_ENGINE_H_
 #define SLUICE_NVME_IO_ENGINE_H_
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -55,6 +56,8 @@ class IoEngine : public Waker {
     uint32_t in_flight_max = 16;  // never more operations in the kernel
     uint32_t submit_batch_max =
         2;  // more merges neighbours in the block layer, which is slower: docs/tuning.md
+    // How long the kernel may refuse a call for want of memory or the like before that is an error.
+    Nanos refused_max = std::chrono::seconds(30);
   };
 
   // Takes as many of `ops`, in order, as fit under in_flight_max; returns how many. Zero means:

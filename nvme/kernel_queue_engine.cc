@@ -126,10 +126,11 @@ absl::Status KernelQueueEngine::TryOut() {
 }
 
 void KernelQueueEngine::Refused(const char* call, int error) {
-  constexpr int kRefusalsMax = 16;
   const bool passes = error == EINTR || error == EAGAIN || error == EBUSY || error == ENOMEM;
-  if (passes && ++refusals_ < kRefusalsMax) {
-    retry_at_ = clock_->Now() + std::chrono::milliseconds(1 << std::min(refusals_ - 1, 4));
+  const TimePoint now = clock_->Now();
+  if (refusals_ == 0) refused_since_ = now;
+  if (passes && now - refused_since_ < limits().refused_max) {
+    retry_at_ = now + std::chrono::milliseconds(1 << std::min(refusals_++, 4));
     return;
   }
   refusals_ = 0;

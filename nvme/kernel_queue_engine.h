@@ -107,6 +107,7 @@ class KernelQueueEngine : public IoEngine {
   std::atomic<bool> woken_{false};  // by Wake; set before wake_fd counts
   std::atomic<int> poll_error_{0};  // the errno with which ppoll was refused
   int refusals_ = 0;                // of the queue, in a row
+  TimePoint refused_since_;         // when the first of them came
   TimePoint retry_at_{0};           // after the last
   absl::Status broken_;             // why the engine is
   std::vector<Slot> slots_;

@@ -77,7 +77,7 @@ class UringEngine final : public KernelQueueEngine {
       Reap();
     }
     wake_armed_ = true;
-    const absl::Status works = TryOut();
+    absl::Status works = TryOut();
     wake_armed_ = false;
     return works;
   }

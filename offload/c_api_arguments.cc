@@ -335,8 +335,6 @@ absl::StatusOr<RuntimeConfig> ToConfig(const sluice_options* given) {
   SLUICE_RETURN_IF_ERROR(CheckRange(o.workers, 0, 1024, "workers"));
   SLUICE_RETURN_IF_ERROR(CheckRange(o.io_depth, 0, 1024, "io_depth"));
   SLUICE_RETURN_IF_ERROR(CheckRange(o.io_batch, 0, 1024, "io_batch"));
-  SLUICE_RETURN_IF_ERROR(
-      CheckRange(o.resident_elements_max, -1, INT64_MAX, "resident_elements_max"));
   SLUICE_RETURN_IF_ERROR(CheckRange(o.chunk_elements, 0, int64_t{1} << 30, "chunk_elements"));
   // Slower, and the time of a copy would not be a number of nanoseconds.
   if (o.link_bytes_per_second != 0) {

@@ -46,11 +46,12 @@ absl::StatusOr<std::unique_ptr<Device>> DeviceOf(const Plan& plan, const Runtime
 absl::Status CheckRamOf(const Plan& plan, const RuntimeConfig& config,
                         const SegmentTable& segments) {
   const bool hbm_is_ram = plan.device.kind == DeviceKind::kHost && config.hbm == nullptr;
-  SLUICE_ASSIGN_OR_RETURN(const MemoryLimits limits, ReadMemoryLimits());
+  const absl::StatusOr<MemoryLimits> limits = ReadMemoryLimits();
+  if (!limits.ok()) return absl::OkStatus();  // given budgets are taken where nothing is known
   return CheckRam({.pinned = plan.placement.pinned(),
                    .hbm = hbm_is_ram ? plan.placement.hbm() : Bytes(0),
                    .files = BytesInRam(segments, config.nvme_paths)},
-                  limits);
+                  *limits);
 }
 
 }  // namespace
@@ -82,9 +83,10 @@ absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConf
       std::max(input.options.io_alignment, ExtentAlignmentOf(config.nvme_paths));
   int64_t parameters = 0;  // refused below if it is too large
   for (const ModelSpec::Tensor& tensor : spec.tensors)
-    parameters += std::clamp<int64_t>(tensor.elements, 0, kElementsMax);
+    parameters =
+        std::min(kElementsMax, parameters + std::clamp<int64_t>(tensor.elements, 0, kElementsMax));
   const int64_t chunk_elements_default = ChunkElementsFor(
-      std::min(parameters, kElementsMax),
+      parameters,
       input.options.lowest_state_tier == Tier::kHbm ? kChunkElementsInHbm : kChunkElementsDefault);
   SLUICE_ASSIGN_OR_RETURN(
       input.layout,
@@ -131,11 +133,16 @@ SegmentTable SegmentsOf(const Plan& plan, uint32_t paths) {
 }
 
 RuntimeOptions OptionsOf(const RuntimeConfig& config, const Budgets& budgets) {
+  constexpr int64_t kGivenBackPerSecond = int64_t{4} << 30;  // bytes of memory, on small pages
+  CloseTimes close;
+  close.take_down +=
+      std::chrono::seconds((budgets.hbm + budgets.pinned).value() / kGivenBackPerSecond);
   return {.budgets = budgets,
           .io = config.io,
           .loss_scale = config.loss_scale,
           .overlap = config.overlap,
-          .trace_spans_max = config.trace_spans_max};
+          .trace_spans_max = config.trace_spans_max,
+          .close = close};
 }
 
 absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spec,

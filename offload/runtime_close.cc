@@ -141,7 +141,7 @@ void OffloadRuntime::TakeDown() {
                r->metrics_.Get("close_errors")->Add();
              r->seams_.files.clear();
            }}};
-  std::ranges::stable_partition(parts, [](const Part& part) { return !part.hangs; });
+  std::stable_partition(parts.begin(), parts.end(), [](const Part& part) { return !part.hangs; });
   for (const Part& part : parts) {
     if (seams_.executor == nullptr && seams_.device == nullptr && hbm_ != nullptr) {
       closing_->Enter("the device's memory");

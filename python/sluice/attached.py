@@ -17,6 +17,7 @@ a slot is not reused while any tensor over it is alive (the library counts).
 Threads: forward and backward of one engine run one after the other; autograd's threads are fine.
 """
 
+import bisect
 import sys
 import threading
 import weakref
@@ -88,7 +89,9 @@ class Attached:
         self.gradients = Gradients(runtime, self.place_of, optimized, self.device)
         self._generation = [0] * len(units)  # how often the unit's values have changed
         mine = lambda tensor: id(tensor) in self.place_of
-        self._saved = SavedTensors(self._slots, self.device, mine, self._generation, self._bring_for_backward)
+        self._saved = SavedTensors(
+            self._slots, self.device, mine, self._place_at, self._generation, self._bring_for_backward
+        )
         self._count = [0] * len(units)  # how often the unit is entered now
         self._running = []  # by module that runs forward now: _Entered, or None: that of the one around it
         self._cache_bytes = runtime.report()["hbm"]["cache_bytes"] or sys.maxsize  # 0: nothing moves
@@ -99,7 +102,8 @@ class Attached:
         self._traceable = []  # what torch.compile would trace into
         _replace(doors[0].module, self)
         for index, unit in enumerate(units):
-            self._places.append([self._place(index, name, parameter) for name, parameter in unit.parameters])
+            places = [self._place(index, name, parameter) for name, parameter in unit.parameters]
+            self._places.append(sorted(places, key=lambda place: place.offset))
         for door in doors:
             self._hang(door)
 
@@ -238,18 +242,17 @@ class Attached:
     def taken(self, parameter):
         return self._copies.pop(id(parameter), None)
 
-    def gather(self, parameter):
-        """Lends it until end_gather(), which must follow. One that its module computes with now stays as it is."""
+    def gather(self, parameter, holder):
+        """Lends it until end_gather() of that holder, which must follow. One that its module computes with now stays as it
+        is."""
         with self._lock:
             if isinstance(parameter, away.Away):
-                self.loans.gather(self.place_of[id(parameter)])
-                return True
-        return False
+                self.loans.gather(self.place_of[id(parameter)], holder)
 
-    def end_gather(self, parameter):
+    def end_gather(self, parameter, holder):
         with self._lock:
             if parameter in self.loans:  # not if the engine has ended meanwhile
-                self.loans.end_gather(self.place_of[id(parameter)])
+                self.loans.end_gather(self.place_of[id(parameter)], holder)
 
     # ---- Values
 
@@ -408,9 +411,12 @@ class Attached:
             away.put_away(parameter, self)
             away.set_memory(parameter, self.place_of[id(parameter)].placeholder)
 
-    def hide_again(self, parameter):
-        """Of one that others had, and whose values the tiers have now."""
+    def hide_again(self, parameter, memory):
+        """Of one that others had, and whose values the tiers have now. memory: that of its loan, if it is on loan."""
+        away.put_away(parameter, self)
+        away.set_memory(parameter, memory)
         self.place_of[id(parameter)].version = away.version(parameter)
+        self.values_changed(parameter)
         self.hide_parameter(parameter)
 
     # ---- Backward
@@ -418,6 +424,15 @@ class Attached:
     def saved_tensors_hooks(self):
         """For the whole of a forward pass."""
         return self._saved.whole_pass()
+
+    def _place_at(self, unit, offset):
+        places = self._places[unit]
+        return places[bisect.bisect_right(places, offset, key=lambda place: place.offset) - 1]
+
+    def values_changed(self, parameter):
+        """By a load or the like: what was saved for backward is of the past."""
+        with self._lock:
+            self._generation[self.place_of[id(parameter)].unit] += 1
 
     def _bring_for_backward(self, unit, generation):
         with self._lock:

@@ -382,6 +382,15 @@ class Engine(EngineCalls, torch.nn.Module):
     def tensor_of(self, parameter):
         return self._attached.tensors.get(id(parameter))
 
+    def groups_changed(self):
+        """The optimizer has other parameters than before."""
+        if "_attached" in self.__dict__:
+            self._attached.gradients.ask_again()
+
+    def values_changed(self, parameter):
+        """Not by a step: what was saved for backward is of the past."""
+        self._attached.values_changed(parameter)
+
     def settle_values(self):
         """Everything that was written to parameters is on the tiers."""
         self._attached.settle_values()

@@ -27,16 +27,17 @@ class Gradients:
         self._looked_at = {}  # number -> (the gradient, which somebody has seen or set; its place)
         self.handed_over = {}  # number -> its place: has a gradient in the runtime
         self._hooks = {}  # number -> handle
+        self._left = {}  # number -> its place: not wanted when its gradient came
 
     def watch(self, parameter, place):
         """Takes the parameter's gradients from now on. Needs to be called again where it did not require one."""
         if place.tensor in self._hooks or not parameter.requires_grad:
             return
-        this = weakref.ref(self)  # the graph, and the parameter, must not keep the runtime alive
+        this = weakref.ref(self)  # the graph, and the parameter, must not keep the runtime alive, nor itself
 
         def on_grad(parameter):
             if (gradients := this()) is not None:
-                gradients._take(parameter, place)
+                gradients._take(parameter, gradients._places[id(parameter)])
 
         self._hooks[place.tensor] = parameter.register_post_accumulate_grad_hook(on_grad)
 
@@ -57,6 +58,7 @@ class Gradients:
 
     def _take(self, parameter, place):
         if not self.is_wanted(parameter):
+            self._left[place.tensor] = place
             return
         gradient = away.raw_grad(parameter)
         if gradient is None:  # another's hook has used it up
@@ -84,10 +86,11 @@ class Gradients:
         return self._looked_at[place.tensor][0] if place.tensor in self._looked_at else away.raw_grad(parameter)
 
     def set(self, parameter, gradient):
+        place = self._places[id(parameter)]
         if not self.is_wanted(parameter):
+            self._left[place.tensor] = place
             away.set_raw_grad(parameter, gradient)
             return
-        place = self._places[id(parameter)]
         if gradient is not None:
             _check(parameter, gradient)
         away.set_raw_grad(parameter, None)
@@ -98,13 +101,24 @@ class Gradients:
             self._runtime.clear_grad(place.tensor)
 
     def settle(self):
-        """The runtime has what was looked at or set, as it is now."""
+        """The runtime has what was looked at or set, as it is now, and what was left to PyTorch before it was wanted."""
+        self._adopt()
         items = []
         for number, (gradient, place) in self._looked_at.items():
             gradient = gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
             items.append((number, gradient.to(place.grad_dtype)))
             self.handed_over[number] = place
         values.write_all(self._runtime, items, _abi.GRAD)
+
+    def _adopt(self):
+        """Gradients of parameters that the optimizer has been given since."""
+        for number, place in list(self._left.items()):
+            if self.is_wanted(place.parameter):
+                del self._left[number]
+                gradient = away.raw_grad(place.parameter)
+                if gradient is not None and number not in self._looked_at:
+                    self._looked_at[number] = gradient, place
+                    away.set_raw_grad(place.parameter, None)
 
     def forget(self):
         """They were used for an update, or dropped."""

@@ -13,17 +13,17 @@ def into_masters(module, runtime, attached):
     leaves there is written back when that module is done. So names are matched, and hooks run, as PyTorch does it.
     While no forward runs; in RAM: the parameters of one module, and of those it is in.
     """
-    shown = {}  # id of Parameter -> Parameter
+    shown = {}  # id of Parameter -> (Parameter, the memory it had)
     mine = {}  # module -> those it shows
 
     def show(child, *_):
         own = child.parameters(recurse=False)
-        places = [attached.place_of[id(p)] for p in own if id(p) in attached.place_of and p not in attached.loans]
+        places = [attached.place_of[id(p)] for p in own if id(p) in attached.place_of]
         places = [place for place in places if id(place.parameter) not in shown and not place.raw]
         requests = [(place, place.tensor, place.shape) for place in places]
         for place, master in values.read_all(runtime, requests, _abi.MASTER, torch.float32).items():
             parameter = place.parameter
-            shown[id(parameter)] = parameter
+            shown[id(parameter)] = parameter, away.memory(parameter)
             away.give_back(parameter)
             parameter.data = master
             mine.setdefault(child, []).append(place)
@@ -32,7 +32,7 @@ def into_masters(module, runtime, attached):
         places = mine.pop(child, [])
         values.write_all(runtime, [(place.tensor, place.parameter.data) for place in places], _abi.MASTER)
         for place in places:
-            attached.hide_again(shown.pop(id(place.parameter)))
+            attached.hide_again(*shown.pop(id(place.parameter)))
 
     handles = []
     try:
@@ -43,5 +43,6 @@ def into_masters(module, runtime, attached):
     finally:
         for handle in handles:
             handle.remove()
-        for parameter in shown.values():
-            attached.hide_again(parameter)
+        for parameter, memory in shown.values():
+            attached.hide_again(parameter, memory)
+        attached.renew_values()

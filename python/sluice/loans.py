@@ -22,7 +22,7 @@ _BYTES_MAX = 64 << 20  # of loans that nobody holds
 class _Loan:
     place: object
     version: int  # of the parameter, up to which the tiers know its values
-    gathered: int = 0  # how many GatheredParameters are open over it
+    gathered: set = dataclasses.field(default_factory=set)  # ids of the GatheredParameters that are open over it
     fingerprint: int | None = None  # of the memory, once others may write to it unseen
     written: bool = False
 
@@ -72,6 +72,8 @@ class Loans:
     def replace(self, place, tensor):
         """The parameter's values are those of the tensor, whose memory it shares."""
         loan = self._loans.get(id(place.parameter))
+        if tensor.untyped_storage().nbytes() > place.nbytes:  # the loan would last as long as all of it
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
         same = loan is not None and torch._C._is_alias_of(away.memory(place.parameter), tensor)
         away.set_memory(place.parameter, tensor)
         if loan is None:
@@ -85,16 +87,17 @@ class Loans:
         if loan.fingerprint is None:
             loan.fingerprint = fingerprint(parameter)
 
-    def gather(self, place):
+    def gather(self, place, holder):
         self.lend(place)
         self.share(place.parameter)
-        self._loans[id(place.parameter)].gathered += 1
+        self._loans[id(place.parameter)].gathered.add(id(holder))
 
-    def end_gather(self, place):
-        """As often as gather()."""
-        loan = self._loans[id(place.parameter)]
-        loan.gathered -= 1
-        self._settle(loan)
+    def end_gather(self, place, holder):
+        """Does nothing where it was done, or gather() was not."""
+        loan = self._loans.get(id(place.parameter))
+        if loan is not None:
+            loan.gathered.discard(id(holder))
+            self._settle(loan)
 
     def settle(self):
         """Everything written is on the tiers; loans that nobody holds have ended."""
@@ -123,7 +126,7 @@ class Loans:
     def _settle(self, loan):
         parameter = loan.place.parameter
         self._save(loan)
-        if loan.gathered == 0 and away.storage_uses(parameter) == 1:
+        if not loan.gathered and away.storage_uses(parameter) == 1:
             del self._loans[id(parameter)]
             self._bytes -= loan.place.nbytes
             away.set_memory(parameter, loan.place.placeholder)

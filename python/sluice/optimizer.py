@@ -32,7 +32,9 @@ class EngineOptimizer(torch.optim.Optimizer):
         try:
             hyperparameters.checked(self.param_groups[-1])
             if self.engine is not None:
-                self._alive().check_optimized(self.param_groups[-1]["params"])
+                engine = self._alive()
+                engine.check_optimized(self.param_groups[-1]["params"])
+                engine.groups_changed()
         except BaseException:
             self.param_groups.pop()
             raise
@@ -57,10 +59,13 @@ class EngineOptimizer(torch.optim.Optimizer):
         """As torch.optim.AdamW's, with moments in fp32, and `master` where parameters aren't fp32. All of it is in RAM
         then."""
         engine = self._alive()
+        engine.settle_values()
         self._check_whole()
         states, numbers = {}, {}
         for parameter in self._order():
             number = engine.tensor_of(parameter)
+            if number is None:  # it has no elements
+                continue
             steps = engine.runtime.tensor_info(number).step
             if steps > 0:
                 numbers[parameter] = number

@@ -24,6 +24,12 @@ def check(model, comes_from_elsewhere):
             f"{_some(meta)} of the model are on the meta device and have no values: load them before, for example by "
             "model.load_state_dict(values, assign=True), or give sluice.attach() the files (weights=)"
         )
+    for name, parameter in model.named_parameters():
+        if not away.is_owned(parameter) and type(parameter) is not torch.nn.Parameter:
+            raise TypeError(
+                f"parameter {name} is a {type(parameter).__name__}, a class of its own, whose behaviour would be lost: make it an "
+                "nn.Parameter"
+            )
     for name, tensor in without:
         if away.is_owned(tensor):
             _check_owner(name, away.owner_of(tensor))

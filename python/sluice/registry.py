@@ -56,6 +56,8 @@ class Found:
             self.holder.settle_values()
         values.write_all(self.holder.runtime, [(self.number, value)], field)
         if self.holder.streams:
+            if field == _abi.MASTER:
+                self.holder.values_changed(self.parameter)
             self.holder.renew_values()
         if in_parameter:
             with torch.no_grad():

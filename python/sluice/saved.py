@@ -1,4 +1,5 @@
-"""What autograd saves for backward while modules compute: views of slots, packed as (unit, generation, offset, size, stride).
+"""What autograd saves for backward while modules compute: views of slots, packed as (unit, generation, offset, size, stride),
+with the parameter they are of and its version: one that was written to since is as wrong as PyTorch says it is.
 
 Where others' hooks come first, as in a region that is recomputed or under save_on_cpu, they get views: of a Parameter itself,
 which they may keep, the memory is a placeholder when its module has ended.
@@ -10,16 +11,17 @@ import torch
 
 from . import away
 
-Packed = collections.namedtuple("Packed", "unit generation offset size stride")
+Packed = collections.namedtuple("Packed", "unit generation place version offset size stride")
 
 
 class SavedTensors:
     """slots: of slots.Slots. bring(unit, generation): brings it in for backward, or raises if it has other values by now."""
 
-    def __init__(self, slots, device, is_mine, generation, bring):
+    def __init__(self, slots, device, is_mine, place_at, generation, bring):
         self._slots = slots
         self._device = device
         self._is_mine = is_mine  # whether a tensor is a Parameter on the tiers
+        self._place_at = place_at  # (unit, offset) -> the parameter's place that a view begins in
         self._generation = generation  # by unit: how often its values have changed
         self._bring = bring
         self._pushed = []  # by module that runs forward now: whether it pushed hooks
@@ -64,15 +66,24 @@ class SavedTensors:
         return pack_view
 
     def _pack(self, tensor):
-        if tensor.layout != torch.strided or tensor.device != self._device:
-            return tensor
-        unit = self._slots.unit_of(tensor)
+        unit = None
+        if tensor.layout == torch.strided and tensor.device == self._device:
+            unit = self._slots.unit_of(tensor)
         if unit is None or tensor.dtype != self._slots[unit].dtype:
-            return tensor
-        return Packed(unit, self._generation[unit], tensor.storage_offset(), tensor.size(), tensor.stride())
+            # What a graph saves of its own results must not hold the graph.
+            return tensor.detach() if tensor.grad_fn is not None else tensor
+        offset = tensor.storage_offset()
+        place = self._place_at(unit, offset)
+        version = away.version(place.parameter)
+        return Packed(unit, self._generation[unit], place, version, offset, tensor.size(), tensor.stride())
 
     def _unpack(self, packed):
         if not isinstance(packed, Packed):
             return packed
+        if away.version(packed.place.parameter) != packed.version:
+            raise RuntimeError(
+                f"parameter {packed.place.name}, which was saved for backward, has been modified by an inplace operation since: "
+                "write to it after backward, or before forward uses it"
+            )
         slot = self._bring(packed.unit, packed.generation)
         return slot.as_strided(packed.size, packed.stride, packed.offset)

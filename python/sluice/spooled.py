@@ -36,12 +36,12 @@ def _unseen():
 
 @dataclasses.dataclass
 class _Resident:
-    """A parameter whose values are in RAM. label: what messages call it; gathered: GatheredParameters open over it."""
+    """A parameter whose values are in RAM. label: what messages call it; gathered: ids of the GatheredParameters open over it."""
 
     reference: weakref.ref
     label: str
     nbytes: int
-    gathered: int = 0
+    gathered: set = dataclasses.field(default_factory=set)
 
 
 class _Stored:
@@ -160,18 +160,17 @@ class Spool:
     def taken(self, parameter):
         return None
 
-    def gather(self, parameter):
+    def gather(self, parameter, holder):
         with self._lock, _unseen():
             self._bring(parameter)
-            self._resident[id(parameter)].gathered += 1
+            self._resident[id(parameter)].gathered.add(id(holder))
             self._shrink(parameter)
-        return True
 
-    def end_gather(self, parameter):
+    def end_gather(self, parameter, holder):
         with self._lock, _unseen():
             resident = self._resident.get(id(parameter))
-            if resident is not None and resident.reference() is parameter and resident.gathered > 0:
-                resident.gathered -= 1
+            if resident is not None and resident.reference() is parameter:
+                resident.gathered.discard(id(holder))
                 self._shrink(None)
 
     # ---- Inside

@@ -20,7 +20,7 @@ class Stored:
         """A copy in RAM."""
         waiting = self._waiting.get(place.tensor, (place, None))[1]
         if waiting is not None:
-            return waiting.cpu()
+            return waiting.cpu().clone()
         return self._on_tier(place)
 
     def _on_tier(self, place):

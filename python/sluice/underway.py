@@ -83,6 +83,8 @@ class UnderWay:
     def read(self, parameter):
         return self.use(parameter).detach().clone()
 
-    def gather(self, parameter):
+    def gather(self, parameter, holder):
         self.use(parameter)
-        return False  # there is nothing to end
+
+    def end_gather(self, parameter, holder):
+        """There is nothing to end."""

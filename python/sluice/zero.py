@@ -62,8 +62,8 @@ class GatheredParameters:
             for parameter in self._params:
                 if away.is_owned(parameter):
                     owner = away.owner_of(parameter)
-                    if owner.gather(parameter):
-                        self._open.append((owner, parameter))
+                    self._open.append((owner, parameter))  # first: an interrupt may come in between
+                    owner.gather(parameter, self)
                 elif (found := registry.find(parameter)) is not None:
                     found.holder.synchronize()
         except BaseException:
@@ -76,9 +76,17 @@ class GatheredParameters:
         return False
 
     def _end(self):
+        """All of them, whatever becomes of one. Errors: the first."""
+        errors = []
         while self._open:
-            owner, parameter = self._open.pop()
-            owner.end_gather(parameter)
+            owner, parameter = self._open[-1]
+            try:
+                owner.end_gather(parameter, self)
+            except Exception as error:
+                errors.append(error)
+            self._open.pop()
+        if errors:
+            raise errors[0]
 
 
 _NOT_OFFERED = {

@@ -68,7 +68,10 @@ class RefusingKernelTest : public testing::TestWithParam<Call> {
 
   absl::StatusOr<std::unique_ptr<IoEngine>> Make(IoEngineKind kind) {
     const MemoryView arenas[] = {arena_.view()};
-    return MakeIoEngine(kind, files_, arenas, {.in_flight_max = 4, .submit_batch_max = 2}, &clock_);
+    return MakeIoEngine(
+        kind, files_, arenas,
+        {.in_flight_max = 4, .submit_batch_max = 2, .refused_max = std::chrono::milliseconds(150)},
+        &clock_);
   }
 
   // Has all operations done, however they end, with failures from the `fail_at`-th Poll on (-1:

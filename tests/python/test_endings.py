@@ -488,3 +488,28 @@ def test_an_engine_that_only_its_model_keeps_can_be_found_and_ended(face):
     sluice.engine_of(model).destroy()
     assert sluice.engine_of(model) is None and all(torch.equal(v, expected[k]) for k, v in model.state_dict().items())
     start().close()
+
+
+def test_a_graph_that_never_gets_a_backward_goes_away():
+    """So does all that it saved, and the engine."""
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2), torch.nn.Softmax(-1))
+    engine = sluice.attach(model, optimizer=torch.optim.AdamW, hbm="1MiB", pinned="8MiB")
+    left = []
+    for _ in range(3):
+        loss = model(torch.ones(1, 8)).sum()
+        left.append(weakref.ref(loss))
+    runtime, parameter = weakref.ref(engine.runtime), weakref.ref(model[0].weight)
+    del loss, model, engine
+    gc.collect()
+    assert not any(reference() for reference in left) and runtime() is None and parameter() is None
+
+
+def test_a_parameter_with_a_class_of_its_own_is_refused_by_name():
+    class Own(torch.nn.Parameter):
+        pass
+
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    model[0].weight = Own(torch.ones(4, 4))
+    with pytest.raises(TypeError, match="parameter 0.weight is a Own"):
+        sluice.attach(model, hbm="1MiB", pinned="8MiB")
+    assert type(model[0].weight) is Own

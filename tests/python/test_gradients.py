@@ -309,3 +309,64 @@ def test_sparse_gradients_are_there_too():
     assert model[0].weight.grad.to_dense().abs().sum(1).nonzero().flatten().tolist() == [1, 3]
     attached.optimizer.step()
     attached.close()
+
+
+# ---- Groups that come later, and values that change between forward and backward
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_gradient_of_a_parameter_that_joins_the_optimizer_counts_in_this_step(by_hand):
+    results = []
+    for ours in (True, False):
+        model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter)
+        first, last = list(model[0].parameters()), list(model[1].parameters())
+        if ours:
+            given = {"optimizer": {"type": "AdamW", "params": {"lr": 0.1}}, "gradient_clipping": 0}
+            given["sluice"] = {"hbm": "1MiB", "pinned": "8MiB"}
+            groups = [{"params": first}, {"params": [last[0]], "lr": 0.1}]
+            engine, optimizer, *_ = sluice.initialize(model=model, config=given, model_parameters=list(model.parameters()))
+            del groups
+            optimizer.param_groups[0]["params"] = first
+        else:
+            optimizer = torch.optim.AdamW(first, lr=0.1, weight_decay=0.0, foreach=False)
+        if not by_hand:
+            model(torch.ones(1, 8)).sum().backward()
+        optimizer.add_param_group({"params": last})
+        if by_hand:
+            for parameter in model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        results.append(dict(model.state_dict()))
+    for key, value in results[0].items():
+        torch.testing.assert_close(value, results[1][key], rtol=1e-4, atol=1e-5, msg=lambda m: f"{key}: {m}")
+
+
+CHANGES = {
+    "in place": lambda e, m: m.project.mul_(2),
+    "in place, and read": lambda e, m: (m.project.mul_(2), e.synchronize()),
+    "a gather": lambda e, m: write_in_a_gather(m),
+    "safe_set": lambda e, m: sluice.utils.safe_set_full_fp32_param(m.project, torch.ones(WIDTH, WIDTH)),
+    "a load": lambda e, m: e.load_state_dict(Model().state_dict()),
+}
+
+
+def write_in_a_gather(model):
+    with sluice.zero.GatheredParameters([model.project], modifier_rank=0):
+        model.project.mul_(2)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("hbm", ["64MiB", None])
+def test_a_weight_that_changes_between_forward_and_backward_is_an_error_as_in_pytorch(name, hbm):
+    engine, model, _ = placed("initialize", {"hbm": hbm} if hbm else {})
+    loss = loss_of(model, 0)
+    with torch.no_grad():
+        CHANGES[name](engine, model)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation|has been updated since"):
+        loss.backward()
+    engine.zero_grad()
+    loss_of(model, 1).backward()
+    engine.close()

@@ -279,3 +279,30 @@ def test_a_refused_write_says_what_to_change(value, advice):
     with pytest.raises(sluice.FailedPrecondition, match=advice):
         model.project.data = value
     engine.close()
+
+
+def test_loans_over_one_memory_end():
+    """As vector_to_parameters makes them."""
+    engine, model, _ = placed("attach", {})
+    plain = Model()
+    vector = torch.linspace(-1, 1, sum(p.numel() for p in plain.parameters()))
+    for m in (model, plain):
+        torch.nn.utils.vector_to_parameters(vector.clone(), m.parameters())
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(model(tokens()), plain(tokens()), rtol=1e-4, atol=1e-4)
+    assert not engine._attached.loans
+    engine.close()
+
+
+@pytest.mark.parametrize("how", ["gathered", "kept"])
+def test_fp32_values_that_are_loaded_over_a_loan_keep_all_their_bits(how):
+    given = {"bf16": {"enabled": True}, "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}
+    engine = sluice.initialize(model=Model(), config=given)[0]
+    values = {key: torch.full_like(value, 1.0001).float() for key, value in Model().state_dict().items()}
+    kept = engine.module.project.data
+    with sluice.zero.GatheredParameters([engine.module.temperature]) if how == "gathered" else contextlib.nullcontext():
+        engine.load_state_dict(values)
+    assert all(torch.equal(value, values[key]) for key, value in engine.fp32_state_dict().items())
+    assert torch.equal(kept, values["project"].bfloat16())
+    engine.close()
