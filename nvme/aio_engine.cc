@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -103,16 +104,18 @@ class AioEngine final : public KernelQueueEngine {
   void Wait(Deadline deadline) override { WaitForFds(-1, deadline); }
 
   // The kernel gives a context back when nothing is under way in it any more, so from then on
-  // nobody writes to the memory of what ends here.
+  // nobody writes to the memory of what ends here. If it refuses that too, memory is the kernel's
+  // until a completion says otherwise.
   void Abandon() override {
-    Release();
+    if (io_destroy(context_) != 0) return KeptInKernel();
+    context_ = nullptr;
     in_kernel_ = 0;
     for (uint32_t slot = 0; slot < limits().in_flight_max; ++slot)
       if (InUse(slot) && std::ranges::find(prepared(), slot) == prepared().end()) Fail(slot);
   }
 
   void Release() override {
-    if (context_ != nullptr) io_destroy(std::exchange(context_, nullptr));
+    if (context_ != nullptr) (void)io_destroy(std::exchange(context_, nullptr));
   }
 
   const std::string why_;
@@ -123,14 +126,25 @@ class AioEngine final : public KernelQueueEngine {
   std::vector<io_event> events_;
 };
 
+// Engines of which the kernel keeps something: it may still write to their memory. Here leak
+// checkers find them.
+void KeepAbandoned(IoEngine* engine) {
+  static std::mutex mutex;
+  static auto* const kept = new std::vector<IoEngine*>;
+  const std::lock_guard lock(mutex);
+  kept->push_back(engine);
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<IoEngine>> MakeAioEngine(std::span<const DirectFile> files,
                                                         const IoEngine::Limits& limits,
                                                         Clock* clock, std::string why) {
   auto engine = std::make_unique<AioEngine>(files, limits, clock, std::move(why));
-  SLUICE_RETURN_IF_ERROR(engine->Init());
-  return engine;
+  const absl::Status status = engine->Init();
+  if (status.ok()) return engine;
+  if (engine->in_flight() > 0) KeepAbandoned(engine.release());
+  return status;
 }
 
 }  // namespace sluice

@@ -110,16 +110,16 @@ absl::Status KernelQueueEngine::TryOut() {
   if (!files_.empty() && files_[0].size() >= files_[0].alignment()) {
     const size_t size = files_[0].alignment().size();
     const size_t alignment = std::max(size, alignof(std::max_align_t));
-    const std::unique_ptr<std::byte, decltype(&std::free)> memory(
-        static_cast<std::byte*>(std::aligned_alloc(alignment, alignment)), &std::free);
-    if (memory == nullptr) return absl::ResourceExhaustedError("out of memory");
-    IoOp op;
-    op.memory = {memory.get(), size};
-    IoOp* ops[] = {&op};
+    trial_memory_.reset(static_cast<std::byte*>(std::aligned_alloc(alignment, alignment)));
+    if (trial_memory_ == nullptr) return absl::ResourceExhaustedError("out of memory");
+    trial_.memory = {trial_memory_.get(), size};
+    IoOp* ops[] = {&trial_};
     SLUICE_CHECK(Submit(ops) == 1);
     while (Poll(ops, kForever) == 0) {
+      if (kept_) return broken_;
     }
-    SLUICE_RETURN_IF_ERROR(op.status);
+    trial_memory_.reset();
+    SLUICE_RETURN_IF_ERROR(trial_.status);
   }
   if (const int error = poll_error_; error != 0) return ErrnoStatus(error, "waiting with ppoll");
   return broken_;

@@ -14,7 +14,10 @@
 #define SLUICE_NVME_KERNEL_QUEUE_ENGINE_H_
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -43,7 +46,8 @@ class KernelQueueEngine : public IoEngine {
   absl::Status Open();
 
   // Reads the beginning of the first file, if there is one, so that a kernel which sets queues up
-  // and then forbids their use is found out. Errors: what this or a wait has met.
+  // and then forbids their use is found out. Errors: what this or a wait has met; if something is
+  // in flight then, the engine must never be deleted.
   absl::Status TryOut();
 
   // Hands what is prepared to the kernel, in order, submit_batch_max at a time. What it won't take
@@ -53,7 +57,8 @@ class KernelQueueEngine : public IoEngine {
   virtual void Reap() = 0;
   // Returns when something was completed, when wake_fd counts, at the deadline, or for no reason.
   virtual void Wait(Deadline deadline) = 0;
-  // The engine has broken: ends (Fail) what the kernel has not taken beyond what is prepared.
+  // The engine has broken: ends (Fail) what the kernel has not taken, or gives back, beyond what is
+  // prepared. May be called again if something stays.
   virtual void Abandon() = 0;
   // Gives the kernel's queue back; nothing is in it.
   virtual void Release() = 0;
@@ -79,6 +84,11 @@ class KernelQueueEngine : public IoEngine {
   bool paused() const { return refusals_ > 0 && clock_->Now() < retry_at_; }
   bool broken() const { return !broken_.ok(); }
   void Fail(uint32_t slot);  // ends the operation with what broke the engine
+  // The kernel can't be made to give back what it has, which stays in flight; wakes who waits.
+  void KeptInKernel() {
+    kept_ = true;
+    Wake();
+  }
 
   // Waits until wake_fd, which is cleared, or `queue_fd` (-1: none) is readable, or the deadline.
   // Where the kernel refuses that too, it sleeps for a moment, and waiting() says so.
@@ -110,6 +120,10 @@ class KernelQueueEngine : public IoEngine {
   TimePoint refused_since_;         // when the first of them came
   TimePoint retry_at_{0};           // after the last
   absl::Status broken_;             // why the engine is
+  bool kept_ = false;               // see KeptInKernel
+  // TryOut's read: the engine's, since the kernel may keep it.
+  IoOp trial_;
+  std::unique_ptr<std::byte, decltype(&std::free)> trial_memory_{nullptr, &std::free};
   std::vector<Slot> slots_;
   std::vector<uint32_t> free_;
   std::vector<uint32_t> prepared_;

@@ -43,15 +43,10 @@ absl::StatusOr<std::unique_ptr<Device>> DeviceOf(const Plan& plan, const Runtime
                         RealClock(), RealMemory());
 }
 
-absl::Status CheckRamOf(const Plan& plan, const RuntimeConfig& config,
-                        const SegmentTable& segments) {
+// What the arenas of `plan` take of RAM.
+RamNeed ArenasOf(const Plan& plan, const RuntimeConfig& config) {
   const bool hbm_is_ram = plan.device.kind == DeviceKind::kHost && config.hbm == nullptr;
-  const absl::StatusOr<MemoryLimits> limits = ReadMemoryLimits();
-  if (!limits.ok()) return absl::OkStatus();  // given budgets are taken where nothing is known
-  return CheckRam({.pinned = plan.placement.pinned(),
-                   .hbm = hbm_is_ram ? plan.placement.hbm() : Bytes(0),
-                   .files = BytesInRam(segments, config.nvme_paths)},
-                  *limits);
+  return {.pinned = plan.placement.pinned(), .hbm = hbm_is_ram ? plan.placement.hbm() : Bytes(0)};
 }
 
 }  // namespace
@@ -132,12 +127,12 @@ SegmentTable SegmentsOf(const Plan& plan, uint32_t paths) {
   return PlanSegments(blocks.sizes, paths, segment, alignment);
 }
 
-RuntimeOptions OptionsOf(const RuntimeConfig& config, const Budgets& budgets) {
-  constexpr int64_t kGivenBackPerSecond = int64_t{4} << 30;  // bytes of memory, on small pages
+RuntimeOptions OptionsOf(const RuntimeConfig& config, const Plan& plan) {
+  constexpr int64_t kGivenBackPerSecond = 4'000'000'000;  // bytes of memory, on small pages
   CloseTimes close;
   close.take_down +=
-      std::chrono::seconds((budgets.hbm + budgets.pinned).value() / kGivenBackPerSecond);
-  return {.budgets = budgets,
+      std::chrono::seconds(ArenasOf(plan, config).sum().value() / kGivenBackPerSecond);
+  return {.budgets = plan.budgets,
           .io = config.io,
           .loss_scale = config.loss_scale,
           .overlap = config.overlap,
@@ -151,7 +146,9 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spe
   SLUICE_ASSIGN_OR_RETURN(const int workers, WorkersOf(config));
   Seams seams;
   seams.segments = SegmentsOf(plan, static_cast<uint32_t>(config.nvme_paths.size()));
-  SLUICE_RETURN_IF_ERROR(CheckRamOf(plan, config, seams.segments));
+  RamNeed need = ArenasOf(plan, config);
+  need.files = BytesInRam(seams.segments, config.nvme_paths);
+  SLUICE_RETURN_IF_ERROR(CheckRamIfKnown(need, ReadMemoryLimits(), &seams.ram_unchecked));
   seams.clock = RealClock();
   seams.host_memory = RealMemory();
   SLUICE_ASSIGN_OR_RETURN(seams.executor, MakeExecutor(config.executor, workers));
@@ -162,7 +159,7 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spe
                                std::span<const DirectFile> files) {
     return MakeIoEngine(config.engine, files, arenas, config.io, RealClock());
   };
-  const RuntimeOptions options = OptionsOf(config, plan.budgets);
+  const RuntimeOptions options = OptionsOf(config, plan);
   return OffloadRuntime::Create(std::move(plan.layout), std::move(plan.placement), options,
                                 std::move(seams));
 }

@@ -79,8 +79,8 @@ absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config
 absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spec,
                                                             const RuntimeConfig& config);
 
-// What of `config` a runtime is told.
-RuntimeOptions OptionsOf(const RuntimeConfig& config, const Budgets& budgets);
+// What of `config` a runtime is told, with time enough to give back what `plan` takes of RAM.
+RuntimeOptions OptionsOf(const RuntimeConfig& config, const Plan& plan);
 
 // The segments that the blocks of `plan` need on `paths` drives: of 1 GiB, or larger so that they
 // are about 128 in all, but not larger than this process may make a file.

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "core/config.h"
+#include "core/status.h"
 #include "fmt/format.h"
 
 namespace sluice {
@@ -33,6 +34,13 @@ absl::Status CheckRam(const RamNeed& need, const MemoryLimits& limits) {
   return absl::ResourceExhaustedError(fmt::format(
       "{} of RAM are needed ({}), but {}: the largest sum that would do is {} ({} bytes){}",
       FormatBytes(need.sum()), parts, limits.reason(), FormatBytes(most), most.value(), advice));
+}
+
+absl::Status CheckRamIfKnown(const RamNeed& need, const absl::StatusOr<MemoryLimits>& limits,
+                             std::string* unchecked) {
+  if (limits.ok()) return CheckRam(need, *limits);
+  *unchecked = fmt::format("RAM was not checked: {}", Message(limits.status()));
+  return absl::OkStatus();
 }
 
 }  // namespace sluice

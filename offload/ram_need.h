@@ -7,7 +7,10 @@
 #ifndef SLUICE_OFFLOAD_RAM_NEED_H_
 #define SLUICE_OFFLOAD_RAM_NEED_H_
 
+#include <string>
+
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "core/budget.h"
 #include "core/types.h"
 
@@ -32,6 +35,11 @@ inline constexpr Bytes kRamMoves = MiB(8);
 // Errors: ResourceExhausted saying what is needed, what there is, where the limit comes from, and
 // the largest that would do.
 absl::Status CheckRam(const RamNeed& need, const MemoryLimits& limits);
+
+// The same where the limits may not be known: then what was asked for is taken as it is, and
+// *unchecked says so.
+absl::Status CheckRamIfKnown(const RamNeed& need, const absl::StatusOr<MemoryLimits>& limits,
+                             std::string* unchecked);
 
 }  // namespace sluice
 

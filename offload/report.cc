@@ -214,7 +214,8 @@ std::string OffloadRuntime::ReportJson() const {
   report["device"] = seams_.device->description();
   report["device_reason"] = seams_.device_reason;
   report["pinned_memory"] = pinning_;
-  report["memory"] = seams_.host_memory->description();
+  report["memory"] = seams_.host_memory->description() +
+                     (seams_.ram_unchecked.empty() ? "" : "; " + seams_.ram_unchecked);
   report["vector_target"] = VectorTarget();
   report["paths"] = std::move(paths);
   report["counters"] = metrics_.Snapshot();

@@ -51,7 +51,7 @@
 //   device                       what computes
 //   device_reason                why this one
 //   pinned_memory                whether the device's copies can use it directly
-//   memory                       the pages of the arenas
+//   memory                       the pages of the arenas, and why RAM was not checked, if so
 //   vector_target                of the arithmetic
 //   paths                        each swap file: file system, direct I/O, alignment
 //   counters                     since the start or sluice_reset_counters; the next list

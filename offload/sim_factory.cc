@@ -50,7 +50,7 @@ absl::StatusOr<SimRuntime> MakeSimRuntime(const ModelSpec& spec, const RuntimeCo
     }
     return MakeSimIoEngine(io, sizes, limits, world);
   };
-  const RuntimeOptions runtime_options = OptionsOf(config, plan.budgets);
+  const RuntimeOptions runtime_options = OptionsOf(config, plan);
   SLUICE_ASSIGN_OR_RETURN(sim.runtime,
                           OffloadRuntime::Create(std::move(plan.layout), std::move(plan.placement),
                                                  runtime_options, std::move(seams)));

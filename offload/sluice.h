@@ -185,10 +185,10 @@ typedef struct sluice_options {
         SLUICE_DEVICE_AUTO, 0, 0                                                                  \
   }
 
-/* What would be placed where, as JSON, without creating anything. Errors: SLUICE_RESOURCE_EXHAUSTED
- * if a budget can't work, naming the smallest that would. Writes at most `capacity` bytes including
- * the terminating 0; *needed is what the whole takes. `json` may be NULL if capacity is 0. The same
- * rule holds for every function that writes JSON. */
+/* What would be placed where, as JSON, without creating anything but a file in each path, to try
+ * it, which is gone at once. Errors: SLUICE_RESOURCE_EXHAUSTED if a budget can't work, naming the
+ * smallest that would. Writes at most `capacity` bytes including the terminating 0; *needed is what
+ * the whole takes. `json` may be NULL if capacity is 0. So with all functions that write JSON. */
 SLUICE_API sluice_status sluice_plan(sluice_model model, const sluice_options* options, char* json,
                                      size_t capacity, size_t* needed);
 
@@ -202,8 +202,8 @@ SLUICE_API sluice_status sluice_runtime_create(sluice_model model, const sluice_
  * back, but device memory when the last view of it was deleted. Returns when calls of other threads
  * on it have ended, and nothing of the caller's is used any more; the handle is gone in any case.
  * If a drive, a stream or a worker hangs: SLUICE_UNAVAILABLE after 4 seconds (12 if a call into a
- * driver does); sluice_last_error names it. What it may still use is kept until it ends or the
- * process does, and memory handed over with tickets that are not done may still be in use. */
+ * driver does, and 1 more for each 4 GB of RAM); sluice_last_error names it. What it may still use
+ * is kept until it or the process ends; memory of tickets that are not done may still be in use. */
 SLUICE_API sluice_status sluice_runtime_destroy(sluice_runtime runtime);
 
 /* Waits for `ticket`, at most timeout_ms (cut to 100). SLUICE_PENDING: not yet. SLUICE_NOT_OPEN:

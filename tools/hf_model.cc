@@ -15,6 +15,12 @@ namespace {
 
 constexpr int64_t kLayersMax = 100'000;
 
+// The product, or what SpecBuilder finds too large.
+int64_t Times(int64_t a, int64_t b) {
+  int64_t product = 0;
+  return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
+}
+
 // What is built, and from what.
 struct Job {
   Fields f;
@@ -91,6 +97,8 @@ void AddLlamaLike(const LlamaStyle& style, const Json& config, Job* job) {
   const int64_t kv_heads = f.Whole("num_key_value_heads", heads);
   const int64_t head = job->HeadDim(
       hidden, heads, style.head_dim > 0 ? std::optional(style.head_dim) : std::nullopt);
+  const int64_t q_size = Times(heads, head);
+  const int64_t kv_size = Times(kv_heads, head);
   const int64_t all_bias = style.bias_by_config && f.Flag("attention_bias", false) ? 1 : 0;
   const int64_t qkv_bias = style.qkv_bias ? 1 : all_bias;
   const int64_t mlp_bias = style.bias_by_config && f.Flag("mlp_bias", false) ? 1 : 0;
@@ -100,10 +108,10 @@ void AddLlamaLike(const LlamaStyle& style, const Json& config, Job* job) {
   for (int64_t i = 0; i < layers; ++i) {
     b.Unit(fmt::format("layers.{}", i));
     b.Tensor("norms", {style.norms, hidden});
-    b.Linear("q_proj", hidden, heads * head, qkv_bias);
-    b.Linear("k_proj", hidden, kv_heads * head, qkv_bias);
-    b.Linear("v_proj", hidden, kv_heads * head, qkv_bias);
-    b.Linear("o_proj", heads * head, hidden, all_bias);
+    b.Linear("q_proj", hidden, q_size, qkv_bias);
+    b.Linear("k_proj", hidden, kv_size, qkv_bias);
+    b.Linear("v_proj", hidden, kv_size, qkv_bias);
+    b.Linear("o_proj", q_size, hidden, all_bias);
     if (style.qk_norm) b.Tensor("qk_norms", {2, head});
     if (IsSparse(style, i, config, job)) {
       AddExperts(style, hidden, job);
@@ -251,7 +259,7 @@ void AddT5Stack(const char* stack, int64_t layers, bool decoder, bool bias_every
   const int64_t hidden = f.Whole("d_model", std::nullopt);
   const int64_t inner = f.Whole("d_ff", std::nullopt);
   const int64_t heads = f.Whole("num_heads", std::nullopt);
-  const int64_t width = heads * f.Whole("d_kv", std::nullopt);
+  const int64_t width = Times(heads, f.Whole("d_kv", std::nullopt));
   const bool gated = f.Word("feed_forward_proj", "relu").starts_with("gated-");
   for (int64_t i = 0; i < layers; ++i) {
     b.Unit(fmt::format("{}.block.{}", stack, i));

@@ -30,6 +30,7 @@ struct State {
   int submissions = 0;
   int io_uring_setup_error = 0;
   int libaio_setup_error = 0;
+  int destroy_error = 0;
   FaultyKernel::Call failing_call{};
   int call_error = 0;
   int call_failures_left = 0;
@@ -160,10 +161,16 @@ void FaultyKernel::RefuseSetup(int io_uring_error, int libaio_error) {
   Get().libaio_setup_error = libaio_error;
 }
 
+void FaultyKernel::RefuseDestroy(int error) {
+  const std::lock_guard lock(Get().mutex);
+  Get().destroy_error = error;
+}
+
 void FaultyKernel::Reset() {
   Script(-1, 0, {});
   RefuseSubmissions(0, 0);
   RefuseSetup(0, 0);
+  RefuseDestroy(0);
   FailCalls(Call::kSetup, 0, 0);
 }
 
@@ -201,6 +208,12 @@ int __wrap_io_setup(int events, io_context_t* context) {
   if (const int failed = sluice::FailedCall(sluice::Call::kIoSetup)) return -failed;
   const int error = sluice::Get().libaio_setup_error;
   return error != 0 ? -error : __real_io_setup(events, context);
+}
+
+int __real_io_destroy(io_context_t context);
+int __wrap_io_destroy(io_context_t context) {
+  const int error = sluice::Get().destroy_error;
+  return error != 0 ? -error : __real_io_destroy(context);
 }
 
 int __real_io_submit(io_context_t context, long n, iocb** blocks);

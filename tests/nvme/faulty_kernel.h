@@ -52,6 +52,9 @@ class FaultyKernel {
   // Setting up io_uring and libaio fails with these, if not 0.
   static void RefuseSetup(int io_uring_error, int libaio_error);
 
+  // Giving libaio's queue back fails with this, if not 0.
+  static void RefuseDestroy(int error);
+
   // All as usual again.
   static void Reset();
 

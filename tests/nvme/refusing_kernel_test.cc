@@ -186,5 +186,41 @@ TEST_P(RefusingLaterTest, OperationsEndAndNothingIsLost) {
   });
 }
 
+// A context that the kernel neither asks nor gives back still writes to what was submitted to it.
+class KeepingKernelTest : public RefusingKernelTest {};
+INSTANTIATE_TEST_SUITE_P(Libaio, KeepingKernelTest, testing::Values(Call::kIoGetevents), NameOf);
+
+TEST_P(KeepingKernelTest, WhatItKeepsStaysInFlightUntilItIsCompleted) {
+  for (const int error : {EINTR, EINVAL, EPERM, ENOSYS}) {
+    SCOPED_TRACE(ErrnoName(error));
+    auto engine = Make(kind_);
+    ASSERT_TRUE(engine.ok()) << engine.status();
+    FaultyKernel::FailCalls(GetParam(), EPERM, kForGood);
+    FaultyKernel::RefuseDestroy(error);
+    IoOp op;
+    op.kind = IoKind::kWrite;
+    op.memory = arena_.view().first(kOpBytes);
+    IoOp* ops[] = {&op};
+    ASSERT_EQ((*engine)->Submit(ops), 1u);
+    for (int polls = 0; polls < 3; ++polls) EXPECT_EQ((*engine)->Poll(ops, kNoWait), 0u);
+    EXPECT_EQ((*engine)->in_flight(), 1u);
+    FaultyKernel::Reset();
+    while ((*engine)->Poll(ops, kForever) == 0) {
+    }
+    EXPECT_TRUE(op.status.ok()) << op.status;
+    EXPECT_EQ(op.transferred, Bytes(kOpBytes));
+    EXPECT_TRUE((*engine)->Close().ok());
+  }
+}
+
+TEST_P(KeepingKernelTest, AnEngineThatIsTriedOutIsKeptWithItsMemory) {
+  FaultyKernel::FailCalls(GetParam(), EPERM, kForGood);
+  FaultyKernel::RefuseDestroy(EINTR);
+  const auto engine = Make(kind_);
+  FaultyKernel::Reset();
+  ASSERT_FALSE(engine.ok());
+  EXPECT_THAT(std::string(Message(engine.status())), testing::HasSubstr("EPERM"));
+}
+
 }  // namespace
 }  // namespace sluice

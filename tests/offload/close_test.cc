@@ -229,7 +229,7 @@ class CloseTest : public ::testing::TestWithParam<Case> {
       if (hang == Hang::kThreads) write_gate = &gate_;
       return MakeIoEngine(config.engine, files, arenas, config.io, &clock_);
     };
-    RuntimeOptions options = OptionsOf(config, plan.budgets);
+    RuntimeOptions options = OptionsOf(config, plan);
     options.close = {.drain = std::chrono::milliseconds(30),
                      .settle = std::chrono::milliseconds(30),
                      .take_down = hang == Hang::kLibaio ? std::chrono::milliseconds(100)

@@ -68,5 +68,19 @@ TEST(RamNeedTest, NothingAvailableIsNothing) {
   EXPECT_FALSE(CheckRam({.pinned = Bytes(1)}, Limits(Bytes(0))).ok());
 }
 
+TEST(RamNeedTest, LimitsThatAreNotKnownRefuseNothingAndAreSaid) {
+  const RamNeed need = {.pinned = GiB(1 << 20)};
+  for (const absl::StatusCode code :
+       {absl::StatusCode::kNotFound, absl::StatusCode::kPermissionDenied,
+        absl::StatusCode::kUnavailable, absl::StatusCode::kInternal}) {
+    std::string unchecked;
+    EXPECT_TRUE(CheckRamIfKnown(need, absl::Status(code, "no /proc/meminfo"), &unchecked).ok());
+    EXPECT_EQ(unchecked, "RAM was not checked: no /proc/meminfo");
+  }
+  std::string unchecked;
+  EXPECT_TRUE(absl::IsResourceExhausted(CheckRamIfKnown(need, MemoryLimits{}, &unchecked)));
+  EXPECT_EQ(unchecked, "");
+}
+
 }  // namespace
 }  // namespace sluice

@@ -164,6 +164,17 @@ TEST_F(PlanFilesTest, AModelThatWillNotDoIsRefusedByFileAndKey) {
     if (value.is_null()) json.erase(key);
     return json.dump();
   };
+  const auto product = [&good](int64_t heads, int64_t head) {
+    Json json = Json::parse(good);
+    json["num_attention_heads"] = json["num_key_value_heads"] = heads;
+    json["head_dim"] = head;
+    return json.dump();
+  };
+  const auto t5 = [](int64_t heads, int64_t head) {
+    return Json{{"model_type", "t5"}, {"d_model", 8},    {"d_ff", 8},      {"num_heads", heads},
+                {"d_kv", head},       {"vocab_size", 8}, {"num_layers", 1}}
+        .dump();
+  };
   const std::pair<std::string, const char*> cases[] = {
       {with("model_type", "mamba"), "model_type: 'mamba' is not known here; known are bert, gemma"},
       {with("model_type", "mamba"), "give --params, or --layers and --hidden"},
@@ -179,6 +190,12 @@ TEST_F(PlanFilesTest, AModelThatWillNotDoIsRefusedByFileAndKey) {
       {with("hidden_size", Json::array()), "hidden_size: must be"},
       {with("num_hidden_layers", 10'000'000), "num_hidden_layers: at most 100000"},
       {with("vocab_size", 1'000'000'000'000), "at most 16T parameters"},
+      // Products of two that 64 bits would wrap, to 0, to more and to less.
+      {product(int64_t{1} << 32, int64_t{1} << 32), "at most 16T parameters"},
+      {product((int64_t{1} << 32) + 1, (int64_t{1} << 32) + 2), "at most 16T parameters"},
+      {product(3037000500, 3037000500), "at most 16T parameters"},
+      {t5(int64_t{1} << 32, int64_t{1} << 32), "at most 16T parameters"},
+      {t5(3037000500, 3037000500), "at most 16T parameters"},
       {with("add_cross_attention", true), "add_cross_attention"},
       {with("tie_word_embeddings", "no"), "tie_word_embeddings: must be true or false"},
       {"", "is not JSON"},
