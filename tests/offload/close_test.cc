@@ -160,7 +160,9 @@ std::atomic<Gate*> write_gate{nullptr};
 }  // namespace sluice
 
 // A process that exits while something hangs leaves threads behind.
-extern "C" const char* __tsan_default_options() { return "report_thread_leaks=0"; }
+extern "C" __attribute__((visibility("default"))) const char* __tsan_default_options() {
+  return "report_thread_leaks=0";
+}
 
 extern "C" ssize_t __real_pwrite(int fd, const void* data, size_t size, off_t offset);
 extern "C" ssize_t __wrap_pwrite(int fd, const void* data, size_t size, off_t offset) {
