@@ -65,7 +65,8 @@ size_t KernelQueueEngine::Poll(std::span<IoOp*> done, Deadline deadline) {
     if (!finished_.empty() || deadline == kNoWait) break;
     if (deadline != kForever && clock_->Now() >= deadline) break;
     if (woken_.exchange(false)) break;
-    Wait(paused() ? std::min(deadline, retry_at_) : deadline);
+    // Not paused(): the pause may end between the look above and this one.
+    Wait(refusals_ > 0 ? std::min(deadline, retry_at_) : deadline);
   }
   return finished_.HandOut(done);
 }
@@ -82,7 +83,7 @@ absl::Status KernelQueueEngine::Close() {
   while (free_.size() < slots_.size()) {
     Reap();
     Flush();
-    if (free_.size() < slots_.size()) Wait(paused() ? retry_at_ : kForever);
+    if (free_.size() < slots_.size()) Wait(refusals_ > 0 ? retry_at_ : kForever);
   }
   Release();
   open_ = false;
