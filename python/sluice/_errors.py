@@ -39,3 +39,8 @@ class NotOpen(InvalidArgument):
 
 class ConfigError(ValueError):
     """The configuration can't be used; the message names the key and what to do."""
+
+
+for _error in [*globals().values()]:  # tracebacks name them as users do
+    if isinstance(_error, type) and issubclass(_error, Exception):
+        _error.__module__ = "sluice"

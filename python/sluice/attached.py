@@ -5,7 +5,8 @@ Whose a parameter is at the moment says its class (away.py). While a unit is ent
 the unit's slot. Otherwise they are Away: the tiers', or on loan to whoever touches them (loans.py). So a unit comes in by
 whatever door: the call of its layer, of a module in it or around it, or the use of a parameter by any torch function, in a
 method, a parametrization, or another module that was handed it. What is used while modules run is entered until the innermost
-one of them has ended, or until there is no room for another unit. A write in forward is seen when the unit is released, and goes to the master.
+one of them has ended, or until there is no room for another unit. A write in forward is seen when the unit is released, and
+goes to the master.
 
 Autograd saves views of weights; they are packed as (unit, generation, offset, size, stride) and unpacked wherever the unit
 is then. Backward holds one unit at a time, the last one that was asked for. Where others' hooks come first, as in a region
@@ -85,7 +86,7 @@ class Attached:
         self.tensors = {}  # id of Parameter -> tensor number
         self._slots = Slots(runtime)
         self._stored = Stored(runtime, self._slots, self.device)
-        self.loans = Loans(self._stored.lend, self._stored.write)
+        self.loans = Loans(runtime.library, self._stored.lend, self._stored.write)
         self.gradients = Gradients(runtime, self.place_of, optimized, self.device)
         self._generation = [0] * len(units)  # how often the unit's values have changed
         mine = lambda tensor: id(tensor) in self.place_of
@@ -192,7 +193,7 @@ class Attached:
         """Others see the memory of one that is Here: numpy may write to it past its version."""
         place = self.place_of[id(parameter)]
         if place.fingerprint is None and self.device.type == "cpu":
-            place.fingerprint = fingerprint(parameter)
+            place.fingerprint = fingerprint(self._runtime.library, parameter)
 
     def data(self, parameter):
         if isinstance(parameter, away.Away):
@@ -374,7 +375,9 @@ class Attached:
 
     def _is_written_unseen(self, place):
         before, place.fingerprint = place.fingerprint, None
-        return before is not None and isinstance(place.parameter, away.Here) and fingerprint(place.parameter) != before
+        if before is None or not isinstance(place.parameter, away.Here):
+            return False
+        return fingerprint(self._runtime.library, place.parameter) != before
 
     def _enter(self, unit):
         with self._lock, _unseen():

@@ -301,8 +301,9 @@ class Engine(EngineCalls, torch.nn.Module):
         has changed then."""
         self._check_open()
         self._frozen.check_still()
-        self._check_parameters()
         boundary = self.is_gradient_accumulation_boundary()
+        if boundary:
+            self._check_parameters()
         self.micro_steps += 1
         self._applied = False
         if not boundary:

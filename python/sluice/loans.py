@@ -9,7 +9,6 @@ that were changed set the fp32 master, others leave theirs to the last bit.
 
 import collections
 import dataclasses
-import zlib
 
 import torch
 
@@ -32,18 +31,18 @@ def bytes_of(tensor):
     return tensor.reshape(-1).view(torch.uint8)
 
 
-def fingerprint(parameter):
-    """Of its present memory: another if it was written to."""
+def fingerprint(library, parameter):
+    """Of its present memory: another if it was written to. library: the _abi.Library that computes it."""
     memory = bytes_of(away.detached(parameter).contiguous()).cpu()
-    return zlib.crc32(memory.numpy().data)
+    return library.checksum(memory.data_ptr(), memory.numel(), 0, 0)
 
 
 class Loans:
     """read(place): the values, in memory of their own on the model's device; write(place, values): sets what the tiers have.
     The places are attached.Place. One thread at a time."""
 
-    def __init__(self, read, write):
-        self._read, self._write = read, write
+    def __init__(self, library, read, write):
+        self._library, self._read, self._write = library, read, write
         self._loans = collections.OrderedDict()  # id of Parameter -> _Loan, the least recently used first
         self._bytes = 0
 
@@ -85,7 +84,7 @@ class Loans:
         """Others have the memory, and may write to it past PyTorch's sight."""
         loan = self._loans[id(parameter)]
         if loan.fingerprint is None:
-            loan.fingerprint = fingerprint(parameter)
+            loan.fingerprint = fingerprint(self._library, parameter)
 
     def gather(self, place, holder):
         self.lend(place)
@@ -121,7 +120,7 @@ class Loans:
         loan.version = loan.place.version = away.version(loan.place.parameter)
         loan.written = False
         if loan.fingerprint is not None:
-            loan.fingerprint = fingerprint(loan.place.parameter)
+            loan.fingerprint = fingerprint(self._library, loan.place.parameter)
 
     def _settle(self, loan):
         parameter = loan.place.parameter
@@ -134,7 +133,7 @@ class Loans:
     def _save(self, loan):
         parameter = loan.place.parameter
         written = loan.written or away.version(parameter) != loan.version
-        if written or (loan.fingerprint is not None and fingerprint(parameter) != loan.fingerprint):
+        if written or (loan.fingerprint is not None and fingerprint(self._library, parameter) != loan.fingerprint):
             self._write(loan.place, away.detached(parameter).clone(memory_format=torch.contiguous_format))
             self._known(loan)
 
