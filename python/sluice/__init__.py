@@ -22,8 +22,9 @@ from ._abi import (
 from .adamw import AdamW
 from .config import ConfigError
 from .distributed import add_config_arguments, init_distributed
-from .engine import Engine, engine_of, initialize
+from .engine import Engine, engine_of
 from .init import init
+from .initializing import initialize
 from .streaming import Attachment, attach
 
 DeepSpeedEngine = Engine

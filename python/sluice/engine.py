@@ -1,6 +1,5 @@
-"""initialize() and the engine it returns: DeepSpeed's calls over a Sluice runtime."""
+"""The engine: DeepSpeed's calls over a Sluice runtime. How it comes about: initializing.py."""
 
-import collections
 import contextlib
 import dataclasses
 import itertools
@@ -11,27 +10,20 @@ import weakref
 
 import torch
 
-from . import _abi, attached, away, devices, frozen, handing_back, hyperparameters, loading, places, readiness, registry
-from . import schedulers, spooled, values
-from .config import load_config
-from .distributed import check_single_rank
+from . import _abi, attached, devices, frozen, handing_back, hyperparameters, places, readiness, registry, spooled, values
 from .engine_calls import EngineCalls
-from .optimizer import NoOptimizer, make_optimizer
-from .precision import NUMBERS, Precision
+from .engine_values import EngineValues
+from .library_options import DTYPES, library_options, unit_sizes
+from .optimizer import make_optimizer
+from .precision import Precision
 from .progress import StepPrinter
 from .trimmer import Trimmer
 from .units import partition
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_TIERS = {"none": _abi.HBM, "cpu": _abi.PINNED, "nvme": _abi.NVME}
-_ENGINES = {"auto": 0, "io_uring": 1, "threads": 2, "libaio": 3}
-_EXECUTORS = {"tbb": 0, "threads": 1}
 _KEY_MICRO, _KEY_BOUNDARY, _KEY_EVAL = 0, 1, 2
-_UNIT_ELEMENTS = 64 << 20  # at most
-_RESIDENT_ELEMENTS = 16384  # units of at most so many stay in HBM, where the configuration doesn't say
 
 
-class Engine(EngineCalls, torch.nn.Module):
+class Engine(EngineCalls, EngineValues, torch.nn.Module):
     """A model whose parameters and states live on the tiers.
 
     loss = engine(batch); engine.backward(loss); engine.step(). step() acts at the accumulation boundary only. Updates run on
@@ -53,7 +45,7 @@ class Engine(EngineCalls, torch.nn.Module):
         self._applied = False
         self._pid = os.getpid()
         self._printer = StepPrinter(config.steps_per_print, config.wall_clock_breakdown)
-        self.dtype = _DTYPES[config.dtype]
+        self.dtype = DTYPES[config.dtype]
 
         readiness.check(model, self._values_come_from_elsewhere)
         self.optimizer, self.client_optimizer = make_optimizer(model, config.optimizer, optimizer, model_parameters)
@@ -67,7 +59,7 @@ class Engine(EngineCalls, torch.nn.Module):
         places.check_ties(model)
         precision = self._precision(model)
         self.config = dataclasses.replace(self.config, notes=(*self.config.notes, *precision.notes(model)))
-        units, doors = partition(model, *self._unit_sizes(), precision.of)
+        units, doors = partition(model, *unit_sizes(config, self.dtype.itemsize), precision.of)
         if not units:
             raise ValueError("the model has no parameters")
         library = _abi.Library(config.own["library"]) if config.own.get("library") else _abi.Library.default()
@@ -78,7 +70,7 @@ class Engine(EngineCalls, torch.nn.Module):
         number = itertools.count()
         self.runtime = _abi.Runtime(
             [(u.name, [(n, u.type.elements(p), next(number)) for n, p in u.parameters]) for u in units],
-            self._options(),
+            library_options(config),
             library=library,
             seed=seed,
             device=device,
@@ -135,7 +127,7 @@ class Engine(EngineCalls, torch.nn.Module):
         self._frozen.check_optimized(parameters)
 
     def _precision(self, model):
-        grad_dtype = self.config.grad_dtype and _DTYPES[self.config.grad_dtype]
+        grad_dtype = self.config.grad_dtype and DTYPES[self.config.grad_dtype]
         return Precision(model, self.dtype, grad_dtype=grad_dtype, cast_buffers=self.config.own.get("cast_buffers", False))
 
     def _place_buffers(self, precision):
@@ -145,49 +137,6 @@ class Engine(EngineCalls, torch.nn.Module):
         for name, parameter in self.module.named_parameters():
             if parameter.numel() == 0:
                 parameter.data = parameter.data.to(self.device, precision.of(name, parameter).dtype)
-
-    def _unit_sizes(self):
-        """Elements of a unit at most, and of tiny ones that are merged: those that stay in HBM either way."""
-        own, tiny = self.config.own, self.config.persistence_threshold
-        if own.get("unit_elements"):
-            return own["unit_elements"], 0
-        tiny = _RESIDENT_ELEMENTS if tiny is None else tiny
-        hbm = own.get("hbm")
-        if self.config.offload_param == "none" or not hbm:
-            return _UNIT_ELEMENTS, tiny
-        return max(1, min(_UNIT_ELEMENTS, hbm // (4 * self.dtype.itemsize))), tiny
-
-    def _options(self):
-        c, own = self.config, self.config.own
-        options = {
-            "param_dtype": NUMBERS[self.dtype],
-            "grad_dtype": NUMBERS[_DTYPES[c.grad_dtype or c.dtype]],
-            "lowest_param_tier": _TIERS[c.offload_param],
-            "lowest_state_tier": _TIERS[c.offload_optimizer],
-            "nvme_paths": c.nvme_paths,
-            "io_engine": _choice("sluice.io_engine", own.get("io_engine", "auto"), _ENGINES),
-            "executor": _choice("sluice.executor", own.get("executor", "tbb"), _EXECUTORS),
-            "io_depth": own.get("io_depth") or c.queue_depth or 0,
-            "workers": own.get("workers") or 0,
-            "chunk_elements": own.get("chunk_elements") or 0,
-            "link_bytes_per_second": float(own.get("link_bytes_per_second") or 0),
-            "overlap": int(own.get("overlap") is not False),
-            "trace_spans_max": own.get("trace_spans") or 0,
-        }
-        for key, field in (("hbm", "hbm_bytes"), ("pinned", "pinned_bytes"), ("nvme", "nvme_bytes")):
-            if own.get(key) is not None:
-                options[field] = own[key]
-        if c.persistence_threshold is not None:
-            options["resident_elements_max"] = c.persistence_threshold
-        if c.dtype == "fp16":
-            scale = c.loss_scale
-            options["static_loss_scale"] = float(scale.get("loss_scale", 0))
-            options["initial_scale_power"] = int(scale.get("initial_scale_power", 16))
-            options["loss_scale_window"] = int(scale.get("loss_scale_window", 1000))
-            options["hysteresis"] = int(scale.get("hysteresis", 2))
-            options["consecutive_hysteresis"] = int(scale.get("consecutive_hysteresis", False))
-            options["min_loss_scale"] = float(scale.get("min_loss_scale", 1))
-        return _abi.Options(**options)
 
     def _load(self, units):
         """Writes every master from the model's values, which vanish from RAM as it goes; if that fails, the model has them
@@ -376,113 +325,6 @@ class Engine(EngineCalls, torch.nn.Module):
         self.module.train(mode)
         return self
 
-    # ---- Values
-
-    streams = True
-
-    def tensor_of(self, parameter):
-        return self._attached.tensors.get(id(parameter))
-
-    def groups_changed(self):
-        """The optimizer has other parameters than before."""
-        if "_attached" in self.__dict__:
-            self._attached.gradients.ask_again()
-
-    def values_changed(self, parameter):
-        """Not by a step: what was saved for backward is of the past."""
-        self._attached.values_changed(parameter)
-
-    def settle_values(self):
-        """Everything that was written to parameters is on the tiers."""
-        self._attached.settle_values()
-
-    def renew_values(self):
-        """Parameters that are on loan have what is on the tiers."""
-        self._attached.renew_values()
-
-    def finish_gradients(self):
-        """What `.grad` is now is on the tiers. """
-        self._attached.gradients.settle()
-        self.runtime.lent.finish()
-
-    def module_state_dict(self):
-        """The model's state_dict: exact copies of the compute parameters, after all updates."""
-        return self.module.state_dict()
-
-    def state_dict(self, *args, **kwargs):
-        return self.module.state_dict(*args, **kwargs)
-
-    def load_state_dict(self, state_dict, strict=True, assign=False):
-        """Into the fp32 masters and the model's buffers; what fp32 values have beyond the model's type is kept. The
-        states of the optimizer stay. Errors: the module's."""
-        if assign:
-            raise ValueError("assign: the model's parameters are on the tiers, and can't be replaced")
-        self._check_open()
-        self._attached.settle_all()
-        self._attached.settle_values()
-        self._end_iteration()
-        with loading.into_masters(self.module, self.runtime, self._attached):
-            return self.module.load_state_dict(state_dict, strict)
-
-    # What lists the model, here as there. children() stay empty: to(), half() and the like don't reach what is placed.
-
-    def named_modules(self, *args, **kwargs):
-        return self.module.named_modules(*args, **kwargs)
-
-    def modules(self, *args, **kwargs):
-        return self.module.modules(*args, **kwargs)
-
-    def named_parameters(self, *args, **kwargs):
-        return self.module.named_parameters(*args, **kwargs)
-
-    def parameters(self, *args, **kwargs):
-        return self.module.parameters(*args, **kwargs)
-
-    def named_buffers(self, *args, **kwargs):
-        return self.module.named_buffers(*args, **kwargs)
-
-    def buffers(self, *args, **kwargs):
-        return self.module.buffers(*args, **kwargs)
-
-    def fp32_state_dict(self):
-        """What a plain model loads strictly: the fp32 masters under all the names of each parameter (those without values of
-        floating point as they are), and buffers as the model's state_dict has them."""
-        self._attached.settle_values()
-        found = values.read_all(self.runtime, self._master_requests(), _abi.MASTER)
-        result = collections.OrderedDict()
-        for name, parameter in self.module.named_parameters(remove_duplicate=False):
-            result[name] = found[id(parameter)] if id(parameter) in found else parameter.detach()
-        for prefix, module in self.module.named_modules(remove_duplicate=False):
-            start = prefix + "." if prefix else ""
-            buffers = ((n, b) for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set)
-            result.update((start + n, b.detach().clone()) for n, b in buffers if b is not None)
-            if type(module).get_extra_state is not torch.nn.Module.get_extra_state:
-                result[start + "_extra_state"] = module.get_extra_state()
-        return result
-
-    def _master_requests(self):
-        for place in self._attached.place_of.values():
-            yield id(place.parameter), place.tensor, place.shape, place.dtype if place.raw else torch.float32
-
-    def optimizer_state_dict(self):
-        """exp_avg and exp_avg_sq (fp32) and the number of updates, by parameter name."""
-        kept = [(n, number, p.shape) for n, number, p in self._named() if not self.is_frozen(p)]
-        averages = values.read_all(self.runtime, kept, _abi.EXP_AVG, torch.float32)
-        squares = values.read_all(self.runtime, kept, _abi.EXP_AVG_SQ, torch.float32)
-        return {
-            name: {
-                "exp_avg": averages[name],
-                "exp_avg_sq": squares[name],
-                "step": self.runtime.tensor_info(number).step,
-            }
-            for name, number, _ in kept
-        }
-
-    def _named(self):
-        for unit in self._units:
-            for name, parameter in unit.parameters:
-                yield name, self._attached.tensors[id(parameter)], parameter
-
     def report(self):
         """Counters, budgets, placement and what was chosen (docs/api.md lists the keys)."""
         return self.runtime.report()
@@ -556,79 +398,3 @@ def is_compiled(module):
     """Whether torch.compile was asked for all of it."""
     call = module._compiled_call_impl
     return call is not None and not isinstance(getattr(call, "__self__", None), Engine)
-
-
-def _choice(name, value, choices):
-    if value not in choices:
-        raise ValueError(f"{name}: must be one of {', '.join(choices)}, not {value!r}")
-    return choices[value]
-
-
-def initialize(
-    args=None,
-    model=None,
-    optimizer=None,
-    model_parameters=None,
-    training_data=None,
-    lr_scheduler=None,
-    distributed_port=None,
-    mpu=None,
-    dist_init_required=None,
-    collate_fn=None,
-    config=None,
-    mesh_param=None,
-    config_params=None,
-):
-    """Moves `model` onto the tiers as `config` (DeepSpeed's JSON as a dict or a path) says.
-
-    Returns (engine, optimizer or None, training data loader or None, lr_scheduler or None). Without an optimizer, here or in
-    the configuration, no states are kept: the engine evaluates, and does not train. model_parameters: what is trained,
-    parameters or groups of them; None: what requires a gradient now. Frozen parameters that are named there, or in a
-    client's optimizer, can train later; of the others no states are kept, and they are never written again.
-    optimizer: a torch Adam or AdamW, or a function from the parameters to one. lr_scheduler: a scheduler made for that
-    optimizer, or a function from an optimizer to a scheduler; it goes before the configured one. Errors: ConfigError;
-    ResourceExhausted if a budget can't work, naming the smallest that would; RuntimeError where there is more than one
-    rank.
-    """
-    if model is None:
-        raise ValueError("model: a torch.nn.Module is needed")
-    if mpu is not None or mesh_param is not None:
-        raise ValueError("mpu, mesh_param: model parallelism is not offered")
-    check_single_rank()
-    if config is None:
-        config = config_params if config_params is not None else getattr(args, "deepspeed_config", None)
-    if config is None:
-        raise ValueError("config: a dict or the path of a JSON file is needed")
-    engine = Engine(model, load_config(config), optimizer, model_parameters)
-    try:
-        engine.lr_scheduler = _make_scheduler(lr_scheduler, engine)
-        if training_data is not None:
-            engine.training_dataloader = _make_loader(training_data, engine.config, collate_fn)
-    except BaseException:
-        engine.close()
-        raise
-    optimizer = None if isinstance(engine.optimizer, NoOptimizer) else engine.optimizer
-    return engine, optimizer, engine.training_dataloader, engine.lr_scheduler
-
-
-def _make_scheduler(client, engine):
-    if isinstance(engine.optimizer, NoOptimizer):  # a configured schedule has nothing to set then
-        if client is not None:
-            raise ValueError("lr_scheduler: there is no optimizer for it: name one in the configuration or as optimizer=")
-        return None
-    if client is not None:
-        return client if hasattr(client, "step") else client(engine.optimizer)
-    if engine.config.scheduler is None:
-        return None
-    name, params = engine.config.scheduler
-    return schedulers.find(name)(engine.optimizer, **params)
-
-
-def _make_loader(data, config, collate_fn):
-    return torch.utils.data.DataLoader(
-        data,
-        batch_size=config.micro_batch,
-        collate_fn=collate_fn,
-        drop_last=config.drop_last,
-        shuffle=not isinstance(data, torch.utils.data.IterableDataset),
-    )

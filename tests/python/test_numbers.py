@@ -14,7 +14,7 @@ import torch
 from sluice import _abi, _checked
 from sluice.config import checked, load_config, parse_bytes
 from sluice.config_keys import KEYS, USED, Key
-from sluice.engine import Engine
+from sluice.library_options import library_options
 from training import FEATURES, ROOT, mlp
 
 POWERS = [sign * (1 << power) + more for power in (7, 31, 32, 53, 61, 63, 64, 200) for sign in (1, -1) for more in (-1, 0, 1)]
@@ -196,8 +196,7 @@ def test_a_key_takes_a_number_as_it_is_or_refuses_it_by_name(path, key):
 def plan_of(config):
     """What the library says to a configuration, without making anything."""
     own = {**config.own}
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.dtype]
-    options = Engine._options(types.SimpleNamespace(config=config, dtype=dtype))
+    options = library_options(config)
     assert not own.keys() - set(KEYS["sluice"])
     spec = _abi.ModelSpec(_abi.Library.default(), [("unit", [("tensor", 4096, 0)])])
     try:
