@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import threading
 import time
 import warnings
 import weakref
@@ -38,7 +39,7 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
         self.micro_steps = 0
         self.skipped_steps = 0
         self._closed = False
-        self._in_pass = False
+        self._in_pass = None
         self._handing_back = None  # since destroy() began
         self._iteration_open = False
         self._grad_norm = None
@@ -188,6 +189,10 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
     def _forward_pass(self):
         """What surrounds a forward of the whole model, which may call itself."""
         if self._in_pass:
+            if self._in_pass != threading.get_ident():
+                raise _abi.FailedPrecondition(
+                    "another thread computes with this model: one thread at a time may, as its units come and go with it"
+                )
             yield
             return
         self._check_open()
@@ -200,7 +205,7 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
         self._iteration_open = True
         cache = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)  # it would serve stale weights
-        self._in_pass = True
+        self._in_pass = threading.get_ident()
         try:
             with self._attached.saved_tensors_hooks():
                 yield
@@ -208,7 +213,7 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
             self._end_backward()
             raise
         finally:
-            self._in_pass = False
+            self._in_pass = None
             torch.set_autocast_cache_enabled(cache)
         if not training:
             self._end_iteration()

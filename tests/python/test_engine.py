@@ -2,6 +2,8 @@
 
 import pathlib
 
+import threading
+
 import pytest
 import sluice
 import torch
@@ -184,3 +186,30 @@ def test_a_type_that_the_configuration_does_not_name_is_not_changed_without_a_no
     else:
         (note,) = notes
         assert f"{dtype}".removeprefix("torch.") in note and "compute in float32" in note
+
+
+@pytest.mark.parametrize("face", ["initialize", "attach"])
+def test_a_second_thread_that_computes_is_refused_and_the_first_goes_on(face):
+    model = mlp()
+    engine = sluice.initialize(model=model, config=config())[0] if face == "initialize" else sluice.attach(model)
+    errors = []
+
+    def compute():
+        try:
+            model(batch(0)[0])
+        except sluice.FailedPrecondition as error:
+            errors.append(str(error))
+
+    def meanwhile(module, args, output):
+        thread = threading.Thread(target=compute)
+        thread.start()
+        thread.join()
+
+    handle = model[2].register_forward_hook(meanwhile)
+    with torch.no_grad():
+        assert same(model(batch(0)[0]), mlp()(batch(0)[0]))
+        assert len(errors) == 1 and "another thread computes with this model" in errors[0]
+        handle.remove()
+        compute()
+    assert len(errors) == 1
+    engine.close()
