@@ -15,6 +15,8 @@
 #include <memory>
 #include <utility>
 
+#include "absl/container/inlined_vector.h"
+
 namespace sluice {
 
 // A stream of the caller's, as its framework names it: a cudaStream_t on CUDA (null is the legacy
@@ -54,6 +56,9 @@ class Fence {
   std::shared_ptr<FencePool> pool_;
   uint32_t point_ = 0;
 };
+
+// Of one stream, as a rule; more take memory.
+using Fences = absl::InlinedVector<Fence, 2>;
 
 }  // namespace sluice
 

@@ -98,7 +98,7 @@ void Residency::Acquire(UnitIndex unit, CallerStream stream, Acquired done) {
   Pump();
 }
 
-absl::Status Residency::Release(UnitIndex unit, std::vector<Fence> fences) {
+absl::Status Residency::Release(UnitIndex unit, Fences fences) {
   Unit& u = units_[unit.value()];
   if (u.acquired == 0) {
     return absl::FailedPreconditionError(fmt::format("unit '{}' was released but is not acquired",

@@ -45,7 +45,7 @@ class Residency final : public Fetcher::Observer {
   void Acquire(UnitIndex unit, CallerStream stream, Acquired done);
   // The unit's slot stays as it is until `fences` are complete. Errors: FailedPrecondition if the
   // unit is not acquired.
-  absl::Status Release(UnitIndex unit, std::vector<Fence> fences);
+  absl::Status Release(UnitIndex unit, Fences fences);
 
   // A unit's values are going to change. First Suspend, so that nothing is fetched from its home;
   // when nothing is moving(), which also means that the caller's streams have passed every fence,

@@ -113,7 +113,7 @@ class OffloadRuntime final : public Updater::Observer {
     Ticket ticket = 0;
     ConstMemoryView data;
     CallerStream stream;
-    std::vector<Fence> fences;  // of a release: of each stream; of a gradient: one
+    Fences fences;  // of a release: of each stream; of a gradient: one
     StepRequest step;
     ValueRequest value;
   };

@@ -10,16 +10,6 @@
 
 namespace sluice {
 
-namespace {
-
-std::vector<Fence> Only(Fence fence) {
-  std::vector<Fence> fences;
-  fences.push_back(std::move(fence));
-  return fences;
-}
-
-}  // namespace
-
 void OffloadRuntime::Send(Command command) {
   bool first = false;
   {
@@ -47,11 +37,10 @@ Ticket OffloadRuntime::PushGrad(TensorIndex tensor, ConstMemoryView data, Caller
     tickets_.Complete(ticket, fence.status());
     return ticket;
   }
-  Send({.run = &OffloadRuntime::RunPushGrad,
-        .tensor = tensor,
-        .ticket = ticket,
-        .data = data,
-        .fences = Only(*std::move(fence))});
+  Command command{
+      .run = &OffloadRuntime::RunPushGrad, .tensor = tensor, .ticket = ticket, .data = data};
+  command.fences.push_back(*std::move(fence));
+  Send(std::move(command));
   return ticket;
 }
 
@@ -89,8 +78,7 @@ absl::Status OffloadRuntime::Release(UnitIndex unit, CallerStream stream) {
     return absl::FailedPreconditionError(fmt::format(
         "unit '{}' is not acquired: there is nothing to release", layout_.unit(unit).name));
   }
-  SLUICE_ASSIGN_OR_RETURN(std::vector<Fence> fences,
-                          residency_->views()->RecordRelease(unit, stream));
+  SLUICE_ASSIGN_OR_RETURN(Fences fences, residency_->views()->RecordRelease(unit, stream));
   Send({.run = &OffloadRuntime::RunRelease, .unit = unit, .fences = std::move(fences)});
   return absl::OkStatus();
 }

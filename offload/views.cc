@@ -27,6 +27,7 @@ struct Views::Shared final : Event {
   struct Slot {
     int64_t uses = 0;  // views and holds
     int64_t views = 0;
+    int acquired = 0;  // by all users, and not released
     bool shown = false;
     std::vector<User> users;
 
@@ -74,6 +75,8 @@ struct Views::Hold final : Event {
 };
 
 namespace {
+
+using Streams = absl::InlinedVector<CallerStream, 2>;
 
 // One view: the tensor that is passed, and what it needs alive.
 struct View {
@@ -125,6 +128,7 @@ void Views::Show(UnitIndex unit, std::byte* address, int64_t elements, ElementTy
   shared_->shown[unit.value()] = {address, elements, type};
   Shared::Slot& slot = shared_->slots[address];
   slot.shown = true;
+  ++slot.acquired;
   const auto user = std::ranges::find(slot.users, stream, &Shared::User::stream);
   if (user == slot.users.end()) {
     slot.users.push_back({stream, 1});
@@ -138,6 +142,7 @@ void Views::Hide(UnitIndex unit) {
   const Shared::Shown shown = std::exchange(shared_->shown[unit.value()], {});
   Shared::Slot& slot = shared_->slots[shown.address];
   slot.shown = false;
+  slot.acquired = 0;
   for (Shared::User& user : slot.users) user.acquired = 0;
   slot.ForgetUsers();
 }
@@ -147,8 +152,8 @@ bool Views::Shown(UnitIndex unit) const {
   return shared_->Find(unit) != nullptr;
 }
 
-absl::StatusOr<std::vector<Fence>> Views::Record(const std::vector<CallerStream>& streams) const {
-  std::vector<Fence> fences;
+absl::StatusOr<Fences> Views::Record(std::span<const CallerStream> streams) const {
+  Fences fences;
   for (CallerStream stream : streams) {
     SLUICE_ASSIGN_OR_RETURN(Fence fence, device_->RecordFence(stream));
     fences.push_back(std::move(fence));
@@ -156,8 +161,8 @@ absl::StatusOr<std::vector<Fence>> Views::Record(const std::vector<CallerStream>
   return fences;
 }
 
-absl::StatusOr<std::vector<Fence>> Views::RecordRelease(UnitIndex unit, CallerStream stream) {
-  std::vector<CallerStream> streams = {stream};
+absl::StatusOr<Fences> Views::RecordRelease(UnitIndex unit, CallerStream stream) {
+  Streams streams = {stream};
   {
     const std::lock_guard lock(shared_->mutex);
     const Shared::Shown* shown = shared_->Find(unit);
@@ -165,15 +170,21 @@ absl::StatusOr<std::vector<Fence>> Views::RecordRelease(UnitIndex unit, CallerSt
       return absl::FailedPreconditionError(
           fmt::format("unit {} is not acquired any more", unit.value()));
     }
-    for (const Shared::User& user : shared_->slots[shown->address].users) {
-      if (user.acquired > 0 && user.stream != stream) streams.push_back(user.stream);
+    Shared::Slot& slot = shared_->slots[shown->address];
+    const bool last = --slot.acquired <= 0;
+    for (const Shared::User& user : slot.users) {
+      if (last && user.acquired > 0 && user.stream != stream) streams.push_back(user.stream);
     }
   }
-  absl::StatusOr<std::vector<Fence>> fences = Record(streams);
+  absl::StatusOr<Fences> fences = Record(streams);
   const std::lock_guard lock(shared_->mutex);
   const Shared::Shown* shown = shared_->Find(unit);
-  if (!fences.ok() || shown == nullptr) return fences;
+  if (shown == nullptr) return fences;
   Shared::Slot& slot = shared_->slots[shown->address];
+  if (!fences.ok()) {
+    ++slot.acquired;
+    return fences;
+  }
   const auto user = std::ranges::find(slot.users, stream, &Shared::User::stream);
   if (user != slot.users.end() && user->acquired > 0) --user->acquired;
   slot.ForgetUsers();
@@ -222,19 +233,19 @@ absl::StatusOr<DlManagedTensor*> Views::MakeView(UnitIndex unit) {
 // where they are now. Where one can't be asked now, because it is being captured, all are asked
 // again later; until then the memory stays in use, and for good if the device refuses.
 void Views::Settle() {
-  std::vector<const std::byte*> deaths;
+  settling_.clear();
   {
     const std::lock_guard lock(shared_->mutex);
-    deaths.swap(shared_->deaths);
+    settling_.swap(shared_->deaths);
   }
   bool freed = false;
-  for (const std::byte* address : deaths) {
-    std::vector<CallerStream> streams;
+  for (const std::byte* address : settling_) {
+    Streams streams;
     {
       const std::lock_guard lock(shared_->mutex);
       for (const Shared::User& user : shared_->slots[address].users) streams.push_back(user.stream);
     }
-    absl::StatusOr<std::vector<Fence>> fences = Record(streams);
+    absl::StatusOr<Fences> fences = Record(streams);
     if (!fences.ok() && !absl::IsFailedPrecondition(fences.status())) {
       on_error_(Annotate(fences.status(), "asking the streams of a view that died"));
       continue;
@@ -254,7 +265,7 @@ void Views::Settle() {
   if (freed) on_free_();
 }
 
-void Views::HoldUntil(const std::byte* address, std::vector<Fence> fences) {
+void Views::HoldUntil(const std::byte* address, Fences fences) {
   for (Fence& fence : fences) {
     if (!fence.Complete()) HoldOne(address, std::move(fence));
   }

@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -52,11 +53,12 @@ class Views {
   // Errors: FailedPrecondition if the unit is not shown.
   absl::StatusOr<DlManagedTensor*> MakeView(UnitIndex unit);
 
-  // `stream` releases the unit: the points that it has reached, and so have the others that still
-  // use it. Errors: FailedPrecondition if the unit is not shown; those of Device::RecordFence.
-  absl::StatusOr<std::vector<Fence>> RecordRelease(UnitIndex unit, CallerStream stream);
+  // `stream` releases the unit: the point that it has reached; and of the last release also those
+  // of streams that acquired the unit and never released it. Errors: FailedPrecondition if the unit
+  // is not shown; those of Device::RecordFence.
+  absl::StatusOr<Fences> RecordRelease(UnitIndex unit, CallerStream stream);
   // The memory at `address` is in use until `fences` are complete.
-  void HoldUntil(const std::byte* address, std::vector<Fence> fences);
+  void HoldUntil(const std::byte* address, Fences fences);
   // Looks after views that have died. Called by itself, but where a stream could not be asked.
   void Settle();
 
@@ -68,7 +70,7 @@ class Views {
  private:
   struct Shared;
   struct Hold;
-  absl::StatusOr<std::vector<Fence>> Record(const std::vector<CallerStream>& streams) const;
+  absl::StatusOr<Fences> Record(std::span<const CallerStream> streams) const;
   void HoldOne(const std::byte* address, Fence fence);
   void EndHold(Hold* hold);
 
@@ -79,6 +81,7 @@ class Views {
   const std::function<void(const absl::Status&)> on_error_;
   std::vector<std::unique_ptr<Hold>> holds_;
   std::vector<Hold*> free_holds_;
+  std::vector<const std::byte*> settling_;  // deaths that are looked after
   int fenced_ = 0;
 };
 

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <thread>
@@ -191,6 +192,7 @@ class SteppedDevice final : public Device {
   // Nobody may ask it any more.
   void Destroy(CallerStream stream) { destroyed_.push_back(stream); }
   void set_capturing(bool capturing) { capturing_ = capturing; }
+  void Capture(CallerStream stream) { captured_ = stream; }
 
   absl::StatusOr<Arena> MakeHbmArena(Bytes size) override { return real_->MakeHbmArena(size); }
   void Enqueue(DeviceOp* op) override {
@@ -204,7 +206,8 @@ class SteppedDevice final : public Device {
   absl::Status CheckStream(CallerStream) override { return absl::OkStatus(); }
   absl::StatusOr<Fence> RecordFence(CallerStream stream) override {
     EXPECT_EQ(destroyed_.end(), std::ranges::find(destroyed_, stream)) << "it is gone";
-    if (capturing_) return absl::FailedPreconditionError("is being captured");
+    if (capturing_ || stream == captured_)
+      return absl::FailedPreconditionError("is being captured");
     points_->open.emplace_back(next_, stream);
     return Fence(points_, next_++);
   }
@@ -223,6 +226,7 @@ class SteppedDevice final : public Device {
   std::vector<DeviceOp*> waiting_;
   std::vector<CallerStream> destroyed_;
   bool capturing_ = false;
+  std::optional<CallerStream> captured_;
   uint32_t next_ = 0;
 };
 
@@ -238,7 +242,7 @@ class StreamsTest : public ViewsTest {
     ++acquired_;
   }
   void Release(CallerStream stream) {
-    absl::StatusOr<std::vector<Fence>> fences = views_->RecordRelease(kUnit, stream);
+    absl::StatusOr<Fences> fences = views_->RecordRelease(kUnit, stream);
     ASSERT_TRUE(fences.ok()) << fences.status();
     views_->HoldUntil(base_, *std::move(fences));
     if (--acquired_ == 0) views_->Hide(kUnit);
@@ -312,6 +316,16 @@ TEST_F(StreamsTest, AReleaseWaitsForStreamsThatNobodyReleasedOn) {
   Release(b_);
   Release(b_);
   ExpectHeldUntilAllHavePassed({b_, a_});
+}
+
+TEST_F(StreamsTest, AReleaseAsksNoOtherStreamWhileOthersHaveTheUnit) {
+  Acquire(a_);
+  Acquire(b_);
+  stepped_.Capture(b_);
+  Release(a_);
+  stepped_.Capture({});
+  Release(b_);
+  ExpectHeldUntilAllHavePassed({a_, b_});
 }
 
 TEST_F(StreamsTest, AStreamThatIsDoneWithItMayGo) {
