@@ -367,7 +367,7 @@ typedef struct sluice_floor_terms { /* seconds */
 } sluice_floor_terms;
 
 /* The shortest time one step of this runtime can take on that hardware, term by term:
- * offload/floor.h. */
+ * offload/plan/floor.h. */
 SLUICE_API sluice_status sluice_floor(sluice_runtime runtime, const sluice_rates* rates,
                                       sluice_floor_terms* terms);
 

@@ -1,5 +1,7 @@
 // `sluice doctor`: DoctorJson for people.
 
+#include "offload/run/doctor.h"
+
 #include <map>
 #include <memory>
 #include <string>
@@ -8,7 +10,6 @@
 #include "core/config.h"
 #include "fmt/format.h"
 #include "nlohmann/json.hpp"
-#include "offload/report.h"
 #include "tools/command.h"
 #include "tools/json_file.h"
 

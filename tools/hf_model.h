@@ -11,7 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "core/types.h"
-#include "offload/layout.h"
+#include "offload/plan/layout.h"
 #include "tools/json_file.h"
 
 namespace sluice::tools {

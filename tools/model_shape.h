@@ -9,7 +9,7 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
-#include "offload/layout.h"
+#include "offload/plan/layout.h"
 #include "tools/spec_builder.h"
 
 namespace sluice::tools {

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "offload/placement.h"
+#include "offload/plan/placement.h"
 #include "tools/json_file.h"
 #include "tools/model_shape.h"
 

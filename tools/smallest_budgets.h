@@ -6,7 +6,7 @@
 #ifndef SLUICE_TOOLS_SMALLEST_BUDGETS_H_
 #define SLUICE_TOOLS_SMALLEST_BUDGETS_H_
 
-#include "offload/factory.h"
+#include "offload/run/factory.h"
 
 namespace sluice::tools {
 

@@ -13,7 +13,7 @@
 #include <utility>
 
 #include "fmt/format.h"
-#include "offload/layout.h"
+#include "offload/plan/layout.h"
 
 namespace sluice::tools {
 

@@ -507,7 +507,7 @@ class Runtime:
         return report
 
     def floor(self, **rates):
-        """The floor of a step in seconds, term by term (offload/floor.h)."""
+        """The floor of a step in seconds, term by term (offload/plan/floor.h)."""
         given = Rates(struct_size=ctypes.sizeof(Rates), **rates)
         terms = FloorTerms(struct_size=ctypes.sizeof(FloorTerms))
         self._call("sluice_floor", ctypes.byref(given), ctypes.byref(terms))

@@ -7,7 +7,7 @@ import dataclasses
 
 USED, NO_EFFECT, REFUSED = "used", "no effect", "refused"
 
-# What the library takes at most (offload/c_api_arguments.cc).
+# What the library takes at most (offload/abi/c_api_arguments.cc).
 WHOLE_MAX = (1 << 63) - 1
 BYTES_MAX = (1 << 61) - 1
 _INT32_MAX = (1 << 31) - 1

@@ -6,7 +6,7 @@
 
 #include <cmath>
 
-#include "offload/report.h"
+#include "offload/run/report.h"
 #include "tests/gpu/cuda_caller.h"
 #include "tests/nvme/temp_dir.h"
 

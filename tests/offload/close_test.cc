@@ -19,8 +19,8 @@
 #include <utility>
 #include <vector>
 
-#include "offload/c_api_internal.h"
-#include "offload/factory.h"
+#include "offload/abi/c_api_internal.h"
+#include "offload/run/factory.h"
 #include "tests/nvme/temp_dir.h"
 #include "tests/offload/trainer.h"
 

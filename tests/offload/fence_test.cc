@@ -8,7 +8,7 @@
 #include <cstring>
 #include <vector>
 
-#include "offload/sim_factory.h"
+#include "offload/sim/sim_factory.h"
 #include "tests/core/seeds.h"
 #include "tests/offload/sim_caller.h"
 #include "tests/offload/simulation.h"

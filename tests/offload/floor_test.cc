@@ -1,12 +1,12 @@
 // Each term against numbers worked out by hand.
 
-#include "offload/floor.h"
+#include "offload/plan/floor.h"
 
 #include <gtest/gtest.h>
 
-#include "offload/layout.h"
-#include "offload/placement.h"
-#include "offload/report.h"
+#include "offload/plan/layout.h"
+#include "offload/plan/placement.h"
+#include "offload/plan/traffic.h"
 
 namespace sluice {
 namespace {

@@ -7,7 +7,7 @@
 
 #include "absl/status/status.h"
 #include "fmt/format.h"
-#include "offload/sim_factory.h"
+#include "offload/sim/sim_factory.h"
 #include "tests/core/seeds.h"
 #include "tests/offload/trainer.h"
 

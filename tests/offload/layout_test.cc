@@ -1,4 +1,4 @@
-#include "offload/layout.h"
+#include "offload/plan/layout.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "absl/status/status.h"
-#include "offload/sim_factory.h"
+#include "offload/sim/sim_factory.h"
 #include "tests/core/seeds.h"
 #include "tests/offload/simulation.h"
 #include "tests/offload/trainer.h"

@@ -12,7 +12,7 @@
 
 #include "core/status.h"
 #include "fmt/format.h"
-#include "offload/factory.h"
+#include "offload/run/factory.h"
 #include "tests/nvme/temp_dir.h"
 
 namespace sluice {

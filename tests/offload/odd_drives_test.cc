@@ -6,8 +6,8 @@
 #include <cstring>
 
 #include "nlohmann/json.hpp"
-#include "offload/factory.h"
-#include "offload/sim_factory.h"
+#include "offload/run/factory.h"
+#include "offload/sim/sim_factory.h"
 #include "tests/nvme/fake_drive.h"
 #include "tests/nvme/temp_dir.h"
 #include "tests/offload/trainer.h"

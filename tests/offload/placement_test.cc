@@ -1,4 +1,4 @@
-#include "offload/placement.h"
+#include "offload/plan/placement.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -7,7 +7,7 @@
 #include "core/sim_memory.h"
 #include "core/sim_world.h"
 #include "core/status.h"
-#include "offload/tier_memory.h"
+#include "offload/run/tier_memory.h"
 #include "tests/offload/random_model.h"
 #include "tests/offload/smallest_budget.h"
 

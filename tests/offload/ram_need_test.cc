@@ -1,6 +1,6 @@
 // What is needed of RAM against what there is, by arithmetic.
 
-#include "offload/ram_need.h"
+#include "offload/plan/ram_need.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

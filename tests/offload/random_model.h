@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "core/grid.h"
-#include "offload/layout.h"
+#include "offload/plan/layout.h"
 
 namespace sluice {
 

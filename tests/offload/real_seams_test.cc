@@ -9,7 +9,7 @@
 #include <tuple>
 
 #include "nlohmann/json.hpp"
-#include "offload/factory.h"
+#include "offload/run/factory.h"
 #include "tests/nvme/temp_dir.h"
 #include "tests/offload/smallest_budget.h"
 #include "tests/offload/trainer.h"

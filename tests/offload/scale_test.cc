@@ -5,7 +5,7 @@
 
 #include "core/budget.h"
 #include "fmt/format.h"
-#include "offload/factory.h"
+#include "offload/run/factory.h"
 
 namespace sluice {
 namespace {

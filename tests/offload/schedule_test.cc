@@ -1,4 +1,4 @@
-#include "offload/schedule.h"
+#include "offload/plan/schedule.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "offload/sim_factory.h"
+#include "offload/sim/sim_factory.h"
 #include "tests/offload/trainer.h"
 
 namespace sluice::testing {

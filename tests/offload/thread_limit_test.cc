@@ -16,7 +16,7 @@
 #include <tuple>
 
 #include "core/status.h"
-#include "offload/factory.h"
+#include "offload/run/factory.h"
 #include "tests/nvme/temp_dir.h"
 #include "tests/offload/smallest_budget.h"
 #include "tests/offload/training.h"

@@ -1,4 +1,4 @@
-#include "offload/tickets.h"
+#include "offload/run/tickets.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-#include "offload/trace.h"
+#include "offload/plan/trace.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

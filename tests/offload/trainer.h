@@ -15,7 +15,7 @@
 
 #include "absl/status/status.h"
 #include "core/status.h"
-#include "offload/factory.h"
+#include "offload/run/factory.h"
 #include "tests/offload/caller.h"
 #include "tests/offload/training.h"
 

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "core/executor.h"
-#include "offload/layout.h"
+#include "offload/plan/layout.h"
 #include "optim/adamw.h"
 #include "optim/convert.h"
 #include "optim/norm.h"

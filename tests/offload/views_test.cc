@@ -1,4 +1,4 @@
-#include "offload/views.h"
+#include "offload/run/views.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

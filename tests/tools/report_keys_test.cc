@@ -1,4 +1,5 @@
-// The keys that offload/report.h lists, from where docs/api.md has them, are those of real reports.
+// The keys that the headers of reports list, from where docs/api.md has them, are those of real
+// reports.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -23,19 +24,21 @@ using Keys = std::set<std::string>;
 // By the list's title.
 std::map<std::string, Keys> ListedKeys() {
   std::map<std::string, Keys> lists;
-  std::ifstream file(SLUICE_SOURCE_DIR "/offload/report.h");
   const std::regex title("// Keys of (.*):");
   const std::regex key("//   (\\S+).*");
-  std::string line;
-  Keys* list = nullptr;
-  while (std::getline(file, line)) {
-    std::smatch match;
-    if (std::regex_match(line, match, title)) {
-      list = &lists[match[1]];
-    } else if (list != nullptr && std::regex_match(line, match, key)) {
-      list->insert(match[1]);
-    } else {
-      list = nullptr;
+  for (const char* header : {"report.h", "doctor.h"}) {
+    std::ifstream file(std::string(SLUICE_SOURCE_DIR "/offload/run/") + header);
+    std::string line;
+    Keys* list = nullptr;
+    while (std::getline(file, line)) {
+      std::smatch match;
+      if (std::regex_match(line, match, title)) {
+        list = &lists[match[1]];
+      } else if (list != nullptr && std::regex_match(line, match, key)) {
+        list->insert(match[1]);
+      } else {
+        list = nullptr;
+      }
     }
   }
   return lists;

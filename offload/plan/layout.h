@@ -1,0 +1,154 @@
+// offload/plan/layout.h
+//
+// Where every value of a model lies inside its unit, and how units are cut into chunks. Made once
+// from the model's description; pure data afterwards, read from any thread.
+//
+// A unit is one run of elements: its tensors in order, those that are updated before those that are
+// frozen, each starting at a multiple of kTensorAlignment, gaps unused. A chunk is a piece of that
+// run which is moved and updated as a whole: whole cells of the canonical grid (core/grid.h), of
+// one or several neighbouring tensors of which the same is kept. On a tier, a chunk's states are
+// three arrays of `capacity` floats side by side: master, exp_avg, exp_avg_sq.
+//
+// Every unit has types of its own (unit_types.h), and its chunks and tensors say them too: whoever
+// touches a parameter or a gradient has its type from here.
+
+#ifndef SLUICE_OFFLOAD_PLAN_LAYOUT_H_
+#define SLUICE_OFFLOAD_PLAN_LAYOUT_H_
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "core/grid.h"
+#include "core/types.h"
+#include "offload/plan/unit_types.h"
+
+namespace sluice {
+
+inline constexpr int64_t kTensorAlignment = 64;            // elements
+inline constexpr int64_t kElementsMax = int64_t{1} << 44;  // of all tensors together
+inline constexpr size_t kChunksMax = size_t{1} << 24;
+
+// What of a tensor is kept on the tiers. A frozen tensor (kParam) has a compute copy and nothing
+// else: no states, no gradient, never written after it was loaded. A lent one (kStates) has states
+// and a gradient; its parameter stays in the caller's memory.
+enum class Keep : uint8_t { kAll = 0, kParam = 1, kStates = 2 };
+
+// What the caller says of the model.
+struct ModelSpec {
+  struct Unit {
+    std::string name;
+    bool stays_in_hbm = false;         // as others are acquired while it is
+    std::optional<UnitTypes> types{};  // none: the default. Bytes: only if all of it is frozen
+  };
+  struct Tensor {
+    std::string name;
+    UnitIndex unit;
+    int64_t elements = 0;
+    uint32_t group = 0;
+    Keep keep = Keep::kAll;  // kStates: for all tensors of the unit, or for none
+  };
+  std::vector<Unit> units;
+  std::vector<Tensor> tensors;
+};
+
+// The part of a chunk that belongs to one tensor.
+struct ChunkRun {
+  TensorIndex tensor;
+  int64_t tensor_offset;  // elements
+  int64_t chunk_offset;
+  int64_t elements;
+};
+
+struct ChunkLayout {
+  UnitIndex unit;
+  int64_t offset;    // in the unit, elements
+  int64_t elements;  // from the first run's start to the last one's end
+  int64_t capacity;  // elements rounded up to kTensorAlignment
+  uint32_t first_run;
+  uint32_t run_count;
+  Keep keep;
+  UnitTypes types;
+
+  Bytes param_bytes() const { return Bytes(capacity * types.param.size()); }
+  Bytes grad_bytes() const {
+    return keep == Keep::kParam ? Bytes(0) : Bytes(capacity * SizeOf(types.grad));
+  }
+  Bytes state_bytes() const { return keep == Keep::kParam ? Bytes(0) : Bytes(capacity * 12); }
+};
+
+struct TensorLayout {
+  std::string name;
+  UnitIndex unit;
+  int64_t elements;
+  int64_t offset;  // in the unit, elements
+  uint32_t group;
+  Keep keep;
+  UnitTypes types;
+  int64_t first_cell;  // of all cells of the model, in canonical order
+};
+
+struct UnitLayout {
+  std::string name;
+  int64_t elements;          // of the run, a multiple of kTensorAlignment
+  int64_t updated_elements;  // of its beginning, where what is not frozen lies
+  bool lent;                 // its parameters are with the caller
+  bool stays_in_hbm;         // for good
+  UnitTypes types;
+  uint32_t first_chunk;
+  uint32_t chunk_count;
+  std::vector<TensorIndex> tensors;  // in the order in which they lie
+
+  // On the tiers, without what aligns them.
+  Bytes param_bytes() const { return Bytes(lent ? 0 : elements * types.param.size()); }
+  Bytes grad_bytes() const { return Bytes(updated_elements * SizeOf(types.grad)); }
+};
+
+class ModelLayout {
+ public:
+  // `chunk_elements`: a multiple of kCellElements, the most a chunk may span. `types`: of units
+  // that don't say theirs. Errors: InvalidArgument naming the unit or tensor (no tensors, no
+  // elements, unknown unit, some of a unit lent and some not, bytes that are not frozen), or for
+  // more than kElementsMax elements or kChunksMax chunks.
+  static absl::StatusOr<ModelLayout> Make(const ModelSpec& spec, int64_t chunk_elements,
+                                          UnitTypes types = {});
+
+  std::span<const UnitLayout> units() const { return units_; }
+  std::span<const TensorLayout> tensors() const { return tensors_; }
+  std::span<const ChunkLayout> chunks() const { return chunks_; }
+  const UnitLayout& unit(UnitIndex i) const { return units_[i.value()]; }
+  const TensorLayout& tensor(TensorIndex i) const { return tensors_[i.value()]; }
+  const ChunkLayout& chunk(ChunkIndex i) const { return chunks_[i.value()]; }
+  std::span<const ChunkRun> runs(const ChunkLayout& chunk) const {
+    return std::span(runs_).subspan(chunk.first_run, chunk.run_count);
+  }
+
+  int64_t chunk_elements() const { return chunk_elements_; }
+  UnitTypes default_types() const { return default_types_; }  // for people; no unit's
+  int64_t cell_count() const { return cell_count_; }
+  int64_t parameter_count() const { return parameter_count_; }  // without gaps
+  int64_t updated_count() const { return updated_count_; }      // of those that are not frozen
+
+ private:
+  absl::Status AddTensor(const ModelSpec::Tensor& tensor);
+  void PlaceTensors(UnitIndex unit);
+  absl::Status CutIntoChunks(UnitIndex unit);
+  absl::Status TooManyChunks() const;
+
+  int64_t chunk_elements_ = 0;
+  UnitTypes default_types_;
+  int64_t cell_count_ = 0;
+  int64_t parameter_count_ = 0;
+  int64_t updated_count_ = 0;
+  std::vector<UnitLayout> units_;
+  std::vector<TensorLayout> tensors_;
+  std::vector<ChunkLayout> chunks_;
+  std::vector<ChunkRun> runs_;
+};
+
+}  // namespace sluice
+
+#endif  // SLUICE_OFFLOAD_PLAN_LAYOUT_H_

@@ -1,0 +1,39 @@
+#include "offload/plan/traffic.h"
+
+#include <algorithm>
+
+namespace sluice {
+
+StepTraffic TrafficOf(const ModelLayout& layout, const Placement& p) {
+  StepTraffic t;
+  if (p.grad_home == Tier::kHbm) return t;  // nothing moves
+  t.elements_updated = layout.updated_count();
+  t.nvme_read = p.states_nvme;
+  t.nvme_written = p.states_nvme;
+  for (const ChunkLayout& chunk : layout.chunks()) {
+    if (p.param_home[chunk.unit.value()] == Tier::kNvme && chunk.keep != Keep::kParam)
+      t.nvme_written += RoundUp(chunk.param_bytes(), p.io_alignment);
+  }
+  t.read_ahead = std::min(p.states_nvme, p.state_buffer_bytes * p.state_buffers);
+  const double evicted = p.hbm() == Bytes(0) ? 0.0 : 1.0;
+  Bytes streamed;  // units that don't live in HBM
+  for (size_t u = 0; u < p.param_home.size(); ++u) {
+    if (p.param_home[u] != Tier::kHbm) streamed += p.slot_bytes[u];
+  }
+  // Forward brings in all of them; backward what the cache did not keep.
+  t.to_hbm = streamed + (evicted > 0 ? std::max(Bytes(0), streamed - p.hbm_cache) : Bytes(0));
+  t.nvme_read += p.params_nvme;
+  if (streamed > Bytes(0)) {
+    const double share =
+        static_cast<double>(p.params_nvme.value()) / static_cast<double>(streamed.value());
+    t.nvme_read +=
+        Bytes(static_cast<int64_t>(share * static_cast<double>((t.to_hbm - streamed).value())));
+  }
+  t.checksummed = t.nvme_read + t.nvme_written;
+  for (const TensorLayout& tensor : layout.tensors()) {
+    if (tensor.keep != Keep::kParam) t.grads += Bytes(tensor.elements * SizeOf(tensor.types.grad));
+  }
+  return t;
+}
+
+}  // namespace sluice

@@ -1,0 +1,51 @@
+// offload/plan/unit_types.h
+//
+// What the elements of a unit are: each unit has types of its own, and nothing else in the runtime
+// says of what type a parameter or gradient is. Pure data, any thread.
+
+#ifndef SLUICE_OFFLOAD_PLAN_UNIT_TYPES_H_
+#define SLUICE_OFFLOAD_PLAN_UNIT_TYPES_H_
+
+#include <cstdint>
+
+#include "core/grid.h"
+#include "core/status.h"
+
+namespace sluice {
+
+// A float type; or bytes, which are moved and never converted.
+class ElementType {
+ public:
+  constexpr ElementType(FloatType type) : type_(type) {}  // NOLINT: a float type is one
+  static constexpr ElementType Bytes() {
+    ElementType bytes(FloatType::kF32);
+    bytes.bytes_ = true;
+    return bytes;
+  }
+
+  constexpr bool is_bytes() const { return bytes_; }
+  // Precondition: !is_bytes(). So nothing can convert bytes.
+  FloatType floats() const {
+    SLUICE_CHECK_MSG(!bytes_, "bytes are not numbers");
+    return type_;
+  }
+  constexpr int64_t size() const { return bytes_ ? 1 : SizeOf(type_); }  // of one, in bytes
+  constexpr const char* name() const { return bytes_ ? "bytes" : Name(type_); }
+
+  friend constexpr bool operator==(ElementType, ElementType) = default;
+
+ private:
+  FloatType type_;
+  bool bytes_ = false;
+};
+
+struct UnitTypes {
+  ElementType param = FloatType::kF32;  // of the copies that compute uses
+  FloatType grad = FloatType::kF32;     // that gradients come and are kept in; not of bytes
+
+  friend constexpr bool operator==(UnitTypes, UnitTypes) = default;
+};
+
+}  // namespace sluice
+
+#endif  // SLUICE_OFFLOAD_PLAN_UNIT_TYPES_H_

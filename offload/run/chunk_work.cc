@@ -1,0 +1,69 @@
+#include "offload/run/chunk_work.h"
+
+#include "offload/run/planted_bug.h"
+#include "optim/convert.h"
+#include "optim/on_stream.h"
+
+namespace sluice {
+
+void Updater::ChunkWork::Run() {
+  const Context& c = owner_->context_;
+  begin = c.clock->Now();
+  if (streaming && !Planted(c, PlantedBug::kUnverifiedRead)) {
+    status = BlockStore::Verify(read);
+  }
+  if (status.ok()) {
+    Launch(nullptr);
+    if (streaming) BlockStore::Seal(&write);
+    if (param_on_nvme) BlockStore::Seal(&param_write);
+  }
+  end = c.clock->Now();
+  c.inbox->Post(this);
+}
+
+void Updater::ChunkWork::Handle() {
+  if (on_device) {
+    status = device_op.status;
+    begin = device_op.started;
+    end = device_op.finished;
+  }
+  owner_->OnComputed(this);
+}
+
+void Updater::ChunkWork::Launch(void* stream) {
+  const Context& c = owner_->context_;
+  const ChunkLayout& layout = c.layout->chunk(chunk);
+  const StateSpans all = SplitStates(layout, states);
+  const FloatType param_type = layout.types.param.floats();
+  const FloatType grad_type = layout.types.grad;
+  const bool lent = layout.keep == Keep::kStates;
+  std::byte* const params = lent                   ? nullptr
+                            : param_buffer.empty() ? c.memory->ParamsOf(layout)
+                                                   : param_buffer.data();
+  const std::byte* const grads = c.memory->GradsOf(layout);
+  for (const ChunkRun& run : c.layout->runs(layout)) {
+    const auto at = static_cast<size_t>(run.chunk_offset);
+    const auto n = static_cast<size_t>(run.elements);
+    const std::optional<TensorUpdate>& update = owner_->updates_[run.tensor.value()];
+    if (update) {
+      const FloatType type = lent ? update->lent.type : param_type;
+      std::byte* const out = lent ? update->lent.data + run.tensor_offset * SizeOf(type)
+                                  : params + run.chunk_offset * SizeOf(type);
+      if (lent) AdoptChanged(out, type, all.master.data() + at, n);
+      AdamWUpdateOn(stream, update->coefficients,
+                    {.master = all.master.subspan(at, n),
+                     .exp_avg = all.exp_avg.subspan(at, n),
+                     .exp_avg_sq = all.exp_avg_sq.subspan(at, n),
+                     .grad = grads + run.chunk_offset * SizeOf(grad_type),
+                     .grad_type = grad_type,
+                     .param_out = out,
+                     .param_type = type});
+    } else if (!param_buffer.empty()) {  // never on the device
+      // The buffer replaces the whole chunk, so it also needs what is left alone.
+      Convert(all.master.data() + at, FloatType::kF32,
+              params + run.chunk_offset * SizeOf(param_type), param_type, n);
+    }
+  }
+}
+
+}  // namespace sluice

@@ -1,0 +1,81 @@
+// offload/run/chunk_work.h
+//
+// One chunk on its way through an update: its buffers, its transfers, and the arithmetic that a
+// worker does on it, or the device where the states live in HBM. Internal to the updater, which
+// says what happens when.
+//
+// Threads: Run on a worker, Launch there or on the device's, the rest on the control thread. Lives
+// as long as the updater; used for one chunk after another.
+
+#ifndef SLUICE_OFFLOAD_RUN_CHUNK_WORK_H_
+#define SLUICE_OFFLOAD_RUN_CHUNK_WORK_H_
+
+#include "offload/run/updater.h"
+
+namespace sluice {
+
+class Updater::ChunkWork final : public Task,
+                                 public DeviceWork,
+                                 public Event,
+                                 public BufferPool::Waiter {
+ public:
+  explicit ChunkWork(Updater* owner)
+      : read(this, &Updater::OnRead),
+        write(this, &Updater::OnStatesStored),
+        param_write(this, &Updater::OnParamsStored),
+        uploaded(this),
+        owner_(owner) {}
+
+  // On a worker: checks what was read, updates, seals what will be written.
+  void Run() override;
+  // Updates, on the device's stream or, where it is null, here.
+  void Launch(void* stream) override;
+  Nanos cost() const override {
+    return Nanos(owner_->context_.layout->chunk(chunk).elements / 2 + 500);
+  }
+
+  void Handle() override;
+  void OnBuffer(MemoryView buffer) override {
+    param_buffer = buffer;
+    owner_->Submit(this);
+  }
+
+  // A block transfer that ends in a step of the updater.
+  struct Transfer final : BlockTransfer {
+    using Next = void (Updater::*)(ChunkWork*, const absl::Status&);
+    Transfer(ChunkWork* work, Next next) : work(work), next(next) {}
+    void OnDone() override { (work->owner_->*next)(work, status()); }
+    ChunkWork* const work;
+    const Next next;
+  };
+  struct Uploaded final : Event {
+    explicit Uploaded(ChunkWork* work) : work(work) {}
+    void Handle() override { work->owner_->OnParamsStored(work, work->upload.status); }
+    ChunkWork* const work;
+  };
+
+  ChunkIndex chunk;
+  bool streaming = false;  // states come from and go to NVMe
+  bool on_device = false;  // states live in HBM
+  bool param_on_nvme = false;
+  std::byte* states = nullptr;
+  MemoryView state_buffer;  // if streaming
+  MemoryView param_buffer;  // if the copy passes through a buffer
+  int stores_left = 0;
+  absl::Status status;
+  TimePoint begin{0};
+  TimePoint end{0};
+  Transfer read;
+  Transfer write;
+  Transfer param_write;
+  DeviceOp device_op;  // the update, if on_device
+  DeviceOp upload;
+  Uploaded uploaded;
+
+ private:
+  Updater* const owner_;
+};
+
+}  // namespace sluice
+
+#endif  // SLUICE_OFFLOAD_RUN_CHUNK_WORK_H_

@@ -1,0 +1,43 @@
+#include "offload/run/closing.h"
+
+#include <utility>
+
+#include "fmt/format.h"
+
+namespace sluice {
+
+bool Closing::handed_over() const {
+  const std::lock_guard lock(mutex_);
+  return handed_over_;
+}
+
+void Closing::Enter(std::string_view part) {
+  const std::lock_guard lock(mutex_);
+  if (!given_up_) waits_for_ = fmt::format("the end of {}", part);
+}
+
+void Closing::GiveUp(std::string hanging) {
+  const std::lock_guard lock(mutex_);
+  given_up_ = true;
+  waits_for_ = std::move(hanging);
+  changed_.notify_all();
+}
+
+void Closing::Finish() {
+  const std::lock_guard lock(mutex_);
+  finished_ = true;
+  changed_.notify_all();
+}
+
+absl::Status Closing::Wait(Nanos at_most) const {
+  std::unique_lock lock(mutex_);
+  changed_.wait_for(lock, at_most, [this] { return finished_ || given_up_; });
+  if (finished_) return absl::OkStatus();
+  return absl::UnavailableError(fmt::format(
+      "the runtime was abandoned, since this has not ended: {}. What that may still use (memory, "
+      "files, threads) is kept until it ends or the process does; leave alone what was handed over "
+      "with tickets that are not done",
+      waits_for_));
+}
+
+}  // namespace sluice

@@ -1,0 +1,167 @@
+#include "offload/run/factory.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/budget.h"
+#include "core/cuda_device.h"
+#include "core/status.h"
+#include "core/topology.h"
+#include "offload/plan/ram_need.h"
+
+namespace sluice {
+
+namespace {
+
+// Segments are few, since each takes a descriptor, and not smaller than this.
+constexpr int64_t kSegmentsWanted = 128;
+constexpr Bytes kSegmentBytesMin = GiB(1);
+
+// The process's own: they hold nothing but what the kernel gives. Never destroyed: a runtime that
+// was abandoned, or never destroyed, may use them until the process has ended.
+SteadyClock* RealClock() {
+  static auto* const clock = new SteadyClock;
+  return clock;
+}
+HugePageResource* RealMemory() {
+  static auto* const resource = new HugePageResource;
+  return resource;
+}
+
+absl::StatusOr<int> WorkersOf(const RuntimeConfig& config) {
+  if (config.workers > 0) return config.workers;
+  SLUICE_ASSIGN_OR_RETURN(const Topology topology, DetectTopology());
+  return std::max(1, topology.cores_allowed);
+}
+
+absl::StatusOr<std::unique_ptr<Device>> DeviceOf(const Plan& plan, const RuntimeConfig& config) {
+  if (plan.device.kind == DeviceKind::kCuda)
+    return MakeCudaDevice({.index = plan.device.index, .hbm = config.hbm}, RealClock());
+  return MakeHostDevice({.hbm_limit = plan.budgets.hbm,
+                         .link_bytes_per_second = config.link_bytes_per_second,
+                         .hbm = config.hbm},
+                        RealClock(), RealMemory());
+}
+
+// What the arenas of `plan` take of RAM.
+RamNeed ArenasOf(const Plan& plan, const RuntimeConfig& config) {
+  const bool hbm_is_ram = plan.device.kind == DeviceKind::kHost && config.hbm == nullptr;
+  return {.pinned = plan.placement.pinned(), .hbm = hbm_is_ram ? plan.placement.hbm() : Bytes(0)};
+}
+
+}  // namespace
+
+absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConfig& config) {
+  SLUICE_ASSIGN_OR_RETURN(DeviceChoice device, ChooseDevice(config.device, config.device_index));
+  return MakePlanInput(spec, config, std::move(device));
+}
+
+absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConfig& config,
+                                        DeviceChoice device) {
+  PlanInput input;
+  input.device = std::move(device);
+  input.options = config.placement;
+  if (config.nvme_paths.empty()) {
+    input.options.lowest_param_tier = std::min(input.options.lowest_param_tier, Tier::kPinned);
+    input.options.lowest_state_tier = std::min(input.options.lowest_state_tier, Tier::kPinned);
+  }
+  const auto lent = [](const ModelSpec::Tensor& t) { return t.keep == Keep::kStates; };
+  if (std::any_of(spec.tensors.begin(), spec.tensors.end(), lent)) {
+    // The host updates what lies in the caller's memory.
+    input.options.lowest_state_tier = std::max(input.options.lowest_state_tier, Tier::kPinned);
+  }
+  if (input.device.kind == DeviceKind::kHost) {
+    input.options.lowest_state_tier =
+        std::max(input.options.lowest_state_tier, config.highest_state_tier_on_host);
+  }
+  input.options.io_alignment =
+      std::max(input.options.io_alignment, ExtentAlignmentOf(config.nvme_paths));
+  int64_t parameters = 0;  // refused below if it is too large
+  for (const ModelSpec::Tensor& tensor : spec.tensors)
+    parameters =
+        std::min(kElementsMax, parameters + std::clamp<int64_t>(tensor.elements, 0, kElementsMax));
+  const int64_t chunk_elements_default = ChunkElementsFor(
+      parameters,
+      input.options.lowest_state_tier == Tier::kHbm ? kChunkElementsInHbm : kChunkElementsDefault);
+  SLUICE_ASSIGN_OR_RETURN(
+      input.layout,
+      ModelLayout::Make(spec,
+                        config.chunk_elements > 0 ? config.chunk_elements : chunk_elements_default,
+                        config.types));
+  Budgets given = config.budgets;
+  if (given.hbm < Bytes(0) && config.hbm != nullptr)
+    given.hbm = Bytes(static_cast<int64_t>(config.hbm->memory().size()));
+  Bytes available = GiB(1);
+  if (given.hbm < Bytes(0) || given.pinned < Bytes(0)) {
+    SLUICE_ASSIGN_OR_RETURN(const MemoryLimits limits, ReadMemoryLimits());
+    available = limits.available();
+  }
+  input.budgets =
+      DefaultBudgets(given, input.layout, input.options, available, input.device.memory_free);
+  return input;
+}
+
+absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config) {
+  SLUICE_ASSIGN_OR_RETURN(PlanInput input, MakePlanInput(spec, config));
+  SLUICE_ASSIGN_OR_RETURN(Placement placement,
+                          MakePlacement(input.layout, input.budgets, input.options));
+  return Plan{std::move(input.layout), std::move(input.device), input.budgets,
+              std::move(placement)};
+}
+
+int64_t ChunkElementsFor(int64_t parameters, int64_t least) {
+  const int64_t enough = (parameters + kChunksWanted - 1) / kChunksWanted;
+  return std::max(least, (enough + kCellElements - 1) / kCellElements * kCellElements);
+}
+
+SegmentTable SegmentsOf(const Plan& plan, uint32_t paths) {
+  const BlockMap blocks = MapBlocks(plan.layout, plan.placement);
+  const Bytes alignment = plan.placement.io_alignment;
+  Bytes largest, sum;
+  for (Bytes size : blocks.sizes) {
+    largest = std::max(largest, RoundUp(size, alignment));
+    sum += RoundUp(size, alignment);
+  }
+  const Bytes wanted = std::max(kSegmentBytesMin, RoundUp(sum / kSegmentsWanted, alignment));
+  const Bytes segment = std::max(largest, std::min(wanted, FileBytesMax()));
+  return PlanSegments(blocks.sizes, paths, segment, alignment);
+}
+
+RuntimeOptions OptionsOf(const RuntimeConfig& config, const Plan& plan) {
+  constexpr int64_t kGivenBackPerSecond = 4'000'000'000;  // bytes of memory, on small pages
+  CloseTimes close;
+  close.take_down +=
+      std::chrono::seconds(ArenasOf(plan, config).sum().value() / kGivenBackPerSecond);
+  return {.budgets = plan.budgets,
+          .io = config.io,
+          .loss_scale = config.loss_scale,
+          .overlap = config.overlap,
+          .trace_spans_max = config.trace_spans_max,
+          .close = close};
+}
+
+absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spec,
+                                                            const RuntimeConfig& config) {
+  SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, config));
+  SLUICE_ASSIGN_OR_RETURN(const int workers, WorkersOf(config));
+  Seams seams;
+  seams.segments = SegmentsOf(plan, static_cast<uint32_t>(config.nvme_paths.size()));
+  RamNeed need = ArenasOf(plan, config);
+  need.files = BytesInRam(seams.segments, config.nvme_paths);
+  SLUICE_RETURN_IF_ERROR(CheckRamIfKnown(need, ReadMemoryLimits(), &seams.ram_unchecked));
+  seams.clock = RealClock();
+  seams.host_memory = RealMemory();
+  SLUICE_ASSIGN_OR_RETURN(seams.executor, MakeExecutor(config.executor, workers));
+  SLUICE_ASSIGN_OR_RETURN(seams.device, DeviceOf(plan, config));
+  seams.device_reason = plan.device.reason;
+  SLUICE_ASSIGN_OR_RETURN(seams.files, CreateSegments(seams.segments, config.nvme_paths));
+  seams.make_engine = [config](std::span<const MemoryView> arenas,
+                               std::span<const DirectFile> files) {
+    return MakeIoEngine(config.engine, files, arenas, config.io, RealClock());
+  };
+  const RuntimeOptions options = OptionsOf(config, plan);
+  return OffloadRuntime::Create(std::move(plan.layout), std::move(plan.placement), options,
+                                std::move(seams));
+}
+
+}  // namespace sluice

@@ -1,0 +1,58 @@
+// offload/run/fetcher.h
+//
+// Brings one unit's parameters from their home (pinned memory or NVMe) into HBM. From pinned memory
+// that is one copy; from NVMe it is, chunk by chunk, a read into a buffer, a check on a worker and
+// a copy, several at a time.
+//
+// Threads: the control thread. Allocates at construction only.
+
+#ifndef SLUICE_OFFLOAD_RUN_FETCHER_H_
+#define SLUICE_OFFLOAD_RUN_FETCHER_H_
+
+#include <memory>
+#include <vector>
+
+#include "offload/run/context.h"
+
+namespace sluice {
+
+class Fetcher {
+ public:
+  class Observer {
+   public:
+    virtual ~Observer() = default;
+    virtual void OnFetched(UnitIndex unit, const absl::Status& status) = 0;
+  };
+
+  Fetcher(const Context& context, Observer* observer);
+  ~Fetcher();
+
+  // Fills `to` with the unit's parameters. Not twice at a time for one unit; the home must not be
+  // written meanwhile.
+  void Fetch(UnitIndex unit, std::byte* to);
+
+  int active() const { return active_; }
+
+ private:
+  struct UnitFetch;
+  class Piece;
+
+  void NextPieces();
+  void EndPiece(Piece* piece, const absl::Status& status);
+  void End(UnitFetch* fetch);
+
+  const Context context_;
+  Observer* const observer_;
+  std::vector<std::unique_ptr<UnitFetch>> fetches_;  // by unit
+  std::vector<std::unique_ptr<Piece>> pieces_;
+  std::vector<Piece*> free_pieces_;
+  std::vector<UnitFetch*> hungry_;  // have chunks left that no piece has taken, first come first
+  int active_ = 0;
+  Counter* const fetched_bytes_;
+  Counter* const fetches_count_;
+  TrackId track_ = 0;
+};
+
+}  // namespace sluice
+
+#endif  // SLUICE_OFFLOAD_RUN_FETCHER_H_

@@ -1,0 +1,96 @@
+// offload/run/gradients.h
+//
+// The gradients of one accumulation window, in their home, which is pinned memory or HBM: takes
+// them as they are handed over, adds what comes again, and keeps the sums of squares that norm and
+// overflow check are made of, cell by cell of the canonical grid.
+//
+// Threads: the control thread; copies run on the device's streams, additions and sums where the
+// gradients are: on workers or on the device.
+// Memory is taken at construction; a push that can't find a free slot of its own takes one more
+// from the heap and keeps it.
+
+#ifndef SLUICE_OFFLOAD_RUN_GRADIENTS_H_
+#define SLUICE_OFFLOAD_RUN_GRADIENTS_H_
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "offload/run/context.h"
+
+namespace sluice {
+
+class Gradients {
+ public:
+  // Hears of one push. `data` of the push may be reused from then on.
+  using Done = std::function<void(const absl::Status&)>;
+
+  explicit Gradients(const Context& context);
+  ~Gradients();
+
+  // Gradients that arrive from now on are final, so that their sums may be computed at once.
+  void SetBoundary(bool boundary) { boundary_ = boundary; }
+
+  // Errors: FailedPrecondition if the tensor is frozen. Any thread.
+  absl::Status CheckTakes(TensorIndex tensor) const;
+
+  // Sets or adds `data` (the tensor's elements in its unit's grad type), which is there when
+  // `fence` is complete.
+  void Push(TensorIndex tensor, ConstMemoryView data, Fence fence, Done done);
+
+  // Calls `done` once everything pushed has arrived and all sums are computed. One at a time.
+  void Finish(std::function<void()> done);
+  void CancelFinish() { finish_ = nullptr; }  // `done` is not called any more
+
+  bool present(TensorIndex tensor) const { return tensors_[tensor.value()].present; }
+  std::span<const double> cells() const { return cells_; }
+  // The tensor's gradient was written, by others, into its home: present, and no sum is of it yet.
+  void Replaced(TensorIndex tensor);
+  // Forgets gradients. The memory is reused by the next push, which the caller holds back while an
+  // update reads it.
+  void ClearAll();
+  void Clear(TensorIndex tensor);
+  bool idle() const { return active_ == 0; }
+
+ private:
+  class PushOp;
+  class SumTask;
+  struct Tensor {
+    bool present = false;
+    bool summed = false;
+    int sums_left = 0;
+    std::deque<PushOp*> queue;  // the first is under way
+    std::vector<std::unique_ptr<SumTask>> sums;
+  };
+
+  void Begin(PushOp* push);
+  void CopyPiece(PushOp* push);
+  void OnCopied(PushOp* push);
+  void OnAdded(PushOp* push);
+  void End(PushOp* push, const absl::Status& status);
+  void StartSums(TensorIndex tensor);
+  void OnSummed(TensorIndex tensor);
+  void CheckFinished();
+  std::byte* Home(TensorIndex tensor) const;
+  FloatType TypeOf(TensorIndex tensor) const { return context_.layout->tensor(tensor).types.grad; }
+  bool in_hbm() const { return context_.placement->grad_home == Tier::kHbm; }
+  BufferPool* buffers() const;  // that gradients to be added pass through, where their home is
+
+  const Context context_;
+  std::vector<Tensor> tensors_;
+  std::vector<double> own_cells_;  // unless a device writes the sums
+  std::span<double> cells_;
+  std::vector<std::unique_ptr<PushOp>> pushes_;
+  std::vector<PushOp*> free_pushes_;
+  std::function<void()> finish_;
+  bool boundary_ = false;
+  int active_ = 0;  // pushes and sums under way
+  TrackId copy_track_ = 0;
+  TrackId sum_track_ = 0;
+};
+
+}  // namespace sluice
+
+#endif  // SLUICE_OFFLOAD_RUN_GRADIENTS_H_

@@ -1,0 +1,135 @@
+#include "offload/run/report.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "core/json_text.h"
+#include "core/status.h"
+#include "nlohmann/json.hpp"
+#include "offload/plan/traffic.h"
+#include "offload/run/runtime.h"
+#include "optim/adamw.h"
+
+namespace sluice {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json Tiers(Bytes hbm, Bytes pinned, Bytes nvme) {
+  return {{"hbm", hbm.value()}, {"pinned", pinned.value()}, {"nvme", nvme.value()}};
+}
+
+// The pairs of types that units have, in the order of the first unit of each.
+Json TypesObject(const ModelLayout& layout) {
+  struct Pair {
+    UnitTypes types;
+    int64_t units = 0;
+    Bytes params;
+  };
+  std::vector<Pair> pairs;
+  for (const UnitLayout& unit : layout.units()) {
+    auto pair = std::find_if(pairs.begin(), pairs.end(),
+                             [&unit](const Pair& p) { return p.types == unit.types; });
+    if (pair == pairs.end()) pair = pairs.insert(pairs.end(), {.types = unit.types});
+    ++pair->units;
+    pair->params += unit.param_bytes();
+  }
+  Json list = Json::array();
+  for (const Pair& pair : pairs) {
+    list.push_back({{"param_dtype", pair.types.param.name()},
+                    {"grad_dtype", Name(pair.types.grad)},
+                    {"units", pair.units},
+                    {"param_bytes", pair.params.value()}});
+  }
+  return list;
+}
+
+Json PlacementObject(const ModelLayout& layout, const Placement& p, const Budgets& budgets) {
+  int64_t params[3] = {0, 0, 0};
+  for (size_t u = 0; u < layout.units().size(); ++u) {
+    params[static_cast<int>(p.param_home[u])] += layout.units()[u].param_bytes().value();
+  }
+  const StepTraffic traffic = TrafficOf(layout, p);
+  const bool grads_in_hbm = p.grad_home == Tier::kHbm;
+  return {
+      {"parameters", layout.parameter_count()},
+      {"parameters_updated", layout.updated_count()},
+      {"units", layout.units().size()},
+      {"tensors", layout.tensors().size()},
+      {"chunks", layout.chunks().size()},
+      {"chunk_elements", layout.chunk_elements()},
+      {"param_dtype", layout.default_types().param.name()},
+      {"grad_dtype", Name(layout.default_types().grad)},
+      {"types", TypesObject(layout)},
+      {"budgets_bytes", Tiers(budgets.hbm, budgets.pinned, budgets.nvme)},
+      {"planned_bytes", Tiers(p.hbm(), p.pinned(), p.nvme())},
+      {"hbm",
+       {{"resident_bytes", p.hbm_fixed.value()},
+        {"cache_bytes", p.hbm_cache.value()},
+        {"gradients_bytes", grads_in_hbm ? p.grads.value() : 0},
+        {"states_bytes", p.states_hbm.value()}}},
+      {"pinned",
+       {{"least_bytes", p.least_pinned.total().value()},
+        {"gradients_bytes", grads_in_hbm ? 0 : p.grads.value()},
+        {"params_bytes", p.params_pinned.value()},
+        {"states_bytes", p.states_pinned.value()},
+        {"state_buffers", p.state_buffers},
+        {"state_buffer_bytes", p.state_buffer_bytes.value()},
+        {"param_buffers", p.param_buffers},
+        {"param_buffer_bytes", p.param_buffer_bytes.value()}}},
+      {"nvme", {{"states_bytes", p.states_nvme.value()}, {"params_bytes", p.params_nvme.value()}}},
+      {"params_home_bytes", Tiers(Bytes(params[0]), Bytes(params[1]), Bytes(params[2]))},
+      {"step_traffic",
+       {{"elements_updated", traffic.elements_updated},
+        {"nvme_read_bytes", traffic.nvme_read.value()},
+        {"nvme_write_bytes", traffic.nvme_written.value()},
+        {"read_ahead_bytes", traffic.read_ahead.value()},
+        {"checksummed_bytes", traffic.checksummed.value()},
+        {"to_hbm_bytes", traffic.to_hbm.value()},
+        {"gradient_bytes", traffic.grads.value()}}}};
+}
+
+Json DeviceObject(const DeviceChoice& device) {
+  return {{"kind", Name(device.kind)}, {"index", device.index}, {"reason", device.reason}};
+}
+
+}  // namespace
+
+std::string PlacementJson(const ModelLayout& layout, const DeviceChoice& device,
+                          const Placement& placement, const Budgets& budgets) {
+  Json json = PlacementObject(layout, placement, budgets);
+  json["device"] = DeviceObject(device);
+  return JsonText(std::move(json), 2);
+}
+
+StepTraffic OffloadRuntime::Traffic() const { return TrafficOf(layout_, placement_); }
+
+std::string OffloadRuntime::ReportJson() const {
+  Json report = PlacementObject(layout_, placement_, options_.budgets);
+  Bytes on_disk;
+  Json paths = Json::array();
+  for (const DirectFile& file : seams_.files) {
+    on_disk += file.allocated();
+    paths.push_back(file.description());
+  }
+  report["bytes_now"] = Tiers(hbm_->size(), memory_.pinned.size(), on_disk);
+  report["engine"] = engine_->description();
+  report["executor"] = seams_.executor->description();
+  report["device"] = seams_.device->description();
+  report["device_reason"] = seams_.device_reason;
+  report["pinned_memory"] = pinning_;
+  report["memory"] = seams_.host_memory->description() +
+                     (seams_.ram_unchecked.empty() ? "" : "; " + seams_.ram_unchecked);
+  report["vector_target"] = VectorTarget();
+  report["paths"] = std::move(paths);
+  report["counters"] = metrics_.Snapshot();
+  report["trace_spans_dropped"] = trace_.dropped();
+  const StepResult step = last_step();
+  report["loss_scale"] = step.loss_scale;
+  report["failure"] = std::string(Message(failure()));
+  return JsonText(std::move(report), 2);
+}
+
+}  // namespace sluice

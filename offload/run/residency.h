@@ -1,0 +1,135 @@
+// offload/run/residency.h
+//
+// Which units are in HBM. Follows the trace: plans with MakeSchedule, moves units in as early as
+// their room is free, serves acquisitions, and keeps a slot untouched while it is acquired or in
+// use (views.h), whatever the plan says.
+//
+// A unit that lives in HBM for good is always in place; any other is absent, filling or ready in a
+// slot of the cache. An update makes a unit pending: it leaves the cache, can't be fetched or
+// acquired, and comes back when the update has ended. A slot whose unit has left while it is in use
+// is a leftover: nobody's, but not free.
+//
+// Threads: the control thread, except what Views says of itself.
+
+#ifndef SLUICE_OFFLOAD_RUN_RESIDENCY_H_
+#define SLUICE_OFFLOAD_RUN_RESIDENCY_H_
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "offload/plan/schedule.h"
+#include "offload/plan/trace.h"
+#include "offload/run/context.h"
+#include "offload/run/fetcher.h"
+#include "offload/run/views.h"
+
+namespace sluice {
+
+class Residency final : public Fetcher::Observer {
+ public:
+  using Acquired = std::function<void(const absl::Status&)>;
+
+  // `hbm` stays alive until the last view of it is gone. Acquisitions that wait for `stuck_after`
+  // while nothing moves fail.
+  Residency(const Context& context, std::shared_ptr<Arena> hbm, Nanos stuck_after);
+  ~Residency() override;
+
+  void BeginIteration(uint32_t key, bool boundary);
+  void EndIteration();
+
+  // `done` is called when the unit is in HBM and up to date, or with an error: ResourceExhausted if
+  // it can't be had because everything is held. Acquisitions count, each to be released. What reads
+  // the unit runs on `stream`.
+  void Acquire(UnitIndex unit, CallerStream stream, Acquired done);
+  // The unit's slot stays as it is until `fences` are complete. Errors: FailedPrecondition if the
+  // unit is not acquired.
+  absl::Status Release(UnitIndex unit, Fences fences);
+
+  // A unit's values are going to change. First Suspend, so that nothing is fetched from its home;
+  // when nothing is moving(), which also means that the caller's streams have passed every fence,
+  // BeginUpdate for each; then Replan. Errors: FailedPrecondition if it is acquired.
+  void Suspend() { suspended_ = true; }
+  bool moving() const { return fetcher_.active() > 0 || views_.fenced(); }
+  absl::Status BeginUpdate(UnitIndex unit);
+  void EndUpdate(UnitIndex unit);
+  void Replan();
+
+  // Ends waiting acquisitions with `status`, now and from now on; but those of a unit in the
+  // caller's memory that an update may still write wait for EndedWriting.
+  void Fail(const absl::Status& status);
+  void EndedWriting();
+  // Ends acquisitions that waited too long while nothing moved. Call now and then.
+  void CheckStuck(TimePoint now);
+
+  bool acquired(UnitIndex unit) const { return units_[unit.value()].acquired > 0; }
+  bool waiting() const { return waiting_ > 0; }
+  bool boundary() const { return boundary_; }
+  // The units in the order in which the latest iteration first acquired them.
+  std::vector<UnitIndex> UnitOrder() const;
+  Views* views() { return &views_; }
+
+  void OnFetched(UnitIndex unit, const absl::Status& status) override;
+
+ private:
+  enum class State : uint8_t { kAbsent, kFilling, kReady };
+  struct Wait {
+    Acquired done;
+    CallerStream stream;
+    TimePoint since;
+    bool was_pending;
+  };
+  struct Unit {
+    State state = State::kAbsent;
+    bool fixed = false;    // lives in HBM for good
+    bool pending = false;  // an update is under way
+    int acquired = 0;
+    std::byte* address = nullptr;
+    std::deque<Wait> waits;
+  };
+
+  void Pump();
+  bool TryMove(const Move& move);
+  bool MayEvict(const Segment& segment) const;
+  bool UnplannedWait() const;
+  void BuildPlan(bool viewed_is_held);
+  const Trace* Upcoming() const;
+  void Serve(UnitIndex unit);
+  bool MayBeWritten(UnitIndex unit) const;
+  void EndWaits(Unit* unit, const absl::Status& status);
+  void Vacate(UnitIndex unit);
+  void OnFreed();
+  std::byte* AddressOf(const Segment& segment) const;
+
+  const Context context_;
+  Views views_;
+  Fetcher fetcher_;
+  TraceBook book_;
+  std::vector<Unit> units_;
+  std::vector<Bytes> unit_bytes_;  // 0 for units that live in HBM
+  std::vector<Segment> segments_;  // of the cache; a leftover is held and has no unit
+  Schedule schedule_;
+  size_t next_move_ = 0;
+  size_t plan_position_ = 0;  // the book's position when the plan was made
+  size_t plan_waits_ = 0;     // acquisitions that were waiting then; they come before the trace
+  bool misfit_ = false;       // a move no longer fits what the cache holds: plan again
+  bool plan_dirty_ = true;    // something has changed since: planning again may help
+  bool suspended_ = false;
+  bool boundary_ = false;
+  int waiting_ = 0;
+  absl::Status failed_;
+  TimePoint last_progress_{0};
+  TimePoint planned_around_{0};  // when CheckStuck last tried
+  const Nanos stuck_after_;
+  Counter* const acquires_;
+  Counter* const demand_misses_;
+  Counter* const evictions_;
+  Counter* const departures_;
+  Counter* const stall_update_ns_;
+  Counter* const stall_fetch_ns_;
+};
+
+}  // namespace sluice
+
+#endif  // SLUICE_OFFLOAD_RUN_RESIDENCY_H_

@@ -1,0 +1,235 @@
+// Making a runtime, and the loop of its control thread.
+
+#include "offload/run/runtime.h"
+
+#include <algorithm>
+#include <system_error>
+#include <utility>
+
+#include "core/status.h"
+#include "fmt/format.h"
+
+namespace sluice {
+
+OffloadRuntime::OffloadRuntime(ModelLayout layout, Placement placement,
+                               const RuntimeOptions& options, Seams seams)
+    : options_(options),
+      layout_(std::move(layout)),
+      placement_(std::move(placement)),
+      trace_(options.trace_spans_max),
+      seams_(std::move(seams)),
+      held_pushes_(layout_.units().size()),
+      loaded_(layout_.tensors().size(), false),
+      scaler_(options.loss_scale),
+      tensor_steps_(layout_.tensors().size(), 0) {
+  last_step_.loss_scale = scaler_.scale();
+}
+
+absl::StatusOr<std::unique_ptr<OffloadRuntime>> OffloadRuntime::Create(
+    ModelLayout layout, Placement placement, const RuntimeOptions& options, Seams seams) {
+  std::unique_ptr<OffloadRuntime> runtime(
+      new OffloadRuntime(std::move(layout), std::move(placement), options, std::move(seams)));
+  SLUICE_RETURN_IF_ERROR(runtime->Init());
+  return runtime;
+}
+
+absl::Status OffloadRuntime::Init() {
+  SLUICE_ASSIGN_OR_RETURN(
+      memory_, TierMemory::Make(layout_, placement_, seams_.device.get(), seams_.host_memory));
+  hbm_ = std::make_shared<Arena>(std::move(memory_.hbm));
+  const absl::Status pinned = seams_.device->RegisterHost(memory_.pinned.memory());
+  pinning_ = pinned.ok() ? "registered with the device" : std::string(Message(pinned));
+  const MemoryView arenas[] = {memory_.pinned.memory()};
+  SLUICE_ASSIGN_OR_RETURN(engine_, seams_.make_engine(arenas, seams_.files));
+  inbox_.SetWaker(engine_.get());
+  caller_track_ = trace_.AddTrack("compute");
+  store_ = std::make_unique<BlockStore>(seams_.segments, memory_.blocks.sizes, engine_.get(),
+                                        options_.io, &metrics_, &trace_);
+  const Context context{.layout = &layout_,
+                        .placement = &placement_,
+                        .memory = &memory_,
+                        .store = store_.get(),
+                        .executor = seams_.executor.get(),
+                        .device = seams_.device.get(),
+                        .clock = seams_.clock,
+                        .inbox = &inbox_,
+                        .metrics = &metrics_,
+                        .trace = &trace_,
+                        .overlap = options_.overlap,
+                        .fail = [this](const absl::Status& status) { Fail(status); }};
+  residency_ = std::make_unique<Residency>(context, hbm_, options_.stuck_after);
+  gradients_ = std::make_unique<Gradients>(context);
+  updater_ = std::make_unique<Updater>(context, this);
+  values_ = std::make_unique<ValueAccess>(context);
+  if (!seams_.threaded) return absl::OkStatus();
+  try {
+    thread_ = std::thread([this, closing = closing_] {
+      ControlLoop();
+      if (!closing->handed_over()) return;
+      TakeDown();
+      delete this;
+      closing->Finish();
+    });
+  } catch (const std::system_error& e) {
+    return absl::ResourceExhaustedError(
+        fmt::format("the control thread can't be started: {}", e.what()));
+  }
+  return absl::OkStatus();
+}
+
+void OffloadRuntime::RunOnce(Deadline deadline) {
+  const bool any = inbox_.HandleAll();
+  store_->Poll(any || !inbox_.empty() ? kNoWait : deadline);
+  if (residency_->waiting()) residency_->CheckStuck(seams_.clock->Now());
+  Advance();
+  RunQueue();
+  CheckDrained();
+  CheckEndedWriting();
+}
+
+void OffloadRuntime::RunCommands() {
+  {
+    const std::lock_guard lock(mutex_);
+    for (Command& command : commands_) queue_.push_back(std::move(command));
+    commands_.clear();
+  }
+  RunQueue();
+}
+
+// Calls take effect in their order: none overtakes a turn.
+void OffloadRuntime::RunQueue() {
+  while (!queue_.empty() && (turns_.empty() || queue_.front().turn != TurnKind::kNone)) {
+    Command command = std::move(queue_.front());
+    queue_.pop_front();
+    (this->*command.run)(command);
+  }
+}
+
+void OffloadRuntime::RunAcquire(Command& command) {
+  for (TensorIndex tensor : layout_.unit(command.unit).tensors) {
+    const absl::Status loaded = CheckLoaded(tensor);
+    if (!loaded.ok()) return tickets_.Complete(command.ticket, loaded);
+  }
+  residency_->Acquire(command.unit, command.stream,
+                      [this, ticket = command.ticket](const absl::Status& status) {
+                        tickets_.Complete(ticket, status);
+                      });
+}
+
+void OffloadRuntime::RunRelease(Command& command) {
+  if (!residency_->Release(command.unit, std::move(command.fences)).ok())
+    metrics_.Get("misused_releases")->Add();
+}
+
+void OffloadRuntime::RunPushGrad(Command& command) {
+  if (const absl::Status status = failure(); !status.ok())
+    return tickets_.Complete(command.ticket, status);
+  const UnitIndex unit = layout_.tensor(command.tensor).unit;
+  if (const absl::Status takes = gradients_->CheckTakes(command.tensor); !takes.ok())
+    return tickets_.Complete(command.ticket, takes);
+  if (const absl::Status loaded = CheckLoaded(command.tensor); !loaded.ok())
+    return tickets_.Complete(command.ticket, loaded);
+  HeldPush push{command.tensor, command.data, std::move(command.fences.front()), command.ticket};
+  if (updater_->UnitPending(unit)) {
+    held_pushes_[unit.value()].push_back(std::move(push));
+    return;
+  }
+  PushNow(std::move(push));
+  if (!backward_begun_) {
+    backward_begun_ = true;
+    ReadAheadIfUseful();
+  }
+}
+
+void OffloadRuntime::PushNow(HeldPush push) {
+  gradients_->Push(push.tensor, push.data, std::move(push.fence),
+                   [this, ticket = push.ticket](const absl::Status& status) {
+                     tickets_.Complete(ticket, status);
+                   });
+}
+
+void OffloadRuntime::RunBegin(Command& command) {
+  residency_->BeginIteration(command.key, command.boundary);
+  gradients_->SetBoundary(command.boundary);
+  backward_begun_ = !command.boundary;
+}
+
+void OffloadRuntime::RunEnd(Command&) { residency_->EndIteration(); }
+
+void OffloadRuntime::RunTurn(Command& command) {
+  Turn turn{.kind = command.turn,
+            .step = std::move(command.step),
+            .value = std::move(command.value),
+            .cleared = command.cleared,
+            .ticket = command.ticket};
+  turns_.push_back(std::move(turn));
+  Advance();
+}
+
+void OffloadRuntime::RunDrain(Command& command) { drains_.push_back(command.ticket); }
+
+void OffloadRuntime::OnUnitUpdated(UnitIndex unit) {
+  residency_->EndUpdate(unit);
+  std::vector<HeldPush> held = std::exchange(held_pushes_[unit.value()], {});
+  for (HeldPush& push : held) PushNow(std::move(push));
+}
+
+void OffloadRuntime::OnUpdaterIdle() {
+  if (step_ticket_ != 0) tickets_.Complete(std::exchange(step_ticket_, 0), failure());
+  ReadAheadIfUseful();
+}
+
+bool OffloadRuntime::Quiet() const {
+  return turns_.empty() && queue_.empty() && !updater_->updating() && gradients_->idle() &&
+         !values_->busy() && store_->idle() && !residency_->moving();
+}
+
+std::string OffloadRuntime::Unsettled() const {
+  std::string text;
+  const auto add = [&text](std::string_view what, size_t count) {
+    if (count > 0) text += fmt::format("{}{} {}", text.empty() ? "" : ", ", count, what);
+  };
+  const BufferPool& states = memory_.state_buffers;
+  const BufferPool& params = memory_.param_buffers;
+  add("transfers", store_->idle() ? 0 : 1);
+  add("state buffers taken", states.count() - states.free_count());
+  add("parameter buffers taken", params.count() - params.free_count());
+  add("gradient buffers taken", memory_.grad_buffers.count() - memory_.grad_buffers.free_count());
+  add("units on their way to HBM, or still read by the caller", residency_->moving() ? 1 : 0);
+  add("gradients or sums", gradients_->idle() ? 0 : 1);
+  add("updates", updater_->busy() ? 1 : 0);
+  add("values read or written", values_->busy() ? 1 : 0);
+  add("calls", turns_.size() + queue_.size());
+  return text;
+}
+
+void OffloadRuntime::CheckDrained() {
+  if (drains_.empty()) return;
+  const absl::Status status = failure();
+  if (status.ok() ? !Quiet() : updater_->computing()) return;
+  for (Ticket ticket : std::exchange(drains_, {})) tickets_.Complete(ticket, status);
+}
+
+void OffloadRuntime::Fail(const absl::Status& status) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!failure_.ok()) return;
+    failure_ = Annotate(status, "this runtime has failed and can't go on");
+  }
+  const absl::Status first = failure();
+  residency_->Fail(first);
+  updater_->Fail();
+  for (std::vector<HeldPush>& pushes : held_pushes_) {
+    for (const HeldPush& push : std::exchange(pushes, {})) tickets_.Complete(push.ticket, first);
+  }
+}
+
+// What waits for an update that has failed hears of it when no part of it is under way any more.
+void OffloadRuntime::CheckEndedWriting() {
+  const absl::Status status = failure();
+  if (status.ok() || updater_->computing()) return;
+  residency_->EndedWriting();
+  if (step_ticket_ != 0) tickets_.Complete(std::exchange(step_ticket_, 0), status);
+}
+
+}  // namespace sluice

@@ -1,0 +1,231 @@
+// offload/run/runtime.h
+//
+// Start reading here. A runtime keeps one model on its tiers and carries out its steps:
+//
+// - Residency: which units are in HBM. Follows the trace, plans, fetches ahead (Fetcher), serves
+//   acquisitions.
+// - Gradients: takes gradients into their home, adds them up, sums their squares for the norm.
+// - Updater: AdamW over the states, chunk by chunk, under the next forward.
+// - ValueAccess: whole tensors in and out: initial values, state_dict.
+// - BlockStore (nvme/): what lives on the drives.
+//
+// The parts form one state machine on one thread, the control thread. It is driven by completions
+// and by commands: what happens elsewhere (workers, device streams, callers) arrives as events in
+// the inbox, what happens on drives is handed out by BlockStore::Poll, and one turn of the loop
+// (RunOnce) handles all that has come. Nothing in it blocks; only Poll waits. Without a thread of
+// its own (Seams::threaded = false) whoever waits for a ticket turns the loop: that is how the
+// whole runtime runs in virtual time.
+//
+// Threads: RunOnce on the control thread; everything else public may be called from any thread and
+// takes effect in the order of the calls, but set_tensor_step and ResetCounters do at once.
+
+#ifndef SLUICE_OFFLOAD_RUN_RUNTIME_H_
+#define SLUICE_OFFLOAD_RUN_RUNTIME_H_
+
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "offload/plan/traffic.h"
+#include "offload/run/closing.h"
+#include "offload/run/gradients.h"
+#include "offload/run/residency.h"
+#include "offload/run/runtime_options.h"
+#include "offload/run/tickets.h"
+#include "offload/run/updater.h"
+#include "offload/run/value_access.h"
+#include "optim/norm.h"
+
+namespace sluice {
+
+// The public sluice::Runtime (sluice.hpp) is a handle of one of these.
+class OffloadRuntime final : public Updater::Observer {
+ public:
+  // Takes all memory. Errors: ResourceExhausted, Unavailable from the seams.
+  static absl::StatusOr<std::unique_ptr<OffloadRuntime>> Create(ModelLayout layout,
+                                                                Placement placement,
+                                                                const RuntimeOptions& options,
+                                                                Seams seams);
+  // Carries out what was asked for as long as CloseTimes says, and gives everything back. Waits for
+  // what is under way, also if it hangs: where that may be, use Close.
+  ~OffloadRuntime() override;
+  // The same, in bounded time. Errors: Unavailable naming what hangs; what that may still use is
+  // kept until it ends, and the runtime is gone for everybody else.
+  static absl::Status Close(std::unique_ptr<OffloadRuntime> runtime);
+
+  const ModelLayout& layout() const { return layout_; }
+
+  // Operations with a ticket; see sluice.h for what each promises. Indices are valid (checked by
+  // the caller). A stream's point is taken in the calling thread.
+  Ticket Acquire(UnitIndex unit, CallerStream stream = {});
+  Ticket PushGrad(TensorIndex tensor, ConstMemoryView data, CallerStream stream = {});
+  Ticket Step(StepRequest request);
+  Ticket Access(ValueRequest request);  // `request.done` is set here
+  Ticket Drain();
+  void BeginIteration(uint32_t key, bool boundary);
+  void EndIteration();
+  // Errors: FailedPrecondition if the unit is not acquired or the stream is being captured.
+  absl::Status Release(UnitIndex unit, CallerStream stream = {});
+  void ZeroGrad();
+  absl::Status ClearGrad(TensorIndex tensor);
+
+  std::optional<absl::Status> Wait(Ticket ticket, std::chrono::milliseconds timeout);
+  absl::StatusOr<DlManagedTensor*> MakeView(UnitIndex unit);
+  StepResult last_step() const;
+  int64_t tensor_step(TensorIndex tensor) const;
+  void set_tensor_step(TensorIndex tensor, int64_t step);
+  int64_t tensor_unwritten(TensorIndex tensor) const { return updater_->unwritten(tensor); }
+  absl::Status failure() const;
+
+  StepTraffic Traffic() const;  // of one step in which every tensor has a gradient
+  std::string ReportJson() const;
+  void ResetCounters();
+  absl::Status WriteTrace(const std::string& path) const { return trace_.WriteChromeJson(path); }
+  // A span of the caller's own, on the track "compute".
+  void RecordCallerSpan(const std::string& name, TimePoint begin, TimePoint end);
+
+  // One turn of the loop: handles what has come; if nothing has, waits for it until `deadline`.
+  void RunOnce(Deadline deadline);
+
+  // What is on its way or taken, by name; empty when all has come back, which it does in time
+  // also after a failure. Control thread.
+  std::string Unsettled() const;
+
+ private:
+  // How often is looked after what nothing wakes the loop for.
+  static constexpr Nanos kTurn = std::chrono::milliseconds(20);
+
+  enum class TurnKind : uint8_t { kNone, kStep, kValue, kClearGrads };
+  struct Command {
+    void (OffloadRuntime::*run)(Command&) = nullptr;
+    TurnKind turn = TurnKind::kNone;  // if `run` is RunTurn
+    UnitIndex unit;
+    TensorIndex tensor;
+    std::optional<TensorIndex> cleared;  // of kClearGrads; none: all
+    uint32_t key = 0;
+    bool boundary = false;
+    Ticket ticket = 0;
+    ConstMemoryView data;
+    CallerStream stream;
+    Fences fences;  // of a release: of each stream; of a gradient: one
+    StepRequest step;
+    ValueRequest value;
+  };
+  struct CommandsArrived final : Event {
+    explicit CommandsArrived(OffloadRuntime* runtime) : runtime(runtime) {}
+    void Handle() override { runtime->RunCommands(); }
+    OffloadRuntime* const runtime;
+  };
+  // Steps, value requests and the forgetting of gradients wait here, and are begun in order: one at
+  // a time, but value requests together. Every later call of another kind waits in `queue_`.
+  struct Turn {
+    TurnKind kind = TurnKind::kNone;
+    StepRequest step;
+    ValueRequest value;
+    std::optional<TensorIndex> cleared;
+    Ticket ticket = 0;
+    bool summing = false;                  // the step waits for sums
+    bool summed = false;                   // all gradients have arrived and are summed
+    std::optional<ClipDecision> decision;  // the step waits for fetches to end
+  };
+  struct HeldPush {
+    TensorIndex tensor;
+    ConstMemoryView data;
+    Fence fence;
+    Ticket ticket;
+  };
+
+  OffloadRuntime(ModelLayout layout, Placement placement, const RuntimeOptions& options,
+                 Seams seams);
+  absl::Status Init();
+  void Send(Command command);
+  void RunCommands();
+  void RunQueue();
+  void RunAcquire(Command& command);
+  void RunRelease(Command& command);
+  void RunPushGrad(Command& command);
+  void PushNow(HeldPush push);
+  void RunBegin(Command& command);
+  void RunEnd(Command& command);
+  void RunTurn(Command& command);
+  void RunDrain(Command& command);
+
+  void Advance();  // begins whatever turn can begin
+  bool AdvanceStep(Turn& turn);
+  bool AdvanceValue(Turn& turn);
+  bool AdvanceClearGrads(std::optional<TensorIndex> tensor);
+  absl::Status CheckLoaded(TensorIndex tensor) const;
+  absl::Status CheckValueRequest(const ValueRequest& request) const;
+  absl::Status CheckStep(const StepRequest& request) const;
+  absl::Status CheckReleased() const;
+  void DecideStep(Turn& turn);
+  void StartUpdate(Turn& turn, float grad_scale);
+  void EndTurn(const absl::Status& status);
+  void ReadAheadIfUseful();
+  void CheckDrained();
+  void CheckEndedWriting();
+  bool Quiet() const;
+  void Fail(const absl::Status& status);
+  void ControlLoop();
+  void Stop();
+  void DrainUntil(TimePoint deadline);
+  void SettleUntil(TimePoint deadline);
+  void TakeDown();
+  bool TasksPending() const;
+  bool CopiesPending() const;
+  bool TransfersPending() const;
+  std::string Pending() const;  // in words
+  void OnUnitUpdated(UnitIndex unit) override;
+  void OnUpdaterIdle() override;
+
+  const RuntimeOptions options_;
+  const ModelLayout layout_;
+  const Placement placement_;
+  Metrics metrics_;
+  TraceEvents trace_;
+  TrackId caller_track_ = 0;
+  Inbox inbox_;
+  Seams seams_;
+  TierMemory memory_;
+  std::string pinning_;  // what became of registering pinned memory with the device
+  std::shared_ptr<Arena> hbm_;
+  std::unique_ptr<IoEngine> engine_;
+  std::unique_ptr<BlockStore> store_;
+  std::unique_ptr<Residency> residency_;
+  std::unique_ptr<Gradients> gradients_;
+  std::unique_ptr<Updater> updater_;
+  std::unique_ptr<ValueAccess> values_;
+  Tickets tickets_;
+
+  // The control thread's.
+  std::deque<Command> queue_;  // calls that have come, in order
+  std::deque<Turn> turns_;
+  size_t values_begun_ = 0;                         // at the front of turns_
+  std::vector<std::vector<HeldPush>> held_pushes_;  // by unit: until its update has read the last
+  std::vector<Ticket> drains_;
+  std::vector<bool> loaded_;  // by tensor: the master was written
+  LossScaler scaler_;
+  bool backward_begun_ = false;  // of a boundary iteration
+  Ticket step_ticket_ = 0;       // without overlap: completed when the update has ended
+
+  mutable std::mutex mutex_;
+  std::vector<Command> commands_;      // guarded by mutex_
+  bool stopping_ = false;              // guarded by mutex_
+  StepResult last_step_;               // guarded by mutex_
+  std::vector<int64_t> tensor_steps_;  // guarded by mutex_
+  std::set<std::string> span_names_;   // guarded by mutex_; entries stay
+  absl::Status failure_;               // guarded by mutex_
+  CommandsArrived commands_arrived_{this};
+  const std::shared_ptr<Closing> closing_ = std::make_shared<Closing>();
+  std::thread thread_;
+};
+
+}  // namespace sluice
+
+#endif  // SLUICE_OFFLOAD_RUN_RUNTIME_H_

@@ -1,0 +1,228 @@
+// The turns of a runtime: steps, values and the forgetting of gradients, one after another, each as
+// far as it can go.
+
+#include <utility>
+
+#include "core/status.h"
+#include "fmt/format.h"
+#include "offload/run/runtime.h"
+#include "optim/norm.h"
+
+namespace sluice {
+
+void OffloadRuntime::Advance() {
+  while (values_begun_ < turns_.size()) {
+    if (const absl::Status status = failure(); !status.ok()) {
+      if (values_->busy()) return;
+      gradients_->CancelFinish();
+      EndTurn(status);
+      continue;
+    }
+    Turn& turn = turns_[values_begun_];
+    if (values_begun_ > 0 && turn.kind != TurnKind::kValue) return;
+    const bool went_on = turn.kind == TurnKind::kStep    ? AdvanceStep(turn)
+                         : turn.kind == TurnKind::kValue ? AdvanceValue(turn)
+                                                         : AdvanceClearGrads(turn.cleared);
+    if (!went_on) return;
+  }
+}
+
+// A step passes three gates: the last update has ended and all gradients have arrived and are
+// summed; the decision; and nothing is being fetched, nor still read by the caller's streams.
+// Returns whether the turn has ended.
+bool OffloadRuntime::AdvanceStep(Turn& turn) {
+  if (turn.summing || updater_->updating()) return false;
+  if (!turn.summed) {
+    turn.summing = true;
+    gradients_->Finish([this] {
+      Turn& front = turns_.front();
+      front.summing = false;
+      front.summed = true;
+    });
+    if (turn.summing) return false;
+  }
+  const size_t turns = turns_.size();
+  DecideStep(turn);
+  return turns_.size() < turns;
+}
+
+absl::Status OffloadRuntime::CheckStep(const StepRequest& request) const {
+  for (uint32_t t = 0; t < layout_.tensors().size(); ++t) {
+    const TensorLayout& tensor = layout_.tensors()[t];
+    if (tensor.keep != Keep::kStates || !gradients_->present(TensorIndex(t))) continue;
+    if (t < request.lent.size() && request.lent[t].data != nullptr) continue;
+    return absl::InvalidArgumentError(fmt::format(
+        "tensor '{}' has a gradient, but the step was not told where its parameter lies",
+        tensor.name));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status OffloadRuntime::CheckReleased() const {
+  for (uint32_t t = 0; t < layout_.tensors().size(); ++t) {
+    const UnitIndex unit = layout_.tensors()[t].unit;
+    if (!gradients_->present(TensorIndex(t)) || !residency_->acquired(unit)) continue;
+    return absl::FailedPreconditionError(fmt::format(
+        "unit '{}' is acquired: release every unit before the step", layout_.unit(unit).name));
+  }
+  return absl::OkStatus();
+}
+
+void OffloadRuntime::DecideStep(Turn& turn) {
+  if (!turn.decision) {
+    if (const absl::Status status = CheckStep(turn.step); !status.ok()) return EndTurn(status);
+    turn.decision =
+        DecideClip(NormOfCells(gradients_->cells()), scaler_.scale(), turn.step.clip_norm);
+  }
+  const ClipDecision decision = *turn.decision;
+  if (!decision.overflow) {
+    residency_->Suspend();
+    if (residency_->moving()) return;
+    if (const absl::Status status = CheckReleased(); !status.ok()) {
+      residency_->Replan();
+      return EndTurn(status);
+    }
+  }
+  const absl::Status scaled = scaler_.Update(decision.overflow);
+  {
+    const std::lock_guard lock(mutex_);
+    last_step_ = {
+        .grad_norm = decision.norm, .applied = !decision.overflow, .loss_scale = scaler_.scale()};
+  }
+  if (decision.overflow) {
+    metrics_.Get("steps_skipped")->Add();
+    gradients_->ClearAll();
+    residency_->Replan();
+    return EndTurn(scaled);
+  }
+  metrics_.Get("steps")->Add();
+  StartUpdate(turn, decision.grad_scale);
+}
+
+void OffloadRuntime::StartUpdate(Turn& turn, float grad_scale) {
+  updater_->SetOrder(residency_->UnitOrder());
+  std::vector<std::optional<Updater::TensorUpdate>> updates(layout_.tensors().size());
+  turn.step.lent.resize(layout_.tensors().size());
+  std::vector<bool> changes(layout_.units().size(), false);
+  {
+    const std::lock_guard lock(mutex_);
+    for (uint32_t t = 0; t < layout_.tensors().size(); ++t) {
+      if (!gradients_->present(TensorIndex(t))) continue;
+      const TensorLayout& tensor = layout_.tensors()[t];
+      updates[t] = {
+          MakeCoefficients(turn.step.groups[tensor.group], ++tensor_steps_[t], grad_scale),
+          turn.step.lent[t]};
+      changes[tensor.unit.value()] = true;
+    }
+  }
+  for (uint32_t u = 0; u < changes.size(); ++u) {
+    if (changes[u]) SLUICE_CHECK(residency_->BeginUpdate(UnitIndex(u)).ok());
+  }
+  gradients_->ClearAll();
+  updater_->Start(std::move(updates));
+  backward_begun_ = false;
+  residency_->Replan();
+  if (!options_.overlap && updater_->updating()) {
+    step_ticket_ = std::exchange(turn.ticket, 0);
+  }
+  EndTurn(absl::OkStatus());
+}
+
+absl::Status OffloadRuntime::CheckLoaded(TensorIndex tensor) const {
+  if (loaded_[tensor.value()]) return absl::OkStatus();
+  const TensorLayout& t = layout_.tensor(tensor);
+  return absl::FailedPreconditionError(
+      fmt::format("tensor '{}' of unit '{}' has no values yet (sluice_write its master)", t.name,
+                  layout_.unit(t.unit).name));
+}
+
+absl::Status OffloadRuntime::CheckValueRequest(const ValueRequest& request) const {
+  const TensorLayout& tensor = layout_.tensor(request.tensor);
+  const bool state = request.field == Field::kExpAvg || request.field == Field::kExpAvgSq;
+  if (state && tensor.keep == Keep::kParam) {
+    return absl::NotFoundError(
+        fmt::format("tensor '{}' is frozen: it has no optimizer states", tensor.name));
+  }
+  if (request.renews()) return absl::OkStatus();
+  if (request.write) {
+    SLUICE_RETURN_IF_ERROR(gradients_->CheckTakes(request.tensor));
+    return CheckLoaded(request.tensor);
+  }
+  if (request.of_gradient()) {
+    return gradients_->present(request.tensor)
+               ? absl::OkStatus()
+               : absl::NotFoundError(fmt::format("tensor '{}' has no gradient", tensor.name));
+  }
+  return CheckLoaded(request.tensor);
+}
+
+// Value requests run while nothing else moves. One joins those that run when they leave room.
+bool OffloadRuntime::AdvanceValue(Turn& turn) {
+  if (!values_->hungry()) return false;
+  residency_->Suspend();
+  updater_->StopReadAhead();
+  if (!updater_->idle() || !gradients_->idle() || residency_->moving()) return false;
+  ValueRequest& request = turn.value;
+  const UnitIndex unit = layout_.tensor(request.tensor).unit;
+  absl::Status refused = CheckValueRequest(request);
+  if (refused.ok() && request.renews()) refused = residency_->BeginUpdate(unit);
+  if (!refused.ok()) {
+    if (values_->busy()) return false;  // what it lacks may be among what is being written
+    EndTurn(refused);
+    return true;
+  }
+  const bool state = request.field == Field::kExpAvg || request.field == Field::kExpAvgSq;
+  request.done = [this, unit, tensor = request.tensor, write = request.write,
+                  renews = request.renews(),
+                  loads = request.renews() && !state](const absl::Status& status) {
+    const absl::Status failed = failure();  // a write before this one
+    if (!status.ok() && write) Fail(status);
+    if (status.ok() && loads) loaded_[tensor.value()] = true;
+    if (status.ok() && write && !renews) gradients_->Replaced(tensor);
+    if (renews && !values_->Renews(unit)) residency_->EndUpdate(unit);
+    --values_begun_;
+    EndTurn(failed.ok() ? status : failed);
+  };
+  ++values_begun_;
+  values_->Start(std::move(request));
+  return true;
+}
+
+// Gradients that an update holds back are forgotten before they were taken; those on their way are
+// waited for.
+bool OffloadRuntime::AdvanceClearGrads(std::optional<TensorIndex> tensor) {
+  for (std::vector<HeldPush>& pushes : held_pushes_) {
+    std::vector<HeldPush> kept;
+    for (HeldPush& push : pushes) {
+      if (tensor && push.tensor != *tensor) {
+        kept.push_back(std::move(push));
+      } else {
+        tickets_.Complete(push.ticket, absl::OkStatus());
+      }
+    }
+    pushes = std::move(kept);
+  }
+  if (!gradients_->idle()) return false;
+  tensor ? gradients_->Clear(*tensor) : gradients_->ClearAll();
+  EndTurn(absl::OkStatus());
+  return true;
+}
+
+// The first turn is over. What was held back for it goes on, unless another value request follows.
+void OffloadRuntime::EndTurn(const absl::Status& status) {
+  const bool was_value = turns_.front().kind == TurnKind::kValue;
+  if (turns_.front().ticket != 0) tickets_.Complete(turns_.front().ticket, status);
+  turns_.pop_front();
+  if (was_value && (turns_.empty() || turns_.front().kind != TurnKind::kValue)) {
+    residency_->Replan();
+    ReadAheadIfUseful();
+  }
+}
+
+void OffloadRuntime::ReadAheadIfUseful() {
+  const bool values_wait = !turns_.empty() && turns_.front().kind == TurnKind::kValue;
+  if (backward_begun_ && !values_wait && updater_->idle() && residency_->boundary())
+    updater_->AllowReadAhead();
+}
+
+}  // namespace sluice

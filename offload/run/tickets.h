@@ -1,0 +1,59 @@
+// offload/run/tickets.h
+//
+// Tickets: how callers on any thread wait for what the control thread does. A ticket is a number
+// with a generation, so that a used-up or invented one is noticed. No number is given twice: an
+// entry whose generations are used up is not used again.
+//
+// Threads: any. A full table grows; nothing else allocates.
+
+#ifndef SLUICE_OFFLOAD_RUN_TICKETS_H_
+#define SLUICE_OFFLOAD_RUN_TICKETS_H_
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "absl/status/status.h"
+
+namespace sluice {
+
+using Ticket = uint64_t;  // never 0
+
+class Tickets {
+ public:
+  Tickets() = default;
+  // Tests begin near the last generation.
+  explicit Tickets(uint32_t first_generation) : first_generation_(first_generation) {}
+
+  Ticket Make();
+  void Complete(Ticket ticket, const absl::Status& status);
+
+  // The result, and the ticket is used up; nothing if it is not done by the end of `timeout`.
+  // Errors (as the result): InvalidArgument for a ticket that is not open.
+  std::optional<absl::Status> Wait(Ticket ticket, std::chrono::milliseconds timeout);
+
+  // Whether Wait returned `result` since the ticket is not open. No operation's own error is one.
+  static bool SaysNotOpen(const absl::Status& result);
+
+ private:
+  struct Entry {
+    uint32_t generation;  // never 0
+    bool open = false;
+    bool done = false;
+    absl::Status status;
+  };
+  Entry* Find(Ticket ticket);
+
+  const uint32_t first_generation_ = 1;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Entry> entries_;  // guarded by mutex_
+  std::vector<uint32_t> free_;  // guarded by mutex_
+};
+
+}  // namespace sluice
+
+#endif  // SLUICE_OFFLOAD_RUN_TICKETS_H_

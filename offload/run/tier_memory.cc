@@ -1,0 +1,100 @@
+#include "offload/run/tier_memory.h"
+
+#include "core/status.h"
+
+namespace sluice {
+
+BlockMap MapBlocks(const ModelLayout& layout, const Placement& placement) {
+  BlockMap map;
+  map.states.resize(layout.chunks().size());
+  map.params.resize(layout.chunks().size());
+  const auto add = [&map](Bytes size) {
+    map.sizes.push_back(size);
+    return BlockIndex(static_cast<uint32_t>(map.sizes.size() - 1));
+  };
+  for (size_t c = 0; c < layout.chunks().size(); ++c) {
+    const ChunkLayout& chunk = layout.chunks()[c];
+    if (placement.state_home[c] == Tier::kNvme) map.states[c] = add(chunk.state_bytes());
+    if (placement.param_home[chunk.unit.value()] == Tier::kNvme) {
+      map.params[c] = add(chunk.param_bytes());
+    }
+  }
+  return map;
+}
+
+namespace {
+
+absl::StatusOr<BufferPool> CarvePool(Arena* arena, Bytes size, int count, Bytes alignment) {
+  if (count == 0) return BufferPool();
+  SLUICE_ASSIGN_OR_RETURN(const MemoryView view, arena->Carve(size * count, alignment));
+  return BufferPool(view, size);
+}
+
+}  // namespace
+
+absl::StatusOr<TierMemory> TierMemory::Make(const ModelLayout& layout, const Placement& placement,
+                                            Device* device, MemoryResource* host) {
+  TierMemory memory;
+  SLUICE_ASSIGN_OR_RETURN(memory.hbm, device->MakeHbmArena(placement.hbm()));
+  SLUICE_ASSIGN_OR_RETURN(memory.pinned, Arena::Create(host, placement.pinned()));
+  // First, so that nothing is lost to their alignment.
+  SLUICE_ASSIGN_OR_RETURN(memory.state_buffers,
+                          CarvePool(&memory.pinned, placement.state_buffer_bytes,
+                                    placement.state_buffers, placement.io_alignment));
+  SLUICE_ASSIGN_OR_RETURN(memory.param_buffers,
+                          CarvePool(&memory.pinned, placement.param_buffer_bytes,
+                                    placement.param_buffers, placement.io_alignment));
+  memory.blocks = MapBlocks(layout, placement);
+  for (size_t u = 0; u < layout.units().size(); ++u) {
+    Arena* arena = placement.param_home[u] == Tier::kHbm      ? &memory.hbm
+                   : placement.param_home[u] == Tier::kPinned ? &memory.pinned
+                                                              : nullptr;
+    std::byte* home = nullptr;
+    if (arena != nullptr) {
+      SLUICE_ASSIGN_OR_RETURN(const MemoryView view,
+                              arena->Carve(placement.slot_bytes[u], kSlotAlignment));
+      home = view.data();
+    }
+    memory.param_home.push_back(home);
+    const Bytes grads = RoundUp(layout.units()[u].grad_bytes(), kSlotAlignment);
+    Arena& grad_arena = placement.grad_home == Tier::kHbm ? memory.hbm : memory.pinned;
+    SLUICE_ASSIGN_OR_RETURN(const MemoryView view, grad_arena.Carve(grads, kSlotAlignment));
+    memory.grads.push_back(view.data());
+  }
+  for (size_t c = 0; c < layout.chunks().size(); ++c) {
+    std::byte* home = nullptr;
+    if (placement.state_home[c] != Tier::kNvme) {
+      Arena& arena = placement.state_home[c] == Tier::kHbm ? memory.hbm : memory.pinned;
+      const Bytes bytes = RoundUp(layout.chunks()[c].state_bytes(), kSlotAlignment);
+      SLUICE_ASSIGN_OR_RETURN(const MemoryView view, arena.Carve(bytes, kSlotAlignment));
+      home = view.data();
+    }
+    memory.state_home.push_back(home);
+  }
+  if (placement.grad_home == Tier::kHbm) {
+    SLUICE_ASSIGN_OR_RETURN(const MemoryView there,
+                            memory.hbm.Carve(placement.sums, kSlotAlignment));
+    SLUICE_ASSIGN_OR_RETURN(const MemoryView here,
+                            memory.pinned.Carve(placement.sums, kSlotAlignment));
+    memory.sums_hbm = there.data();
+    memory.sums = here.data();
+  }
+  SLUICE_ASSIGN_OR_RETURN(memory.grad_buffers, CarvePool(&memory.hbm, placement.grad_buffer_bytes,
+                                                         placement.grad_buffers, kSlotAlignment));
+  if (placement.hbm_cache > Bytes(0)) {
+    SLUICE_ASSIGN_OR_RETURN(memory.hbm_cache,
+                            memory.hbm.Carve(placement.hbm_cache, kSlotAlignment));
+  }
+  return memory;
+}
+
+StateSpans SplitStates(const ChunkLayout& chunk, std::byte* states) {
+  const auto n = static_cast<size_t>(chunk.elements);
+  const auto stride = static_cast<size_t>(chunk.capacity);
+  auto* floats = reinterpret_cast<float*>(states);
+  return {.master = {floats, n},
+          .exp_avg = {floats + stride, n},
+          .exp_avg_sq = {floats + 2 * stride, n}};
+}
+
+}  // namespace sluice

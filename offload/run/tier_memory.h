@@ -1,0 +1,71 @@
+// offload/run/tier_memory.h
+//
+// The memory of a runtime: one arena per tier, carved once as the placement says, and the numbers
+// of the blocks that live on NVMe. After Make, addresses never change; the pools are the control
+// thread's, the rest is read-only.
+
+#ifndef SLUICE_OFFLOAD_RUN_TIER_MEMORY_H_
+#define SLUICE_OFFLOAD_RUN_TIER_MEMORY_H_
+
+#include <optional>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "core/arena.h"
+#include "core/device.h"
+#include "core/pool.h"
+#include "offload/plan/layout.h"
+#include "offload/plan/placement.h"
+
+namespace sluice {
+
+// Which chunk's states and parameters are which block of the block store, and how large the blocks
+// are.
+struct BlockMap {
+  std::vector<std::optional<BlockIndex>> states;  // by chunk
+  std::vector<std::optional<BlockIndex>> params;  // by chunk
+  std::vector<Bytes> sizes;                       // by block
+};
+BlockMap MapBlocks(const ModelLayout& layout, const Placement& placement);
+
+struct TierMemory {
+  Arena hbm;
+  Arena pinned;
+  MemoryView hbm_cache;
+  std::vector<std::byte*> param_home;  // by unit: in HBM or pinned memory; else not to be used
+  std::vector<std::byte*> state_home;  // by chunk: the same
+  std::vector<std::byte*> grads;       // by unit: in the gradients' home
+  std::byte* sums_hbm = nullptr;       // the cells' sums, if gradients live in HBM, and in pinned
+  std::byte* sums = nullptr;           // memory
+  BufferPool state_buffers;
+  BufferPool param_buffers;
+  BufferPool grad_buffers;  // in HBM, if gradients live there
+  BlockMap blocks;
+
+  // Takes both arenas. Errors: ResourceExhausted from the device or the memory resource.
+  static absl::StatusOr<TierMemory> Make(const ModelLayout& layout, const Placement& placement,
+                                         Device* device, MemoryResource* host);
+
+  // Where the chunk's parameters lie, unless they live on NVMe, and its gradients; a tensor's.
+  std::byte* ParamsOf(const ChunkLayout& chunk) const {
+    return param_home[chunk.unit.value()] + chunk.offset * chunk.types.param.size();
+  }
+  std::byte* GradsOf(const ChunkLayout& chunk) const {
+    return grads[chunk.unit.value()] + chunk.offset * SizeOf(chunk.types.grad);
+  }
+  std::byte* GradsOf(const TensorLayout& tensor) const {
+    return grads[tensor.unit.value()] + tensor.offset * SizeOf(tensor.types.grad);
+  }
+};
+
+// The three arrays of a chunk's states.
+struct StateSpans {
+  std::span<float> master;
+  std::span<float> exp_avg;
+  std::span<float> exp_avg_sq;
+};
+StateSpans SplitStates(const ChunkLayout& chunk, std::byte* states);
+
+}  // namespace sluice
+
+#endif  // SLUICE_OFFLOAD_RUN_TIER_MEMORY_H_

@@ -1,0 +1,131 @@
+// offload/run/updater.h
+//
+// The updater turns gradients into new parameters: chunk by chunk, in forward order, it reads a
+// chunk's states (if they live on NVMe), runs AdamW over it on a worker (or on the device, if they
+// live in HBM), brings the new parameters to their unit's home, and writes the states back. Reads,
+// arithmetic and writes of neighbouring chunks overlap; how many chunks are on their way at a time
+// is bounded by the buffers. Between steps it may read ahead as far as the buffers go; arithmetic
+// starts at Start.
+//
+// A chunk on its way (ChunkWork): reading -> staged -> computing -> storing -> idle. The unit's
+// parameters are up to date when its last chunk has stored its parameters; the states may still be
+// on their way to the drive.
+//
+// A lent parameter is read before it is updated: the caller may have changed it, and then the
+// master follows. The new one is written in its place.
+//
+// Threads: the control thread; tasks run on workers and on the device's streams. Allocates at
+// construction only.
+
+#ifndef SLUICE_OFFLOAD_RUN_UPDATER_H_
+#define SLUICE_OFFLOAD_RUN_UPDATER_H_
+
+#include <atomic>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "offload/run/context.h"
+#include "optim/adamw.h"
+
+namespace sluice {
+
+class Updater {
+ public:
+  class Observer {
+   public:
+    virtual ~Observer() = default;
+    virtual void OnUnitUpdated(UnitIndex unit) = 0;  // its parameters are final
+    virtual void OnUpdaterIdle() = 0;                // nothing is on its way any more
+  };
+
+  Updater(const Context& context, Observer* observer);
+  ~Updater();
+
+  // The order of the units in forward; units not named come last. Taken over when nothing goes
+  // through the present one: now, or when the next step has ended.
+  void SetOrder(const std::vector<UnitIndex>& order);
+
+  // From now on states may be read ahead of Start.
+  void AllowReadAhead();
+  // No reading ahead until AllowReadAhead; what was read is dropped. OnUpdaterIdle follows if
+  // something was on its way.
+  void StopReadAhead();
+
+  // The runtime has failed: begins nothing more, and gives back what was read ahead.
+  void Fail();
+
+  struct TensorUpdate {
+    AdamWCoefficients coefficients;
+    ParamPlace lent;  // where a lent tensor's parameter lies until its unit is updated
+  };
+  // Starts one step: by tensor, none for a tensor that is left alone. Precondition: !updating().
+  // Calls no observer before it returns.
+  void Start(std::vector<std::optional<TensorUpdate>> updates);
+
+  bool updating() const { return chunks_left_ > 0; }
+  bool idle() const { return busy_ == 0 && chunks_left_ == 0; }
+  bool busy() const { return busy_ > 0; }            // chunks are on their way, or wait for Start
+  bool computing() const { return computing_ > 0; }  // and so may write what is lent
+  // Elements whose parameter the tensor's last update has yet to store; after Fail and once nothing
+  // computes: that it never will. Any thread.
+  int64_t unwritten(TensorIndex tensor) const { return unwritten_[tensor.value()].load(); }
+  bool UnitPending(UnitIndex unit) const { return unit_left_[unit.value()] > 0; }
+
+ private:
+  class ChunkWork;
+  friend class ChunkWork;
+
+  void Pump();
+  void PumpReads();
+  BlockIndex BlockToRead(ChunkIndex chunk) const;  // that holds the states of `chunk`
+  void PumpResident();
+  bool MayBegin() const;
+  ChunkWork* Take(std::deque<ChunkWork*>* idle);
+  void FailWork(const ChunkWork* work, const absl::Status& status);
+  void OnRead(ChunkWork* work, const absl::Status& status);
+  void BeginCompute(ChunkWork* work);
+  void Submit(ChunkWork* work);
+  void OnComputed(ChunkWork* work);
+  void StoreParams(ChunkWork* work);
+  void OnParamsStored(ChunkWork* work, const absl::Status& status);
+  void OnStatesStored(ChunkWork* work, const absl::Status& status);
+  void CountWritten(ChunkIndex chunk);
+  void Finish(ChunkWork* work);
+  void Retire(ChunkWork* work);
+  bool Active(ChunkIndex chunk) const;
+  void Order();
+
+  const Context context_;
+  Observer* const observer_;
+  std::vector<std::unique_ptr<ChunkWork>> works_;
+  std::deque<ChunkWork*> idle_streaming_;  // for chunks on NVMe
+  std::deque<ChunkWork*> idle_resident_;
+  std::deque<ChunkWork*> staged_;  // read ahead of Start
+  std::vector<UnitIndex> unit_order_;
+  std::vector<UnitIndex> next_order_;  // to be taken over when this step has ended; empty: none
+  std::vector<ChunkIndex> streaming_;  // chunks on NVMe, in order
+  std::vector<ChunkIndex> resident_;
+  size_t next_streaming_ = 0;
+  size_t next_resident_ = 0;
+  bool read_ahead_ = false;
+  bool started_ = false;
+  bool failed_ = false;
+  size_t busy_ = 0;                  // works that are not idle
+  size_t computing_ = 0;             // of these: with a worker, or with the device
+  size_t chunks_left_ = 0;           // of this step, including their writes
+  std::vector<uint32_t> unit_left_;  // by unit: chunks whose parameters are not stored yet
+  std::vector<std::atomic<int64_t>> unwritten_;  // by tensor: elements
+  std::vector<bool> on_its_way_;                 // by chunk: some work that streams has it
+  std::vector<bool> begun_;                      // by chunk: its arithmetic of this step was begun
+  std::vector<std::optional<TensorUpdate>> updates_;
+  Counter* const chunks_updated_;
+  Counter* const elements_updated_;
+  Counter* const update_ns_;
+  TrackId track_ = 0;
+};
+
+}  // namespace sluice
+
+#endif  // SLUICE_OFFLOAD_RUN_UPDATER_H_

@@ -1,0 +1,257 @@
+#include "offload/run/value_step.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "core/status.h"
+#include "optim/convert.h"
+
+namespace sluice {
+
+namespace {
+
+// Bytes to bytes as they are; anything else is a number.
+void ConvertElements(const std::byte* from, ElementType from_type, std::byte* to,
+                     ElementType to_type, size_t n) {
+  if (from_type.is_bytes() && to_type.is_bytes()) {
+    std::memcpy(to, from, n);
+  } else {
+    Convert(from, from_type.floats(), to, to_type.floats(), n);
+  }
+}
+
+}  // namespace
+
+void ValueAccess::ChunkStep::Copy::Start(ConstMemoryView from, std::byte* to) {
+  op.stream = next == &ChunkStep::OnRead ? StreamKind::kDeviceToHost : StreamKind::kHostToDevice;
+  op.from = from;
+  op.to = to;
+  op.inbox = step->context_.inbox;
+  op.event = this;
+  step->context_.device->Enqueue(&op);
+}
+
+bool ValueAccess::ChunkStep::StatesPass() const {
+  if (asked().of_gradient()) return context_.placement->grad_home != Tier::kPinned;
+  return layout().keep != Keep::kParam && home() != Tier::kPinned;
+}
+
+bool ValueAccess::ChunkStep::ParamsPass() const {
+  if (asked().of_gradient() || param_tier() == Tier::kPinned) return false;
+  return layout().keep == Keep::kParam || (layout().keep == Keep::kAll && asked().write);
+}
+
+const ChunkRun& ValueAccess::ChunkStep::ThisRun() const {
+  for (const ChunkRun& run : context_.layout->runs(layout())) {
+    if (run.tensor == asked().tensor) return run;
+  }
+  SLUICE_CHECK_MSG(false, "a chunk without the tensor asked for");
+  std::abort();
+}
+
+bool ValueAccess::ChunkStep::Take(Request* request, ChunkIndex chunk) {
+  request_ = request;
+  chunk_ = chunk;
+  if (StatesPass()) buffer_ = context_.memory->state_buffers.TryTake();
+  if (ParamsPass()) param_buffer_ = context_.memory->param_buffers.TryTake();
+  if (buffer_.empty() != StatesPass() && param_buffer_.empty() != ParamsPass()) return true;
+  GiveBack();
+  return false;
+}
+
+void ValueAccess::ChunkStep::Start() {
+  status_ = absl::OkStatus();
+  was_read_ = false;
+  fresh_ = {};
+  if (asked().of_gradient()) return StartGrad();
+  if (layout().keep == Keep::kParam) return StartFrozen();
+  states_ = context_.memory->state_home[chunk_.value()];
+  if (buffer_.empty()) return Prepare();
+  const std::byte* const in_hbm = std::exchange(states_, buffer_.data());
+  if (!owner_->written_[chunk_.value()]) return PrepareFresh(buffer_);
+  if (home() == Tier::kHbm) return download_.Start({in_hbm, state_size()}, buffer_.data());
+  was_read_ = true;
+  context_.store->StartRead(&read_, *state_block(), buffer_, IoPriority::kUrgent);
+}
+
+// A gradient that is written passes through the buffer without what lies beside it.
+void ValueAccess::ChunkStep::StartGrad() {
+  grads_ = context_.memory->GradsOf(layout());
+  if (buffer_.empty()) return Prepare();
+  const std::byte* const in_hbm = std::exchange(grads_, buffer_.data());
+  if (asked().write) return Prepare();
+  const auto size = static_cast<size_t>(layout().elements * SizeOf(layout().types.grad));
+  download_.Start({in_hbm, size}, buffer_.data());
+}
+
+// A frozen chunk is its parameters: where they lie, or in a buffer.
+void ValueAccess::ChunkStep::StartFrozen() {
+  if (param_buffer_.empty()) return Prepare();
+  if (param_tier() == Tier::kHbm) {
+    if (asked().write) return Prepare();
+    return download_.Start({ParamHome(), static_cast<size_t>(layout().elements * param_size())},
+                           param_buffer_.data());
+  }
+  if (!owner_->written_[chunk_.value()]) return PrepareFresh(param_buffer_);
+  was_read_ = true;
+  context_.store->StartRead(&read_, *param_block(), param_buffer_, IoPriority::kUrgent);
+}
+
+// Of a chunk that holds nothing yet: the worker begins with zeros.
+void ValueAccess::ChunkStep::PrepareFresh(MemoryView buffer) {
+  fresh_ = buffer;
+  Prepare();
+}
+
+void ValueAccess::ChunkStep::OnRead(const absl::Status& status) {
+  status_ = status;
+  status.ok() ? Prepare() : End();
+}
+
+void ValueAccess::ChunkStep::Prepare() {
+  if (asked().renews()) {
+    if (to_drive()) context_.store->PrepareWrite(&write_, *state_block(), buffer_);
+    if (param_block()) context_.store->PrepareWrite(&param_write_, *param_block(), param_buffer_);
+  }
+  context_.executor->Submit(this);
+}
+
+void ValueAccess::ChunkStep::Run() {
+  if (was_read_) status_ = BlockStore::Verify(read_);
+  if (status_.ok()) {
+    std::fill(fresh_.begin(), fresh_.end(), std::byte{0});
+    asked().of_gradient()           ? ApplyGrad(ThisRun())
+    : layout().keep == Keep::kParam ? ApplyFrozen(ThisRun())
+                                    : Apply(ThisRun());
+    if (asked().renews()) RenewParams();
+  }
+  context_.inbox->Post(this);
+}
+
+void ValueAccess::ChunkStep::ApplyGrad(const ChunkRun& run) {
+  const FloatType type = layout().types.grad;
+  std::byte* const ours = grads_ + run.chunk_offset * SizeOf(type);
+  std::byte* const theirs = asked().data + run.tensor_offset * asked().type.size();
+  const auto n = static_cast<size_t>(run.elements);
+  asked().write ? ConvertElements(theirs, asked().type, ours, type, n)
+                : ConvertElements(ours, type, theirs, asked().type, n);
+}
+
+void ValueAccess::ChunkStep::ApplyFrozen(const ChunkRun& run) {
+  const ValueRequest& request = asked();
+  std::byte* const params = param_tier() == Tier::kPinned ? ParamHome() : param_buffer_.data();
+  std::byte* const ours = params + run.chunk_offset * param_size();
+  std::byte* const theirs = request.data + run.tensor_offset * request.type.size();
+  const auto n = static_cast<size_t>(run.elements);
+  if (request.write) {
+    ConvertElements(theirs, request.type, ours, layout().types.param, n);
+  } else {
+    ConvertElements(ours, layout().types.param, theirs, request.type, n);
+  }
+}
+
+void ValueAccess::ChunkStep::Apply(const ChunkRun& run) {
+  const ValueRequest& request = asked();
+  const FloatType type = request.type.floats();
+  std::byte* const theirs = request.data + run.tensor_offset * SizeOf(type);
+  const auto n = static_cast<size_t>(run.elements);
+  const StateSpans all = SplitStates(layout(), states_);
+  const std::span<float> field = request.field == Field::kExpAvg     ? all.exp_avg
+                                 : request.field == Field::kExpAvgSq ? all.exp_avg_sq
+                                                                     : all.master;
+  float* const values = field.data() + run.chunk_offset;
+  if (request.field == Field::kParam) {
+    RoundedToParams(values, n, theirs);
+  } else if (request.write) {
+    Convert(theirs, type, values, FloatType::kF32, n);
+  } else {
+    Convert(values, FloatType::kF32, theirs, type, n);
+  }
+}
+
+// The compute copies of `n` masters, in the type asked for.
+void ValueAccess::ChunkStep::RoundedToParams(const float* masters, size_t n, std::byte* out) const {
+  const FloatType type = asked().type.floats();
+  const FloatType param_type = layout().types.param.floats();
+  const auto cell = static_cast<size_t>(kCellElements);
+  std::array<std::byte, kCellElements * sizeof(float)> rounded;
+  for (size_t at = 0; at < n; at += cell) {
+    const size_t count = std::min(cell, n - at);
+    Convert(masters + at, FloatType::kF32, rounded.data(), param_type, count);
+    Convert(rounded.data(), param_type, out + at * static_cast<size_t>(SizeOf(type)), type, count);
+  }
+}
+
+// Writes the parameter copies of the whole chunk and seals what goes to NVMe.
+void ValueAccess::ChunkStep::RenewParams() {
+  if (layout().keep == Keep::kAll) {
+    Convert(SplitStates(layout(), states_).master.data(), FloatType::kF32,
+            param_buffer_.empty() ? ParamHome() : param_buffer_.data(),
+            layout().types.param.floats(), static_cast<size_t>(layout().elements));
+  }
+  if (to_drive()) BlockStore::Seal(&write_);
+  if (param_block()) BlockStore::Seal(&param_write_);
+}
+
+// Gradients that live in HBM are in the buffer so far.
+void ValueAccess::ChunkStep::StoreGrad() {
+  if (buffer_.empty() || !status_.ok()) return End();
+  stores_left_ = 1;
+  const int64_t element = SizeOf(layout().types.grad);
+  const auto begin = static_cast<size_t>(ThisRun().chunk_offset * element);
+  const auto size = static_cast<size_t>(ThisRun().elements * element);
+  upload_.Start(buffer_.subspan(begin, size), context_.memory->GradsOf(layout()) + begin);
+}
+
+void ValueAccess::ChunkStep::Handle() {
+  if (!asked().write) return End();
+  if (asked().of_gradient()) return StoreGrad();
+  if (!status_.ok()) {
+    if (to_drive()) context_.store->Cancel(&write_);
+    if (param_block()) context_.store->Cancel(&param_write_);
+    return End();
+  }
+  stores_left_ = 1;
+  if (to_drive()) {
+    ++stores_left_;
+    context_.store->StartWrite(&write_, IoPriority::kUrgent);
+  } else if (!buffer_.empty()) {
+    ++stores_left_;
+    upload_.Start(buffer_.first(state_size()), context_.memory->state_home[chunk_.value()]);
+  }
+  if (param_block()) {
+    ++stores_left_;
+    context_.store->StartWrite(&param_write_, IoPriority::kUrgent);
+  } else if (!param_buffer_.empty()) {
+    ++stores_left_;
+    const auto begin = static_cast<size_t>(ThisRun().chunk_offset * param_size());
+    const auto size = static_cast<size_t>(ThisRun().elements * param_size());
+    param_upload_.Start(param_buffer_.subspan(begin, size), ParamHome() + begin);
+  }
+  OnStored(absl::OkStatus());
+}
+
+void ValueAccess::ChunkStep::OnStored(const absl::Status& status) {
+  if (status_.ok()) status_ = status;
+  if (--stores_left_ == 0) {
+    if (status_.ok() && asked().renews()) owner_->written_[chunk_.value()] = true;
+    End();
+  }
+}
+
+void ValueAccess::ChunkStep::GiveBack() {
+  BufferPool& states = context_.memory->state_buffers;
+  BufferPool& params = context_.memory->param_buffers;
+  if (!buffer_.empty()) states.Give(std::exchange(buffer_, {}));
+  if (!param_buffer_.empty()) params.Give(std::exchange(param_buffer_, {}));
+}
+
+void ValueAccess::ChunkStep::End() {
+  GiveBack();
+  owner_->EndChunk(this, status_);
+}
+
+}  // namespace sluice

@@ -1,0 +1,316 @@
+#include "offload/run/views.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "core/status.h"
+#include "fmt/format.h"
+
+namespace sluice {
+
+// What views and the runtime share; lives as long as either.
+struct Views::Shared final : Event {
+  struct Shown {
+    std::byte* address = nullptr;
+    int64_t elements = 0;
+    ElementType type = FloatType::kF32;
+  };
+  struct User {
+    CallerStream stream;
+    int acquired = 0;  // and not released
+  };
+  // What is known of an address.
+  struct Slot {
+    int64_t uses = 0;  // views and holds
+    int64_t views = 0;
+    int acquired = 0;  // by all users, and not released
+    bool shown = false;
+    std::vector<User> users;
+
+    // Streams that have released it are not asked any more once no view is alive: they may be gone.
+    void ForgetUsers() {
+      if (views > 0) return;
+      std::erase_if(users, [this](const User& user) { return !shown || user.acquired == 0; });
+    }
+  };
+
+  void Handle() override {
+    {
+      const std::lock_guard lock(mutex);
+      posted = false;  // here, where the inbox no longer has this event, and nowhere else
+    }
+    owner->Settle();
+  }
+
+  // `mutex` is held. Null if the unit is not shown.
+  const Shown* Find(UnitIndex unit) const {
+    const bool known = unit.value() < shown.size() && shown[unit.value()].address != nullptr;
+    return known ? &shown[unit.value()] : nullptr;
+  }
+
+  mutable std::mutex mutex;
+  std::shared_ptr<Arena> arena;            // constant
+  DlDevice device;                         // constant
+  pid_t pid;                               // constant
+  Views* owner;                            // control thread
+  Inbox* inbox;                            // guarded by mutex; null once the runtime is gone
+  bool posted = false;                     // guarded by mutex
+  std::vector<Shown> shown;                // guarded by mutex; by unit
+  std::vector<const std::byte*> deaths;    // guarded by mutex; not yet seen by the control thread
+  std::map<const std::byte*, Slot> slots;  // guarded by mutex; entries stay
+};
+
+// Memory that is in use until a fence is complete: an operation that only waits for it.
+struct Views::Hold final : Event {
+  void Handle() override { owner->EndHold(this); }
+
+  Views* owner = nullptr;
+  const std::byte* address = nullptr;
+  Fence fence;
+  DeviceOp wait;
+};
+
+namespace {
+
+using Streams = absl::InlinedVector<CallerStream, 2>;
+
+// One view: the tensor that is passed, and what it needs alive.
+struct View {
+  DlManagedTensor tensor{};
+  int64_t shape = 0;
+  std::shared_ptr<void> keep;
+};
+
+DlDataType DlTypeOf(ElementType type) {
+  constexpr uint8_t kUInt = 1;
+  constexpr uint8_t kFloat = 2;
+  constexpr uint8_t kBfloat = 4;
+  const uint8_t code = type.is_bytes()                     ? kUInt
+                       : type.floats() == FloatType::kBf16 ? kBfloat
+                                                           : kFloat;
+  return {.code = code, .bits = static_cast<uint8_t>(8 * type.size()), .lanes = 1};
+}
+
+}  // namespace
+
+Views::Views(std::shared_ptr<Arena> arena, Device* device, Inbox* inbox,
+             std::function<void()> on_free, std::function<void(const absl::Status&)> on_error)
+    : shared_(std::make_shared<Shared>()),
+      device_(device),
+      inbox_(inbox),
+      on_free_(std::move(on_free)),
+      on_error_(std::move(on_error)) {
+  shared_->arena = std::move(arena);
+  shared_->device = device->dl_device();
+  shared_->pid = getpid();
+  shared_->owner = this;
+  shared_->inbox = inbox;
+}
+
+Views::~Views() { End(); }
+
+void Views::End() {
+  const std::shared_ptr<Shared> shared = std::move(shared_);
+  if (shared == nullptr) return;
+  const std::lock_guard lock(shared->mutex);
+  shared->inbox = nullptr;
+  shared->shown.clear();
+}
+
+void Views::Show(UnitIndex unit, std::byte* address, int64_t elements, ElementType type,
+                 CallerStream stream) {
+  const std::lock_guard lock(shared_->mutex);
+  if (shared_->shown.size() <= unit.value()) shared_->shown.resize(unit.value() + 1);
+  shared_->shown[unit.value()] = {address, elements, type};
+  Shared::Slot& slot = shared_->slots[address];
+  slot.shown = true;
+  ++slot.acquired;
+  const auto user = std::ranges::find(slot.users, stream, &Shared::User::stream);
+  if (user == slot.users.end()) {
+    slot.users.push_back({stream, 1});
+  } else {
+    ++user->acquired;
+  }
+}
+
+void Views::Hide(UnitIndex unit) {
+  const std::lock_guard lock(shared_->mutex);
+  const Shared::Shown shown = std::exchange(shared_->shown[unit.value()], {});
+  Shared::Slot& slot = shared_->slots[shown.address];
+  slot.shown = false;
+  slot.acquired = 0;
+  for (Shared::User& user : slot.users) user.acquired = 0;
+  slot.ForgetUsers();
+}
+
+bool Views::Shown(UnitIndex unit) const {
+  const std::lock_guard lock(shared_->mutex);
+  return shared_->Find(unit) != nullptr;
+}
+
+absl::StatusOr<Fences> Views::Record(std::span<const CallerStream> streams) const {
+  Fences fences;
+  for (CallerStream stream : streams) {
+    SLUICE_ASSIGN_OR_RETURN(Fence fence, device_->RecordFence(stream));
+    fences.push_back(std::move(fence));
+  }
+  return fences;
+}
+
+absl::StatusOr<Fences> Views::RecordRelease(UnitIndex unit, CallerStream stream) {
+  Streams streams = {stream};
+  {
+    const std::lock_guard lock(shared_->mutex);
+    const Shared::Shown* shown = shared_->Find(unit);
+    if (shown == nullptr) {
+      return absl::FailedPreconditionError(
+          fmt::format("unit {} is not acquired any more", unit.value()));
+    }
+    Shared::Slot& slot = shared_->slots[shown->address];
+    const bool last = --slot.acquired <= 0;
+    for (const Shared::User& user : slot.users) {
+      if (last && user.acquired > 0 && user.stream != stream) streams.push_back(user.stream);
+    }
+  }
+  absl::StatusOr<Fences> fences = Record(streams);
+  const std::lock_guard lock(shared_->mutex);
+  const Shared::Shown* shown = shared_->Find(unit);
+  if (shown == nullptr) return fences;
+  Shared::Slot& slot = shared_->slots[shown->address];
+  if (!fences.ok()) {
+    ++slot.acquired;
+    return fences;
+  }
+  const auto user = std::ranges::find(slot.users, stream, &Shared::User::stream);
+  if (user != slot.users.end() && user->acquired > 0) --user->acquired;
+  slot.ForgetUsers();
+  return fences;
+}
+
+absl::StatusOr<DlManagedTensor*> Views::MakeView(UnitIndex unit) {
+  auto view = std::make_unique<View>();
+  {
+    const std::lock_guard lock(shared_->mutex);
+    const Shared::Shown* shown = shared_->Find(unit);
+    if (shown == nullptr) {
+      return absl::FailedPreconditionError(fmt::format(
+          "unit {} is not acquired: wait for the ticket of sluice_acquire first", unit.value()));
+    }
+    view->shape = shown->elements;
+    view->tensor.dl_tensor.dtype = DlTypeOf(shown->type);
+    view->tensor.dl_tensor.data = shown->address;
+    Shared::Slot& slot = shared_->slots[shown->address];
+    ++slot.uses;
+    ++slot.views;
+  }
+  view->keep = shared_;
+  DlTensor& t = view->tensor.dl_tensor;
+  t.device = shared_->device;
+  t.ndim = 1;
+  t.shape = &view->shape;
+  view->tensor.manager_ctx = view.get();
+  view->tensor.deleter = [](DlManagedTensor* self) {
+    auto* dying = static_cast<View*>(self->manager_ctx);
+    auto* shared = static_cast<Shared*>(dying->keep.get());
+    if (getpid() != shared->pid) return;  // a forked child: the memory isn't ours
+    {
+      const std::lock_guard lock(shared->mutex);
+      if (shared->inbox != nullptr) {
+        shared->deaths.push_back(static_cast<const std::byte*>(self->dl_tensor.data));
+        if (!std::exchange(shared->posted, true)) shared->inbox->Post(shared);
+      }
+    }
+    delete dying;
+  };
+  return &view.release()->tensor;
+}
+
+// A view that died leaves its memory in use until the streams that use it have passed the points
+// where they are now. Where one can't be asked now, because it is being captured, all are asked
+// again later; until then the memory stays in use, and for good if the device refuses.
+void Views::Settle() {
+  settling_.clear();
+  {
+    const std::lock_guard lock(shared_->mutex);
+    settling_.swap(shared_->deaths);
+  }
+  bool freed = false;
+  for (const std::byte* address : settling_) {
+    Streams streams;
+    {
+      const std::lock_guard lock(shared_->mutex);
+      for (const Shared::User& user : shared_->slots[address].users) streams.push_back(user.stream);
+    }
+    absl::StatusOr<Fences> fences = Record(streams);
+    if (!fences.ok() && !absl::IsFailedPrecondition(fences.status())) {
+      on_error_(Annotate(fences.status(), "asking the streams of a view that died"));
+      continue;
+    }
+    if (!fences.ok()) {
+      const std::lock_guard lock(shared_->mutex);
+      shared_->deaths.push_back(address);
+      continue;
+    }
+    HoldUntil(address, *std::move(fences));
+    const std::lock_guard lock(shared_->mutex);
+    Shared::Slot& slot = shared_->slots[address];
+    --slot.views;
+    slot.ForgetUsers();
+    freed = --slot.uses == 0 || freed;
+  }
+  if (freed) on_free_();
+}
+
+void Views::HoldUntil(const std::byte* address, Fences fences) {
+  for (Fence& fence : fences) {
+    if (!fence.Complete()) HoldOne(address, std::move(fence));
+  }
+}
+
+void Views::HoldOne(const std::byte* address, Fence fence) {
+  if (free_holds_.empty()) {
+    holds_.push_back(std::make_unique<Hold>());
+    holds_.back()->owner = this;
+    free_holds_.push_back(holds_.back().get());
+  }
+  Hold* hold = free_holds_.back();
+  free_holds_.pop_back();
+  hold->address = address;
+  hold->fence = std::move(fence);
+  hold->wait.stream = StreamKind::kCompute;
+  hold->wait.after = &hold->fence;
+  hold->wait.inbox = inbox_;
+  hold->wait.event = hold;
+  ++fenced_;
+  {
+    const std::lock_guard lock(shared_->mutex);
+    ++shared_->slots[address].uses;
+  }
+  device_->Enqueue(&hold->wait);
+}
+
+void Views::EndHold(Hold* hold) {
+  if (!hold->wait.status.ok())
+    on_error_(Annotate(hold->wait.status, "waiting until the caller's stream has used a unit"));
+  bool freed = false;
+  {
+    const std::lock_guard lock(shared_->mutex);
+    freed = --shared_->slots[hold->address].uses == 0;
+  }
+  hold->fence = Fence();
+  --fenced_;
+  free_holds_.push_back(hold);
+  if (freed) on_free_();
+}
+
+bool Views::InUse(const std::byte* address) const {
+  const std::lock_guard lock(shared_->mutex);
+  const auto it = shared_->slots.find(address);
+  return it != shared_->slots.end() && it->second.uses > 0;
+}
+
+}  // namespace sluice

@@ -1,0 +1,90 @@
+// offload/run/views.h
+//
+// Views: the memory of an acquired unit as DLPack tensors, and what still uses it. A slot of HBM is
+// in use while a view of it is alive, on whatever thread the framework deletes it, and until the
+// streams that used it have passed the fences recorded then: where the unit was released, and where
+// a view had died. A stream uses a slot from when it acquired the unit until it has released it and
+// no view is alive, whichever view it reads. A view keeps the HBM arena alive, also beyond the
+// runtime's end.
+//
+// Threads: the control thread, but MakeView, Shown, RecordRelease and deleters on any. In a forked
+// child deleters do nothing. Allocates when more views have died or more fences are waited for than
+// ever before.
+
+#ifndef SLUICE_OFFLOAD_RUN_VIEWS_H_
+#define SLUICE_OFFLOAD_RUN_VIEWS_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "core/arena.h"
+#include "core/device.h"
+#include "core/dlpack.h"
+#include "core/event.h"
+#include "core/grid.h"
+#include "core/types.h"
+#include "offload/plan/unit_types.h"
+
+namespace sluice {
+
+class Views {
+ public:
+  // Keeps `arena` until the last view is gone. `on_free` is called on the control thread, through
+  // `inbox`, some time after an address has come out of use; `on_error` when waiting for a fence
+  // failed.
+  Views(std::shared_ptr<Arena> arena, Device* device, Inbox* inbox, std::function<void()> on_free,
+        std::function<void(const absl::Status&)> on_error);
+  ~Views();
+  // The runtime is going: memory stays only for the views that are alive, and nothing more may be
+  // called.
+  void End();
+
+  // From Show to Hide, MakeView(unit) gives views of `elements` values of `type` at `address`.
+  // Shown again for each stream that uses it.
+  void Show(UnitIndex unit, std::byte* address, int64_t elements, ElementType type,
+            CallerStream stream);
+  void Hide(UnitIndex unit);
+  bool Shown(UnitIndex unit) const;  // any thread
+
+  // Errors: FailedPrecondition if the unit is not shown.
+  absl::StatusOr<DlManagedTensor*> MakeView(UnitIndex unit);
+
+  // `stream` releases the unit: the point that it has reached; and of the last release also those
+  // of streams that acquired the unit and never released it. Errors: FailedPrecondition if the unit
+  // is not shown; those of Device::RecordFence.
+  absl::StatusOr<Fences> RecordRelease(UnitIndex unit, CallerStream stream);
+  // The memory at `address` is in use until `fences` are complete.
+  void HoldUntil(const std::byte* address, Fences fences);
+  // Looks after views that have died. Called by itself, but where a stream could not be asked.
+  void Settle();
+
+  // Whether a view of memory at `address` is alive, or a fence of its users not complete.
+  bool InUse(const std::byte* address) const;
+  // Whether some fence is not complete, so that something will come out of use by itself.
+  bool fenced() const { return fenced_ > 0; }
+
+ private:
+  struct Shared;
+  struct Hold;
+  absl::StatusOr<Fences> Record(std::span<const CallerStream> streams) const;
+  void HoldOne(const std::byte* address, Fence fence);
+  void EndHold(Hold* hold);
+
+  std::shared_ptr<Shared> shared_;
+  Device* const device_;
+  Inbox* const inbox_;
+  const std::function<void()> on_free_;
+  const std::function<void(const absl::Status&)> on_error_;
+  std::vector<std::unique_ptr<Hold>> holds_;
+  std::vector<Hold*> free_holds_;
+  std::vector<const std::byte*> settling_;  // deaths that are looked after
+  int fenced_ = 0;
+};
+
+}  // namespace sluice
+
+#endif  // SLUICE_OFFLOAD_RUN_VIEWS_H_
