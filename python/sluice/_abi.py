@@ -1,8 +1,10 @@
 """The C ABI (offload/sluice.h) through ctypes: a Library, and a Runtime object per sluice_runtime.
 
 Every call may be made from any thread. Waiting is done in slices of at most 100 ms, so that signals (Ctrl-C) are
-served. Errors are raised as SluiceError or one of its subclasses, with the library's own words. Every number and text goes
-through _checked.py: what C's type doesn't hold is refused by name.
+served. Errors are raised as SluiceError or one of its subclasses, with the library's own words. Every number and text that
+comes from elsewhere goes through _checked.py: what C's type doesn't hold is refused by name. The calls that every unit and
+gradient needs (of Runtime, those that go straight) get numbers of units and tensors, tickets, and addresses and sizes of tensors: they
+fit, and are passed as they are.
 """
 
 import ctypes
@@ -285,13 +287,10 @@ class Library:
 
     def call(self, name, *arguments):
         """Errors: the library's; InvalidArgument for an argument that its C type doesn't hold."""
-        status = self._status(name, arguments)
+        types = _ARGUMENTS[name].items()
+        status = getattr(self._lib, name)(*[converted(t, n, v) for (n, t), v in zip(types, arguments, strict=True)])
         if status != _OK:
             self.fail(status)
-
-    def _status(self, name, arguments):
-        types = _ARGUMENTS[name].items()
-        return getattr(self._lib, name)(*[converted(t, n, v) for (n, t), v in zip(types, arguments, strict=True)])
 
     def fail(self, status):
         words = self._lib.sluice_last_error().decode(errors="replace")
@@ -299,7 +298,7 @@ class Library:
 
     def wait(self, runtime, ticket, timeout_ms):
         """Whether the ticket is done."""
-        status = self._status("sluice_wait", (runtime, ticket, timeout_ms))
+        status = self._lib.sluice_wait(runtime, ticket, timeout_ms)
         if status == _PENDING:
             return False
         if status != _OK:
@@ -403,6 +402,14 @@ class Runtime:
         self._check_open()
         self.library.call(name, self._handle, *arguments)
 
+    def _straight(self, function, *arguments):
+        """A call whose arguments the package has made itself, so that they fit. That the runtime is open is looked at by
+        the library."""
+        status = function(self._handle, *arguments)
+        if status != _OK:
+            self._check_open()
+            self.library.fail(status)
+
     def _check_open(self):
         if not self.open:
             raise FailedPrecondition("this runtime was closed, and its values are gone")
@@ -424,13 +431,13 @@ class Runtime:
         if not ticket:
             return True
         try:
-            self._check_open()
             if not self.library.wait(self._handle, ticket, timeout_ms):
                 return False
         except NotOpen:
             pass  # it was waited for before: an interrupt came between its end and the 0
         except SluiceError:
             ticket.value = 0
+            self._check_open()
             raise
         ticket.value = 0
         return True
@@ -445,14 +452,14 @@ class Runtime:
         self._call("sluice_iteration_end")
 
     def start_acquire(self, unit, ticket):
-        self._call("sluice_acquire", unit, self._stream(), ctypes.byref(ticket))
+        self._straight(self.library._lib.sluice_acquire, unit, self._stream(), ctypes.byref(ticket))
 
     def release(self, unit):
-        self._call("sluice_release", unit, self._stream())
+        self._straight(self.library._lib.sluice_release, unit, self._stream())
 
     def unit_view(self, unit, pointer):
         """Puts the DLManagedTensor* of a new view into `pointer`, a ctypes.c_void_p."""
-        self._call("sluice_unit_view", unit, ctypes.byref(pointer))
+        self._straight(self.library._lib.sluice_unit_view, unit, ctypes.byref(pointer))
 
     def tensor_info(self, tensor):
         info = TensorInfo(struct_size=ctypes.sizeof(TensorInfo))
@@ -463,7 +470,7 @@ class Runtime:
         self._call("sluice_tensor_set_step", tensor, step)
 
     def start_grad(self, tensor, pointer, elements, ticket):
-        self._call("sluice_grad", tensor, pointer, elements, self._stream(), ctypes.byref(ticket))
+        self._straight(self.library._lib.sluice_grad, tensor, pointer, elements, self._stream(), ctypes.byref(ticket))
 
     def zero_grad(self):
         self._call("sluice_zero_grad")

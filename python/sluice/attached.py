@@ -105,6 +105,8 @@ class Attached:
         for index, unit in enumerate(units):
             places = [self._place(index, name, parameter) for name, parameter in unit.parameters]
             self._places.append(sorted(places, key=lambda place: place.offset))
+        self._offsets = [[place.offset for place in places] for places in self._places]
+        self._bytes = [sum(place.nbytes for place in places) for places in self._places]
         for door in doors:
             self._hang(door)
 
@@ -170,7 +172,7 @@ class Attached:
                 self._innermost().looked_up.append(place.unit)
                 self._in_use.append(place.unit)
                 if isinstance(parameter, away.Away):
-                    self._show(place)  # its loan has ended since the unit was entered
+                    self._show([place])  # its loan has ended since the unit was entered
                 return parameter
             elif torch._C._current_graph_task_id() >= 0:  # backward runs
                 return self._alias_in_backward(place)
@@ -295,10 +297,14 @@ class Attached:
         def enter_inner(module, args):
             if torch.compiler.is_compiling():
                 return
-            if self._running and all(self._count[unit] for unit in door.units):
-                self._running.append(None)
-            else:
-                enter(module, args)
+            if self._running:
+                for unit in door.units:
+                    if not self._count[unit]:
+                        break
+                else:
+                    self._running.append(None)
+                    return
+            enter(module, args)
 
         return enter_inner if door.inner else enter
 
@@ -332,22 +338,24 @@ class Attached:
         """Leaves units that were looked up, the first ones first, until the others and `unit` take a quarter of the cache at
         most: room for layers must be left. Who uses their parameters again enters them again."""
         found = [(entered, other) for entered in filter(None, self._running) for other in entered.looked_up]
-        taken = self._bytes_of(unit) + sum(self._bytes_of(other) for _, other in found)
+        taken = self._bytes[unit] + sum(self._bytes[other] for _, other in found)
         for entered, other in found:
             if taken <= self._cache_bytes // 4:
                 return
             if other not in self._in_use:
                 entered.looked_up.remove(other)
                 self._leave(other)
-                taken -= self._bytes_of(other)
+                taken -= self._bytes[other]
 
-    def _bytes_of(self, unit):
-        return sum(place.nbytes for place in self._places[unit])
+    def _not_on_loan(self, unit):
+        """The unit's places whose parameters are not."""
+        places = self._places[unit]
+        return [place for place in places if place.parameter not in self.loans] if self.loans else places
 
     def _check_kept_views(self, unit):
-        for place in self._places[unit]:
-            version = away.version(place.parameter)
-            if version != place.version and place.parameter not in self.loans:
+        places = self._not_on_loan(unit)
+        for place, version in zip(places, away.versions(place.parameter for place in places)):
+            if version != place.version:
                 place.version = version
                 self._stored.wait_to_write(place, None)  # the slot may be the one that was written to
                 raise RuntimeError(
@@ -363,11 +371,9 @@ class Attached:
 
     def _take_writes(self, unit):
         """What was written to parameters while they were in the slot."""
-        for place in self._places[unit]:
-            version = away.version(place.parameter)
-            if place.parameter in self.loans:
-                continue
-            if version != place.version or self._is_written_unseen(place):
+        places = self._not_on_loan(unit)
+        for place, version in zip(places, away.versions(place.parameter for place in places)):
+            if version != place.version or (place.fingerprint is not None and self._is_written_unseen(place)):
                 here = isinstance(place.parameter, away.Here)
                 written = away.detached(place.parameter) if here else place.values_in(self._slots[unit])
                 self._stored.wait_to_write(place, written.clone(memory_format=torch.contiguous_format))
@@ -375,7 +381,7 @@ class Attached:
 
     def _is_written_unseen(self, place):
         before, place.fingerprint = place.fingerprint, None
-        if before is None or not isinstance(place.parameter, away.Here):
+        if not isinstance(place.parameter, away.Here):
             return False
         return fingerprint(self._runtime.library, place.parameter) != before
 
@@ -384,16 +390,13 @@ class Attached:
             self._acquire(unit)
             self._count[unit] += 1
             if self._count[unit] == 1:
-                for place in self._places[unit]:
-                    self._show(place)
+                self._show(self._not_on_loan(unit))
 
-    def _show(self, place):
-        parameter = place.parameter
-        if parameter in self.loans:
-            return
-        away.set_memory(parameter, place.values_in(self._slots[place.unit]))
-        parameter.__class__ = away.Here
-        self.gradients.watch(parameter, place)
+    def _show(self, places):
+        """places: of one unit, which is acquired."""
+        slot = self._slots[places[0].unit] if places else None
+        away.show([(place.parameter, place.values_in(slot)) for place in places])
+        self.gradients.watch_all(places)
 
     def _leave(self, unit):
         with self._lock, _unseen():
@@ -405,8 +408,7 @@ class Attached:
             self._release_if_unused(unit)
 
     def hide(self, unit):
-        for place in self._places[unit]:
-            self.hide_parameter(place.parameter)
+        away.hide([(place.parameter, place.placeholder) for place in self._not_on_loan(unit)], self)
 
     def hide_parameter(self, parameter):
         """Its values are with the tiers from now on."""
@@ -429,8 +431,7 @@ class Attached:
         return self._saved.whole_pass()
 
     def _place_at(self, unit, offset):
-        places = self._places[unit]
-        return places[bisect.bisect_right(places, offset, key=lambda place: place.offset) - 1]
+        return self._places[unit][bisect.bisect_right(self._offsets[unit], offset) - 1]
 
     def values_changed(self, parameter):
         """By a load or the like: what was saved for backward is of the past."""
@@ -444,20 +445,23 @@ class Attached:
                     f"a weight of unit {self._units[unit].name!r} that was saved for backward has been updated since: call "
                     "backward before step, or run forward again"
                 )
-            self._acquire(unit)
-            self._hold(unit)
-            return self._slots[unit]
+            slot = self._slots.get(unit)
+            if slot is None or unit != self._held:
+                self._acquire(unit)
+                self._hold(unit)
+                slot = self._slots[unit]
+            return slot
 
     def _alias_in_backward(self, place):
         """For code that is recomputed past the hooks: the unit is held, the parameter hidden again."""
         parameter = place.parameter
         if self._count[place.unit] > 0:
-            self._show(place)
+            self._show([place])
             return away.alias(parameter)
         self._acquire(place.unit)
         self._hold(place.unit)
         try:
-            self._show(place)
+            self._show([place])
             return away.alias(parameter)
         finally:
             self.hide_parameter(parameter)

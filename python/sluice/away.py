@@ -28,6 +28,7 @@ import weakref
 import torch
 
 _without_torch_function = torch._C.DisableTorchFunctionSubclass
+_set_data = torch.Tensor.data.__set__
 
 
 def placeholder(shape, dtype, device=None):
@@ -230,19 +231,60 @@ def memory(parameter):
 
 def set_memory(parameter, tensor):
     with _without_torch_function():
-        torch.Tensor.data.__set__(parameter, tensor)
+        _set_data(parameter, tensor)
 
 
 def version(parameter):
     """How often it was written to: through itself, its views, and what `.data` gave."""
+    if type(parameter) is Here:
+        return parameter._version
     with _without_torch_function():
         return parameter._version
+
+
+def versions(parameters):
+    with _without_torch_function():
+        return [parameter._version for parameter in parameters]
+
+
+def require_grad(parameters):
+    """Of each whether it does."""
+    with _without_torch_function():
+        return [parameter.requires_grad for parameter in parameters]
+
+
+# Of many, each the step that put_away() or `Here` and set_memory() are of one.
+
+
+def show(pairs):
+    """pairs: of parameters and their values. They are Here now."""
+    with _without_torch_function():
+        for parameter, values in pairs:
+            _set_data(parameter, values)
+            parameter.__class__ = Here
+
+
+def hide(pairs, owner):
+    """pairs: of parameters and placeholders. They are Away now, and their values with `owner`."""
+    reference = weakref.ref(owner)
+    with _without_torch_function():
+        for parameter, empty in pairs:
+            hand_over(parameter, reference)
+            _set_data(parameter, empty)
 
 
 def raw_grad(parameter):
     """The gradient that autograd left there."""
     with _without_torch_function():
         return torch.Tensor.grad.__get__(parameter)
+
+
+def take_raw_grad(parameter):
+    """raw_grad(), and it has none from now on."""
+    with _without_torch_function():
+        gradient = torch.Tensor.grad.__get__(parameter)
+        torch.Tensor.grad.__set__(parameter, None)
+    return gradient
 
 
 def set_raw_grad(parameter, gradient):

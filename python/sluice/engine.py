@@ -286,12 +286,28 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
 
     def _check_parameters(self):
         """Errors: FailedPrecondition if the model has parameters to train that came after the engine: it does not know them."""
+        if not self._has_others():
+            return
         for name, parameter in self.module.named_parameters():
             if parameter.requires_grad and id(parameter) not in self._placed and parameter.numel():
                 raise _abi.FailedPrecondition(
                     f"parameter {name} was not the model's when the engine was made, and would not be trained: change the model "
                     "first, then call sluice.initialize() or sluice.attach()"
                 )
+
+    def _has_others(self):
+        """Whether the model has any parameter that it did not have then. Cheap: every step asks, and nothing tells when a
+        module changes."""
+        seen, modules = set(), [self.module]
+        for module in modules:
+            for parameter in module._parameters.values():
+                if id(parameter) not in self._placed and parameter is not None:
+                    return True
+            for child in module._modules.values():
+                if child is not None and id(child) not in seen:
+                    seen.add(id(child))
+                    modules.append(child)
+        return False
 
     lr_scheduler = None
     training_dataloader = None

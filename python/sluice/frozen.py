@@ -1,7 +1,7 @@
 """Parameters that no optimizer states are kept for: they did not require a gradient when the engine was made, and nobody
 named them for its optimizer. They are loaded once and never written back."""
 
-from . import _abi
+from . import _abi, away
 from .optimizer import NoOptimizer
 
 
@@ -42,8 +42,8 @@ class Frozen:
 
     def check_still(self):
         """Errors: FailedPrecondition if one requires a gradient now, which would be for nothing."""
-        for name, parameter in self._parameters:
-            if parameter.requires_grad:
+        for (name, _), thawed in zip(self._parameters, away.require_grad(p for _, p in self._parameters)):
+            if thawed:
                 raise _abi.FailedPrecondition(
                     f"parameter {name} requires a gradient now, but did not when {self._made}: it has no states and can't be "
                     f"optimized; freeze it again, or {self._advice}"

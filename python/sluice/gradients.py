@@ -29,6 +29,12 @@ class Gradients:
         self._hooks = {}  # number -> handle
         self._left = {}  # number -> its place: not wanted when its gradient came
 
+    def watch_all(self, places):
+        """watch(), of each."""
+        for place in places:
+            if place.tensor not in self._hooks:
+                self.watch(place.parameter, place)
+
     def watch(self, parameter, place):
         """Takes the parameter's gradients from now on. Needs to be called again where it did not require one."""
         if place.tensor in self._hooks or not parameter.requires_grad:
@@ -60,21 +66,21 @@ class Gradients:
         if not self.is_wanted(parameter):
             self._left[place.tensor] = place
             return
-        gradient = away.raw_grad(parameter)
+        gradient = away.take_raw_grad(parameter)
         if gradient is None:  # another's hook has used it up
             return
         gradient = gradient.detach()
-        away.set_raw_grad(parameter, None)
         if place.tensor in self._looked_at:
             with torch.no_grad():
                 self._looked_at[place.tensor][0].add_(gradient)
             return
         if gradient.is_sparse:
             gradient = gradient.to_dense()
-        gradient = gradient.to(place.grad_dtype).contiguous()
-        arguments = (place.tensor, gradient.data_ptr(), gradient.numel())
+        if gradient.dtype is not place.grad_dtype or not gradient.is_contiguous():
+            gradient = gradient.to(place.grad_dtype).contiguous()
         self.handed_over[place.tensor] = place
-        self._runtime.lent.lend(gradient, lambda ticket: self._runtime.start_grad(*arguments, ticket))
+        runtime = self._runtime
+        runtime.lent.lend(gradient, runtime.start_grad, place.tensor, gradient.data_ptr(), place.elements)
 
     def get(self, parameter):
         place = self._places[id(parameter)]

@@ -9,6 +9,8 @@ import ctypes
 import threading
 
 _BYTES_MAX = 64 << 20  # on their way at a time; beyond it, the oldest is waited for
+_LOOK_BYTES = 1 << 20  # after so many, it is asked which are done
+_LEAST_BYTES = _LOOK_BYTES // 16  # what a tensor counts for then, at least: a question costs as much as lending a small one
 
 
 class Lent:
@@ -17,19 +19,23 @@ class Lent:
     def __init__(self, runtime):
         self._runtime = runtime
         self._lock = threading.RLock()
-        self._open = collections.deque()  # (ticket, tensor); ticket 0: not begun
+        self._open = collections.deque()  # (ticket, tensor, its bytes); ticket 0: not begun
         self._bytes = 0
+        self._unasked = 0  # bytes since it was asked
 
-    def lend(self, tensor, start):
-        """Calls start(ticket), which begins an operation on the tensor's memory. Errors: those of start, and of operations
-        that have ended since."""
+    def lend(self, tensor, start, *arguments):
+        """Calls start(*arguments, ticket), which begins an operation on the tensor's memory. Errors: those of start, and of
+        operations that have ended since."""
         with self._lock:
-            ticket = ctypes.c_uint64()
-            self._open.append((ticket, tensor))  # first, so that nothing can come in between
-            self._bytes += tensor.nbytes
-            start(ticket)
-            while self._open and (self._bytes > _BYTES_MAX or self._runtime.done(self._open[0][0])):
-                self._finish_first()
+            ticket, count = ctypes.c_uint64(), tensor.nbytes
+            self._open.append((ticket, tensor, count))  # first, so that nothing can come in between
+            self._bytes += count
+            start(*arguments, ticket)
+            self._unasked += max(count, _LEAST_BYTES)
+            if self._unasked >= _LOOK_BYTES:
+                self._unasked = 0
+                while self._open and (self._bytes > _BYTES_MAX or self._runtime.done(self._open[0][0])):
+                    self._finish_first()
 
     def finish(self):
         """Waits for all of them."""
@@ -45,10 +51,10 @@ class Lent:
             self._bytes = 0
 
     def _finish_first(self):
-        ticket, tensor = self._open[0]
+        ticket, _, count = self._open[0]
         try:
             self._runtime.wait(ticket)
         finally:
             if not ticket:
                 self._open.popleft()
-                self._bytes -= tensor.nbytes
+                self._bytes -= count

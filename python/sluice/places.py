@@ -25,13 +25,14 @@ class Place:
     version: int = 0  # of the parameter, up to which the tiers know its values
     fingerprint: int | None = None  # of its memory in the slot, if a module asked for `.data`
 
-    @property
-    def nbytes(self):
-        return self.parameter.numel() * self.dtype.itemsize
+    def __post_init__(self):
+        self.nbytes = self.elements * (1 if self.raw else self.dtype.itemsize)
+        self._stride = torch.empty(self.shape, device="meta").stride()
 
     def values_in(self, slot):
-        part = slot.narrow(0, self.offset, self.elements)
-        return (part.view(self.dtype) if self.raw else part).view(self.shape)
+        if self.raw:
+            return slot.narrow(0, self.offset, self.elements).view(self.dtype).view(self.shape)
+        return slot.as_strided(self.shape, self._stride, self.offset)
 
 
 def check_ties(model):

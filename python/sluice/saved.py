@@ -67,7 +67,7 @@ class SavedTensors:
 
     def _pack(self, tensor):
         unit = None
-        if tensor.layout == torch.strided and tensor.device == self._device:
+        if tensor.layout is torch.strided and tensor.device == self._device:
             unit = self._slots.unit_of(tensor)
         if unit is None or tensor.dtype != self._slots[unit].dtype:
             # What a graph saves of its own results must not hold the graph.

@@ -86,6 +86,10 @@ class Slots:
         """The units that are."""
         return list(self._flat)
 
+    def get(self, unit):
+        """Its slot, or None."""
+        return self._flat.get(unit) if unit not in self._releasing else None
+
     def is_asked_for(self, unit):
         """Whether the library has it acquired, or may have."""
         return unit in self._flat or unit in self._asked or unit in self._releasing

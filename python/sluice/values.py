@@ -31,9 +31,7 @@ def read_all(runtime, requests, field, dtype=None):
     result = collections.OrderedDict()
     for key, number, shape, *own in requests:
         tensor = result[key] = empty(shape, dtype or own[0])
-        address, kind, elements = _as_library(tensor)
-        arguments = (number, field, address, kind, elements)
-        runtime.lent.lend(tensor, lambda ticket, a=arguments: runtime.start_read(*a, ticket))
+        runtime.lent.lend(tensor, runtime.start_read, number, field, *_as_library(tensor))
     runtime.lent.finish()
     return result
 
@@ -45,7 +43,5 @@ def write_all(runtime, items, field, raw=()):
         tensor = tensor.detach().cpu().contiguous()
         if tensor.dtype not in _DTYPE_NUMBERS and number not in raw:
             tensor = tensor.float()
-        address, kind, elements = _as_library(tensor)
-        arguments = (number, field, address, kind, elements)
-        runtime.lent.lend(tensor, lambda ticket, a=arguments: runtime.start_write(*a, ticket))
+        runtime.lent.lend(tensor, runtime.start_write, number, field, *_as_library(tensor))
     runtime.lent.finish()

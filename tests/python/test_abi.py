@@ -1,5 +1,6 @@
 """_abi.Runtime: what a wait raises, and what a closed runtime says."""
 
+import ctypes
 import gc
 import weakref
 
@@ -56,7 +57,14 @@ def test_a_closed_runtime_says_so(runtime):
     ticket = _abi.Ticket()
     write(runtime, ticket)
     runtime.close()
-    for call in (lambda: runtime.wait(ticket), lambda: runtime.done(_abi.Ticket(5)), runtime.report, runtime.drain):
+    straight = (
+        lambda: runtime.start_acquire(0, _abi.Ticket()),
+        lambda: runtime.release(0),
+        lambda: runtime.unit_view(0, ctypes.c_void_p()),
+        lambda: runtime.start_grad(0, torch.ones(8).data_ptr(), 8, _abi.Ticket()),
+    )
+    waits = (lambda: runtime.wait(ticket), lambda: runtime.done(_abi.Ticket(5)))
+    for call in (*waits, *straight, runtime.report, runtime.drain):
         with pytest.raises(sluice.FailedPrecondition, match="this runtime was closed"):
             call()
     assert not ticket
@@ -65,7 +73,7 @@ def test_a_closed_runtime_says_so(runtime):
 def test_what_an_abandoned_runtime_was_given_is_kept(runtime, monkeypatch):
     """What hangs may still read and write it; the error is raised once, and the runtime is closed."""
     given = torch.ones(8)
-    runtime.lent.lend(given, lambda ticket: runtime.start_write(0, _abi.MASTER, given.data_ptr(), _abi.F32, 8, ticket))
+    runtime.lent.lend(given, runtime.start_write, 0, _abi.MASTER, given.data_ptr(), _abi.F32, 8)
     kept = weakref.ref(runtime.lent)
     real = runtime.library.call
 
@@ -82,3 +90,25 @@ def test_what_an_abandoned_runtime_was_given_is_kept(runtime, monkeypatch):
     del runtime.lent
     gc.collect()
     assert kept() is _abi._ABANDONED.pop()
+
+
+@pytest.mark.parametrize("elements", [1, 8, 1 << 14, 1 << 20])
+def test_what_was_lent_is_let_go_of_while_more_is_lent(elements):
+    """Nobody has to wait for it; small tensors go several at a time."""
+    options = _abi.Options(lowest_param_tier=_abi.PINNED, lowest_state_tier=_abi.PINNED)
+    runtime = _abi.Runtime([("unit", [("tensor", elements, 0)])], options)
+
+    def lend():
+        given = torch.ones(elements)
+        runtime.lent.lend(given, runtime.start_write, 0, _abi.MASTER, given.data_ptr(), _abi.F32, elements)
+        return weakref.ref(given)
+
+    first = lend()
+    for _ in range(40):
+        runtime.drain()
+        lend()
+    assert first() is None
+    kept = [lend() for _ in range(5)]
+    runtime.lent.finish()
+    assert not any(tensor() is not None for tensor in kept)
+    runtime.close()

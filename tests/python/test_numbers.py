@@ -131,6 +131,43 @@ def test_an_argument_arrives_as_it_is_or_is_refused_by_name(function, index, nam
             assert not calls.seen
 
 
+class Watched:
+    """In place of the library: every argument on its way into it fits its C type, as numbers that nobody looked at must."""
+
+    def __init__(self, library):
+        self.seen = set()
+        self._library = library
+
+    def __getattr__(self, name):
+        function = getattr(self._library, name)
+
+        def call(*arguments):
+            self.seen.add(name)
+            for ctype, value in zip(_abi._ARGUMENTS[name].values(), arguments, strict=True):
+                width = ctypes.c_uint64 if ctype is ctypes.c_void_p else ctype
+                if width in WHOLE and value is not None:
+                    assert isinstance(value, ctype) or fits(width, whole(value)), (name, value)
+            return function(*arguments)
+
+        return call if name in _abi._ARGUMENTS else function
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("hbm", [None, "256KiB"])
+def test_what_the_package_passes_unlooked_at_fits(monkeypatch, dtype, hbm):
+    library = _abi.Library.default()
+    watched = Watched(library._lib)
+    monkeypatch.setattr(library, "_lib", watched)
+    model = mlp()
+    attached = sluice.attach(model, optimizer=torch.optim.AdamW, dtype=dtype, hbm=hbm, chunk_elements=4096, workers=1)
+    for _ in range(3):
+        model(torch.ones(2, FEATURES, dtype=dtype)).sum().backward()
+        attached.step()
+        attached.zero_grad()
+    attached.destroy()
+    assert watched.seen >= {f"sluice_{name}" for name in ("wait", "acquire", "release", "unit_view", "grad")}
+
+
 def test_the_functions_are_those_of_the_header():
     text = (ROOT / "offload" / "sluice.h").read_text()
     for function, arguments in _abi._FUNCTIONS.items():
