@@ -3,8 +3,7 @@
 Every call may be made from any thread. Waiting is done in slices of at most 100 ms, so that signals (Ctrl-C) are
 served. Errors are raised as SluiceError or one of its subclasses, with the library's own words. Every number and text that
 comes from elsewhere goes through _checked.py: what C's type doesn't hold is refused by name. The calls that every unit and
-gradient needs (of Runtime, those that go straight) get numbers of units and tensors, tickets, and addresses and sizes of tensors: they
-fit, and are passed as they are.
+gradient needs go straight: they get tickets, numbers of units and tensors, and addresses and sizes of tensors, which fit.
 """
 
 import ctypes

@@ -27,7 +27,7 @@ class Place:
 
     def __post_init__(self):
         self.nbytes = self.elements * (1 if self.raw else self.dtype.itemsize)
-        self._stride = torch.empty(self.shape, device="meta").stride()
+        self._stride = torch.empty(self.shape, dtype=self.dtype, device="meta").stride()
 
     def values_in(self, slot):
         if self.raw:

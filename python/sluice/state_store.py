@@ -120,8 +120,7 @@ class StateStore:
         self.runtime.iteration_begin(0, True)
         for number in numbers:
             gradient = self._gradient(self.parameters[number])
-            arguments = (number, gradient.data_ptr(), gradient.numel())
-            self.runtime.lent.lend(gradient, lambda ticket, a=arguments: self.runtime.start_grad(*a, ticket))
+            self.runtime.lent.lend(gradient, self.runtime.start_grad, number, gradient.data_ptr(), gradient.numel())
         self.runtime.lent.finish()
         self.runtime.iteration_end()
         self._places = {number: self._place(number) for number in numbers}
