@@ -82,9 +82,7 @@ class Shard {
   std::span<float> states(size_t i) const {
     return states_.values().subspan(3 * chunk_ * i, 3 * chunk_);
   }
-  std::span<uint16_t> grads(size_t i) const {
-    return grads_.values().subspan(chunk_ * i, chunk_);
-  }
+  std::span<uint16_t> grads(size_t i) const { return grads_.values().subspan(chunk_ * i, chunk_); }
   std::span<uint16_t> params(size_t i) const {
     return params_.values().subspan(chunk_ * i, chunk_);
   }
@@ -119,9 +117,8 @@ std::vector<Work> Works() {
     });
   }
   const AdamWCoefficients coefficients = MakeCoefficients(AdamWHyper(), 1, 1.0F);
-  works.emplace_back([coefficients](const Shard& shard, size_t i) {
-    AdamWUpdate(coefficients, shard.spans(i));
-  });
+  works.emplace_back(
+      [coefficients](const Shard& shard, size_t i) { AdamWUpdate(coefficients, shard.spans(i)); });
   works.emplace_back([coefficients](const Shard& shard, size_t i) {
     const auto bytes = std::as_bytes(shard.states(i));
     const BlockIndex block(static_cast<uint32_t>(i));

@@ -4,8 +4,8 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "bench/touch.cc"
-#include "hwy/foreach_target.h"
 #include "hwy/cache_control.h"
+#include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -48,11 +48,16 @@ void Walk(std::span<float> states, std::span<const uint16_t> grads, uint16_t* pa
 void TouchAny(TouchWay way, std::span<float> states, std::span<const uint16_t> grads,
               uint16_t* params) {
   switch (way) {
-    case TouchWay::kPlain: return Walk<false, false, false>(states, grads, params);
-    case TouchWay::kParamsPast: return Walk<true, false, false>(states, grads, params);
-    case TouchWay::kAllPast: return Walk<true, true, false>(states, grads, params);
-    case TouchWay::kPrefetched: return Walk<false, false, true>(states, grads, params);
-    case TouchWay::kPrefetchedParamsPast: return Walk<true, false, true>(states, grads, params);
+    case TouchWay::kPlain:
+      return Walk<false, false, false>(states, grads, params);
+    case TouchWay::kParamsPast:
+      return Walk<true, false, false>(states, grads, params);
+    case TouchWay::kAllPast:
+      return Walk<true, true, false>(states, grads, params);
+    case TouchWay::kPrefetched:
+      return Walk<false, false, true>(states, grads, params);
+    case TouchWay::kPrefetchedParamsPast:
+      return Walk<true, false, true>(states, grads, params);
   }
 }
 
@@ -73,11 +78,16 @@ void Touch(TouchWay way, std::span<float> states, std::span<const uint16_t> grad
 
 const char* Name(TouchWay way) {
   switch (way) {
-    case TouchWay::kPlain: return "plain";
-    case TouchWay::kParamsPast: return "parameters past the caches";
-    case TouchWay::kAllPast: return "all past the caches";
-    case TouchWay::kPrefetched: return "prefetched";
-    case TouchWay::kPrefetchedParamsPast: return "prefetched, parameters past the caches";
+    case TouchWay::kPlain:
+      return "plain";
+    case TouchWay::kParamsPast:
+      return "parameters past the caches";
+    case TouchWay::kAllPast:
+      return "all past the caches";
+    case TouchWay::kPrefetched:
+      return "prefetched";
+    case TouchWay::kPrefetchedParamsPast:
+      return "prefetched, parameters past the caches";
   }
   return "";
 }

@@ -14,9 +14,9 @@ namespace sluice {
 
 enum class TouchWay : uint8_t {
   kPlain,
-  kParamsPast,          // the parameters are written past the caches
-  kAllPast,             // so are the states
-  kPrefetched,          // the states are asked for ahead
+  kParamsPast,  // the parameters are written past the caches
+  kAllPast,     // so are the states
+  kPrefetched,  // the states are asked for ahead
   kPrefetchedParamsPast
 };
 inline constexpr TouchWay kTouchWays[] = {TouchWay::kPlain, TouchWay::kParamsPast,

@@ -40,9 +40,9 @@ constexpr std::array<uint64_t, kSecretWords> kSecret = {
     0xfca1477d58be162bu, 0xce31d07ad1b8f88fu, 0x280416958f3acb45u, 0x7e404bbbcafbd7afu,
 };
 constexpr size_t kSecretBytes = kSecretWords * sizeof(uint64_t);
-constexpr size_t kStripe = 64;                                        // bytes hashed at a time
-constexpr size_t kStripes = (kSecretBytes - kStripe) / 8;             // between two scrambles
-constexpr size_t kLong = 4 * kStripe;                                 // shorter: the library
+constexpr size_t kStripe = 64;                             // bytes hashed at a time
+constexpr size_t kStripes = (kSecretBytes - kStripe) / 8;  // between two scrambles
+constexpr size_t kLong = 4 * kStripe;                      // shorter: the library
 using Accumulators = std::array<uint64_t, kStripe / sizeof(uint64_t)>;
 
 }  // namespace
@@ -71,14 +71,12 @@ constexpr size_t kPartBytes = kStripe / kParts;
 constexpr size_t kAheadBytes = 1024;  // of what is fetched to be hashed
 
 HWY_INLINE V LoadPart(const std::byte* from, size_t part) {
-  return hn::BitCast(
-      D(), hn::LoadU(D8(), reinterpret_cast<const uint8_t*>(from) + part * kPartBytes));
+  return hn::BitCast(D(),
+                     hn::LoadU(D8(), reinterpret_cast<const uint8_t*>(from) + part * kPartBytes));
 }
 
 // The low halves' product of each lane.
-HWY_INLINE V MulLow(V a, V b) {
-  return hn::MulEven(hn::BitCast(D32(), a), hn::BitCast(D32(), b));
-}
+HWY_INLINE V MulLow(V a, V b) { return hn::MulEven(hn::BitCast(D32(), a), hn::BitCast(D32(), b)); }
 
 HWY_INLINE void AddStripe(const std::byte* data, const std::byte* secret, V* accumulators) {
   for (size_t i = 0; i < kParts; ++i) {
@@ -94,8 +92,8 @@ HWY_INLINE void Scramble(const std::byte* secret, V* accumulators) {
   for (size_t i = 0; i < kParts; ++i) {
     V a = accumulators[i];
     a = hn::Xor(hn::Xor(a, hn::ShiftRight<47>(a)), LoadPart(secret, i));
-    accumulators[i] = hn::Add(MulLow(a, prime),
-                              hn::ShiftLeft<32>(MulLow(hn::ShiftRight<32>(a), prime)));
+    accumulators[i] =
+        hn::Add(MulLow(a, prime), hn::ShiftLeft<32>(MulLow(hn::ShiftRight<32>(a), prime)));
   }
 }
 

@@ -62,9 +62,9 @@ TEST(ChecksumTest, IsXxh3OnEveryTarget) {
       const size_t start = n % 64;
       const auto block = static_cast<uint32_t>(n % 7);
       const uint64_t generation = n % 11;
-      ASSERT_EQ(XXH3_64bits_withSeed(data.data() + start, n, seed(block, generation)),
-                SeededChecksum(ConstMemoryView(data).subspan(start, n), BlockIndex(block),
-                               generation))
+      ASSERT_EQ(
+          XXH3_64bits_withSeed(data.data() + start, n, seed(block, generation)),
+          SeededChecksum(ConstMemoryView(data).subspan(start, n), BlockIndex(block), generation))
           << n << " bytes from " << start;
     }
   }
