@@ -2,19 +2,32 @@
 //
 // The optimizer's arithmetic: parameters a second of the fused AdamW with fp32 states, bf16
 // gradient in and bf16 parameters out, chunk by chunk as the runtime does it (the three states of a
-// chunk lie side by side), with and without the checksum before and after. `Touch` reads and writes
-// the same bytes with one addition each: the limit that a run's figures are to be compared with.
+// chunk lie side by side, all on huge pages), with and without the checksum before and after. Their
+// shares are of the best loop of bench/touch.h, each thread on memory of its own.
+//
+// All of them take turns, many times over, and medians count. Time is a thread's CPU time, that of
+// the slowest thread: waiting for memory is in it, waiting for a core that another process has is
+// not.
 
 #include <benchmark/benchmark.h>
+#include <sys/mman.h>
 
+#include <algorithm>
 #include <array>
+#include <barrier>
 #include <cstdint>
+#include <ctime>
+#include <functional>
 #include <random>
 #include <span>
+#include <string>
+#include <thread>
 #include <vector>
 
+#include "bench/touch.h"
 #include "core/checksum.h"
 #include "core/executor.h"
+#include "core/status.h"
 #include "optim/adamw.h"
 #include "optim/convert.h"
 #include "optim/norm.h"
@@ -22,8 +35,31 @@
 namespace sluice {
 namespace {
 
-constexpr int64_t kInCache = 8192;
 constexpr int64_t kFromDram = int64_t{16} << 20;
+constexpr size_t kRounds = 15;
+
+// Zeroed values on huge pages where the system has them.
+template <typename T>
+class HugeArray {
+ public:
+  explicit HugeArray(size_t n) : bytes_((n * sizeof(T) + kHuge - 1) / kHuge * kHuge + kHuge) {
+    mapping_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    SLUICE_CHECK(mapping_ != MAP_FAILED);
+    const uintptr_t start = (reinterpret_cast<uintptr_t>(mapping_) + kHuge - 1) / kHuge * kHuge;
+    madvise(reinterpret_cast<void*>(start), bytes_ - kHuge, MADV_HUGEPAGE);
+    values_ = {reinterpret_cast<T*>(start), n};
+  }
+  ~HugeArray() { munmap(mapping_, bytes_); }
+  HugeArray(const HugeArray&) = delete;
+  HugeArray& operator=(const HugeArray&) = delete;
+  std::span<T> values() const { return values_; }
+
+ private:
+  static constexpr size_t kHuge = size_t{2} << 20;
+  const size_t bytes_;
+  void* mapping_;
+  std::span<T> values_;
+};
 
 // What one thread updates: chunks of master, exp_avg, exp_avg_sq; gradients; parameters.
 class Shard {
@@ -36,19 +72,22 @@ class Shard {
         params_(chunk_ * chunks_) {
     std::minstd_rand random(1);
     std::uniform_real_distribution<float> uniform(0.5F, 1.0F);
-    for (float& x : states_) x = uniform(random);
-    for (uint16_t& g : grads_) g = FromFloat(uniform(random), FloatType::kBf16);
+    for (float& x : states_.values()) x = uniform(random);
+    for (uint16_t& g : grads_.values()) g = FromFloat(uniform(random), FloatType::kBf16);
+    for (uint16_t& p : params_.values()) p = 1;
   }
 
   size_t chunks() const { return chunks_; }
-  int64_t elements() const { return static_cast<int64_t>(grads_.size()); }
-  std::span<float> states(size_t i) {
-    return std::span(states_).subspan(3 * chunk_ * i, 3 * chunk_);
+  size_t elements() const { return chunk_ * chunks_; }
+  std::span<float> states(size_t i) const {
+    return states_.values().subspan(3 * chunk_ * i, 3 * chunk_);
   }
-  std::span<uint16_t> grads(size_t i) { return std::span(grads_).subspan(chunk_ * i, chunk_); }
-  std::span<uint16_t> params(size_t i) { return std::span(params_).subspan(chunk_ * i, chunk_); }
+  std::span<uint16_t> grads(size_t i) const { return grads_.values().subspan(chunk_ * i, chunk_); }
+  std::span<uint16_t> params(size_t i) const {
+    return params_.values().subspan(chunk_ * i, chunk_);
+  }
 
-  AdamWSpans spans(size_t i) {
+  AdamWSpans spans(size_t i) const {
     const std::span<float> all = states(i);
     return {.master = all.subspan(0, chunk_),
             .exp_avg = all.subspan(chunk_, chunk_),
@@ -60,73 +99,119 @@ class Shard {
   }
 
  private:
-  size_t chunk_;
-  size_t chunks_;
-  std::vector<float> states_;
-  std::vector<uint16_t> grads_;
-  std::vector<uint16_t> params_;
+  const size_t chunk_;
+  const size_t chunks_;
+  const HugeArray<float> states_;
+  const HugeArray<uint16_t> grads_;
+  const HugeArray<uint16_t> params_;
 };
 
-void CountParameters(benchmark::State& state, int64_t elements) {
-  state.SetItemsProcessed(state.iterations() * elements);
-  state.SetBytesProcessed(state.iterations() * elements * 28);
+// One chunk's work, in each way that is compared.
+using Work = std::function<void(const Shard&, size_t)>;
+
+std::vector<Work> Works() {
+  std::vector<Work> works;
+  for (const TouchWay way : kTouchWays) {
+    works.emplace_back([way](const Shard& shard, size_t i) {
+      Touch(way, shard.states(i), shard.grads(i), shard.params(i).data());
+    });
+  }
+  const AdamWCoefficients coefficients = MakeCoefficients(AdamWHyper(), 1, 1.0F);
+  works.emplace_back(
+      [coefficients](const Shard& shard, size_t i) { AdamWUpdate(coefficients, shard.spans(i)); });
+  works.emplace_back([coefficients](const Shard& shard, size_t i) {
+    const auto bytes = std::as_bytes(shard.states(i));
+    const BlockIndex block(static_cast<uint32_t>(i));
+    benchmark::DoNotOptimize(SeededChecksum(bytes, block, 1));
+    AdamWUpdate(coefficients, shard.spans(i));
+    benchmark::DoNotOptimize(SeededChecksum(bytes, block, 2));
+  });
+  return works;
+}
+constexpr size_t kAdamW = std::size(kTouchWays);
+constexpr size_t kChecksummed = kAdamW + 1;
+
+double CpuSeconds() {
+  timespec now;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
-// Arguments: elements of each thread, elements of a chunk.
+double Median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + kRounds / 2, values.end());
+  return values[kRounds / 2];
+}
+
+// Arguments: threads, elements of each, elements of a chunk.
 void AdamW(benchmark::State& state) {
-  const ScopedFlushDenormals flush;
-  Shard shard(state.range(0), state.range(1));
-  const AdamWCoefficients coefficients = MakeCoefficients(AdamWHyper(), 1, 1.0F);
-  for (auto _ : state) {
-    for (size_t i = 0; i < shard.chunks(); ++i) AdamWUpdate(coefficients, shard.spans(i));
-    benchmark::ClobberMemory();
-  }
-  CountParameters(state, shard.elements());
-  state.SetLabel(VectorTarget());
-}
-
-void AdamWChecksummed(benchmark::State& state) {
-  const ScopedFlushDenormals flush;
-  Shard shard(state.range(0), state.range(1));
-  const AdamWCoefficients coefficients = MakeCoefficients(AdamWHyper(), 1, 1.0F);
-  for (auto _ : state) {
-    for (size_t i = 0; i < shard.chunks(); ++i) {
-      const auto bytes = std::as_bytes(shard.states(i));
-      const BlockIndex block(static_cast<uint32_t>(i));
-      benchmark::DoNotOptimize(SeededChecksum(bytes, block, 1));
-      AdamWUpdate(coefficients, shard.spans(i));
-      benchmark::DoNotOptimize(SeededChecksum(bytes, block, 2));
+  const auto threads = static_cast<size_t>(state.range(0));
+  const std::vector<Work> works = Works();
+  // By work and round: the slowest thread's seconds for each of its elements.
+  std::vector<std::vector<double>> times(works.size(), std::vector<double>(kRounds));
+  std::vector<std::vector<double>> own(threads, std::vector<double>(works.size()));
+  std::barrier together(static_cast<std::ptrdiff_t>(threads));
+  const auto run = [&](size_t thread) {
+    const ScopedFlushDenormals flush;
+    const Shard shard(state.range(1), state.range(2));
+    // Work in a cache is short: repeated, it can be timed.
+    const size_t repetitions = std::max<size_t>(1, (size_t{4} << 20) / shard.elements());
+    for (size_t round = 0; round < kRounds; ++round) {
+      for (size_t w = 0; w < works.size(); ++w) {
+        together.arrive_and_wait();
+        const double begin = CpuSeconds();
+        for (size_t r = 0; r < repetitions; ++r) {
+          for (size_t i = 0; i < shard.chunks(); ++i) works[w](shard, i);
+        }
+        own[thread][w] =
+            (CpuSeconds() - begin) / static_cast<double>(repetitions * shard.elements());
+      }
+      together.arrive_and_wait();
+      if (thread == 0) {
+        for (size_t w = 0; w < works.size(); ++w) {
+          for (const std::vector<double>& of : own)
+            times[w][round] = std::max(times[w][round], of[w]);
+        }
+      }
     }
-  }
-  CountParameters(state, shard.elements());
-  state.SetLabel(VectorTarget());
-}
-
-void Touch(benchmark::State& state) {
-  Shard shard(state.range(0), state.range(1));
+  };
   for (auto _ : state) {
-    for (size_t i = 0; i < shard.chunks(); ++i) {
-      for (float& x : shard.states(i)) x += 1.0F;
-      const std::span<uint16_t> grads = shard.grads(i);
-      uint16_t* params = shard.params(i).data();
-      for (uint16_t g : grads) *params++ = static_cast<uint16_t>(g + 1);
-    }
-    benchmark::ClobberMemory();
+    std::vector<std::thread> others;
+    for (size_t t = 1; t < threads; ++t) others.emplace_back(run, t);
+    run(0);
+    for (std::thread& t : others) t.join();
   }
-  CountParameters(state, shard.elements());
+  size_t best = 0;
+  for (size_t w = 1; w < kAdamW; ++w) {
+    if (Median(times[w]) < Median(times[best])) best = w;
+  }
+  const auto share = [&](size_t work) {
+    std::vector<double> shares(kRounds);
+    for (size_t r = 0; r < kRounds; ++r) shares[r] = times[best][r] / times[work][r];
+    return Median(shares);
+  };
+  constexpr double kBytes = 28;  // read and written
+  const auto count = static_cast<double>(threads);
+  state.counters["Gparam/s"] = count / Median(times[kAdamW]) / 1e9;
+  state.counters["limit_GB/s"] = kBytes * count / Median(times[best]) / 1e9;
+  state.counters["of_limit"] = share(kAdamW);
+  state.counters["checksummed_of_limit"] = share(kChecksummed);
+  state.counters["of_plain_limit"] = Median(times[0]) / Median(times[kAdamW]);
+  state.SetLabel(std::string(VectorTarget()) + ", limit: " + Name(kTouchWays[best]));
 }
 
 void Shapes(benchmark::internal::Benchmark* b) {
-  b->ArgNames({"elements", "chunk"});
-  b->Args({kInCache, kInCache});
-  b->Args({kFromDram, kInCache});
-  b->Args({kFromDram, 5 * kInCache});
-  for (int threads : {1, 2}) b->Threads(threads);
-  b->UseRealTime();
+  b->ArgNames({"threads", "elements", "chunk"});
+  const int64_t cores = std::max(1U, std::thread::hardware_concurrency());
+  for (int64_t threads = 1;; threads = std::min(2 * threads, cores)) {
+    for (const int64_t chunk : {8192, 40960}) {
+      b->Args({threads, chunk, chunk});  // stays in cache
+      b->Args({threads, kFromDram, chunk});
+    }
+    if (threads == cores) break;
+  }
+  b->Iterations(1)->UseRealTime()->Unit(benchmark::kMillisecond);
 }
 BENCHMARK(AdamW)->Apply(Shapes);
-BENCHMARK(AdamWChecksummed)->Apply(Shapes);
-BENCHMARK(Touch)->Apply(Shapes);
 
 // Square sums of one cell, by type.
 void SquareSum(benchmark::State& state) {

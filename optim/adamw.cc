@@ -2,27 +2,43 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <cstring>
+#include <span>
 
 #include "core/status.h"
-#include "optim/convert.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "optim/adamw.cc"
+#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+#include "optim/convert-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace sluice {
 namespace HWY_NAMESPACE {
 namespace {
 
-namespace hn = hwy::HWY_NAMESPACE;
+// Elements between two prefetches: whole lines of fp32.
+constexpr size_t kBlock = 32;
+constexpr size_t kLineBytes = 64;
+// How far ahead of its use a state is asked for: the hardware's own prefetchers stop at a page and
+// fall behind three streams that are written too. The gradients they follow; asking for these as
+// well made the kernel slower.
+constexpr size_t kAheadBytes = 1024;
 
-// One tile, fp32 gradient. Mul and Add, never MulAdd: the latter is fused on some targets only.
-template <WeightDecayMode kDecay>
-void UpdateTile(const AdamWCoefficients& c, float* HWY_RESTRICT master, float* HWY_RESTRICT exp_avg,
-                float* HWY_RESTRICT exp_avg_sq, const float* HWY_RESTRICT grad, size_t n) {
-  const hn::ScalableTag<float> d;
+HWY_INLINE void PrefetchBlock(const float* values) {
+  const auto* at = reinterpret_cast<const std::byte*>(values) + kAheadBytes;
+  for (size_t line = 0; line < kBlock * sizeof(float); line += kLineBytes)
+    __builtin_prefetch(at + line, /*rw=*/1);
+}
+
+// All in registers, one pass: a block of each span at a time, the last, incomplete one through
+// buffers. Mul and Add, never MulAdd: the latter is fused on some targets only.
+template <WeightDecayMode kDecay, FloatType kGrad, bool kParam, FloatType kParamType>
+void Update(const AdamWCoefficients& c, const AdamWSpans& spans) {
+  const DF d;
   const auto grad_scale = hn::Set(d, c.grad_scale);
   const auto decay = hn::Set(d, c.decay);
   const auto one_minus_beta1 = hn::Set(d, c.one_minus_beta1);
@@ -31,12 +47,14 @@ void UpdateTile(const AdamWCoefficients& c, float* HWY_RESTRICT master, float* H
   const auto correction = hn::Set(d, c.bias_correction2_sqrt);
   const auto eps = hn::Set(d, c.eps);
   const auto step_size = hn::Set(d, c.step_size);
+  constexpr size_t kGradSize = SizeOf(kGrad), kParamSize = SizeOf(kParamType);
 
-  const auto step = [&](float* pp, float* mp, float* vp, const float* gp) HWY_ATTR {
-    auto p = hn::LoadU(d, pp);
-    auto m = hn::LoadU(d, mp);
-    auto v = hn::LoadU(d, vp);
-    auto g = hn::Mul(hn::LoadU(d, gp), grad_scale);
+  // One vector of elements; returns the new master.
+  const auto step = [&](float* pp, float* mp, float* vp, const void* grads, size_t i) HWY_ATTR {
+    auto p = hn::LoadU(d, pp + i);
+    auto m = hn::LoadU(d, mp + i);
+    auto v = hn::LoadU(d, vp + i);
+    auto g = hn::Mul(Load<kGrad>(grads, i), grad_scale);
     if constexpr (kDecay == WeightDecayMode::kL2) {
       g = hn::Add(g, hn::Mul(decay, p));
     } else {
@@ -46,35 +64,84 @@ void UpdateTile(const AdamWCoefficients& c, float* HWY_RESTRICT master, float* H
     v = hn::Add(hn::Mul(beta2, v), hn::Mul(one_minus_beta2, hn::Mul(g, g)));
     const auto denominator = hn::Add(hn::Div(hn::Sqrt(v), correction), eps);
     p = hn::Sub(p, hn::Mul(step_size, hn::Div(m, denominator)));
-    hn::StoreU(p, d, pp);
-    hn::StoreU(m, d, mp);
-    hn::StoreU(v, d, vp);
+    hn::StoreU(p, d, pp + i);
+    hn::StoreU(m, d, mp + i);
+    hn::StoreU(v, d, vp + i);
+    return p;
+  };
+  const size_t lanes = hn::Lanes(d);
+  const auto block = [&](float* pp, float* mp, float* vp, const void* grads, void* params,
+                         bool stream) HWY_ATTR {
+    for (size_t i = 0; i < kBlock; i += 2 * lanes) {
+      const VF first = step(pp, mp, vp, grads, i);
+      const VF second = step(pp, mp, vp, grads, i + lanes);
+      if constexpr (kParam) StorePair<kParamType>(first, second, params, i, stream);
+    }
   };
 
-  const size_t lanes = hn::Lanes(d);
+  const size_t n = spans.master.size();
+  float* const master = spans.master.data();
+  float* const exp_avg = spans.exp_avg.data();
+  float* const exp_avg_sq = spans.exp_avg_sq.data();
+  const auto* const grads = static_cast<const std::byte*>(spans.grad);
+  auto* const params = static_cast<std::byte*>(spans.param_out);
+  // The parameters are not read here, so they needn't be fetched to be written.
+  const bool stream = kParam && kCanStream && IsAligned(params);
   size_t i = 0;
-  for (; i + lanes <= n; i += lanes) step(master + i, exp_avg + i, exp_avg_sq + i, grad + i);
-  if (i == n) return;
-  // The rest takes the same path through buffers.
-  alignas(64) float p[HWY_MAX_BYTES / 4] = {}, m[HWY_MAX_BYTES / 4] = {};
-  alignas(64) float v[HWY_MAX_BYTES / 4] = {}, g[HWY_MAX_BYTES / 4] = {};
-  std::copy_n(master + i, n - i, p);
-  std::copy_n(exp_avg + i, n - i, m);
-  std::copy_n(exp_avg_sq + i, n - i, v);
-  std::copy_n(grad + i, n - i, g);
-  step(p, m, v, g);
-  std::copy_n(p, n - i, master + i);
-  std::copy_n(m, n - i, exp_avg + i);
-  std::copy_n(v, n - i, exp_avg_sq + i);
+  for (; i + kBlock <= n; i += kBlock) {
+    PrefetchBlock(master + i);
+    PrefetchBlock(exp_avg + i);
+    PrefetchBlock(exp_avg_sq + i);
+    block(master + i, exp_avg + i, exp_avg_sq + i, grads + i * kGradSize,
+          kParam ? params + i * kParamSize : nullptr, stream);
+  }
+  if (i < n) {
+    const size_t rest = n - i;
+    alignas(64) float p[kBlock] = {}, m[kBlock] = {}, v[kBlock] = {}, g[kBlock] = {};
+    alignas(64) float out[kBlock];
+    std::copy_n(master + i, rest, p);
+    std::copy_n(exp_avg + i, rest, m);
+    std::copy_n(exp_avg_sq + i, rest, v);
+    std::memcpy(g, grads + i * kGradSize, rest * kGradSize);
+    block(p, m, v, g, out, /*stream=*/false);
+    std::copy_n(p, rest, master + i);
+    std::copy_n(m, rest, exp_avg + i);
+    std::copy_n(v, rest, exp_avg_sq + i);
+    if (kParam) std::memcpy(params + i * kParamSize, out, rest * kParamSize);
+  }
+  if (stream) hwy::FlushStream();  // before others are told that the parameters are there
 }
 
-void UpdateTileAnyDecay(const AdamWCoefficients& c, float* master, float* exp_avg,
-                        float* exp_avg_sq, const float* grad, size_t n) {
-  if (c.decay_mode == WeightDecayMode::kL2) {
-    UpdateTile<WeightDecayMode::kL2>(c, master, exp_avg, exp_avg_sq, grad, n);
-  } else {
-    UpdateTile<WeightDecayMode::kDecoupled>(c, master, exp_avg, exp_avg_sq, grad, n);
+using UpdateFunction = void (*)(const AdamWCoefficients&, const AdamWSpans&);
+
+template <WeightDecayMode kDecay, FloatType kGrad>
+UpdateFunction ForParam(const AdamWSpans& spans) {
+  using enum FloatType;
+  if (spans.param_out == nullptr) return Update<kDecay, kGrad, false, kF32>;
+  static constexpr UpdateFunction kTable[3] = {Update<kDecay, kGrad, true, kF32>,
+                                               Update<kDecay, kGrad, true, kBf16>,
+                                               Update<kDecay, kGrad, true, kF16>};
+  return kTable[static_cast<size_t>(spans.param_type)];
+}
+
+template <WeightDecayMode kDecay>
+UpdateFunction ForGrad(const AdamWSpans& spans) {
+  switch (spans.grad_type) {
+    case FloatType::kF32:
+      return ForParam<kDecay, FloatType::kF32>(spans);
+    case FloatType::kBf16:
+      return ForParam<kDecay, FloatType::kBf16>(spans);
+    case FloatType::kF16:
+      return ForParam<kDecay, FloatType::kF16>(spans);
   }
+  SLUICE_CHECK(false);
+}
+
+void UpdateAny(const AdamWCoefficients& c, const AdamWSpans& spans) {
+  const UpdateFunction update = c.decay_mode == WeightDecayMode::kL2
+                                    ? ForGrad<WeightDecayMode::kL2>(spans)
+                                    : ForGrad<WeightDecayMode::kDecoupled>(spans);
+  update(c, spans);
 }
 
 const char* TargetName() { return hwy::TargetName(HWY_TARGET); }
@@ -87,13 +154,8 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace sluice {
 
-HWY_EXPORT(UpdateTileAnyDecay);
+HWY_EXPORT(UpdateAny);
 HWY_EXPORT(TargetName);
-
-namespace {
-// Small enough that a tile's gradient, converted, and its master, to be converted, stay in L1.
-constexpr size_t kTile = 1024;
-}  // namespace
 
 AdamWCoefficients MakeCoefficients(const AdamWHyper& h, int64_t step, float grad_scale) {
   SLUICE_CHECK(step >= 1);
@@ -116,25 +178,8 @@ void AdamWUpdate(const AdamWCoefficients& coefficients, const AdamWSpans& spans)
   const size_t n = spans.master.size();
   SLUICE_CHECK(spans.exp_avg.size() == n && spans.exp_avg_sq.size() == n);
   SLUICE_CHECK(n == 0 || spans.grad != nullptr);
-  const auto grad_size = static_cast<size_t>(SizeOf(spans.grad_type));
-  const auto param_size = static_cast<size_t>(SizeOf(spans.param_type));
-  const auto* grads = static_cast<const std::byte*>(spans.grad);
-  auto* params = static_cast<std::byte*>(spans.param_out);
-  alignas(64) float converted[kTile];
-  for (size_t i = 0; i < n; i += kTile) {
-    const size_t tile = std::min(kTile, n - i);
-    const float* grad = converted;
-    if (spans.grad_type == FloatType::kF32) {
-      grad = static_cast<const float*>(spans.grad) + i;
-    } else {
-      Convert(grads + i * grad_size, spans.grad_type, converted, FloatType::kF32, tile);
-    }
-    float* master = spans.master.data() + i;
-    HWY_DYNAMIC_DISPATCH(UpdateTileAnyDecay)
-    (coefficients, master, spans.exp_avg.data() + i, spans.exp_avg_sq.data() + i, grad, tile);
-    if (params != nullptr)
-      Convert(master, FloatType::kF32, params + i * param_size, spans.param_type, tile);
-  }
+  if (n == 0) return;
+  HWY_DYNAMIC_DISPATCH(UpdateAny)(coefficients, spans);
 }
 
 const char* VectorTarget() { return HWY_DYNAMIC_DISPATCH(TargetName)(); }

@@ -20,6 +20,11 @@
 //   d  = sqrt(v) / sqrt(1 - beta2^t) + eps
 //   p  = p - (lr / (1 - beta1^t)) * (m / d)
 // Which NaN comes of a NaN is not promised, only that one does.
+//
+// Memory: each span is read or written once. States are stored through the caches; the parameters,
+// which are not read here, past them where `param_out` is aligned to a vector (64 bytes at most):
+// what the next forward reads comes from memory, and whoever is told that the update is done finds
+// them there.
 
 #ifndef SLUICE_OPTIM_ADAMW_H_
 #define SLUICE_OPTIM_ADAMW_H_

@@ -10,89 +10,12 @@
 #define HWY_TARGET_INCLUDE "optim/convert.cc"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+#include "optim/convert-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace sluice {
 namespace HWY_NAMESPACE {
 namespace {
-
-namespace hn = hwy::HWY_NAMESPACE;
-
-using DF = hn::ScalableTag<float>;
-using DU = hn::Rebind<uint32_t, DF>;
-using DI = hn::Rebind<int32_t, DF>;
-using DH = hn::Rebind<uint16_t, DF>;
-using VF = hn::Vec<DF>;
-using VU = hn::Vec<DU>;
-
-// 16 bits in the low half of each 32-bit lane <-> float. Integer arithmetic, but for the subnormals
-// of fp16, where one exact multiplication, or one addition with the hardware's own rounding to
-// nearest even, does it.
-template <FloatType kType>
-HWY_INLINE VF Expand(VU h) {
-  const DF df;
-  const DU du;
-  if constexpr (kType == FloatType::kBf16) return hn::BitCast(df, hn::ShiftLeft<16>(h));
-  const VU sign = hn::ShiftLeft<16>(hn::And(h, hn::Set(du, 0x8000u)));
-  const VU magnitude = hn::And(h, hn::Set(du, 0x7FFFu));
-  const VU normal = hn::Add(hn::ShiftLeft<13>(magnitude), hn::Set(du, 112u << 23));
-  const VU quiet =
-      hn::IfThenElseZero(hn::Gt(magnitude, hn::Set(du, 0x7C00u)), hn::Set(du, 0x400000u));
-  const VU special = hn::Or(hn::Add(normal, hn::Set(du, 112u << 23)), quiet);
-  const VF count = hn::ConvertTo(df, hn::BitCast(DI(), magnitude));
-  const VU subnormal = hn::BitCast(du, hn::Mul(count, hn::Set(df, 0x1p-24f)));
-  const auto is_special = hn::Gt(magnitude, hn::Set(du, 0x7BFFu));
-  const auto is_subnormal = hn::Lt(magnitude, hn::Set(du, 0x400u));
-  const VU value =
-      hn::IfThenElse(is_special, special, hn::IfThenElse(is_subnormal, subnormal, normal));
-  return hn::BitCast(df, hn::Or(value, sign));
-}
-
-template <FloatType kType>
-HWY_INLINE VU Shrink(VF f) {
-  const DF df;
-  const DU du;
-  const VU bits = hn::BitCast(du, f);
-  const VU magnitude = hn::And(bits, hn::Set(du, 0x7FFFFFFFu));
-  const auto is_nan = hn::Gt(magnitude, hn::Set(du, 0x7F800000u));
-  if constexpr (kType == FloatType::kBf16) {
-    const VU odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1u));
-    const VU rounded = hn::ShiftRight<16>(hn::Add(bits, hn::Add(odd, hn::Set(du, 0x7FFFu))));
-    return hn::IfThenElse(is_nan, hn::Set(du, 0x7FC0u), rounded);
-  }
-  const VU sign = hn::ShiftRight<16>(hn::And(bits, hn::Set(du, 0x80000000u)));
-  const VU odd = hn::And(hn::ShiftRight<13>(magnitude), hn::Set(du, 1u));
-  const VU rounded = hn::Add(magnitude, hn::Add(odd, hn::Set(du, 0xFFFu)));
-  const VU normal = hn::ShiftRight<13>(hn::Sub(rounded, hn::Set(du, 112u << 23)));
-  const VF shifted = hn::Add(hn::BitCast(df, magnitude), hn::Set(df, 0.5f));
-  const VU subnormal = hn::Sub(hn::BitCast(du, shifted), hn::Set(du, 0x3F000000u));
-  const VU infinity = hn::Set(du, 0x7C00u);
-  VU value = hn::IfThenElse(hn::Lt(magnitude, hn::Set(du, 0x38800000u)), subnormal, normal);
-  value = hn::IfThenElse(hn::Gt(magnitude, hn::Set(du, 0x477FFFFFu)), infinity, value);
-  value = hn::IfThenElse(is_nan, hn::Set(du, 0x7E00u), value);
-  return hn::Or(value, sign);
-}
-
-template <FloatType kType>
-HWY_INLINE VF Load(const void* values, size_t i) {
-  const DF df;
-  if constexpr (kType == FloatType::kF32) {
-    return hn::LoadU(df, static_cast<const float*>(values) + i);
-  } else {
-    return Expand<kType>(
-        hn::PromoteTo(DU(), hn::LoadU(DH(), static_cast<const uint16_t*>(values) + i)));
-  }
-}
-
-template <FloatType kType>
-HWY_INLINE void Store(VF v, void* values, size_t i) {
-  if constexpr (kType == FloatType::kF32) {
-    hn::StoreU(v, DF(), static_cast<float*>(values) + i);
-  } else {
-    const auto narrow = hn::DemoteTo(DH(), hn::BitCast(DI(), Shrink<kType>(v)));
-    hn::StoreU(narrow, DH(), static_cast<uint16_t*>(values) + i);
-  }
-}
 
 // Runs `step` over all elements; the last, incomplete vector goes through buffers, so that every
 // element takes the same path whatever its place.
