@@ -19,10 +19,12 @@
 namespace sluice {
 namespace {
 
+using ::testing::AnyOf;
 using testing::ConfigOf;
 using ::testing::HasSubstr;
 using testing::Masters;
 using testing::OddModel;
+using testing::Outcome;
 using testing::ReferenceUpdate;
 using testing::SgdHyper;
 using testing::Trainer;
@@ -175,6 +177,71 @@ TEST(StateFormatsTest, EveryPairOnEveryTierIsExact) {
     }
     EXPECT_EQ(testing::Settle(&*sim), "");
   });
+}
+
+// What is counted is what the drives see: the states of every chunk each way, and the copies on
+// drives, which a format that keeps part of the masters there also reads.
+TEST(StateFormatsTest, TrafficCountsTheCopiesThatUpdatesRead) {
+  for (const RuleCase& rule : Rules()) {
+    const auto traffic_of = [&](const FormatCase& format) {
+      RuntimeConfig config = ConfigOf(1);
+      config.rule = rule.make();
+      config.format = format.make;
+      config.placement.resident_elements_max = 0;
+      config.budgets = testing::SmallestBudgets(OddModel(), config);
+      const absl::StatusOr<Plan> plan = MakePlan(OddModel(), config);
+      SLUICE_CHECK(plan.ok());
+      const StepTraffic traffic = TrafficOf(plan->layout, plan->placement);
+      Bytes copies;
+      for (const ChunkLayout& chunk : plan->layout.chunks()) {
+        if (plan->placement.param_home[chunk.unit.value()] == Tier::kNvme)
+          copies += RoundUp(chunk.param_bytes(), plan->placement.io_alignment);
+      }
+      EXPECT_GT(copies, Bytes(0));
+      EXPECT_EQ(traffic.nvme_written, plan->placement.states_nvme + copies);
+      return std::pair(traffic.nvme_read - plan->placement.states_nvme, copies);
+    };
+    const auto [without, copies] = traffic_of(kFormats[0]);
+    EXPECT_EQ(traffic_of(kFormats[1]).first, without);
+    EXPECT_EQ(traffic_of(kFormats[2]).first, without + copies);
+  }
+}
+
+// Every third read or copy fails, each in a run of its own, where updates read states and copies.
+TEST(StateFormatsTest, AFailedReadOfACopyEndsInAClearErrorAndEverythingComesBack) {
+  const RuleCase rule = Rules()[0];
+  const TrainerOptions options{.steps = 2};
+  const Masters masters = Expected(OddModel(), options, kFormats[2], rule)[0];
+  for (const bool params_in_hbm : {false, true}) {
+    // An even seed has room for all parameters in HBM.
+    const RuntimeConfig config =
+        ConfigFor(params_in_hbm ? 4 : 5, Tier::kNvme, OddModel(), kFormats[2], rule);
+    for (const auto& [seam, fault] :
+         {std::pair(SimSeam::kCopy, SimFault::kError), std::pair(SimSeam::kRead, SimFault::kError),
+          std::pair(SimSeam::kRead, SimFault::kCorrupt)}) {
+      uint64_t nth = 1;
+      for (; nth < 3000 && !HasFailure(); nth += 3) {
+        SCOPED_TRACE(
+            fmt::format("{}, seam {}, the {}th", params_in_hbm, static_cast<int>(seam), nth));
+        const auto faults = [&](SimFaults* f) {
+          f->Script(seam, fault, nth, SimFaults::Repeat::kOnce);
+        };
+        const Outcome outcome =
+            testing::Simulate(OddModel(), config, {.seed = 2, .faults = faults}, options);
+        EXPECT_EQ(outcome.unsettled, "");
+        if (outcome.faults == 0) break;
+        EXPECT_FALSE(absl::IsDeadlineExceeded(outcome.status)) << outcome.status;
+        if (outcome.status.ok()) {  // what was read ahead was not needed
+          EXPECT_TRUE(testing::SameBits(outcome.masters, masters));
+          continue;
+        }
+        EXPECT_THAT(std::string(Message(outcome.status)),
+                    AnyOf(HasSubstr("unit '"), HasSubstr("tensor '")));
+      }
+      EXPECT_GT(nth, 30u);
+      EXPECT_LT(nth, 3000u);
+    }
+  }
 }
 
 // Each field of each tensor, one after another: what lies beside it stays.

@@ -1,9 +1,9 @@
 // tests/offload/training.h
 //
 // A small training, whose result every seam, budget and seed must agree on, bit for bit: that of
-// train_reference.h. The gradient of a tensor is a fixed function of step, tensor and the parameters seen in
-// backward, so stale, torn or misplaced parameters change everything that follows. Units may be of
-// any types, and tensors frozen: those must come out as they went in.
+// train_reference.h. The gradient of a tensor is a fixed function of step, tensor and the
+// parameters seen in backward, so stale, torn or misplaced parameters change everything that
+// follows. Units may be of any types, and tensors frozen: those must come out as they went in.
 
 #ifndef SLUICE_TESTS_OFFLOAD_TRAINING_H_
 #define SLUICE_TESTS_OFFLOAD_TRAINING_H_
