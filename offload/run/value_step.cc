@@ -133,7 +133,8 @@ void ValueAccess::ChunkStep::Run() {
   if (status_.ok()) {
     if (fresh_) {
       std::fill(buffer_.begin(), buffer_.end(), std::byte{0});
-      std::fill(param_buffer_.begin(), param_buffer_.end(), std::byte{0});
+      if (layout().keep == Keep::kParam || reads_params())  // else they are made of the masters
+        std::fill(param_buffer_.begin(), param_buffer_.end(), std::byte{0});
     }
     asked().of_gradient()           ? ApplyGrad(ThisRun())
     : layout().keep == Keep::kParam ? ApplyFrozen(ThisRun())
