@@ -14,6 +14,7 @@
 #include "core/status.h"
 #include "fmt/format.h"
 #include "offload/abi/c_api_internal.h"
+#include "optim/adamw.h"
 
 namespace sluice::c_api {
 
@@ -234,14 +235,14 @@ absl::StatusOr<StepRequest> ToStepRequest(const sluice_step_args* given,
     }
     SLUICE_ASSIGN_OR_RETURN(const sluice_group group, ReadStruct(at, kGroupDefaults, "group"));
     SLUICE_RETURN_IF_ERROR(Annotate(CheckGroup(group), fmt::format("group {}", g)));
-    request.groups.push_back(
-        {.lr = group.lr,
-         .beta1 = group.beta1,
-         .beta2 = group.beta2,
-         .eps = group.eps,
-         .weight_decay = group.weight_decay,
-         .decay_mode = group.l2_decay != 0 ? WeightDecayMode::kL2 : WeightDecayMode::kDecoupled,
-         .bias_correction = group.bias_correction != 0});
+    request.groups.push_back(Hyperparameters::Of(AdamWHyper{
+        .lr = group.lr,
+        .beta1 = group.beta1,
+        .beta2 = group.beta2,
+        .eps = group.eps,
+        .weight_decay = group.weight_decay,
+        .decay_mode = group.l2_decay != 0 ? WeightDecayMode::kL2 : WeightDecayMode::kDecoupled,
+        .bias_correction = group.bias_correction != 0}));
   }
   for (const TensorLayout& tensor : runtime.layout().tensors()) {
     if (tensor.group < args.group_count) continue;

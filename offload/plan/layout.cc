@@ -5,6 +5,7 @@
 
 #include "core/status.h"
 #include "fmt/format.h"
+#include "optim/adamw_rule.h"
 
 namespace sluice {
 
@@ -17,13 +18,15 @@ constexpr int64_t AlignElements(int64_t n) {
 }  // namespace
 
 absl::StatusOr<ModelLayout> ModelLayout::Make(const ModelSpec& spec, int64_t chunk_elements,
-                                              UnitTypes types) {
+                                              UnitTypes types,
+                                              std::shared_ptr<const StateFormat> format) {
   if (chunk_elements <= 0 || chunk_elements % kCellElements != 0) {
     return absl::InvalidArgumentError(
         fmt::format("chunk_elements is {}; it must be a positive multiple of {}", chunk_elements,
                     kCellElements));
   }
   ModelLayout layout;
+  layout.format_ = format != nullptr ? std::move(format) : MakeFp32States(MakeAdamW()->fields());
   layout.chunk_elements_ = chunk_elements;
   layout.default_types_ = types;
   for (const ModelSpec::Unit& unit : spec.units) {
@@ -130,7 +133,8 @@ absl::Status ModelLayout::CutIntoChunks(UnitIndex unit_index) {
                            .first_run = static_cast<uint32_t>(runs_.size()),
                            .run_count = 0,
                            .keep = tensor.keep,
-                           .types = unit.types});
+                           .types = unit.types,
+                           .states = Bytes(0)});
       }
       ChunkLayout& chunk = chunks_.back();
       const int64_t room = chunk.offset + chunk_elements_ - at;
@@ -150,6 +154,10 @@ absl::Status ModelLayout::CutIntoChunks(UnitIndex unit_index) {
     }
   }
   unit.chunk_count = static_cast<uint32_t>(chunks_.size()) - unit.first_chunk;
+  for (ChunkLayout& chunk : std::span(chunks_).subspan(unit.first_chunk)) {
+    if (chunk.keep != Keep::kParam)
+      chunk.states = format_->bytes(chunk.capacity, chunk.copy_type());
+  }
   return absl::OkStatus();
 }
 

@@ -6,8 +6,8 @@
 // A unit is one run of elements: its tensors in order, those that are updated before those that are
 // frozen, each starting at a multiple of kTensorAlignment, gaps unused. A chunk is a piece of that
 // run which is moved and updated as a whole: whole cells of the canonical grid (core/grid.h), of
-// one or several neighbouring tensors of which the same is kept. On a tier, a chunk's states are
-// three arrays of `capacity` floats side by side: master, exp_avg, exp_avg_sq.
+// one or several neighbouring tensors of which the same is kept. How its states lie on a tier, and
+// so how many bytes they are, is the state format's (optim/state_format.h), which the layout keeps.
 //
 // Every unit has types of its own (unit_types.h), and its chunks and tensors say them too: whoever
 // touches a parameter or a gradient has its type from here.
@@ -16,6 +16,7 @@
 #define SLUICE_OFFLOAD_PLAN_LAYOUT_H_
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -25,6 +26,7 @@
 #include "core/grid.h"
 #include "core/types.h"
 #include "offload/plan/unit_types.h"
+#include "optim/state_format.h"
 
 namespace sluice {
 
@@ -72,12 +74,17 @@ struct ChunkLayout {
   uint32_t run_count;
   Keep keep;
   UnitTypes types;
+  Bytes states;  // as the format has them
 
   Bytes param_bytes() const { return Bytes(capacity * types.param.size()); }
   Bytes grad_bytes() const {
     return keep == Keep::kParam ? Bytes(0) : Bytes(capacity * SizeOf(types.grad));
   }
-  Bytes state_bytes() const { return keep == Keep::kParam ? Bytes(0) : Bytes(capacity * 12); }
+  Bytes state_bytes() const { return states; }
+  // Of the copies on the tiers, of a chunk that has states; none: they are with the caller.
+  std::optional<FloatType> copy_type() const {
+    return keep == Keep::kStates ? std::nullopt : std::optional(types.param.floats());
+  }
 };
 
 struct TensorLayout {
@@ -110,11 +117,12 @@ struct UnitLayout {
 class ModelLayout {
  public:
   // `chunk_elements`: a multiple of kCellElements, the most a chunk may span. `types`: of units
-  // that don't say theirs. Errors: InvalidArgument naming the unit or tensor (no tensors, no
-  // elements, unknown unit, some of a unit lent and some not, bytes that are not frozen), or for
-  // more than kElementsMax elements or kChunksMax chunks.
+  // that don't say theirs. `format`: null is AdamW's in fp32. Errors: InvalidArgument naming the
+  // unit or tensor (no tensors, no elements, unknown unit, some of a unit lent and some not, bytes
+  // that are not frozen), or for more than kElementsMax elements or kChunksMax chunks.
   static absl::StatusOr<ModelLayout> Make(const ModelSpec& spec, int64_t chunk_elements,
-                                          UnitTypes types = {});
+                                          UnitTypes types = {},
+                                          std::shared_ptr<const StateFormat> format = nullptr);
 
   std::span<const UnitLayout> units() const { return units_; }
   std::span<const TensorLayout> tensors() const { return tensors_; }
@@ -126,6 +134,11 @@ class ModelLayout {
     return std::span(runs_).subspan(chunk.first_run, chunk.run_count);
   }
 
+  const std::shared_ptr<const StateFormat>& format() const { return format_; }
+  // Whether the chunk's copies are read with its states: part of the masters is in them.
+  bool reads_params(const ChunkLayout& chunk) const {
+    return chunk.keep == Keep::kAll && format_->reads_param(chunk.copy_type());
+  }
   int64_t chunk_elements() const { return chunk_elements_; }
   UnitTypes default_types() const { return default_types_; }  // for people; no unit's
   int64_t cell_count() const { return cell_count_; }
@@ -138,6 +151,7 @@ class ModelLayout {
   absl::Status CutIntoChunks(UnitIndex unit);
   absl::Status TooManyChunks() const;
 
+  std::shared_ptr<const StateFormat> format_;
   int64_t chunk_elements_ = 0;
   UnitTypes default_types_;
   int64_t cell_count_ = 0;

@@ -11,8 +11,9 @@ StepTraffic TrafficOf(const ModelLayout& layout, const Placement& p) {
   t.nvme_read = p.states_nvme;
   t.nvme_written = p.states_nvme;
   for (const ChunkLayout& chunk : layout.chunks()) {
-    if (p.param_home[chunk.unit.value()] == Tier::kNvme && chunk.keep != Keep::kParam)
-      t.nvme_written += RoundUp(chunk.param_bytes(), p.io_alignment);
+    if (p.param_home[chunk.unit.value()] != Tier::kNvme || chunk.keep == Keep::kParam) continue;
+    t.nvme_written += RoundUp(chunk.param_bytes(), p.io_alignment);
+    if (layout.reads_params(chunk)) t.nvme_read += RoundUp(chunk.param_bytes(), p.io_alignment);
   }
   t.read_ahead = std::min(p.states_nvme, p.state_buffer_bytes * p.state_buffers);
   const double evicted = p.hbm() == Bytes(0) ? 0.0 : 1.0;

@@ -23,7 +23,9 @@ class Updater::ChunkWork final : public Task,
       : read(this, &Updater::OnRead),
         write(this, &Updater::OnStatesStored),
         param_write(this, &Updater::OnParamsStored),
-        uploaded(this),
+        param_read(this, &Updater::OnParamsRead),
+        download(this, &Updater::OnParamsRead),
+        upload(this, &Updater::OnParamsStored),
         owner_(owner) {}
 
   // On a worker: checks what was read, updates, seals what will be written.
@@ -37,7 +39,7 @@ class Updater::ChunkWork final : public Task,
   void Handle() override;
   void OnBuffer(MemoryView buffer) override {
     param_buffer = buffer;
-    owner_->Submit(this);
+    owner_->OnParamBuffer(this);
   }
 
   // A block transfer that ends in a step of the updater.
@@ -48,16 +50,28 @@ class Updater::ChunkWork final : public Task,
     ChunkWork* const work;
     const Next next;
   };
-  struct Uploaded final : Event {
-    explicit Uploaded(ChunkWork* work) : work(work) {}
-    void Handle() override { work->owner_->OnParamsStored(work, work->upload.status); }
+  // A copy between the parameters' buffer and HBM, likewise.
+  struct Copy final : Event {
+    Copy(ChunkWork* work, Transfer::Next next) : work(work), next(next) {}
+    void Start(const Context& context, StreamKind stream, ConstMemoryView from, std::byte* to) {
+      op.stream = stream;
+      op.from = from;
+      op.to = to;
+      op.inbox = context.inbox;
+      op.event = this;
+      context.device->Enqueue(&op);
+    }
+    void Handle() override { (work->owner_->*next)(work, op.status); }
     ChunkWork* const work;
+    const Transfer::Next next;
+    DeviceOp op;
   };
 
   ChunkIndex chunk;
   bool streaming = false;  // states come from and go to NVMe
   bool on_device = false;  // states live in HBM
   bool param_on_nvme = false;
+  bool params_read = false;  // the copies are read from NVMe, as part of the masters
   std::byte* states = nullptr;
   MemoryView state_buffer;  // if streaming
   MemoryView param_buffer;  // if the copy passes through a buffer
@@ -68,9 +82,10 @@ class Updater::ChunkWork final : public Task,
   Transfer read;
   Transfer write;
   Transfer param_write;
+  Transfer param_read;
+  Copy download;
+  Copy upload;
   DeviceOp device_op;  // the update, if on_device
-  DeviceOp upload;
-  Uploaded uploaded;
 
  private:
   Updater* const owner_;

@@ -18,6 +18,7 @@
 #include "offload/plan/layout.h"
 #include "offload/plan/placement.h"
 #include "offload/run/tier_memory.h"
+#include "optim/update_rule.h"
 
 namespace sluice {
 
@@ -30,6 +31,7 @@ struct ParamPlace {
 struct Context {
   const ModelLayout* layout;
   const Placement* placement;
+  const StateUpdate* update;
   TierMemory* memory;
   BlockStore* store;
   Executor* executor;

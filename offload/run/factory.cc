@@ -87,7 +87,9 @@ absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConf
       input.layout,
       ModelLayout::Make(spec,
                         config.chunk_elements > 0 ? config.chunk_elements : chunk_elements_default,
-                        config.types));
+                        config.types, config.format(config.rule->fields())));
+  if (input.device.kind == DeviceKind::kCuda && input.options.lowest_state_tier == Tier::kHbm)
+    SLUICE_RETURN_IF_ERROR(StateUpdate(input.layout.format(), config.rule).CheckGpu());
   Budgets given = config.budgets;
   if (given.hbm < Bytes(0) && config.hbm != nullptr)
     given.hbm = Bytes(static_cast<int64_t>(config.hbm->memory().size()));
@@ -133,6 +135,7 @@ RuntimeOptions OptionsOf(const RuntimeConfig& config, const Plan& plan) {
   close.take_down +=
       std::chrono::seconds(ArenasOf(plan, config).sum().value() / kGivenBackPerSecond);
   return {.budgets = plan.budgets,
+          .rule = config.rule,
           .io = config.io,
           .loss_scale = config.loss_scale,
           .overlap = config.overlap,

@@ -28,6 +28,8 @@ struct RuntimeConfig {
   int workers = 0;
   int64_t chunk_elements = 0;
   LossScaleOptions loss_scale = {.static_scale = 1};
+  std::shared_ptr<const UpdateRule> rule = MakeAdamW();
+  StateFormatMaker format = MakeFp32States;  // of the rule's fields
   DeviceKind device = DeviceKind::kHost;
   int device_index = 0;                 // of the GPU
   std::shared_ptr<SuppliedMemory> hbm;  // if set, the HBM tier; else the device makes it
@@ -51,7 +53,8 @@ inline constexpr int64_t kChunksWanted = int64_t{1} << 22;
 int64_t ChunkElementsFor(int64_t parameters, int64_t least);
 
 // What a placement is made from: the layout of `spec`, and of `config` what places it, with what
-// was not given chosen. Errors: InvalidArgument, Unavailable (see ChooseDevice).
+// was not given chosen. Errors: InvalidArgument, Unavailable (see ChooseDevice), Unimplemented
+// (states that must be in a GPU's memory, in a format or by a rule without a kernel there).
 struct PlanInput {
   ModelLayout layout;
   DeviceChoice device;

@@ -63,6 +63,7 @@ Json PlacementObject(const ModelLayout& layout, const Placement& p, const Budget
       {"param_dtype", layout.default_types().param.name()},
       {"grad_dtype", Name(layout.default_types().grad)},
       {"types", TypesObject(layout)},
+      {"state_format", layout.format()->name()},
       {"budgets_bytes", Tiers(budgets.hbm, budgets.pinned, budgets.nvme)},
       {"planned_bytes", Tiers(p.hbm(), p.pinned(), p.nvme())},
       {"hbm",
@@ -122,6 +123,7 @@ std::string OffloadRuntime::ReportJson() const {
   report["pinned_memory"] = pinning_;
   report["memory"] = seams_.host_memory->description() +
                      (seams_.ram_unchecked.empty() ? "" : "; " + seams_.ram_unchecked);
+  report["update_rule"] = update_.rule().name();
   report["vector_target"] = VectorTarget();
   report["paths"] = std::move(paths);
   report["counters"] = metrics_.Snapshot();

@@ -14,6 +14,7 @@
 //   param_dtype                  of parameters in compute, of units that say none of their own
 //   grad_dtype                   of gradients, likewise
 //   types                        units by type: param_dtype, grad_dtype, units, param_bytes
+//   state_format                 how optimizer states lie
 //   budgets_bytes.TIER           as given or chosen; 4611686018427387903 is no limit
 //   planned_bytes.TIER           what will be taken
 //   hbm.resident_bytes           units that live there for good
@@ -52,6 +53,7 @@
 //   device_reason                why this one
 //   pinned_memory                whether the device's copies can use it directly
 //   memory                       the pages of the arenas, and why RAM was not checked, if so
+//   update_rule                  how gradients change parameters
 //   vector_target                of the arithmetic
 //   paths                        each swap file: file system, direct I/O, alignment
 //   counters                     since the start or sluice_reset_counters; the next list

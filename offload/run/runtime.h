@@ -5,7 +5,7 @@
 // - Residency: which units are in HBM. Follows the trace, plans, fetches ahead (Fetcher), serves
 //   acquisitions.
 // - Gradients: takes gradients into their home, adds them up, sums their squares for the norm.
-// - Updater: AdamW over the states, chunk by chunk, under the next forward.
+// - Updater: the update rule over the states, chunk by chunk, under the next forward.
 // - ValueAccess: whole tensors in and out: initial values, state_dict.
 // - BlockStore (nvme/): what lives on the drives.
 //
@@ -187,6 +187,7 @@ class OffloadRuntime final : public Updater::Observer {
   const RuntimeOptions options_;
   const ModelLayout layout_;
   const Placement placement_;
+  const StateUpdate update_;
   Metrics metrics_;
   TraceEvents trace_;
   TrackId caller_track_ = 0;

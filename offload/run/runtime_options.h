@@ -13,7 +13,7 @@
 
 #include "absl/status/statusor.h"
 #include "offload/run/context.h"
-#include "optim/adamw.h"
+#include "optim/adamw_rule.h"
 #include "optim/loss_scale.h"
 
 namespace sluice {
@@ -44,6 +44,7 @@ struct CloseTimes {
 
 struct RuntimeOptions {
   Budgets budgets;  // for the report
+  std::shared_ptr<const UpdateRule> rule = MakeAdamW();
   IoEngine::Limits io;
   LossScaleOptions loss_scale = {.static_scale = 1};
   bool overlap = true;
@@ -53,8 +54,8 @@ struct RuntimeOptions {
 };
 
 struct StepRequest {
-  std::vector<AdamWHyper> groups;
-  std::vector<ParamPlace> lent;  // by tensor; of tensors that are not lent, not looked at
+  std::vector<Hyperparameters> groups;  // of the rule
+  std::vector<ParamPlace> lent;         // by tensor; of tensors that are not lent, not looked at
   double clip_norm = 0;
 };
 

@@ -110,7 +110,7 @@ void OffloadRuntime::StartUpdate(Turn& turn, float grad_scale) {
       if (!gradients_->present(TensorIndex(t))) continue;
       const TensorLayout& tensor = layout_.tensors()[t];
       updates[t] = {
-          MakeCoefficients(turn.step.groups[tensor.group], ++tensor_steps_[t], grad_scale),
+          update_.rule().Scalars(turn.step.groups[tensor.group], ++tensor_steps_[t], grad_scale),
           turn.step.lent[t]};
       changes[tensor.unit.value()] = true;
     }
@@ -138,8 +138,9 @@ absl::Status OffloadRuntime::CheckLoaded(TensorIndex tensor) const {
 
 absl::Status OffloadRuntime::CheckValueRequest(const ValueRequest& request) const {
   const TensorLayout& tensor = layout_.tensor(request.tensor);
-  const bool state = request.field == Field::kExpAvg || request.field == Field::kExpAvgSq;
-  if (state && tensor.keep == Keep::kParam) {
+  if (!request.of_gradient() && !request.of_parameter())
+    SLUICE_RETURN_IF_ERROR(update_.CheckKeeps(request.field));
+  if (!request.of_gradient() && !request.of_parameter() && tensor.keep == Keep::kParam) {
     return absl::NotFoundError(
         fmt::format("tensor '{}' is frozen: it has no optimizer states", tensor.name));
   }
@@ -171,10 +172,9 @@ bool OffloadRuntime::AdvanceValue(Turn& turn) {
     EndTurn(refused);
     return true;
   }
-  const bool state = request.field == Field::kExpAvg || request.field == Field::kExpAvgSq;
   request.done = [this, unit, tensor = request.tensor, write = request.write,
                   renews = request.renews(),
-                  loads = request.renews() && !state](const absl::Status& status) {
+                  loads = request.renews() && request.of_parameter()](const absl::Status& status) {
     const absl::Status failed = failure();  // a write before this one
     if (!status.ok() && write) Fail(status);
     if (status.ok() && loads) loaded_[tensor.value()] = true;

@@ -88,13 +88,4 @@ absl::StatusOr<TierMemory> TierMemory::Make(const ModelLayout& layout, const Pla
   return memory;
 }
 
-StateSpans SplitStates(const ChunkLayout& chunk, std::byte* states) {
-  const auto n = static_cast<size_t>(chunk.elements);
-  const auto stride = static_cast<size_t>(chunk.capacity);
-  auto* floats = reinterpret_cast<float*>(states);
-  return {.master = {floats, n},
-          .exp_avg = {floats + stride, n},
-          .exp_avg_sq = {floats + 2 * stride, n}};
-}
-
 }  // namespace sluice

@@ -58,13 +58,11 @@ struct TierMemory {
   }
 };
 
-// The three arrays of a chunk's states.
-struct StateSpans {
-  std::span<float> master;
-  std::span<float> exp_avg;
-  std::span<float> exp_avg_sq;
-};
-StateSpans SplitStates(const ChunkLayout& chunk, std::byte* states);
+// A chunk's states at `states`, the copies of its parameters at `params`.
+inline ChunkStates StatesAt(const ChunkLayout& chunk, std::byte* states, std::byte* params) {
+  return {
+      .data = states, .capacity = chunk.capacity, .param = params, .param_type = chunk.copy_type()};
+}
 
 }  // namespace sluice
 

@@ -30,7 +30,7 @@ Updater::Updater(const Context& context, Observer* observer)
     (i < streaming ? idle_streaming_ : idle_resident_).push_back(works_.back().get());
   }
   for (uint32_t u = 0; u < context.layout->units().size(); ++u) unit_order_.push_back(UnitIndex(u));
-  track_ = context.trace->AddTrack("AdamW");
+  track_ = context.trace->AddTrack(context.update->rule().name());
   Order();
 }
 
@@ -205,6 +205,7 @@ void Updater::BeginCompute(ChunkWork* work) {
   const BlockMap& blocks = context_.memory->blocks;
   const UnitIndex unit = context_.layout->chunk(work->chunk).unit;
   work->param_on_nvme = blocks.params[work->chunk.value()].has_value();
+  work->params_read = false;
   work->on_device = context_.placement->state_home[work->chunk.value()] == Tier::kHbm;
   if (work->streaming) {
     context_.store->PrepareWrite(&work->write, *blocks.states[work->chunk.value()],
@@ -216,6 +217,29 @@ void Updater::BeginCompute(ChunkWork* work) {
   } else {
     context_.memory->param_buffers.Take(work);
   }
+}
+
+// The buffer is for the new copies, and first for the present ones if the update reads them.
+void Updater::OnParamBuffer(ChunkWork* work) {
+  const ChunkLayout& chunk = context_.layout->chunk(work->chunk);
+  if (!context_.layout->reads_params(chunk)) return Submit(work);
+  work->params_read = work->param_on_nvme;
+  if (work->param_on_nvme) {
+    context_.store->StartRead(&work->param_read,
+                              *context_.memory->blocks.params[work->chunk.value()],
+                              work->param_buffer, IoPriority::kNormal);
+  } else {
+    const auto bytes = static_cast<size_t>(chunk.elements * chunk.types.param.size());
+    work->download.Start(context_, StreamKind::kDeviceToHost,
+                         {context_.memory->ParamsOf(chunk), bytes}, work->param_buffer.data());
+  }
+}
+
+void Updater::OnParamsRead(ChunkWork* work, const absl::Status& status) {
+  if (status.ok() && !failed_) return Submit(work);
+  if (work->streaming) context_.store->Cancel(&work->write);
+  if (!status.ok()) FailWork(work, status);
+  Retire(work);
 }
 
 void Updater::Submit(ChunkWork* work) {
@@ -265,12 +289,8 @@ void Updater::StoreParams(ChunkWork* work) {
     context_.store->StartWrite(&work->param_write, IoPriority::kUrgent);
   } else if (!work->param_buffer.empty()) {
     const auto bytes = static_cast<size_t>(chunk.elements * chunk.types.param.size());
-    work->upload.stream = StreamKind::kHostToDevice;
-    work->upload.from = work->param_buffer.first(bytes);
-    work->upload.to = context_.memory->ParamsOf(chunk);
-    work->upload.inbox = context_.inbox;
-    work->upload.event = &work->uploaded;
-    context_.device->Enqueue(&work->upload);
+    work->upload.Start(context_, StreamKind::kHostToDevice, work->param_buffer.first(bytes),
+                       context_.memory->ParamsOf(chunk));
   } else {
     OnParamsStored(work, absl::OkStatus());
   }

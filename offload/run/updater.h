@@ -1,8 +1,8 @@
 // offload/run/updater.h
 //
 // The updater turns gradients into new parameters: chunk by chunk, in forward order, it reads a
-// chunk's states (if they live on NVMe), runs AdamW over it on a worker (or on the device, if they
-// live in HBM), brings the new parameters to their unit's home, and writes the states back. Reads,
+// chunk's states (if they live on NVMe), updates it on a worker (or on the device, if they live in
+// HBM), brings the new parameters to their unit's home, and writes the states back. Reads,
 // arithmetic and writes of neighbouring chunks overlap; how many chunks are on their way at a time
 // is bounded by the buffers. Between steps it may read ahead as far as the buffers go; arithmetic
 // starts at Start.
@@ -27,7 +27,6 @@
 #include <vector>
 
 #include "offload/run/context.h"
-#include "optim/adamw.h"
 
 namespace sluice {
 
@@ -57,7 +56,7 @@ class Updater {
   void Fail();
 
   struct TensorUpdate {
-    AdamWCoefficients coefficients;
+    StepScalars scalars;
     ParamPlace lent;  // where a lent tensor's parameter lies until its unit is updated
   };
   // Starts one step: by tensor, none for a tensor that is left alone. Precondition: !updating().
@@ -86,6 +85,8 @@ class Updater {
   void FailWork(const ChunkWork* work, const absl::Status& status);
   void OnRead(ChunkWork* work, const absl::Status& status);
   void BeginCompute(ChunkWork* work);
+  void OnParamBuffer(ChunkWork* work);
+  void OnParamsRead(ChunkWork* work, const absl::Status& status);
   void Submit(ChunkWork* work);
   void OnComputed(ChunkWork* work);
   void StoreParams(ChunkWork* work);

@@ -25,8 +25,6 @@
 
 namespace sluice {
 
-enum class Field : uint8_t { kParam = 0, kMaster = 1, kExpAvg = 2, kExpAvgSq = 3, kGrad = 4 };
-
 struct ValueRequest {
   bool write = false;
   TensorIndex tensor;
@@ -36,6 +34,7 @@ struct ValueRequest {
   std::function<void(const absl::Status&)> done;
 
   bool of_gradient() const { return field == Field::kGrad; }
+  bool of_parameter() const { return field == Field::kParam || field == Field::kMaster; }
   bool renews() const { return write && !of_gradient(); }  // the unit's parameters or states
 };
 

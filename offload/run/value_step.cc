@@ -41,7 +41,8 @@ bool ValueAccess::ChunkStep::StatesPass() const {
 
 bool ValueAccess::ChunkStep::ParamsPass() const {
   if (asked().of_gradient() || param_tier() == Tier::kPinned) return false;
-  return layout().keep == Keep::kParam || (layout().keep == Keep::kAll && asked().write);
+  return layout().keep == Keep::kParam || (layout().keep == Keep::kAll && asked().write) ||
+         (reads_params() && asked().of_parameter());
 }
 
 const ChunkRun& ValueAccess::ChunkStep::ThisRun() const {
@@ -64,17 +65,35 @@ bool ValueAccess::ChunkStep::Take(Request* request, ChunkIndex chunk) {
 
 void ValueAccess::ChunkStep::Start() {
   status_ = absl::OkStatus();
-  was_read_ = false;
-  fresh_ = {};
+  was_read_ = params_were_read_ = false;
+  fresh_ = !asked().of_gradient() && !owner_->written_[chunk_.value()];
+  loads_left_ = 1;
   if (asked().of_gradient()) return StartGrad();
   if (layout().keep == Keep::kParam) return StartFrozen();
   states_ = context_.memory->state_home[chunk_.value()];
-  if (buffer_.empty()) return Prepare();
+  if (!buffer_.empty()) LoadStates();
+  if (!param_buffer_.empty() && reads_params()) LoadParams();
+  OnRead(absl::OkStatus());
+}
+
+void ValueAccess::ChunkStep::LoadStates() {
   const std::byte* const in_hbm = std::exchange(states_, buffer_.data());
-  if (!owner_->written_[chunk_.value()]) return PrepareFresh(buffer_);
+  if (fresh_) return;
+  ++loads_left_;
   if (home() == Tier::kHbm) return download_.Start({in_hbm, state_size()}, buffer_.data());
   was_read_ = true;
   context_.store->StartRead(&read_, *state_block(), buffer_, IoPriority::kUrgent);
+}
+
+void ValueAccess::ChunkStep::LoadParams() {
+  if (fresh_) return;
+  ++loads_left_;
+  if (param_tier() == Tier::kHbm) {
+    return param_download_.Start(
+        {ParamHome(), static_cast<size_t>(layout().elements * param_size())}, param_buffer_.data());
+  }
+  params_were_read_ = true;
+  context_.store->StartRead(&param_read_, *param_block(), param_buffer_, IoPriority::kUrgent);
 }
 
 // A gradient that is written passes through the buffer without what lies beside it.
@@ -89,26 +108,15 @@ void ValueAccess::ChunkStep::StartGrad() {
 
 // A frozen chunk is its parameters: where they lie, or in a buffer.
 void ValueAccess::ChunkStep::StartFrozen() {
-  if (param_buffer_.empty()) return Prepare();
-  if (param_tier() == Tier::kHbm) {
-    if (asked().write) return Prepare();
-    return download_.Start({ParamHome(), static_cast<size_t>(layout().elements * param_size())},
-                           param_buffer_.data());
-  }
-  if (!owner_->written_[chunk_.value()]) return PrepareFresh(param_buffer_);
-  was_read_ = true;
-  context_.store->StartRead(&read_, *param_block(), param_buffer_, IoPriority::kUrgent);
-}
-
-// Of a chunk that holds nothing yet: the worker begins with zeros.
-void ValueAccess::ChunkStep::PrepareFresh(MemoryView buffer) {
-  fresh_ = buffer;
-  Prepare();
+  const bool replaced = param_tier() == Tier::kHbm && asked().write;
+  if (!param_buffer_.empty() && !replaced) LoadParams();
+  OnRead(absl::OkStatus());
 }
 
 void ValueAccess::ChunkStep::OnRead(const absl::Status& status) {
-  status_ = status;
-  status.ok() ? Prepare() : End();
+  if (status_.ok()) status_ = status;
+  if (--loads_left_ > 0) return;
+  status_.ok() ? Prepare() : End();
 }
 
 void ValueAccess::ChunkStep::Prepare() {
@@ -121,8 +129,13 @@ void ValueAccess::ChunkStep::Prepare() {
 
 void ValueAccess::ChunkStep::Run() {
   if (was_read_) status_ = BlockStore::Verify(read_);
+  if (status_.ok() && params_were_read_) status_ = BlockStore::Verify(param_read_);
   if (status_.ok()) {
-    std::fill(fresh_.begin(), fresh_.end(), std::byte{0});
+    if (fresh_) {
+      std::fill(buffer_.begin(), buffer_.end(), std::byte{0});
+      if (layout().keep == Keep::kParam || reads_params())  // else they are made of the masters
+        std::fill(param_buffer_.begin(), param_buffer_.end(), std::byte{0});
+    }
     asked().of_gradient()           ? ApplyGrad(ThisRun())
     : layout().keep == Keep::kParam ? ApplyFrozen(ThisRun())
                                     : Apply(ThisRun());
@@ -158,39 +171,35 @@ void ValueAccess::ChunkStep::Apply(const ChunkRun& run) {
   const FloatType type = request.type.floats();
   std::byte* const theirs = request.data + run.tensor_offset * SizeOf(type);
   const auto n = static_cast<size_t>(run.elements);
-  const StateSpans all = SplitStates(layout(), states_);
-  const std::span<float> field = request.field == Field::kExpAvg     ? all.exp_avg
-                                 : request.field == Field::kExpAvgSq ? all.exp_avg_sq
-                                                                     : all.master;
-  float* const values = field.data() + run.chunk_offset;
-  if (request.field == Field::kParam) {
-    RoundedToParams(values, n, theirs);
-  } else if (request.write) {
-    Convert(theirs, type, values, FloatType::kF32, n);
+  if (request.field == Field::kParam) return ReadRounded(run, theirs);
+  const StateFormat& format = *context_.layout->format();
+  const size_t field = *format.Find(request.field);
+  if (request.write) {
+    format.Write(States(), field, run.chunk_offset, theirs, type, n);
   } else {
-    Convert(values, FloatType::kF32, theirs, type, n);
+    format.Read(States(), field, run.chunk_offset, theirs, type, n);
   }
 }
 
-// The compute copies of `n` masters, in the type asked for.
-void ValueAccess::ChunkStep::RoundedToParams(const float* masters, size_t n, std::byte* out) const {
+// What the masters are as compute copies, in the type asked for.
+void ValueAccess::ChunkStep::ReadRounded(const ChunkRun& run, std::byte* out) const {
   const FloatType type = asked().type.floats();
   const FloatType param_type = layout().types.param.floats();
-  const auto cell = static_cast<size_t>(kCellElements);
   std::array<std::byte, kCellElements * sizeof(float)> rounded;
-  for (size_t at = 0; at < n; at += cell) {
-    const size_t count = std::min(cell, n - at);
-    Convert(masters + at, FloatType::kF32, rounded.data(), param_type, count);
-    Convert(rounded.data(), param_type, out + at * static_cast<size_t>(SizeOf(type)), type, count);
+  for (int64_t at = 0; at < run.elements; at += kCellElements) {
+    const auto count = static_cast<size_t>(std::min(kCellElements, run.elements - at));
+    context_.layout->format()->Read(States(), kMasterIndex, run.chunk_offset + at, rounded.data(),
+                                    param_type, count);
+    Convert(rounded.data(), param_type, out + at * SizeOf(type), type, count);
   }
 }
 
 // Writes the parameter copies of the whole chunk and seals what goes to NVMe.
 void ValueAccess::ChunkStep::RenewParams() {
-  if (layout().keep == Keep::kAll) {
-    Convert(SplitStates(layout(), states_).master.data(), FloatType::kF32,
-            param_buffer_.empty() ? ParamHome() : param_buffer_.data(),
-            layout().types.param.floats(), static_cast<size_t>(layout().elements));
+  if (layout().keep == Keep::kAll && !reads_params()) {  // else it was, with the master
+    context_.layout->format()->Read(States(), kMasterIndex, 0, Params(),
+                                    layout().types.param.floats(),
+                                    static_cast<size_t>(layout().elements));
   }
   if (to_drive()) BlockStore::Seal(&write_);
   if (param_block()) BlockStore::Seal(&param_write_);

@@ -20,9 +20,11 @@ class ValueAccess::ChunkStep final : public Task, public Event {
  public:
   explicit ChunkStep(ValueAccess* owner)
       : read_(this, &ChunkStep::OnRead),
+        param_read_(this, &ChunkStep::OnRead),
         write_(this, &ChunkStep::OnStored),
         param_write_(this, &ChunkStep::OnStored),
         download_(this, &ChunkStep::OnRead),
+        param_download_(this, &ChunkStep::OnRead),
         upload_(this, &ChunkStep::OnStored),
         param_upload_(this, &ChunkStep::OnStored),
         owner_(owner),
@@ -72,6 +74,11 @@ class ValueAccess::ChunkStep final : public Task, public Event {
   }
   // The chunk's parameters, unless they live on NVMe.
   std::byte* ParamHome() const { return context_.memory->ParamsOf(layout()); }
+  std::byte* Params() const { return param_buffer_.empty() ? ParamHome() : param_buffer_.data(); }
+  bool reads_params() const { return context_.layout->reads_params(layout()); }
+  ChunkStates States() const {
+    return StatesAt(layout(), states_, reads_params() ? Params() : nullptr);
+  }
   const ChunkRun& ThisRun() const;  // the part of the chunk that the request is about
   bool StatesPass() const;          // through a buffer on their way; or gradients do
   bool ParamsPass() const;
@@ -80,21 +87,24 @@ class ValueAccess::ChunkStep final : public Task, public Event {
   void ApplyGrad(const ChunkRun& run);
   void StoreGrad();
   void StartFrozen();
-  void PrepareFresh(MemoryView buffer);
+  void LoadStates();
+  void LoadParams();
   void Prepare();
   void OnRead(const absl::Status& status);
   void Apply(const ChunkRun& run);
   void ApplyFrozen(const ChunkRun& run);
-  void RoundedToParams(const float* masters, size_t n, std::byte* out) const;
+  void ReadRounded(const ChunkRun& run, std::byte* out) const;
   void RenewParams();
   void OnStored(const absl::Status& status);
   void GiveBack();
   void End();
 
   Transfer read_;
+  Transfer param_read_;
   Transfer write_;
   Transfer param_write_;
   Copy download_;
+  Copy param_download_;
   Copy upload_;
   Copy param_upload_;
   ValueAccess* const owner_;
@@ -105,8 +115,10 @@ class ValueAccess::ChunkStep final : public Task, public Event {
   std::byte* grads_ = nullptr;  // of the chunk, if they are asked for
   MemoryView buffer_;
   MemoryView param_buffer_;
-  MemoryView fresh_;  // the buffer, if its chunk holds nothing yet
+  bool fresh_ = false;  // the chunk holds nothing yet: what passes through buffers begins as zeros
   bool was_read_ = false;
+  bool params_were_read_ = false;
+  int loads_left_ = 0;
   int stores_left_ = 0;
   absl::Status status_;
 };

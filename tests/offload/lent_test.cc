@@ -12,6 +12,7 @@
 namespace sluice {
 namespace {
 
+using testing::AdamWGroups;
 using testing::ConfigOf;
 using testing::Groups;
 using testing::InitialValues;
@@ -166,7 +167,10 @@ TEST(LentTest, ALentParameterThatTheCallerChangedGoesIntoTheMaster) {
   std::vector<ParamPlace> places(LentModel().tensors.size());
   places[0] = {param.data(), kType};
   std::vector<AdamWHyper> still = {{.lr = 0, .weight_decay = 0}, {.lr = 0, .weight_decay = 0}};
-  ASSERT_TRUE(trainer.Wait(runtime->Step({.groups = still, .lent = places, .clip_norm = 0})).ok());
+  ASSERT_TRUE(
+      trainer
+          .Wait(runtime->Step({.groups = testing::GroupsOf(still), .lent = places, .clip_norm = 0}))
+          .ok());
   const absl::StatusOr<std::vector<float>> master = trainer.Read(0, Field::kMaster);
   ASSERT_TRUE(master.ok()) << master.status();
   EXPECT_EQ(*master, expected);
@@ -227,7 +231,7 @@ TEST(LentTest, GradientsOfLentParametersMayBeSetAndCleared) {
     EXPECT_EQ(runtime->tensor_step(TensorIndex(0)), c.expected != 0 ? 1 : 0);
     EXPECT_EQ(param == Rounded(InitialValues(0, kElements)), c.expected == 0);
     // exp_avg begins at 0: a tenth of the gradient.
-    const float tenth = MakeCoefficients(Groups()[0], 1, 1.0f).one_minus_beta1 * c.expected;
+    const float tenth = MakeCoefficients(AdamWGroups()[0], 1, 1.0f).one_minus_beta1 * c.expected;
     EXPECT_EQ(trainer.Read(0, Field::kExpAvg).value(), std::vector<float>(kElements, tenth));
   }
 }

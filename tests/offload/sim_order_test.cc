@@ -18,6 +18,7 @@
 namespace sluice {
 namespace {
 
+using testing::AdamWGroups;
 using testing::DrawnFrom;
 using testing::Groups;
 using testing::Mix;
@@ -85,13 +86,13 @@ class Model {
     for (uint32_t t = 0; t < tensors_.size(); ++t) {
       Tensor& tensor = tensors_[t];
       if (tensor.grad.empty()) continue;
-      AdamWUpdate(
-          MakeCoefficients(Groups()[spec_.tensors[t].group], ++tensor.updates, decision.grad_scale),
-          {.master = tensor.states[0],
-           .exp_avg = tensor.states[1],
-           .exp_avg_sq = tensor.states[2],
-           .grad = tensor.grad.data(),
-           .grad_type = types(t).grad});
+      AdamWUpdate(MakeCoefficients(AdamWGroups()[spec_.tensors[t].group], ++tensor.updates,
+                                   decision.grad_scale),
+                  {.master = tensor.states[0],
+                   .exp_avg = tensor.states[1],
+                   .exp_avg_sq = tensor.states[2],
+                   .grad = tensor.grad.data(),
+                   .grad_type = types(t).grad});
     }
     ZeroGrad();
   }

@@ -17,6 +17,7 @@
 #include "core/status.h"
 #include "offload/run/factory.h"
 #include "tests/offload/caller.h"
+#include "tests/offload/train_reference.h"
 #include "tests/offload/training.h"
 
 namespace sluice::testing {
@@ -42,7 +43,7 @@ class Trainer {
         SLUICE_RETURN_IF_ERROR(MicroStep(step, micro));
       SLUICE_RETURN_IF_ERROR(DropViews(0));
       SLUICE_RETURN_IF_ERROR(
-          Wait(runtime_->Step({.groups = Groups(), .clip_norm = options_.clip_norm})));
+          Wait(runtime_->Step({.groups = options_.groups, .clip_norm = options_.clip_norm})));
     }
     SLUICE_RETURN_IF_ERROR(Wait(runtime_->Drain()));
     if (*torn_)
@@ -109,12 +110,13 @@ class Trainer {
                                .type = AccessType(0),
                                .done = nullptr});
     };
-    const Ticket tickets[] = {runtime_->Acquire(UnitIndex(0)),
-                              runtime_->PushGrad(TensorIndex(0), grad),
-                              runtime_->Step({.groups = Groups(), .clip_norm = options_.clip_norm}),
-                              access(false, Field::kMaster),
-                              access(true, Field::kGrad),
-                              runtime_->Drain()};
+    const Ticket tickets[] = {
+        runtime_->Acquire(UnitIndex(0)),
+        runtime_->PushGrad(TensorIndex(0), grad),
+        runtime_->Step({.groups = options_.groups, .clip_norm = options_.clip_norm}),
+        access(false, Field::kMaster),
+        access(true, Field::kGrad),
+        runtime_->Drain()};
     absl::Status first;
     if (runtime_->ClearGrad(TensorIndex(0)) != runtime_->failure())
       first = absl::InternalError("a gradient of a runtime that has failed was cleared");

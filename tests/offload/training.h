@@ -1,9 +1,9 @@
 // tests/offload/training.h
 //
-// A small training on plain arrays: what every seam, budget and seed must agree with, bit for bit.
-// The gradient of a tensor is a fixed function of step, tensor and the parameters seen in backward,
-// so stale, torn or misplaced parameters change everything that follows. Units may be of any types,
-// and tensors frozen: those must come out as they went in.
+// A small training, whose result every seam, budget and seed must agree on, bit for bit: that of
+// train_reference.h. The gradient of a tensor is a fixed function of step, tensor and the
+// parameters seen in backward, so stale, torn or misplaced parameters change everything that
+// follows. Units may be of any types, and tensors frozen: those must come out as they went in.
 
 #ifndef SLUICE_TESTS_OFFLOAD_TRAINING_H_
 #define SLUICE_TESTS_OFFLOAD_TRAINING_H_
@@ -12,11 +12,10 @@
 #include <string>
 #include <vector>
 
-#include "core/executor.h"
 #include "offload/plan/layout.h"
 #include "optim/adamw.h"
 #include "optim/convert.h"
-#include "optim/norm.h"
+#include "optim/update_rule.h"
 
 namespace sluice::testing {
 
@@ -101,10 +100,24 @@ inline std::vector<std::byte> MakeGradient(int step, uint32_t tensor, const std:
   return grad;
 }
 
+inline std::vector<AdamWHyper> AdamWGroups() {
+  return {{.lr = 1e-2, .weight_decay = 0.1},
+          {.lr = 2e-2, .weight_decay = 0, .decay_mode = WeightDecayMode::kL2}};
+}
+// The groups of a step, of a rule whose hyperparameters are an H.
+template <typename H>
+std::vector<Hyperparameters> GroupsOf(const std::vector<H>& groups) {
+  std::vector<Hyperparameters> all;
+  for (const H& group : groups) all.push_back(Hyperparameters::Of(group));
+  return all;
+}
+inline std::vector<Hyperparameters> Groups() { return GroupsOf(AdamWGroups()); }
+
 struct TrainerOptions {
   int steps = 4;
   int micro_steps = 1;
   double clip_norm = 1.0;
+  std::vector<Hyperparameters> groups = Groups();
   FloatType param_type = FloatType::kBf16;
   FloatType grad_type = FloatType::kBf16;
   // The micro-step's forward order; backward is its reverse. A unit may come several times (its
@@ -130,11 +143,6 @@ struct TrainerOptions {
     return all;
   }
 };
-
-inline std::vector<AdamWHyper> Groups() {
-  return {{.lr = 1e-2, .weight_decay = 0.1},
-          {.lr = 2e-2, .weight_decay = 0, .decay_mode = WeightDecayMode::kL2}};
-}
 
 // The compute copy of a tensor whose values are given; of bytes, those that the values count.
 inline std::vector<std::byte> ParamsOf(const std::vector<float>& values, ElementType type) {
@@ -164,70 +172,6 @@ inline std::vector<float> InitialOf(const ModelSpec& spec, const TrainerOptions&
   if (!o.TypesOf(spec, t).param.is_bytes()) return values;
   for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(Mix(t * 31 + i) % 256);
   return values;
-}
-
-// Adds to `sum`, or sets it if it is empty, what backward gives tensor `t` whose master is given.
-inline void AddGradient(const UnitTypes& types, int seed, uint32_t t,
-                        const std::vector<float>& master, std::vector<std::byte>* sum) {
-  std::vector<std::byte> grad =
-      MakeGradient(seed, t, ParamsOf(master, types.param).data(), types.param.floats(), types.grad,
-                   static_cast<int64_t>(master.size()));
-  if (sum->empty()) {
-    *sum = std::move(grad);
-  } else {
-    Accumulate(sum->data(), grad.data(), types.grad, master.size());
-  }
-}
-
-// The final masters of the same training on plain arrays.
-inline std::vector<std::vector<float>> TrainReference(const ModelSpec& spec,
-                                                      const TrainerOptions& o) {
-  const ScopedFlushDenormals flush;
-  const size_t tensors = spec.tensors.size();
-  std::vector<std::vector<float>> master, m, v;
-  for (uint32_t t = 0; t < tensors; ++t) {
-    master.push_back(InitialOf(spec, o, t));
-    const ElementType type = o.TypesOf(spec, t).param;
-    if (spec.tensors[t].keep == Keep::kParam) master[t] = ValuesOf(ParamsOf(master[t], type), type);
-    m.emplace_back(master[t].size(), 0.0f);
-    v.emplace_back(master[t].size(), 0.0f);
-  }
-  std::vector<int64_t> updates(tensors, 0);
-  for (int step = 0; step < o.steps; ++step) {
-    std::vector<std::vector<std::byte>> grads(tensors);  // empty: none
-    for (int micro = 0; micro < o.micro_steps; ++micro) {
-      const std::vector<uint32_t> order = o.Order(step, spec.units.size());
-      for (size_t i = order.size(); i > 0; --i) {
-        for (uint32_t t = 0; t < tensors; ++t) {
-          if (spec.tensors[t].unit != UnitIndex(order[i - 1])) continue;
-          if (spec.tensors[t].keep == Keep::kParam) continue;
-          AddGradient(o.TypesOf(spec, t), step * 16 + micro, t, master[t], &grads[t]);
-        }
-      }
-    }
-    std::vector<double> cells;
-    for (uint32_t t = 0; t < tensors; ++t) {
-      for (int64_t at = 0; at < spec.tensors[t].elements; at += kCellElements) {
-        const int64_t n = std::min(kCellElements, spec.tensors[t].elements - at);
-        const FloatType type = o.TypesOf(spec, t).grad;
-        cells.push_back(grads[t].empty() ? 0.0
-                                         : CellSquareSum(grads[t].data() + at * SizeOf(type), type,
-                                                         static_cast<size_t>(n)));
-      }
-    }
-    const ClipDecision decision = DecideClip(NormOfCells(cells), 1.0, o.clip_norm);
-    for (uint32_t t = 0; t < tensors; ++t) {
-      if (grads[t].empty()) continue;
-      AdamWUpdate(
-          MakeCoefficients(Groups()[spec.tensors[t].group], ++updates[t], decision.grad_scale),
-          {.master = master[t],
-           .exp_avg = m[t],
-           .exp_avg_sq = v[t],
-           .grad = grads[t].data(),
-           .grad_type = o.TypesOf(spec, t).grad});
-    }
-  }
-  return master;
 }
 
 }  // namespace sluice::testing
