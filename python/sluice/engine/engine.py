@@ -1,4 +1,4 @@
-"""The engine: DeepSpeed's calls over a Sluice runtime. How it comes about: initializing.py."""
+"""The engine: DeepSpeed's calls over a Sluice runtime. Who makes it: attachment.py and deepspeed/initializing.py."""
 
 import contextlib
 import dataclasses
