@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import os
 import threading
 import time
@@ -11,16 +10,16 @@ import weakref
 
 import torch
 
-from ..native import abi, devices, values
+from ..native import abi
 from ..optimizers import hyperparameters
 from ..residency import attached, places, readiness, registry
 from ..residency.precision import Precision
 from ..residency.units import partition
 from ..spools import handing_back, spooled
-from ..spools.trimmer import Trimmer
 from . import frozen
+from .beginning import make_runtime, write_masters
 from .calls import EngineCalls
-from .library_options import DTYPES, library_options, unit_sizes
+from .library_options import DTYPES, unit_sizes
 from .model_values import EngineValues
 from .optimizer import make_optimizer
 from .progress import StepPrinter
@@ -67,22 +66,7 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
         units, doors = partition(model, *unit_sizes(config, self.dtype.itemsize), precision.of)
         if not units:
             raise ValueError("the model has no parameters")
-        library = abi.Library(config.own["library"]) if config.own.get("library") else abi.Library.default()
-        seed = config.own.get("simulated_seed")
-        device = devices.choose("host" if seed is not None else config.own.get("device") or "auto", library)
-        self.device = device.torch  # where inputs belong
-        # Every tensor is a group of its own there, so that parameters may join the optimizer's groups at any time.
-        number = itertools.count()
-        self.runtime = abi.Runtime(
-            [(u.name, [(n, u.type.elements(p), next(number)) for n, p in u.parameters]) for u in units],
-            library_options(config),
-            library=library,
-            seed=seed,
-            device=device,
-            keep=self._frozen.keep(units),
-            stay=[number for number, unit in enumerate(units) if unit.stays],
-            types={number: unit.type.numbers for number, unit in enumerate(units)},
-        )
+        self.runtime, self.device = make_runtime(self.config, units, self._frozen.keep(units))  # and where inputs belong
         self._units = units
         try:
             self._attach(doors)
@@ -146,26 +130,13 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
     def _load(self, units):
         """Writes every master from the model's values, which vanish from RAM as it goes; if that fails, the model has them
         still."""
-        trimmer = Trimmer()
         dtypes = {id(p): p.dtype for unit in units for _, p in unit.parameters}
-
-        def items():
-            for index, unit in enumerate(units):
-                for name, parameter in unit.parameters:
-                    initial = self._initial_values(parameter)
-                    yield self._attached.tensors[id(parameter)], initial
-                    trimmer.freed(initial.nbytes)
-                self._attached.hide(index)
-
         try:
-            with torch.no_grad():
-                raw = {number for _, number, p in self._named() if self._attached.place_of[id(p)].raw}
-                values.write_all(self.runtime, items(), abi.MASTER, raw)
+            write_masters(self.runtime, self._attached, units, self._initial_values)
         except BaseException:
             with contextlib.suppress(abi.SluiceError):  # what came first is what the caller is told
                 self._hand_back(handing_back.of_masters(self.runtime, dtypes))
             raise
-        trimmer.trim()
 
     def _hand_back(self, read):
         """Ends the engine; the model has its values."""
