@@ -1,5 +1,5 @@
-// A ds_config.json for `sluice plan`. python/sluice/config.py is what reads it whole; keys,
-// defaults and meanings here are those of there.
+// A ds_config.json for `sluice plan`. python/sluice/deepspeed/config.py is what reads it whole;
+// keys, defaults and meanings here are those of there.
 
 #include <algorithm>
 #include <iterator>

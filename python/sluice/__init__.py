@@ -7,8 +7,19 @@
         engine.step()
 """
 
-from . import _refusal, checkpointing, ops, schedulers, utils, zero
-from ._abi import (
+import importlib
+import sys
+
+from .adamw import AdamW
+from .attachment import Attachment, attach
+from .building import init
+from .deepspeed import checkpointing, ops, schedulers, utils, zero
+from .deepspeed import refusal as _refusal
+from .deepspeed.config import ConfigError
+from .deepspeed.distributed import add_config_arguments, init_distributed
+from .deepspeed.initializing import initialize
+from .engine.engine import Engine, engine_of
+from .native.abi import (
     DataLoss,
     FailedPrecondition,
     InvalidArgument,
@@ -19,15 +30,36 @@ from ._abi import (
     SluiceError,
     Unavailable,
 )
-from .adamw import AdamW
-from .config import ConfigError
-from .distributed import add_config_arguments, init_distributed
-from .engine import Engine, engine_of
-from .init import init
-from .initializing import initialize
-from .streaming import Attachment, attach
 
 DeepSpeedEngine = Engine
+
+# Modules that programs and pickles name, by public path, and where they are. Either path is the same module.
+_PATHS = {
+    "checkpointing": "deepspeed.checkpointing",
+    "config": "deepspeed.config",
+    "copies": "residency.copies",
+    "devices": "native.devices",
+    "ops": "deepspeed.ops",
+    "ops.adam": "deepspeed.ops.adam",
+    "schedulers": "deepspeed.schedulers",
+    "utils": "deepspeed.utils",
+    "zero": "deepspeed.zero",
+}
+
+
+def _publish(path, place):
+    """What the module defines says the public path, to pickle, help() and tracebacks."""
+    module = importlib.import_module(f"{__name__}.{place}")
+    for item in vars(module).values():
+        if callable(item) and getattr(item, "__module__", None) == module.__name__:
+            item.__module__ = f"{__name__}.{path}"
+    sys.modules[f"{__name__}.{path}"] = module
+    if "." not in path:
+        globals()[path] = module
+
+
+for _path, _place in _PATHS.items():
+    _publish(_path, _place)
 
 __all__ = [
     "AdamW",

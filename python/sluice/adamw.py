@@ -12,10 +12,13 @@ import weakref
 
 import torch
 
-from . import _abi, away, copies, hyperparameters, registry, state_dicts, units, values
-from .config import checked, paths_of
-from .state_store import StateStore, check_apart, check_here, check_parameter, in_place, units_of
-from .underway import UnderWay
+from .native import abi, values
+from .optimizers import hyperparameters, state_dicts
+from .optimizers.state_store import StateStore, check_apart, check_here, check_parameter, in_place, units_of
+from .optimizers.underway import UnderWay
+from .residency import away, copies, registry, units
+from .settings.checking import checked, paths_of
+from .settings.keys import OWN
 
 _WHOLE = 1 << 60  # elements; no module is cut
 _HALVES = {torch.bfloat16, torch.float16}
@@ -70,17 +73,17 @@ class AdamW(torch.optim.Optimizer):
             raise ValueError("amsgrad, maximize, differentiable and capturable are not offered")
         given = {"pinned": pinned, "nvme": nvme, "workers": workers, "chunk_elements": chunk_elements}
         given |= {"library": library, "simulated_seed": simulated_seed}
-        own = {key: checked(f"sluice.{key}", value, key) for key, value in given.items()}
+        own = {key: checked(OWN[key], value, key) for key, value in given.items()}
         paths = () if nvme_path is None else paths_of(nvme_path, "nvme_path")
         self._options = {
             "pinned_bytes": -1 if own["pinned"] is None else own["pinned"],
             "nvme_bytes": -1 if own["nvme"] is None else own["nvme"],
             "nvme_paths": paths,
-            "lowest_state_tier": _abi.NVME if paths else _abi.PINNED,
+            "lowest_state_tier": abi.NVME if paths else abi.PINNED,
             "workers": own["workers"] or 0,
             "chunk_elements": own["chunk_elements"] or 0,
         }
-        self._library = _abi.Library(own["library"]) if own["library"] else None
+        self._library = abi.Library(own["library"]) if own["library"] else None
         self._seed = own["simulated_seed"]
         self._module = overlap
         self._store = None
@@ -216,14 +219,14 @@ class AdamW(torch.optim.Optimizer):
             return False
         try:
             taken = self._store.settle()
-        except _abi.SluiceError as error:
+        except abi.SluiceError as error:
             self._fail(error)
         self._check_unwritten(self._under_way.give_all_back())
         return taken
 
     def _check_unwritten(self, parameter):
         if parameter is not None:
-            raise _abi.FailedPrecondition(
+            raise abi.FailedPrecondition(
                 f"parameter {self._name_of(parameter)} was written to through a view while its update was under way: what was "
                 "written may be lost in part; write through the parameter itself, or call synchronize() before"
             )
@@ -235,7 +238,7 @@ class AdamW(torch.optim.Optimizer):
             return
         try:
             self._store.wait_for_unit(self._store.unit_of[id(parameter)])
-        except _abi.SluiceError as error:
+        except abi.SluiceError as error:
             self._fail(error)
         self._check_unwritten(self._under_way.give_back([parameter]))
 
@@ -266,7 +269,7 @@ class AdamW(torch.optim.Optimizer):
     def _check(self):
         self._check_alive()
         if self._torn:
-            raise _abi.FailedPrecondition(
+            raise abi.FailedPrecondition(
                 "load_state_dict() of this optimizer was interrupted, so that some states are loaded and others are not: call it "
                 "again"
             )
@@ -275,7 +278,7 @@ class AdamW(torch.optim.Optimizer):
         if self._failure is not None:
             raise self._failure[0](self._failure[1])
         if self._closed:
-            raise _abi.FailedPrecondition("the optimizer is closed: its states are gone")
+            raise abi.FailedPrecondition("the optimizer is closed: its states are gone")
 
     def _grad_dtype(self):
         """The narrowest that holds all gradients there are."""
@@ -389,11 +392,11 @@ class AdamW(torch.optim.Optimizer):
                 continue
             states[parameter] = {
                 "step": state_dicts.step_tensor(steps),
-                "exp_avg": store.read(parameter, _abi.EXP_AVG),
-                "exp_avg_sq": store.read(parameter, _abi.EXP_AVG_SQ),
+                "exp_avg": store.read(parameter, abi.EXP_AVG),
+                "exp_avg_sq": store.read(parameter, abi.EXP_AVG_SQ),
             }
             if parameter.dtype != torch.float32:
-                states[parameter]["master"] = store.read(parameter, _abi.MASTER)
+                states[parameter]["master"] = store.read(parameter, abi.MASTER)
         with state_dicts.shown_to_pytorch(self, states):
             return super().state_dict()
 
@@ -461,7 +464,7 @@ class AdamW(torch.optim.Optimizer):
         error = None
         try:
             self._settle()
-        except _abi.SluiceError as failed:
+        except abi.SluiceError as failed:
             error = failed
         self._release()
         self._closed = True

@@ -1,4 +1,6 @@
-"""The arrows of docs/architecture.md: which folder may include which."""
+"""The arrows of docs/architecture.md: which folder may include which, and which room of the Python package may import which."""
+
+import ast
 
 from tracked import ROOT, finish, includes, tracked
 
@@ -14,6 +16,21 @@ LAYERS = {
     "offload/run": BELOW | {"offload/plan", "offload/run"},
     "offload/abi": BELOW | {"offload", "offload/plan", "offload/run", "offload/abi"},
     "offload/sim": BELOW | {"offload", "offload/plan", "offload/run", "offload/abi", "offload/sim"},
+}
+PACKAGE = "python/sluice/"
+# Rooms of the package and its faces, the files beside them; each may import those before it that it names.
+ROOMS = {
+    "probe.py": set(),
+    "native": set(),
+    "settings": {"native"},
+    "residency": {"native"},
+    "spools": {"native", "residency"},
+    "optimizers": {"native", "residency", "spools"},
+    "building.py": {"spools"},
+    "adamw.py": {"native", "settings", "residency", "optimizers"},
+    "engine": {"native", "residency", "spools", "optimizers", "adamw.py"},
+    "attachment.py": {"settings", "residency", "engine"},
+    "deepspeed": {"native", "settings", "residency", "building.py", "adamw.py", "engine"},
 }
 TOP = {"tools", "bench", "python", "tests", "examples"}  # may include any layer
 
@@ -35,6 +52,66 @@ def problems_of(name, text):
             yield f"{name}:{line}: a folder that no layer is: add it to docs/architecture.md and here"
         elif layer in LAYERS and target is not None and target not in LAYERS[layer]:
             yield f"{name}:{line}: {layer} may include {', '.join(sorted(LAYERS[layer]))} only, not {path}"
+
+
+def imports(name, text):
+    """(line number, path in the package) of every import of the package's own in a file of it, wherever it stands."""
+    package = ["sluice", *name.removeprefix(PACKAGE).split("/")[:-1]]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = base + (node.module.split(".") if node.module else [])
+            paths = [[*base, alias.name] for alias in node.names]
+        elif isinstance(node, ast.Import):
+            paths = [alias.name.split(".") for alias in node.names]
+        else:
+            continue
+        yield from ((node.lineno, path[1:]) for path in paths if path[0] == "sluice")
+
+
+def room_of(path):
+    """The room or face that a path in the package leads into, or none."""
+    return next((name for name in (path[0], f"{path[0]}.py") if name in ROOMS), None)
+
+
+def problems_of_python(name, text):
+    room = room_of(name.removeprefix(PACKAGE).split("/"))
+    if name == PACKAGE + "__init__.py":
+        return
+    if room is None:
+        yield f"{name}:1: no room and no face: add it to docs/architecture.md and here"
+        return
+    for line, path in imports(name, text):
+        target = room_of(path)
+        if target is None:
+            yield f"{name}:{line}: import from the room that has it, not {'.'.join(['sluice', *path])}"
+        elif target != room and target not in ROOMS[room]:
+            yield f"{name}:{line}: {room} may import {', '.join(sorted(ROOMS[room])) or 'nothing'} only, not {target}"
+
+
+def self_test_python():
+    refused = {
+        "native/a.py": "from ..residency import b\n",
+        "native/b.py": "def f():\n    from sluice.engine.engine import Engine\n",
+        "native/c.py": "import sluice.settings.keys\n",
+        "deepspeed/ops/a.py": "from ...attachment import attach\n",
+        "adamw.py": "from .deepspeed.config import load_config\n",
+        "attachment.py": "from . import deepspeed\n",
+        "residency/a.py": "from .. import utils\n",
+        "engine/a.py": "from sluice import Engine\n",
+        "other.py": "",
+        "other/a.py": "",
+    }
+    allowed = {
+        "__init__.py": "from .deepspeed import zero\n",
+        "native/a.py": "import torch\nfrom . import b\nfrom .b import c\nfrom ..native import d\n",
+        "deepspeed/ops/a.py": "from .. import refusal\nfrom ...adamw import AdamW\nfrom ...native import abi\n",
+        "building.py": "import sluiceway\nfrom .spools.spooled import Spool\n",
+    }
+    assert all(len(list(problems_of_python(PACKAGE + name, text))) == 1 for name, text in refused.items())
+    assert not any(problem for name, text in allowed.items() for problem in problems_of_python(PACKAGE + name, text))
+    names = list(ROOMS)
+    assert all(names.index(below) < names.index(room) for room, those in ROOMS.items() for below in those)
 
 
 def self_test():
@@ -60,8 +137,12 @@ def self_test():
 
 def main():
     self_test()
+    self_test_python()
     files = tracked(".h", ".hpp", ".c", ".cc", ".cu")
-    finish([p for name in files for p in problems_of(name, (ROOT / name).read_text())], len(files))
+    problems = [p for name in files for p in problems_of(name, (ROOT / name).read_text())]
+    modules = [name for name in tracked(".py") if name.startswith(PACKAGE)]
+    problems += [p for name in modules for p in problems_of_python(name, (ROOT / name).read_text())]
+    finish(problems, len(files) + len(modules))
 
 
 main()

@@ -13,7 +13,7 @@ from adamw_loop import TIERS, assert_equal, values
 from training import SIMULATION
 
 import sluice
-from sluice.away import Away
+from sluice.residency.away import Away
 
 SIMULATED = {
     "pinned": "300KiB",

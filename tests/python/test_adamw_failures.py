@@ -10,7 +10,7 @@ from adamw_loop import TIERS, assert_equal, make_model
 from training import SIMULATION
 
 import sluice
-from sluice import away
+from sluice.residency import away
 
 READ, WRITE = 0, 1  # core/sim_faults.h
 ERROR, REFUSED, SHORT, CORRUPT, LOST = range(1, 6)

@@ -9,7 +9,7 @@ import torch
 from adamw_loop import TIERS, assert_equal, batches, make_model, train, values
 
 import sluice
-from sluice.away import Away
+from sluice.residency.away import Away
 
 
 class Block(torch.nn.Module):

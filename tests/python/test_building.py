@@ -13,7 +13,7 @@ from test_spool import descriptors
 from training import ROOT, same
 
 import sluice
-from sluice import away
+from sluice.residency import away
 
 TIERS = {"hbm": "1MiB", "pinned": "8MiB", "device": "host", "workers": 1}
 CONFIG = {"sluice": TIERS}
@@ -318,7 +318,7 @@ def test_a_load_that_fails_leaves_the_model_its_values(spooled, dtype, tmp_path,
         model = seeded(layers=8).to(dtype)
         model[3].weight.data = model[3].weight.data.to(torch.float32)
     expected = values(model)
-    begin = sluice.values.write_all
+    begin = sluice.native.values.write_all
 
     def failing(runtime, items, *arguments):
         def some():
@@ -345,7 +345,7 @@ import gc, sys, torch, sluice
 from torch import nn
 torch.set_num_threads(1)
 LAYERS, WIDTH = 16, 1024  # 64 MiB
-sluice.handing_back.LIMIT_BYTES = 8 << 20
+sluice.spools.handing_back.LIMIT_BYTES = 8 << 20
 def anonymous():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) << 10 for line in status if line.startswith("RssAnon"))

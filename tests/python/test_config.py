@@ -5,10 +5,10 @@ import json
 import pathlib
 
 import pytest
-
-from sluice import config_table
 from sluice.config import ConfigError, load_config, parse_bytes
-from sluice.config_keys import ALIASES, KEYS, NO_EFFECT, REFUSED, USED, Key
+from sluice.deepspeed import config_table
+from sluice.deepspeed.config_keys import ALIASES, KEYS
+from sluice.settings.keys import NO_EFFECT, REFUSED, USED, Key
 
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs" / "config.md"
 
@@ -81,7 +81,7 @@ def test_every_key_of_deepspeed_is_known(section):
 
 def test_the_table_in_the_docs_is_the_one_of_the_code():
     text = DOCS.read_text()
-    assert config_table.renewed(text) == text, "run: python -m sluice.config_table docs/config.md"
+    assert config_table.renewed(text) == text, "run: python -m sluice.deepspeed.config_table docs/config.md"
     for path, key in all_keys():
         assert f"`{path[-1]}`" in text and key.words in text
 

@@ -8,9 +8,9 @@ import random
 
 import pytest
 import sluice
-from sluice import config_file
+from sluice.deepspeed import config_file
 from sluice.config import load_config
-from sluice.config_keys import KEYS
+from sluice.deepspeed.config_keys import KEYS
 
 EMPTY = {
     "nothing": b"",

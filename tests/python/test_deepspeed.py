@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import sluice
-from sluice.progress import StepPrinter
+from sluice.engine.progress import StepPrinter
 
 
 def make_model(seed=1, dropout=0.0):
@@ -387,7 +387,7 @@ def test_names_that_are_not_offered_are_refused_by_name(name):
 def test_what_is_public_says_what_it_is():
     """docs/api.md has what has a docstring of its own."""
     assert sluice.AdamW.was_step_applied.__doc__
-    for owner in (sluice.utils, sluice.engine_calls.EngineCalls, sluice.ops.adam):
+    for owner in (sluice.utils, sluice.engine.calls.EngineCalls, sluice.ops.adam):
         for name, value in vars(owner).items():
             mine = getattr(value, "__module__", owner.__name__) in (owner.__name__, getattr(owner, "__module__", None))
             if not name.startswith("_") and mine and callable(value):

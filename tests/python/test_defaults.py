@@ -205,10 +205,10 @@ MAKERS = {"arange", "empty", "eye", "full", "linspace", "logspace", "ones", "ran
 
 def test_no_tensor_is_made_without_saying_its_type_and_device():
     wrong = []
-    for path in sorted((ROOT / "python" / "sluice").glob("*.py")):
+    for path in sorted((ROOT / "python" / "sluice").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or ast.unparse(node.func) not in {f"torch.{name}" for name in MAKERS}:
                 continue
             if not {"dtype", "device"} <= {keyword.arg for keyword in node.keywords}:
-                wrong.append(f"{path.name}:{node.lineno}: {ast.unparse(node)}")
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
     assert wrong == []

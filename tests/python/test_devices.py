@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import sluice
-from sluice import _abi, devices
+from sluice import devices
+from sluice.native import abi
 from training import config, mlp
 
 
@@ -19,31 +20,31 @@ def test_the_host_is_chosen_by_name(engines):
 @pytest.mark.parametrize("wanted", ["gpu", "cuda:", "cuda:x", "host:0", "cpu", 3])
 def test_other_names_are_refused(wanted):
     with pytest.raises(ValueError, match="sluice.device: must be auto, host, cuda"):
-        devices.choose(wanted, _abi.Library.default())
+        devices.choose(wanted, abi.Library.default())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_auto_says_why_and_cuda_is_refused():
-    chosen = devices.choose("auto", _abi.Library.default())
+    chosen = devices.choose("auto", abi.Library.default())
     assert chosen.kind == "host"
     assert "PyTorch" in chosen.reason
     with pytest.raises(sluice.Unavailable, match="device 'cuda' was asked for: "):
-        devices.choose("cuda", _abi.Library.default())
+        devices.choose("cuda", abi.Library.default())
 
 
 def test_the_library_says_which_device_it_would_choose():
-    library = _abi.Library.default()
-    spec = _abi.ModelSpec(library, [("unit", [("tensor", 10, 0)])])
+    library = abi.Library.default()
+    spec = abi.ModelSpec(library, [("unit", [("tensor", 10, 0)])])
     try:
-        chosen = spec.plan(_abi.Options())["device"]
+        chosen = spec.plan(abi.Options())["device"]
         assert chosen["kind"] in ("host", "cuda")
         assert chosen["reason"]
         assert library.doctor()["device"] == f"{chosen['kind']}: {chosen['reason']}"
         with pytest.raises(sluice.InvalidArgument, match="device is 7"):
-            spec.plan(_abi.Options(device=7))
+            spec.plan(abi.Options(device=7))
         if chosen["kind"] == "host":
             assert chosen["reason"].startswith("no GPU can be used: ")
             with pytest.raises(sluice.Unavailable, match="device 'cuda' was asked for"):
-                spec.plan(_abi.Options(device=_abi.DEVICE_CUDA))
+                spec.plan(abi.Options(device=abi.DEVICE_CUDA))
     finally:
         spec.close()

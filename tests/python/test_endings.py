@@ -13,7 +13,8 @@ from test_spool import descriptors
 from training import same
 
 import sluice
-from sluice import away, handing_back
+from sluice.residency import away
+from sluice.spools import handing_back
 
 TIERS = {"hbm": "1MiB", "pinned": "8MiB", "device": "host", "workers": 1, "chunk_elements": 4096}
 
@@ -238,12 +239,12 @@ def test_destroy_says_what_failed_and_close_ends_it(tmp_path, monkeypatch):
         raise sluice.DataLoss("block 5 is another")
 
     with monkeypatch.context() as patch, pytest.raises(sluice.DataLoss, match="block 5"):
-        patch.setattr(sluice._abi.Runtime, "drain", fail)
+        patch.setattr(sluice.native.abi.Runtime, "drain", fail)
         engine.destroy()
     one_step(engine)
     monkeypatch.setattr(handing_back, "LIMIT_BYTES", 1)
     with monkeypatch.context() as patch, pytest.raises(sluice.DataLoss, match="block 5"):
-        patch.setattr(sluice.spool.SpoolFile, "write", lambda *arguments: fail(None))
+        patch.setattr(sluice.spools.spool.SpoolFile, "write", lambda *arguments: fail(None))
         engine.destroy()
     with pytest.raises(sluice.FailedPrecondition, match=r"destroy\(\) of this engine was interrupted: call it again"):
         one_step(engine)

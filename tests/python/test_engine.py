@@ -102,8 +102,8 @@ def test_gradients_kept_in_another_type(engines):
         total = total + model[2].weight.grad.float()
         if step == 0:
             engine.step()
-    values = sluice.values.read_all(
-        engine.runtime, [(0, engine.tensor_of(engine.module[2].weight), total.shape)], sluice._abi.GRAD, torch.float32
+    values = sluice.native.values.read_all(
+        engine.runtime, [(0, engine.tensor_of(engine.module[2].weight), total.shape)], sluice.native.abi.GRAD, torch.float32
     )
     assert same(values[0], total)
     assert engine.report()["grad_dtype"] == "fp32" and engine.report()["param_dtype"] == "bf16"

@@ -6,7 +6,7 @@ import sys
 
 import sluice
 import torch
-from sluice import away
+from sluice.residency import away
 from training import ROOT, batch, config, loss_of, mlp, one_step, same
 
 

@@ -11,10 +11,13 @@ import numpy
 import pytest
 import sluice
 import torch
-from sluice import _abi, _checked
-from sluice.config import checked, load_config, parse_bytes
-from sluice.config_keys import KEYS, USED, Key
-from sluice.library_options import library_options
+from sluice.config import load_config, parse_bytes
+from sluice.deepspeed.config_keys import KEYS
+from sluice.engine.library_options import library_options
+from sluice.native import abi
+from sluice.native import checked as crossing
+from sluice.settings.checking import checked
+from sluice.settings.keys import USED, Key
 from training import FEATURES, ROOT, mlp
 
 POWERS = [sign * (1 << power) + more for power in (7, 31, 32, 53, 61, 63, 64, 200) for sign in (1, -1) for more in (-1, 0, 1)]
@@ -25,7 +28,7 @@ VALUES = [*POWERS, 0, 1, 5, *NUMPY, *REALS, *OTHERS]
 
 
 def named(values):
-    return [pytest.param(value, id=_checked.shown(value)[:40]) for value in values]
+    return [pytest.param(value, id=crossing.shown(value)[:40]) for value in values]
 
 
 def whole(value):
@@ -54,7 +57,7 @@ def finite(value):
     return number if math.isfinite(number) else None
 
 
-STRUCTURES = [s for s in vars(_abi).values() if isinstance(s, type) and issubclass(s, ctypes.Structure) and s is not _abi.Structure]
+STRUCTURES = [s for s in vars(abi).values() if isinstance(s, type) and issubclass(s, ctypes.Structure) and s is not abi.Structure]
 WHOLE = (ctypes.c_int32, ctypes.c_uint32, ctypes.c_int64, ctypes.c_uint64, ctypes.c_size_t)
 FIELDS = [(s, name, ctype) for s in STRUCTURES for name, ctype in s._fields_ if ctype in (*WHOLE, ctypes.c_double)]
 
@@ -95,7 +98,7 @@ class Calls:
 
 ARGUMENTS = [
     (function, index, name, ctype)
-    for function, arguments in _abi._ARGUMENTS.items()
+    for function, arguments in abi._ARGUMENTS.items()
     for index, (name, ctype) in enumerate(arguments.items())
     if ctype in (*WHOLE, ctypes.c_double, ctypes.c_char_p, ctypes.c_void_p)
 ]
@@ -103,13 +106,13 @@ ARGUMENTS = [
 
 @pytest.mark.parametrize("function, index, name, ctype", ARGUMENTS, ids=[f"{f}.{n}" for f, _, n, _ in ARGUMENTS])
 def test_an_argument_arrives_as_it_is_or_is_refused_by_name(function, index, name, ctype):
-    library = _abi.Library()
+    library = abi.Library()
     library._lib = calls = Calls()
-    count = len(_abi._ARGUMENTS[function])
+    count = len(abi._ARGUMENTS[function])
 
     def call(value):
         del calls.seen[:]
-        types_of = list(_abi._ARGUMENTS[function].values())
+        types_of = list(abi._ARGUMENTS[function].values())
         others = [0 if t in WHOLE else None for t in types_of]
         library.call(function, *[value if i == index else others[i] for i in range(count)])
         return calls.seen[0][1][index]
@@ -143,19 +146,19 @@ class Watched:
 
         def call(*arguments):
             self.seen.add(name)
-            for ctype, value in zip(_abi._ARGUMENTS[name].values(), arguments, strict=True):
+            for ctype, value in zip(abi._ARGUMENTS[name].values(), arguments, strict=True):
                 width = ctypes.c_uint64 if ctype is ctypes.c_void_p else ctype
                 if width in WHOLE and value is not None:
                     assert isinstance(value, ctype) or fits(width, whole(value)), (name, value)
             return function(*arguments)
 
-        return call if name in _abi._ARGUMENTS else function
+        return call if name in abi._ARGUMENTS else function
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("hbm", [None, "256KiB"])
 def test_what_the_package_passes_unlooked_at_fits(monkeypatch, dtype, hbm):
-    library = _abi.Library.default()
+    library = abi.Library.default()
     watched = Watched(library._lib)
     monkeypatch.setattr(library, "_lib", watched)
     model = mlp()
@@ -170,7 +173,7 @@ def test_what_the_package_passes_unlooked_at_fits(monkeypatch, dtype, hbm):
 
 def test_the_functions_are_those_of_the_header():
     text = (ROOT / "offload" / "sluice.h").read_text()
-    for function, arguments in _abi._FUNCTIONS.items():
+    for function, arguments in abi._FUNCTIONS.items():
         declared = text[text.index(f"{function}(") :]
         declared = declared[: declared.index(");")]
         for name in arguments:
@@ -224,10 +227,10 @@ def test_a_key_takes_a_number_as_it_is_or_refuses_it_by_name(path, key):
             with pytest.raises(sluice.ConfigError, match=f"^{path}: "):
                 load_config(nested(path, value))
             with pytest.raises(sluice.ConfigError, match="^argument: "):
-                checked(path, value, "argument")
+                checked(key, value, "argument")
         else:
             load_config(nested(path, value))
-            assert checked(path, value, "argument") == expected
+            assert checked(key, value, "argument") == expected
 
 
 def plan_of(config):
@@ -235,7 +238,7 @@ def plan_of(config):
     own = {**config.own}
     options = library_options(config)
     assert not own.keys() - set(KEYS["sluice"])
-    spec = _abi.ModelSpec(_abi.Library.default(), [("unit", [("tensor", 4096, 0)])])
+    spec = abi.ModelSpec(abi.Library.default(), [("unit", [("tensor", 4096, 0)])])
     try:
         return spec.plan(options)
     finally:
@@ -254,10 +257,10 @@ def test_the_library_takes_the_most_that_a_key_takes_and_no_more(path, key):
         config[section] = {**keys, **config[section]}
     plan_of(load_config({**config, "sluice": {"hbm": "1GiB", "pinned": "64GiB", **config.get("sluice", {})}}))
     field = {"queue_depth": "io_depth", "trace_spans": "trace_spans_max"}.get(path.split(".")[-1], path.split(".")[-1])
-    if fits(dict(_abi.Options._fields_)[field], high + 4096):
+    if fits(dict(abi.Options._fields_)[field], high + 4096):
         with pytest.raises(sluice.InvalidArgument, match=f"{field} is"):
-            spec = _abi.ModelSpec(_abi.Library.default(), [("unit", [("tensor", 4096, 0)])])
-            spec.plan(_abi.Options(**{field: high + 4096 if path.endswith("elements") else high + 1}))
+            spec = abi.ModelSpec(abi.Library.default(), [("unit", [("tensor", 4096, 0)])])
+            spec.plan(abi.Options(**{field: high + 4096 if path.endswith("elements") else high + 1}))
 
 
 @pytest.mark.parametrize(
@@ -335,4 +338,4 @@ def test_a_path_that_no_file_system_has_is_refused_by_name(key, path):
         load_config(nested(key, path))
     if not path == "":
         with pytest.raises(sluice.InvalidArgument, match="^nvme_paths: must"):
-            _abi.Options(nvme_paths=[path])
+            abi.Options(nvme_paths=[path])

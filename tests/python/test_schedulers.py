@@ -6,7 +6,8 @@ import math
 import pytest
 import sluice
 import torch
-from sluice import schedule_arguments, schedulers
+from sluice import schedulers
+from sluice.deepspeed import schedule_arguments
 from sluice.config import load_config
 from training import config, mlp, one_step
 

@@ -9,7 +9,7 @@ import struct
 import pytest
 import sluice
 import torch
-from sluice.shards import Shards
+from sluice.residency.shards import Shards
 
 safetensors_torch = pytest.importorskip("safetensors.torch")
 TIERS = {"hbm": "1MiB", "pinned": "8MiB", "workers": 1}

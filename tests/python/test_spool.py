@@ -9,8 +9,8 @@ import torch
 from adamw_loop import assert_equal, make_model, train, values
 
 import sluice
-from sluice import spool
-from sluice.spool import SpoolFile
+from sluice.spools import spool
+from sluice.spools.spool import SpoolFile
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.uint8, torch.bool, torch.complex64]
 
@@ -239,7 +239,7 @@ def test_states_on_their_way_into_a_larger_store_are_verified(tmp_path, monkeypa
     optimizer = sluice.AdamW(model[2].named_parameters(), lr=1e-2, **tiers)
     train(model, optimizer, 2)
     optimizer.add_param_group({"params": list(model[4].named_parameters())})
-    restore = sluice.state_store.StateStore.restore
+    restore = sluice.optimizers.state_store.StateStore.restore
 
     def damaged(store, spooled):
         fd = max(descriptors(tmp_path), key=lambda fd: os.fstat(fd).st_size)
@@ -258,7 +258,7 @@ def test_states_on_their_way_into_a_larger_store_are_verified(tmp_path, monkeypa
             os.pwrite(fd, first, 0), os.pwrite(fd, second, size)
 
     before = values(model)
-    monkeypatch.setattr(sluice.state_store.StateStore, "restore", damaged)
+    monkeypatch.setattr(sluice.optimizers.state_store.StateStore, "restore", damaged)
     if damage is None:
         optimizer.step()
         return optimizer.close()

@@ -10,7 +10,8 @@ from torch.nn import functional
 from training import same
 
 import sluice
-from sluice import away, handing_back
+from sluice.residency import away
+from sluice.spools import handing_back
 
 
 def build():

@@ -189,7 +189,7 @@ def test_what_a_load_writes_may_fail_and_is_known_then(name, monkeypatch):
     subject, other = MAKERS[name](), MAKERS[name]()
     other.train(3), subject.train(2)
     saved = other.optimizer.state_dict()
-    real, calls = sluice.values.write_all, []
+    real, calls = sluice.native.values.write_all, []
 
     def fail(*arguments):
         calls.append(1)

@@ -1,0 +1,1 @@
+"""A model on the tiers that trains, as attach() and initialize() make it."""

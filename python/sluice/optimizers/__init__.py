@@ -1,0 +1,1 @@
+"""What carries optimizers: hyperparameters, states on the tiers, updates under way, state dicts."""

@@ -1,0 +1,144 @@
+"""Gradients of parameters whose values are on the tiers: handed over as autograd makes them, and there for whoever looks.
+
+`p.grad` of such a parameter is what was accumulated since the last step, in a tensor of its own: from the first look on, that
+tensor is the gradient. So clip_grad_norm_, GradScaler, hooks of others and code that changes or sets `p.grad` do what
+they do to any parameter, and step() takes what is there then.
+
+Threads: autograd's and the caller's, not at the same time.
+"""
+
+import weakref
+
+import torch
+
+from ..native import abi, values
+from . import away
+
+
+class Gradients:
+    """places: id of Parameter -> attached.Place. optimized(): ids of the Parameters that a step updates; of others,
+    `.grad` stays PyTorch's."""
+
+    def __init__(self, runtime, places, optimized, device):
+        self._runtime = runtime
+        self._places = places
+        self._optimized = optimized
+        self._device = device
+        self._wanted = None  # what optimized() answered last
+        self._looked_at = {}  # number -> (the gradient, which somebody has seen or set; its place)
+        self.handed_over = {}  # number -> its place: has a gradient in the runtime
+        self._hooks = {}  # number -> handle
+        self._left = {}  # number -> its place: not wanted when its gradient came
+
+    def watch_all(self, places):
+        """watch(), of each."""
+        for place in places:
+            if place.tensor not in self._hooks:
+                self.watch(place.parameter, place)
+
+    def watch(self, parameter, place):
+        """Takes the parameter's gradients from now on. Needs to be called again where it did not require one."""
+        if place.tensor in self._hooks or not parameter.requires_grad:
+            return
+        this = weakref.ref(self)  # the graph, and the parameter, must not keep the runtime alive, nor itself
+
+        def on_grad(parameter):
+            if (gradients := this()) is not None:
+                gradients._take(parameter, gradients._places[id(parameter)])
+
+        self._hooks[place.tensor] = parameter.register_post_accumulate_grad_hook(on_grad)
+
+    def remove(self):
+        for handle in self._hooks.values():
+            handle.remove()
+        self._hooks.clear()
+        self.forget()
+
+    def is_wanted(self, parameter):
+        if self._wanted is None:
+            self._wanted = self._optimized()
+        return id(parameter) in self._wanted
+
+    def ask_again(self):
+        """The optimizer's groups may have changed."""
+        self._wanted = None
+
+    def _take(self, parameter, place):
+        if not self.is_wanted(parameter):
+            self._left[place.tensor] = place
+            return
+        gradient = away.take_raw_grad(parameter)
+        if gradient is None:  # another's hook has used it up
+            return
+        gradient = gradient.detach()
+        if place.tensor in self._looked_at:
+            with torch.no_grad():
+                self._looked_at[place.tensor][0].add_(gradient)
+            return
+        if gradient.is_sparse:
+            gradient = gradient.to_dense()
+        if gradient.dtype is not place.grad_dtype or not gradient.is_contiguous():
+            gradient = gradient.to(place.grad_dtype).contiguous()
+        self.handed_over[place.tensor] = place
+        runtime = self._runtime
+        runtime.lent.lend(gradient, runtime.start_grad, place.tensor, gradient.data_ptr(), place.elements)
+
+    def get(self, parameter):
+        place = self._places[id(parameter)]
+        if place.tensor not in self._looked_at and place.tensor in self.handed_over:
+            self._runtime.lent.finish()
+            request = (0, place.tensor, parameter.shape)
+            gradient = values.read_all(self._runtime, [request], abi.GRAD, place.grad_dtype)[0].to(self._device)
+            self._looked_at[place.tensor] = gradient, place
+        return self._looked_at[place.tensor][0] if place.tensor in self._looked_at else away.raw_grad(parameter)
+
+    def set(self, parameter, gradient):
+        place = self._places[id(parameter)]
+        if not self.is_wanted(parameter):
+            self._left[place.tensor] = place
+            away.set_raw_grad(parameter, gradient)
+            return
+        if gradient is not None:
+            _check(parameter, gradient)
+        away.set_raw_grad(parameter, None)
+        self._looked_at.pop(place.tensor, None)
+        if gradient is not None:
+            self._looked_at[place.tensor] = gradient, place
+        elif self.handed_over.pop(place.tensor, None) is not None:
+            self._runtime.clear_grad(place.tensor)
+
+    def settle(self):
+        """The runtime has what was looked at or set, as it is now, and what was left to PyTorch before it was wanted."""
+        self._adopt()
+        items = []
+        for number, (gradient, place) in self._looked_at.items():
+            gradient = gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
+            items.append((number, gradient.to(place.grad_dtype)))
+            self.handed_over[number] = place
+        values.write_all(self._runtime, items, abi.GRAD)
+
+    def _adopt(self):
+        """Gradients of parameters that the optimizer has been given since."""
+        for number, place in list(self._left.items()):
+            if self.is_wanted(place.parameter):
+                del self._left[number]
+                gradient = away.raw_grad(place.parameter)
+                if gradient is not None and number not in self._looked_at:
+                    self._looked_at[number] = gradient, place
+                    away.set_raw_grad(place.parameter, None)
+
+    def forget(self):
+        """They were used for an update, or dropped."""
+        self._looked_at.clear()
+        self.handed_over.clear()
+
+
+def _check(parameter, gradient):
+    if not isinstance(gradient, torch.Tensor):
+        raise TypeError(f"assigned grad expected to be a Tensor or None but got grad of type {type(gradient).__name__}")
+    if gradient.shape != parameter.shape or gradient.is_complex() != parameter.is_complex():
+        raise RuntimeError(
+            f"assigned grad has shape {tuple(gradient.shape)} for a parameter of shape {tuple(parameter.shape)}"
+        )
+    if gradient.device != parameter.device:
+        raise RuntimeError(f"assigned grad is on {gradient.device}, the parameter on {parameter.device}")

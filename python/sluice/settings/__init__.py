@@ -1,0 +1,1 @@
+"""What may be set, whoever sets it, and how it is checked."""

@@ -1,0 +1,1 @@
+"""Values in unnamed files, of models that are being built or were handed back."""
