@@ -1,5 +1,7 @@
 #include "core/executor.h"
 
+#include <pthread.h>
+
 #include <atomic>
 #include <exception>
 #include <thread>
@@ -67,6 +69,15 @@ class ThreadExecutor final : public Executor {
     ++pending_;
     queue_.Push(task);
   }
+  void HelpUntil(absl::FunctionRef<bool()> done, std::chrono::milliseconds timeout) override {
+    const auto deadline = std::chrono::steady_clock::now() + timeout;
+    while (Task* task = queue_.PopUnless(done, deadline)) {
+      const ScopedFlushDenormals flush;
+      Run(task);
+      if (std::chrono::steady_clock::now() >= deadline) return;
+    }
+  }
+  void WakeHelpers() override { queue_.WakeVisitors(); }
   size_t pending() const override { return pending_; }
   void Abandon() override { pending_ -= queue_.Drop(); }
   int concurrency() const override { return static_cast<int>(threads_.size()); }
@@ -77,11 +88,13 @@ class ThreadExecutor final : public Executor {
 
  private:
   void Work() {
+    pthread_setname_np(pthread_self(), "sluice-update");
     const ScopedFlushDenormals flush;
-    while (Task* task = queue_.Pop()) {
-      task->Run();
-      --pending_;
-    }
+    while (Task* task = queue_.Pop()) Run(task);
+  }
+  void Run(Task* task) {
+    task->Run();
+    --pending_;
   }
 
   const std::unique_ptr<tbb::task_arena> arena_;

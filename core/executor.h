@@ -3,20 +3,26 @@
 // An Executor runs short pieces of arithmetic on worker threads. It knows nothing of what they
 // compute.
 //
+// A thread that waits for what comes of tasks lends itself meanwhile (HelpUntil): so its core is not
+// idle, and what it waits for does not wait for another.
+//
 // Threads: Submit may be called from any thread, also from a running task. Tasks run in no promised
 // order, but the earliest submitted is started first. Memory: the caller owns a Task from Submit
 // until its Run has returned, or, if Run posts an event as its last act, until then; nothing is
 // allocated per task by the executors here.
 //
-// Every worker flushes subnormals to zero (FTZ and DAZ): see docs/architecture.md, "Bits".
+// Whoever runs a task flushes subnormals to zero meanwhile (FTZ and DAZ): see docs/architecture.md,
+// "Bits".
 
 #ifndef SLUICE_CORE_EXECUTOR_H_
 #define SLUICE_CORE_EXECUTOR_H_
 
+#include <chrono>
 #include <cstddef>
 #include <memory>
 #include <string>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "core/clock.h"
 #include "core/intrusive_list.h"
@@ -26,7 +32,7 @@ namespace sluice {
 class Task {
  public:
   virtual ~Task() = default;
-  virtual void Run() = 0;  // on a worker; must not block or throw
+  virtual void Run() = 0;  // on a worker, or who helps; must not block or throw
 
   // What the simulated executor charges for it, in virtual time. The real ones ignore it.
   virtual Nanos cost() const { return Nanos(1000); }
@@ -40,6 +46,11 @@ class Executor {
  public:
   virtual ~Executor() = default;  // waits for the tasks submitted
   virtual void Submit(Task* task) = 0;
+  // Runs tasks in the calling thread, and sleeps while there are none, until `done()` or for
+  // `timeout` and what a task takes. `done` is asked again after WakeHelpers and after each task;
+  // it must not use the executor.
+  virtual void HelpUntil(absl::FunctionRef<bool()> done, std::chrono::milliseconds timeout) = 0;
+  virtual void WakeHelpers() = 0;
   virtual int concurrency() const = 0;  // workers
   virtual size_t pending() const = 0;   // tasks submitted and not yet ended
   // Forgets the tasks that no worker has begun: they are not run, and not pending any more.

@@ -1,3 +1,5 @@
+#include <pthread.h>
+
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -84,6 +86,7 @@ class HostDevice final : public Device {
   };
 
   void Work(Stream* stream) {
+    pthread_setname_np(pthread_self(), "sluice-stream");
     while (DeviceOp* op = stream->queue.Pop()) Execute(stream, op);
   }
 

@@ -59,6 +59,12 @@ class SimExecutor final : public Executor {
     waiting_.push_back({task, submitted_++});
     StartSome();
   }
+  void HelpUntil(absl::FunctionRef<bool()> done, std::chrono::milliseconds timeout) override {
+    const TimePoint until = world_->Now() + timeout;
+    while (!done() && world_->RunNext(until)) {
+    }
+  }
+  void WakeHelpers() override {}  // nobody sleeps in a simulation
   int concurrency() const override { return workers_; }
   size_t pending() const override { return static_cast<size_t>(busy_) + waiting_.size(); }
   void Abandon() override { waiting_.clear(); }

@@ -7,6 +7,7 @@
 #include "core/cuda_device.h"
 #include "core/status.h"
 #include "core/topology.h"
+#include "fmt/format.h"
 #include "offload/plan/ram_need.h"
 
 namespace sluice {
@@ -28,10 +29,30 @@ HugePageResource* RealMemory() {
   return resource;
 }
 
-absl::StatusOr<int> WorkersOf(const RuntimeConfig& config) {
-  if (config.workers > 0) return config.workers;
-  SLUICE_ASSIGN_OR_RETURN(const Topology topology, DetectTopology());
-  return std::max(1, topology.cores_allowed);
+// One budget for the caller's threads and the workers: a core is the caller's, who updates on it
+// while it waits, unless it is to launch kernels.
+int WorkersOf(const RuntimeConfig& config, const Topology& topology) {
+  return config.workers > 0 ? config.workers : std::max(1, topology.cores_allowed - 1);
+}
+
+CoreUse CoresOf(const RuntimeConfig& config, const Topology& topology, DeviceKind device) {
+  const int workers = WorkersOf(config, topology);
+  const bool help = device == DeviceKind::kHost;
+  CoreUse use;
+  use.allowed = topology.cores_allowed;
+  use.machine = topology.cores_machine;
+  use.callers_help = help;
+  use.openmp_waits = OpenMpWaits::MakeShort(topology.cores_allowed, topology.cores_machine);
+  use.compute = fmt::format("the caller's threads, on any of {} cores; {}", topology.cores_allowed,
+                            use.openmp_waits->description());
+  use.update = fmt::format(
+      "{} workers ({}), on any of them; {}", workers,
+      config.workers > 0 ? "as asked for" : "one less than cores: the caller has one",
+      help ? "so does a caller that waits" : "a caller that waits does not: it launches kernels");
+  use.nodes = topology.numa_nodes == 1
+                  ? "1 NUMA node: nothing to bind"
+                  : fmt::format("{} NUMA nodes: nothing is bound", topology.numa_nodes);
+  return use;
 }
 
 absl::StatusOr<std::unique_ptr<Device>> DeviceOf(const Plan& plan, const RuntimeConfig& config) {
@@ -146,15 +167,16 @@ RuntimeOptions OptionsOf(const RuntimeConfig& config, const Plan& plan) {
 absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spec,
                                                             const RuntimeConfig& config) {
   SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, config));
-  SLUICE_ASSIGN_OR_RETURN(const int workers, WorkersOf(config));
+  SLUICE_ASSIGN_OR_RETURN(const Topology topology, DetectTopology());
   Seams seams;
+  seams.cores = CoresOf(config, topology, plan.device.kind);
   seams.segments = SegmentsOf(plan, static_cast<uint32_t>(config.nvme_paths.size()));
   RamNeed need = ArenasOf(plan, config);
   need.files = BytesInRam(seams.segments, config.nvme_paths);
   SLUICE_RETURN_IF_ERROR(CheckRamIfKnown(need, ReadMemoryLimits(), &seams.ram_unchecked));
   seams.clock = RealClock();
   seams.host_memory = RealMemory();
-  SLUICE_ASSIGN_OR_RETURN(seams.executor, MakeExecutor(config.executor, workers));
+  SLUICE_ASSIGN_OR_RETURN(seams.executor, MakeExecutor(config.executor, WorkersOf(config, topology)));
   SLUICE_ASSIGN_OR_RETURN(seams.device, DeviceOf(plan, config));
   seams.device_reason = plan.device.reason;
   SLUICE_ASSIGN_OR_RETURN(seams.files, CreateSegments(seams.segments, config.nvme_paths));

@@ -118,6 +118,12 @@ std::string OffloadRuntime::ReportJson() const {
   report["bytes_now"] = Tiers(hbm_->size(), memory_.pinned.size(), on_disk);
   report["engine"] = engine_->description();
   report["executor"] = seams_.executor->description();
+  report["cores"] = {{"allowed", seams_.cores.allowed},
+                     {"machine", seams_.cores.machine},
+                     {"workers", seams_.executor->concurrency()},
+                     {"compute", seams_.cores.compute},
+                     {"update", seams_.cores.update},
+                     {"nodes", seams_.cores.nodes}};
   report["device"] = seams_.device->description();
   report["device_reason"] = seams_.device_reason;
   report["pinned_memory"] = pinning_;

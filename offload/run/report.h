@@ -49,6 +49,12 @@
 //   bytes_now.TIER               taken; on NVMe what the file system says
 //   engine                       which I/O engine, and how it runs
 //   executor                     what updates run on
+//   cores.allowed                hardware threads that this process may use
+//   cores.machine                that there are
+//   cores.workers                threads that update
+//   cores.compute                which compute, and how they wait for each other
+//   cores.update                 which update, and why
+//   cores.nodes                  what is bound to a NUMA node
 //   device                       what computes
 //   device_reason                why this one
 //   pinned_memory                whether the device's copies can use it directly

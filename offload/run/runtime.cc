@@ -2,6 +2,8 @@
 
 #include "offload/run/runtime.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <system_error>
 #include <utility>
@@ -19,6 +21,7 @@ OffloadRuntime::OffloadRuntime(ModelLayout layout, Placement placement,
       update_(layout_.format(), options.rule),
       trace_(options.trace_spans_max),
       seams_(std::move(seams)),
+      tickets_(seams_.cores.callers_help ? seams_.executor.get() : nullptr),
       held_pushes_(layout_.units().size()),
       loaded_(layout_.tensors().size(), false),
       scaler_(options.loss_scale),
@@ -66,6 +69,7 @@ absl::Status OffloadRuntime::Init() {
   if (!seams_.threaded) return absl::OkStatus();
   try {
     thread_ = std::thread([this, closing = closing_] {
+      pthread_setname_np(pthread_self(), "sluice-control");
       ControlLoop();
       if (!closing->handed_over()) return;
       TakeDown();

@@ -12,16 +12,29 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "core/openmp_waits.h"
 #include "offload/run/context.h"
 #include "optim/adamw_rule.h"
 #include "optim/loss_scale.h"
 
 namespace sluice {
 
+// Who uses which of the process's cores, and why, for the report; and what was done for that.
+struct CoreUse {
+  int allowed = 0;  // hardware threads
+  int machine = 0;
+  std::string compute;
+  std::string update;
+  std::string nodes;                          // of NUMA
+  bool callers_help = false;                  // who waits for a ticket updates meanwhile
+  std::unique_ptr<OpenMpWaits> openmp_waits;  // none in simulation
+};
+
 // What the runtime stands on. Owned by it, except clock and host_memory, which outlive it.
 struct Seams {
   Clock* clock = nullptr;
   MemoryResource* host_memory = nullptr;
+  CoreUse cores;
   std::unique_ptr<Executor> executor;
   std::unique_ptr<Device> device;
   std::string device_reason;      // why this one, for the report

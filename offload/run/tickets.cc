@@ -45,16 +45,30 @@ void Tickets::Complete(Ticket ticket, const absl::Status& status) {
     entry->status = status;
   }
   changed_.notify_all();
+  if (helped_ != nullptr) helped_->WakeHelpers();
+}
+
+bool Tickets::Ready(Ticket ticket) {
+  const Entry* entry = Find(ticket);
+  return entry == nullptr || entry->done;
 }
 
 std::optional<absl::Status> Tickets::Wait(Ticket ticket, std::chrono::milliseconds timeout) {
   std::unique_lock lock(mutex_);
-  const auto ready = [&] {
-    const Entry* entry = Find(ticket);
-    return entry == nullptr || entry->done;
-  };
-  const bool is_ready = timeout.count() > 0 ? changed_.wait_for(lock, timeout, ready) : ready();
-  if (!is_ready) return std::nullopt;
+  if (!Ready(ticket) && timeout.count() > 0) {
+    if (helped_ == nullptr) {
+      changed_.wait_for(lock, timeout, [&] { return Ready(ticket); });
+    } else {
+      lock.unlock();
+      const auto ready = [&] {
+        const std::lock_guard again(mutex_);
+        return Ready(ticket);
+      };
+      helped_->HelpUntil(ready, timeout);
+      lock.lock();
+    }
+  }
+  if (!Ready(ticket)) return std::nullopt;
   Entry* entry = Find(ticket);
   if (entry == nullptr) {
     absl::Status not_open = absl::InvalidArgumentError(

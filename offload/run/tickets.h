@@ -2,7 +2,8 @@
 //
 // Tickets: how callers on any thread wait for what the control thread does. A ticket is a number
 // with a generation, so that a used-up or invented one is noticed. No number is given twice: an
-// entry whose generations are used up is not used again.
+// entry whose generations are used up is not used again. Who waits helps an executor meanwhile, if
+// there is one to help.
 //
 // Threads: any. A full table grows; nothing else allocates.
 
@@ -17,6 +18,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "core/executor.h"
 
 namespace sluice {
 
@@ -24,9 +26,9 @@ using Ticket = uint64_t;  // never 0
 
 class Tickets {
  public:
-  Tickets() = default;
-  // Tests begin near the last generation.
-  explicit Tickets(uint32_t first_generation) : first_generation_(first_generation) {}
+  // `helped` (not owned) may be null: who waits only sleeps. Tests begin near the last generation.
+  explicit Tickets(Executor* helped = nullptr, uint32_t first_generation = 1)
+      : helped_(helped), first_generation_(first_generation) {}
 
   Ticket Make();
   void Complete(Ticket ticket, const absl::Status& status);
@@ -46,8 +48,10 @@ class Tickets {
     absl::Status status;
   };
   Entry* Find(Ticket ticket);
+  bool Ready(Ticket ticket);  // mutex_ is held
 
-  const uint32_t first_generation_ = 1;
+  Executor* const helped_;
+  const uint32_t first_generation_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<Entry> entries_;  // guarded by mutex_

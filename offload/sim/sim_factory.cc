@@ -24,6 +24,7 @@ absl::StatusOr<SimRuntime> MakeSimRuntime(const ModelSpec& spec, const RuntimeCo
   seams.clock = world;
   seams.host_memory = sim.memory.get();
   seams.threaded = false;
+  seams.cores.compute = seams.cores.update = seams.cores.nodes = "simulated";
   seams.executor = MakeSimExecutor(
       world, config.workers > 0 ? config.workers : static_cast<int>(world->Uniform(1, 4)));
   seams.device =

@@ -58,6 +58,10 @@ class HangingExecutor final : public Executor {
     hanging_.gate = gate_;
     real_->Submit(&hanging_);
   }
+  void HelpUntil(absl::FunctionRef<bool()> done, std::chrono::milliseconds timeout) override {
+    real_->HelpUntil(done, timeout);
+  }
+  void WakeHelpers() override { real_->WakeHelpers(); }
   int concurrency() const override { return real_->concurrency(); }
   size_t pending() const override { return real_->pending(); }
   void Abandon() override { real_->Abandon(); }

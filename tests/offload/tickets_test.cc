@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <latch>
 #include <set>
 #include <string>
 #include <thread>
@@ -34,6 +35,38 @@ TEST(TicketsTest, HaveTheResultOfTheirOperationOnce) {
   EXPECT_TRUE(Tickets::SaysNotOpen(*again));
 }
 
+// Whoever waits runs tasks meanwhile: here the one that completes its ticket, which nobody else can.
+TEST(TicketsTest, WhoWaitsHelpsTheExecutor) {
+  struct Completes final : Task {
+    void Run() override { tickets->Complete(ticket, absl::DataLossError("lost")); }
+    Tickets* tickets = nullptr;
+    Ticket ticket = 0;
+  };
+  struct Waits final : Task {
+    void Run() override {
+      begun.count_down();
+      end.wait();
+    }
+    std::latch begun{1};
+    std::latch end{1};
+  };
+  Waits waits;
+  Completes completes;
+  const auto executor = MakeExecutor(ExecutorKind::kThreads, 1);
+  ASSERT_TRUE(executor.ok());
+  Tickets tickets(executor->get());
+  completes.tickets = &tickets;
+  completes.ticket = tickets.Make();
+  (*executor)->Submit(&waits);
+  waits.begun.wait();
+  EXPECT_EQ(std::nullopt, tickets.Wait(completes.ticket, milliseconds(1)));
+  (*executor)->Submit(&completes);
+  const auto result = tickets.Wait(completes.ticket, std::chrono::minutes(10));
+  waits.end.count_down();
+  ASSERT_TRUE(result);
+  EXPECT_TRUE(absl::IsDataLoss(*result));
+}
+
 TEST(TicketsTest, AnOperationsOwnInvalidArgumentIsNotThatTheTicketIsNotOpen) {
   Tickets tickets;
   const Ticket ticket = tickets.Make();
@@ -56,7 +89,7 @@ TEST(TicketsTest, AUsedUpTicketIsNeverAnothersToo) {
 // Also when an entry has had as many as its generations can tell apart.
 TEST(TicketsTest, AtTheLastGenerationNoneIsZeroOrGivenTwice) {
   for (const uint32_t first : {UINT32_MAX, UINT32_MAX - 1, UINT32_MAX - 7}) {
-    Tickets tickets(first);
+    Tickets tickets(nullptr, first);
     std::set<Ticket> seen;
     std::vector<Ticket> open;
     for (int i = 0; i < 100; ++i) {

@@ -1,0 +1,278 @@
+"""Who gets the cores: a step with all states in RAM, one with all on the drive, and plain PyTorch's forward and backward, alone
+and under k other busy processes, with PyTorch's threads waiting as they do by default and passively (OMP_WAIT_POLICY).
+
+    .venv/bin/python bench/contention.py [--busy 0,1,2,4] [--rounds N] [--steps N] [--tokens N] [--threads N] [--json FILE]
+
+Each case is a process that lives through the whole run and steps when it is its turn; the others sleep then. A round goes
+through all cases for every k, so a machine that wanders does so for all. Printed are medians over all steps of a case: seconds,
+and ratios that are made within rounds. Of a case's threads it also says how long they ran and how long they waited for a core
+(/proc/self/task/*/schedstat), a step: those that compute, and Sluice's.
+
+A peer is one more entry of CASES: any program that answers "N" on its standard input, a line, with the JSON object that
+child() prints, after N steps. DeepSpeed's is child() with deepspeed.initialize(model=..., config=ds_config).
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+PASSIVE = {"OMP_WAIT_POLICY": "passive"}
+# name: what steps, and what its environment says of waiting
+CASES = {
+    "plain": ("plain", {}),
+    "plain, passive": ("plain", PASSIVE),
+    "RAM": ("ram", {}),
+    "RAM, passive": ("ram", PASSIVE),
+    "drive": ("drive", {}),
+    "drive, passive": ("drive", PASSIVE),
+}
+# The ratios that are shown: name, of, to.
+RATIOS = (
+    ("RAM: default to passive", "RAM", "RAM, passive"),
+    ("drive: default to passive", "drive", "drive, passive"),
+    ("RAM to plain", "RAM", "plain"),
+    ("drive to plain", "drive", "plain"),
+)
+
+
+def thread_times():
+    """Seconds that the threads of this process ran and waited for a core: {"compute": (ran, waited), "sluice": ...}."""
+    sums = {"compute": [0, 0], "sluice": [0, 0]}
+    for task in pathlib.Path("/proc/self/task").iterdir():
+        try:
+            name = (task / "comm").read_text()
+            ran, waited, _ = (task / "schedstat").read_text().split()
+        except OSError:  # it has ended
+            continue
+        entry = sums["sluice" if name.startswith("sluice") else "compute"]
+        entry[0] += int(ran) / 1e9
+        entry[1] += int(waited) / 1e9
+    return sums
+
+
+def make_step(kind, args):
+    """A function that takes one step, with everything that a user's loop has in it."""
+    import torch
+
+    sys.path.insert(0, str(REPOSITORY / "examples"))
+    import gpt
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    length = min(args.tokens, 64)
+    text = gpt.Text(None, 0)
+
+    def batch():
+        return text.batch(max(1, args.tokens // length), length)
+
+    if kind == "plain":
+        model = gpt.GPT(args.layers, args.hidden, length).bfloat16()
+
+        def step():
+            model.zero_grad()
+            model(*batch()).backward()
+
+        return step, {}
+
+    import sluice
+
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in gpt.GPT(args.layers, args.hidden, length).parameters())
+    offload = {"device": "nvme", "nvme_path": args.nvme_path}
+    # Gradients and parameters in RAM in either case; states too, or none of them.
+    pinned = parameters * 16 + (256 << 20) if kind == "ram" else parameters * 2 + (16 << 20)
+    config = {
+        "train_batch_size": max(1, args.tokens // length),
+        "gradient_clipping": 1.0,
+        "bf16": {"enabled": True},
+        "zero_optimization": {"stage": 3, "offload_optimizer": offload, "offload_param": dict(offload)},
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}},
+        "sluice": {"hbm": parameters * 2 + (64 << 20), "pinned": pinned},
+    }
+    with sluice.init(directory=args.nvme_path):
+        model = gpt.GPT(args.layers, args.hidden, length)
+    engine, *_ = sluice.initialize(model=model, config=config)
+
+    def step():
+        engine.backward(engine(*batch()))
+        engine.step()
+
+    report = engine.report()
+    return step, {name: report.get(name) for name in ("engine", "executor", "device", "cores", "nvme", "pinned")}
+
+
+def child(args):
+    step, about = make_step(args.child, args)
+    for _ in range(3):
+        step()
+    print(json.dumps(about), flush=True)
+    for line in sys.stdin:
+        count = int(line)
+        step()  # the caches and the clock's frequency are another's
+        seconds, before = [], thread_times()
+        for _ in range(count):
+            began = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - began)
+        after = thread_times()
+        threads = {name: [(a - b) / count for a, b in zip(after[name], before[name])] for name in after}
+        print(json.dumps({"seconds": seconds, "threads": threads}), flush=True)
+
+
+class Case:
+    """A process that steps when told to."""
+
+    def __init__(self, kind, environment, options):
+        env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        command = [sys.executable, __file__, "--child", kind, *options]
+        self._process = subprocess.Popen(
+            command, env={**env, **environment}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.about = self._answer()
+
+    def _answer(self):
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(f"{self._process.args} ended with {self._process.wait()}")
+        return json.loads(line)
+
+    def steps(self, count):
+        self._process.stdin.write(f"{count}\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def busy_processes(count, nice):
+    program = f"import os; os.nice({nice})\nwhile True: pass"
+    return [subprocess.Popen([sys.executable, "-c", program]) for _ in range(count)]
+
+
+def one_round(cases, loads, args):
+    """By load and case: what Case.steps answers."""
+    answers = {}
+    for load in loads:
+        busy = busy_processes(load, args.busy_nice)
+        try:
+            answers[load] = {name: case.steps(args.steps) for name, case in cases.items()}
+        finally:
+            for process in busy:
+                process.kill()
+                process.wait()
+    return answers
+
+
+def summarize(rounds, loads, names):
+    summary = {}
+    for load in loads:
+        cells = {}
+        for name in names:
+            answers = [one[load][name] for one in rounds]
+            threads = {
+                group: [statistics.median(a["threads"][group][i] for a in answers) for i in range(2)]
+                for group in ("compute", "sluice")
+            }
+            seconds = [s for a in answers for s in a["seconds"]]
+            cells[name] = {"seconds": statistics.median(seconds), "spread": _spread(seconds), "threads": threads}
+        ratios = {}
+        for title, of, to in RATIOS:
+            if of in names and to in names:
+                each = [_median(one[load][of]) / _median(one[load][to]) for one in rounds]
+                ratios[title] = {"median": statistics.median(each), "rounds": each}
+        summary[load] = {"cases": cells, "ratios": ratios}
+    for load in loads[1:]:
+        for name in names:
+            each = [_median(one[load][name]) / _median(one[loads[0]][name]) for one in rounds]
+            summary[load]["cases"][name]["slowed"] = statistics.median(each)
+    return summary
+
+
+def _median(answer):
+    return statistics.median(answer["seconds"])
+
+
+def _spread(values):
+    """The middle half of the values."""
+    if len(values) < 2:
+        return [values[0], values[0]]
+    quarters = statistics.quantiles(values, n=4)
+    return [quarters[0], quarters[2]]
+
+
+def show(summary):
+    for load, part in summary.items():
+        print(f"{load} other busy processes")
+        for name, cell in part["cases"].items():
+            low, high = cell["spread"]
+            slowed = f", {cell['slowed']:.2f} times as long" if "slowed" in cell else ""
+            ran = "; ".join(f"{group} ran {r:.2f} waited {w:.2f}" for group, (r, w) in cell["threads"].items() if r > 0)
+            print(f"  {name:<16} {cell['seconds']:.3f} s ({low:.3f} to {high:.3f}){slowed}; {ran}")
+        for name, ratio in part["ratios"].items():
+            print(f"  {name:<28} {ratio['median']:.2f}  ({', '.join(f'{r:.2f}' for r in ratio['rounds'])})")
+
+
+def setup(args):
+    commit = subprocess.run(["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    model = next((line.split(": ")[1] for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
+    return {
+        "commit": commit.stdout.strip(),
+        "cpu": model.strip(),
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "load_average": os.getloadavg(),
+        "options": {k: v for k, v in vars(args).items() if k != "child"},
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--busy", default="0,1,2,4", help="numbers of other busy processes (default 0,1,2,4)")
+    parser.add_argument("--busy-nice", type=int, default=0, help="their niceness (default 0)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=5, help="of each case in a round (default 5)")
+    parser.add_argument("--cases", help="names, separated by ;")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--nvme-path", metavar="DIR", default=tempfile.gettempdir())
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--tokens", type=int, default=64, help="in a step (default 64)")
+    parser.add_argument("--threads", type=int, help="of PyTorch (default: its own choice)")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        return child(args)
+    loads = [int(n) for n in args.busy.split(",")]
+    names = args.cases.split(";") if args.cases else list(CASES)
+    options = [
+        text
+        for option in ("nvme_path", "layers", "hidden", "tokens", "threads")
+        if getattr(args, option) is not None
+        for text in (f"--{option.replace('_', '-')}", str(getattr(args, option)))
+    ]
+    cases = {name: Case(*CASES[name], options) for name in names}
+    rounds = []
+    for number in range(args.rounds):
+        rounds.append(one_round(cases, loads, args))
+        print(f"round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
+    about = {name: case.about for name, case in cases.items()}
+    for case in cases.values():
+        case.close()
+    summary = summarize(rounds, loads, names)
+    show(summary)
+    if args.json:
+        result = {"setup": setup(args), "cases": about, "summary": summary, "rounds": rounds}
+        pathlib.Path(args.json).write_text(json.dumps(result, indent=1))
+
+
+main()
