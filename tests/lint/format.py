@@ -10,7 +10,7 @@ from tracked import ROOT, finish, tracked
 def main():
     tool = shutil.which("clang-format-14")
     if tool is None:
-        sys.exit("clang-format-14 is not installed: run scripts/setup")
+        sys.exit("clang-format-14 is not installed: run scripts/setup --tests")
     problems = []
     files = tracked(".h", ".hpp", ".c", ".cc", ".cu")
     for name in files:

@@ -50,7 +50,7 @@ def main():
     build = pathlib.Path(sys.argv[1])
     tool = shutil.which("clang-tidy-14")
     if tool is None:
-        sys.exit("clang-tidy-14 is not installed: run scripts/setup")
+        sys.exit("clang-tidy-14 is not installed: run scripts/setup --tests")
     commands = {}
     for entry in json.loads((build / "compile_commands.json").read_text()):
         path = pathlib.Path(entry["directory"], entry["file"]).resolve()
