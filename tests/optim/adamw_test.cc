@@ -6,7 +6,6 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <random>
 #include <span>
@@ -15,108 +14,15 @@
 #include "core/executor.h"
 #include "optim/adamw_reference.h"
 #include "optim/convert.h"
+#include "tests/optim/adamw_data.h"
 #include "tests/optim/targets.h"
 
 namespace sluice {
 namespace {
 
-constexpr FloatType kTypes[] = {FloatType::kF32, FloatType::kBf16, FloatType::kF16};
-constexpr WeightDecayMode kDecayModes[] = {WeightDecayMode::kDecoupled, WeightDecayMode::kL2};
-
 // Around every vector width, and around the kernel's blocks of 32.
 constexpr size_t kSizes[] = {0,  1,  2,  3,  4,  5,  7,    8,    9,    15,   16,
                              17, 31, 32, 33, 63, 65, 1023, 1024, 1025, 2047, 2049};
-
-AdamWHyper Hyper(WeightDecayMode mode) {
-  return {.lr = 3e-3, .weight_decay = 0.1, .decay_mode = mode};
-}
-
-bool SameBits(float a, float b) {
-  if (std::isnan(a) || std::isnan(b)) return std::isnan(a) && std::isnan(b);
-  return std::bit_cast<uint32_t>(a) == std::bit_cast<uint32_t>(b);
-}
-
-// States and gradients of n elements.
-struct Data {
-  explicit Data(size_t n) : master(n), exp_avg(n), exp_avg_sq(n), grad(n) {}
-
-  size_t size() const { return grad.size(); }
-  AdamWElement<float> element(size_t i) const { return {master[i], exp_avg[i], exp_avg_sq[i]}; }
-  AdamWSpans spans() { return spans(0, size()); }
-  AdamWSpans spans(size_t start, size_t n) {
-    return {.master = std::span(master).subspan(start, n),
-            .exp_avg = std::span(exp_avg).subspan(start, n),
-            .exp_avg_sq = std::span(exp_avg_sq).subspan(start, n),
-            .grad = grad.data() + start};
-  }
-
-  std::vector<float> master, exp_avg, exp_avg_sq, grad;
-};
-
-// Values as training has them, over many magnitudes and both signs.
-Data RandomData(size_t n, uint32_t seed) {
-  std::mt19937 random(seed);
-  const auto value = [&](int exponent_min, uint32_t exponents) {
-    const float fraction = 1 + std::ldexp(static_cast<float>(random() >> 8), -24);
-    const float sign = random() % 2 == 0 ? 1.0F : -1.0F;
-    return sign * std::ldexp(fraction, exponent_min + static_cast<int>(random() % exponents));
-  };
-  Data data(n);
-  for (size_t i = 0; i < n; ++i) {
-    data.master[i] = value(-8, 9);
-    data.exp_avg[i] = value(-14, 14);
-    data.exp_avg_sq[i] = std::abs(value(-12, 12));
-    data.grad[i] = value(-14, 16);
-  }
-  return data;
-}
-
-// Every combination of special values in gradient and states.
-Data SpecialData() {
-  using Limits = std::numeric_limits<float>;
-  const float specials[] = {0.0F,
-                            -0.0F,
-                            Limits::denorm_min(),
-                            -0x1.8p-130F,
-                            Limits::min(),
-                            -1.0F,
-                            0.7F,
-                            1e-20F,
-                            3e18F,
-                            Limits::max(),
-                            Limits::infinity(),
-                            -Limits::infinity(),
-                            Limits::quiet_NaN()};
-  constexpr size_t kCount = std::size(specials);
-  Data data(kCount * kCount * kCount * kCount);
-  for (size_t i = 0; i < data.size(); ++i) {
-    data.master[i] = specials[i % kCount];
-    data.exp_avg[i] = specials[i / kCount % kCount];
-    data.exp_avg_sq[i] = specials[i / kCount / kCount % kCount];
-    data.grad[i] = specials[i / kCount / kCount / kCount];
-  }
-  return data;
-}
-
-Data Expected(const AdamWCoefficients& coefficients, Subnormals subnormals, const Data& before) {
-  Data after = before;
-  for (size_t i = 0; i < before.size(); ++i) {
-    const auto [p, m, v] =
-        AdamWRounded(coefficients, subnormals, before.grad[i], before.element(i));
-    after.master[i] = p;
-    after.exp_avg[i] = m;
-    after.exp_avg_sq[i] = v;
-  }
-  return after;
-}
-
-void ExpectSameBits(const Data& actual, const Data& expected) {
-  for (size_t i = 0; i < expected.size(); ++i) {
-    ASSERT_TRUE(SameBits(actual.master[i], expected.master[i])) << i;
-    ASSERT_TRUE(SameBits(actual.exp_avg[i], expected.exp_avg[i])) << i;
-    ASSERT_TRUE(SameBits(actual.exp_avg_sq[i], expected.exp_avg_sq[i])) << i;
-  }
-}
 
 TEST(AdamWTest, SeveralTargetsAreTested) {
   // A baseline and at least one more, or the other tests compare nothing.
@@ -251,148 +157,6 @@ TEST(AdamWTest, AnySplitGivesTheSameBits) {
         start += n;
       }
       ExpectSameBits(parts, whole);
-    });
-  }
-}
-
-// `grads` narrowed to `type` and what they are then.
-struct TypedGrads {
-  TypedGrads(const std::vector<float>& grads, FloatType type)
-      : bytes(grads.size() * 4), type(type) {
-    Convert(grads.data(), FloatType::kF32, bytes.data(), type, grads.size());
-    widened.resize(grads.size());
-    Convert(bytes.data(), type, widened.data(), FloatType::kF32, grads.size());
-  }
-  std::vector<std::byte> bytes;
-  std::vector<float> widened;
-  FloatType type;
-};
-
-// `values` at every place that its type allows within a line: `at()` is `offset` elements after an
-// aligned one. What surrounds them must stay.
-class Placed {
- public:
-  Placed(size_t n, FloatType type, size_t offset)
-      : size_(n * static_cast<size_t>(SizeOf(type))),
-        start_(kLine + offset * static_cast<size_t>(SizeOf(type))),
-        bytes_(size_ + 4 * kLine, std::byte{0x5A}) {
-    const auto address = reinterpret_cast<uintptr_t>(bytes_.data());
-    start_ += (kLine - address % kLine) % kLine;
-  }
-  std::byte* at() { return bytes_.data() + start_; }
-  bool SurroundedAsBefore() const {
-    for (size_t i = 0; i < bytes_.size(); ++i) {
-      if ((i < start_ || i >= start_ + size_) && bytes_[i] != std::byte{0x5A}) return false;
-    }
-    return true;
-  }
-
- private:
-  static constexpr size_t kLine = 64;
-  size_t size_;
-  size_t start_;
-  std::vector<std::byte> bytes_;
-};
-
-// States, gradients and parameters of `n` elements, each span at a place of its own.
-void ExpectReferencesBits(const AdamWCoefficients& coefficients, const Data& before,
-                          const TypedGrads& grads, const Data& expected, FloatType param_type,
-                          bool has_param, size_t offset) {
-  const size_t n = before.size();
-  const auto grad_size = static_cast<size_t>(SizeOf(grads.type));
-  const auto param_size = static_cast<size_t>(SizeOf(param_type));
-  std::vector<std::byte> params(n * param_size);
-  Convert(expected.master.data(), FloatType::kF32, params.data(), param_type, n);
-  ForEachTarget([&] {
-    constexpr FloatType kF32 = FloatType::kF32;
-    Placed master(n, kF32, offset), exp_avg(n, kF32, 3 * offset % 16);
-    Placed exp_avg_sq(n, kF32, 5 * offset % 16), grad(n, grads.type, 7 * offset % 16);
-    Placed param(n, param_type, offset);
-    const auto fill = [n](Placed& to, const std::vector<float>& from) {
-      std::memcpy(to.at(), from.data(), n * sizeof(float));
-      return std::span(reinterpret_cast<float*>(to.at()), n);
-    };
-    std::memcpy(grad.at(), grads.bytes.data(), n * grad_size);
-    const AdamWSpans spans = {.master = fill(master, before.master),
-                              .exp_avg = fill(exp_avg, before.exp_avg),
-                              .exp_avg_sq = fill(exp_avg_sq, before.exp_avg_sq),
-                              .grad = grad.at(),
-                              .grad_type = grads.type,
-                              .param_out = has_param ? param.at() : nullptr,
-                              .param_type = param_type};
-    AdamWUpdate(coefficients, spans);
-    Data after(n);
-    std::copy_n(spans.master.data(), n, after.master.begin());
-    std::copy_n(spans.exp_avg.data(), n, after.exp_avg.begin());
-    std::copy_n(spans.exp_avg_sq.data(), n, after.exp_avg_sq.begin());
-    ExpectSameBits(after, expected);
-    if (has_param) {
-      EXPECT_EQ(std::memcmp(param.at(), params.data(), params.size()), 0);
-    }
-    for (const Placed* placed : {&master, &exp_avg, &exp_avg_sq, &grad, &param})
-      EXPECT_TRUE(placed->SurroundedAsBefore());
-  });
-}
-
-TEST(AdamWTest, EveryPairOfTypesSizeAndPlaceGivesTheReferencesBits) {
-  for (WeightDecayMode mode : kDecayModes) {
-    const AdamWCoefficients coefficients = MakeCoefficients(Hyper(mode), 2, 0.25F);
-    for (FloatType grad_type : kTypes) {
-      for (size_t n : {1u, 31u, 32u, 33u, 64u, 77u, 255u}) {
-        const Data before = RandomData(n, static_cast<uint32_t>(n));
-        const TypedGrads grads(before.grad, grad_type);
-        Data expected = before;
-        expected.grad = grads.widened;
-        expected = Expected(coefficients, Subnormals::kGradual, expected);
-        for (FloatType param_type : kTypes) {
-          for (size_t offset = 0; offset < 64 / static_cast<size_t>(SizeOf(param_type)); ++offset) {
-            SCOPED_TRACE(testing::Message() << Name(grad_type) << " in, " << Name(param_type)
-                                            << " out, " << n << " from " << offset);
-            ExpectReferencesBits(coefficients, before, grads, expected, param_type, true, offset);
-          }
-        }
-        ExpectReferencesBits(coefficients, before, grads, expected, grad_type, false, 0);
-      }
-    }
-  }
-}
-
-// Every gradient of 16 bits, infinities, NaN and subnormals among them, and the parameters of
-// every special value.
-TEST(AdamWTest, EveryNarrowGradientAndSpecialParameterIsTheReferences) {
-  const AdamWCoefficients coefficients = MakeCoefficients(AdamWHyper(), 4, 1.0F);
-  const Data special = SpecialData();
-  for (FloatType type : {FloatType::kBf16, FloatType::kF16}) {
-    SCOPED_TRACE(Name(type));
-    Data before = RandomData(0x10000, 21);
-    std::vector<uint16_t> grads(before.size());
-    for (size_t i = 0; i < grads.size(); ++i) {
-      grads[i] = static_cast<uint16_t>(i);
-      before.grad[i] = ToFloat(grads[i], type);
-      if (i % 3 == 0) before.master[i] = special.master[i % special.size()];
-    }
-    const Data expected = Expected(coefficients, Subnormals::kFlushed, before);
-    ForEachTarget([&] {
-      Data data = before;
-      std::vector<uint16_t> params(grads.size());
-      AdamWSpans spans = data.spans();
-      spans.grad = grads.data();
-      spans.grad_type = type;
-      spans.param_out = params.data();
-      spans.param_type = type;
-      {
-        const ScopedFlushDenormals flush;
-        AdamWUpdate(coefficients, spans);
-      }
-      ExpectSameBits(data, expected);
-      for (size_t i = 0; i < params.size(); ++i) {
-        const float master = data.master[i];
-        if (std::isnan(master)) {
-          ASSERT_TRUE(std::isnan(ToFloat(params[i], type))) << i;
-        } else {
-          ASSERT_EQ(params[i], FromFloat(master, type)) << i;
-        }
-      }
     });
   }
 }
