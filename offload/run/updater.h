@@ -7,9 +7,10 @@
 // is bounded by the buffers. Between steps it may read ahead as far as the buffers go; arithmetic
 // starts at Start.
 //
-// A chunk on its way (ChunkWork): reading -> staged -> computing -> storing -> idle. The unit's
-// parameters are up to date when its last chunk has stored its parameters; the states may still be
-// on their way to the drive.
+// A chunk on its way (ChunkWork): reading -> staged -> computing -> storing -> idle. Where part of
+// the masters is in the param copies (optim/state_format.h), these are read before computing. The
+// unit's parameters are up to date when its last chunk has stored its parameters; the states may
+// still be on their way to the drive.
 //
 // A lent parameter is read before it is updated: the caller may have changed it, and then the
 // master follows. The new one is written in its place.
