@@ -330,7 +330,7 @@ def test_a_load_that_fails_leaves_the_model_its_values(spooled, dtype, tmp_path,
         return begin(runtime, some(), *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sluice.values, "write_all", failing)
+        patch.setattr(sluice.native.values, "write_all", failing)
         sluice.initialize(model=model, config={**CONFIG, "bf16": {"enabled": True}})
     assert same(values(model), expected)
     assert not model._forward_pre_hooks and not model[0]._forward_hooks

@@ -198,7 +198,7 @@ def test_what_a_load_writes_may_fail_and_is_known_then(name, monkeypatch):
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sluice.values, "write_all", fail)
+        patch.setattr(sluice.native.values, "write_all", fail)
         with pytest.raises(MemoryError):
             subject.optimizer.load_state_dict(saved)
     for use in (subject.optimizer.state_dict, lambda: subject.train(1)):
