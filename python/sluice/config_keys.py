@@ -248,7 +248,7 @@ KEYS = {
         "pinned": _use("size", None, "budget of pinned RAM"),
         "nvme": _use("size", None, "budget of drive space; default: as needed"),
         "nvme_path": _use("paths", None, "directory, or one per drive; goes before those of zero_optimization"),
-        "workers": _use("count", None, "threads that update states; default: chosen", high=1024),
+        "workers": _use("count", None, "threads that update states; default: one less than cores", high=1024),
         "executor": _use(("tbb", "threads"), "tbb", "what runs them"),
         "io_engine": _use(("auto", "io_uring", "libaio", "threads"), "auto", "how files are read and written"),
         "io_depth": _use("count", None, "transfers in the kernel at a time; goes before aio.queue_depth", high=1024),
