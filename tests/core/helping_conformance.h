@@ -11,8 +11,8 @@
 
 namespace sluice {
 
-// Who helps runs what no worker has begun, and the earliest first: with the only worker kept, all of
-// it.
+// Who helps runs what no worker has begun, and the earliest first: with the only worker kept, all
+// of it.
 TEST_P(ExecutorTest, WhoWaitsRunsWhatNoWorkerHasBegun) {
   Start(1);
   auto jobs = MakeJobs(20);
