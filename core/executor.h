@@ -3,8 +3,8 @@
 // An Executor runs short pieces of arithmetic on worker threads. It knows nothing of what they
 // compute.
 //
-// A thread that waits for what comes of tasks lends itself meanwhile (HelpUntil): so its core is not
-// idle, and what it waits for does not wait for another.
+// A thread that waits for what comes of tasks lends itself meanwhile (HelpUntil): so its core is
+// not idle, and what it waits for does not wait for another.
 //
 // Threads: Submit may be called from any thread, also from a running task. Tasks run in no promised
 // order, but the earliest submitted is started first. Memory: the caller owns a Task from Submit

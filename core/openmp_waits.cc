@@ -22,7 +22,7 @@ namespace {
 using GompParallel = void (*)(void (*region)(void*), void* argument, unsigned threads,
                               unsigned flags);
 
-constexpr std::chrono::milliseconds kLate(5);   // of one thread of a team, for which others wait
+constexpr std::chrono::milliseconds kLate(5);    // of one thread of a team, for which others wait
 constexpr std::chrono::microseconds kSpun(200);  // more than a wait takes of a core if it is short
 
 std::chrono::nanoseconds CpuTimeOfThread() {

@@ -48,7 +48,7 @@ def parse_arguments(arguments=None):
                        "here overrule it")
     tiers.add_argument("--device", help="where to compute: auto (the default), host, cuda or cuda:<number>")
     tiers.add_argument("--engine", choices=("auto", "io_uring", "libaio", "threads"), help="default: auto")
-    tiers.add_argument("--workers", type=int, help="threads that update states (default: one a core)")
+    tiers.add_argument("--workers", type=int, help="threads that update states (default: one less than cores)")
     tiers.add_argument("--no-overlap", action="store_true", help="debug aid: every movement waits for the one before")
     output = parser.add_argument_group("output")
     output.add_argument("--json", metavar="FILE", help="write the figures of the run")

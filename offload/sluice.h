@@ -154,7 +154,7 @@ typedef struct sluice_options {
   uint32_t io_depth;      /* transfers in the kernel at a time; 0 chosen */
   uint32_t io_batch;      /* transfers submitted per call at most; 0 chosen */
   int32_t executor;       /* sluice_executor_kind */
-  int32_t workers;        /* threads that update states; 0 chosen */
+  int32_t workers;        /* threads that update states; 0: one less than cores */
   int64_t chunk_elements; /* multiple of 4096; 0 chosen */
   /* Units of at most so many elements stay in HBM for good; -1 chosen. */
   int64_t resident_elements_max;

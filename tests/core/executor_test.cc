@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <fstream>
 
-#include "tests/core/executor_conformance.h"
+#include "tests/core/helping_conformance.h"
 
 namespace sluice {
 namespace {

@@ -1,6 +1,6 @@
 // The executor over oneTBB, which the thread sanitizer can't see into.
 
-#include "tests/core/executor_conformance.h"
+#include "tests/core/helping_conformance.h"
 
 namespace sluice {
 namespace {

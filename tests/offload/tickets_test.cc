@@ -35,7 +35,8 @@ TEST(TicketsTest, HaveTheResultOfTheirOperationOnce) {
   EXPECT_TRUE(Tickets::SaysNotOpen(*again));
 }
 
-// Whoever waits runs tasks meanwhile: here the one that completes its ticket, which nobody else can.
+// Whoever waits runs tasks meanwhile: here the one that completes its ticket, which nobody else
+// can.
 TEST(TicketsTest, WhoWaitsHelpsTheExecutor) {
   struct Completes final : Task {
     void Run() override { tickets->Complete(ticket, absl::DataLossError("lost")); }
