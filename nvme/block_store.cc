@@ -90,22 +90,20 @@ void BlockStore::StartRead(BlockTransfer* transfer, const PinnedBlock& pin, Memo
 absl::Status BlockStore::NothingToRead(BlockIndex block) const {
   const uint64_t last = blocks_[block.value()].last_generation;
   return absl::DataLossError(
-      last == 0
-          ? fmt::format("block {} is read but was never written", block.value())
-          : fmt::format("block {} can't be read: writing generation {} of it failed", block.value(),
-                        last));
+      last == 0 ? fmt::format("block {} is read but was never written", block.value())
+                : fmt::format("block {} can't be read: writing generation {} of it failed",
+                              block.value(), last));
 }
 
 absl::Status BlockStore::Verify(const BlockTransfer& transfer) {
   const PinnedBlock& what = transfer.what_;
   const uint64_t found = SeededChecksum(transfer.data_, what.block, what.generation);
   if (found == what.checksum) return absl::OkStatus();
-  return absl::DataLossError(
-      fmt::format("block {} of generation {}, {} bytes at {} of swap file {} on {}: checksum is "
-                  "{:016x}, not {:016x}: the drive returned other bytes than were written",
-                  what.block.value(), what.generation, transfer.data_.size(),
-                  transfer.offset.value(), transfer.file.value(), transfer.drive_->path, found,
-                  what.checksum));
+  return absl::DataLossError(fmt::format(
+      "block {} of generation {}, {} bytes at {} of swap file {} on {}: checksum is {:016x}, "
+      "not {:016x}: the drive returned other bytes than were written",
+      what.block.value(), what.generation, transfer.data_.size(), transfer.offset.value(),
+      transfer.file.value(), transfer.drive_->path, found, what.checksum));
 }
 
 void BlockStore::PrepareWrite(BlockTransfer* transfer, BlockIndex block, MemoryView buffer,
@@ -162,10 +160,8 @@ absl::StatusOr<PinnedBlock> BlockStore::Pin(BlockIndex block) {
   }
   if (b.generation == 0) return absl::FailedPreconditionError(NothingToRead(block).message());
   extents_.AddUser(b.current);
-  return PinnedBlock{.block = block,
-                     .extent = b.current,
-                     .generation = b.generation,
-                     .checksum = b.checksum};
+  return PinnedBlock{
+      .block = block, .extent = b.current, .generation = b.generation, .checksum = b.checksum};
 }
 
 void BlockStore::Unpin(const PinnedBlock& pin) { extents_.RemoveUser(pin.extent); }

@@ -154,9 +154,9 @@ class BlockStore {
 
  private:
   struct Block {
-    ExtentIndex current;  // where the generation lies, if there is one, or the next may
+    ExtentIndex current;           // where the generation lies, if there is one, or the next may
     ExtentIndex next = kNoExtent;  // where the write that is prepared or on its way goes
-    uint64_t generation = 0;  // 0: never written, or its last write in place failed
+    uint64_t generation = 0;       // 0: never written, or its last write in place failed
     uint64_t last_generation = 0;
     uint64_t checksum = 0;
     bool busy = false;

@@ -7,9 +7,7 @@
 namespace sluice {
 
 ExtentAllocator::ExtentAllocator(const SegmentTable* table)
-    : table_(table),
-      next_(table->extents.size(), kNoExtent),
-      users_(table->extents.size(), 0) {
+    : table_(table), next_(table->extents.size(), kNoExtent), users_(table->extents.size(), 0) {
   for (const Extent& extent : table->extents) {
     if (lengths_.empty() || lengths_.back() != extent.length) {
       const auto at = std::lower_bound(lengths_.begin(), lengths_.end(), extent.length);

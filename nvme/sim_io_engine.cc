@@ -85,8 +85,7 @@ class SimIoEngine final : public IoEngine {
     }
     const auto bytes = static_cast<double>(op->memory.size());
     const uint32_t file = op->file.value();
-    const size_t drive =
-        file < options_.file_drive.size() ? options_.file_drive[file].value() : 0;
+    const size_t drive = file < options_.file_drive.size() ? options_.file_drive[file].value() : 0;
     TimePoint& drive_free = drive_free_[drive];
     drive_free = std::max(drive_free, world_->Now()) +
                  Nanos(static_cast<int64_t>(bytes / options_.bytes_per_second[drive] * 1e9));

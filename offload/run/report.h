@@ -54,9 +54,7 @@
 //   memory                       the pages of the arenas, and why RAM was not checked, if so
 //   vector_target                of the arithmetic
 //   paths                        each swap file: file system, direct I/O, alignment
-//   drives                       paths given, each: path, read_rate and write_rate beside the others,
-//                                extents_bytes on it, in_flight_max of it, and since the same time
-//                                as the counters reads, read_bytes, writes, write_bytes, failed
+//   drives                       by path: rates, extents_bytes, in_flight_max, and its counters
 //   counters                     since the start or sluice_reset_counters; the next list
 //   trace_spans_dropped          spans for which there was no room
 //   loss_scale                   to multiply the next loss by

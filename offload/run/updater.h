@@ -106,7 +106,7 @@ class Updater {
   std::deque<ChunkWork*> staged_;  // read ahead of Start
   std::vector<UnitIndex> unit_order_;
   std::vector<UnitIndex> next_order_;  // to be taken over when this step has ended; empty: none
-  ReadOrder streaming_;  // chunks on NVMe
+  ReadOrder streaming_;                // chunks on NVMe
   std::vector<ChunkIndex> resident_;
   size_t next_resident_ = 0;
   bool read_ahead_ = false;

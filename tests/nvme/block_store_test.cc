@@ -92,9 +92,7 @@ class BlockStoreTest : public testing::Test {
   const std::string& PathOf(uint32_t block) {
     return store_->drives()[store_->drive(BlockIndex(block)).value()].path;
   }
-  int Fd(uint32_t block) {
-    return files_[store_->extent(BlockIndex(block)).file.value()].fd();
-  }
+  int Fd(uint32_t block) { return files_[store_->extent(BlockIndex(block)).file.value()].fd(); }
 
   TempDir a_;
   TempDir b_;
@@ -111,7 +109,8 @@ class BlockStoreTest : public testing::Test {
 
 TEST_F(BlockStoreTest, ReadsTheLastGeneration) {
   for (uint64_t generation = 1; generation <= 3; ++generation) {
-    for (uint32_t b = 0; b < table_.block_sizes.size(); ++b) ASSERT_TRUE(Write(b, 100 * generation + b).ok());
+    for (uint32_t b = 0; b < table_.block_sizes.size(); ++b)
+      ASSERT_TRUE(Write(b, 100 * generation + b).ok());
     for (uint32_t b = 0; b < table_.block_sizes.size(); ++b) {
       const absl::Status read = Read(b);
       ASSERT_TRUE(read.ok()) << read;
@@ -145,9 +144,9 @@ TEST_F(BlockStoreTest, AFlippedBitIsFound) {
       Overwrite(5, raw);
       const absl::Status status = Read(5);
       EXPECT_TRUE(absl::IsDataLoss(status)) << at;
-      EXPECT_THAT(Message(status), AllOf(HasSubstr("block 5 of generation 1"),
-                                         HasSubstr("swap file"), HasSubstr(PathOf(5)),
-                                         HasSubstr("checksum")));
+      EXPECT_THAT(Message(status),
+                  AllOf(HasSubstr("block 5 of generation 1"), HasSubstr("swap file"),
+                        HasSubstr(PathOf(5)), HasSubstr("checksum")));
       raw[at] ^= static_cast<std::byte>(1 << bit);
       Overwrite(5, raw);
     }

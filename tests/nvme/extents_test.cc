@@ -15,11 +15,10 @@ RC_GTEST_PROP(ExtentAllocatorTest, AgreesWithAModel, ()) {
   std::vector<BlockShape> blocks(*rc::gen::inRange<size_t>(0, 40));
   for (BlockShape& block : blocks) block.size = KiB(4 * *rc::gen::inRange(1, 5));
   const std::vector<Drive> drives(*rc::gen::inRange<size_t>(1, 4));
-  const SegmentTable table =
-      PlanSegments(blocks, drives,
-                   {.segment_bytes = KiB(64),
-                    .generations_kept = *rc::gen::inRange(0u, 2u),
-                    .spares = *rc::gen::inRange(0u, 4u)});
+  const SegmentTable table = PlanSegments(blocks, drives,
+                                          {.segment_bytes = KiB(64),
+                                           .generations_kept = *rc::gen::inRange(0u, 2u),
+                                           .spares = *rc::gen::inRange(0u, 4u)});
   ExtentAllocator extents(&table);
 
   using Place = std::pair<DriveIndex, Bytes>;
