@@ -9,90 +9,162 @@
 
 namespace sluice {
 
-BlockStore::BlockStore(SegmentTable table, std::vector<Bytes> block_sizes, IoEngine* engine,
-                       const IoEngine::Limits& limits, Metrics* metrics, TraceEvents* trace)
+BlockStore::BlockStore(SegmentTable table, IoEngine* engine, const IoEngine::Limits& limits,
+                       Metrics* metrics, TraceEvents* trace)
     : table_(std::move(table)),
-      sizes_(std::move(block_sizes)),
+      extents_(&table_),
       engine_(engine),
-      queue_(engine),
-      blocks_(sizes_.size()),
+      queue_(engine, SharesOf(table_.drives, limits.in_flight_max), table_.file_drive),
+      blocks_(table_.block_sizes.size()),
       under_way_(table_.file_sizes.size()),
+      drive_states_(table_.drives.size()),
       done_(limits.in_flight_max),
       trace_(trace),
       read_bytes_(metrics->Get("nvme_read_bytes")),
       write_bytes_(metrics->Get("nvme_write_bytes")),
       reads_(metrics->Get("nvme_reads")),
       writes_(metrics->Get("nvme_writes")) {
-  SLUICE_CHECK(table_.extents.size() == sizes_.size());
+  SLUICE_CHECK(table_.extents.size() >= blocks_.size());
+  for (uint32_t b = 0; b < blocks_.size(); ++b) blocks_[b].current = ExtentIndex(b);
+  const std::vector<uint32_t> shares = SharesOf(table_.drives, limits.in_flight_max);
+  for (size_t d = 0; d < shares.size(); ++d) drive_states_[d].in_flight_max = shares[d];
+  for (size_t f = 0; f < table_.file_sizes.size(); ++f)
+    drive_states_[table_.file_drive[f].value()].extents += table_.file_sizes[f];
   read_track_ = trace->AddTrack("nvme read");
   write_track_ = trace->AddTrack("nvme write");
 }
 
-void BlockStore::Prepare(BlockTransfer* transfer, BlockIndex block, MemoryView buffer,
-                         IoKind kind) {
+void BlockStore::Occupy(BlockIndex block) {
   SLUICE_CHECK(block.value() < blocks_.size());
   SLUICE_CHECK_MSG(!std::exchange(blocks_[block.value()].busy, true),
                    "two transfers of one block at a time");
-  const Extent& extent = table_.extents[block.value()];
-  SLUICE_CHECK(Bytes(static_cast<int64_t>(buffer.size())) >= extent.length);
+}
+
+// A write without an extent is never started: it only needs to know its bytes.
+void BlockStore::Prepare(BlockTransfer* transfer, IoKind kind, const PinnedBlock& what,
+                         MemoryView buffer) {
+  const size_t length = extent_length(what.block).size();
+  SLUICE_CHECK(buffer.size() >= length);
   transfer->kind = kind;
+  transfer->memory = buffer.first(length);
+  transfer->IoOp::status = absl::OkStatus();
+  transfer->what_ = what;
+  transfer->data_ = buffer.first(table_.block_sizes[what.block.value()].size());
+  transfer->of_pin_ = false;
+  transfer->sealed_ = false;
+  if (what.extent == kNoExtent) return;
+  const Extent& extent = extents_.extent(what.extent);
   transfer->file = extent.file;
   transfer->offset = extent.offset;
-  transfer->memory = buffer.first(extent.length.size());
-  transfer->IoOp::status = absl::OkStatus();
-  transfer->block_ = block;
-  transfer->sealed_ = false;
-  transfer->data_ = buffer.first(sizes_[block.value()].size());
+  transfer->drive_ = &table_.drives[extents_.drive(what.extent).value()];
+}
+
+void BlockStore::Start(BlockTransfer* transfer, IoPriority priority) {
+  ++*UnderWayLike(*transfer);
+  queue_.Push(transfer, priority);
+}
+
+void BlockStore::Refuse(BlockTransfer* transfer, absl::Status status) {
+  transfer->IoOp::status = std::move(status);
+  refused_.Push(transfer);
 }
 
 void BlockStore::StartRead(BlockTransfer* transfer, BlockIndex block, MemoryView buffer,
                            IoPriority priority) {
-  Prepare(transfer, block, buffer, IoKind::kRead);
+  Occupy(block);
   const Block& b = blocks_[block.value()];
-  transfer->generation_ = b.generation;
-  transfer->checksum_ = b.checksum;
-  ++*UnderWayLike(*transfer);
-  if (b.generation > 0) return queue_.Push(transfer, priority);
-  transfer->IoOp::status = absl::DataLossError(
-      b.last_generation == 0
-          ? fmt::format("block {} is read but was never written", block.value())
-          : fmt::format("block {} can't be read: writing generation {} of it failed", block.value(),
-                        b.last_generation));
-  refused_.Push(transfer);
+  Prepare(transfer, IoKind::kRead,
+          {.block = block, .extent = b.current, .generation = b.generation, .checksum = b.checksum},
+          buffer);
+  b.generation > 0 ? Start(transfer, priority) : Refuse(transfer, NothingToRead(block));
+}
+
+void BlockStore::StartRead(BlockTransfer* transfer, const PinnedBlock& pin, MemoryView buffer,
+                           IoPriority priority) {
+  Prepare(transfer, IoKind::kRead, pin, buffer);
+  transfer->of_pin_ = true;
+  extents_.AddUser(pin.extent);
+  Start(transfer, priority);
+}
+
+absl::Status BlockStore::NothingToRead(BlockIndex block) const {
+  const uint64_t last = blocks_[block.value()].last_generation;
+  return absl::DataLossError(
+      last == 0 ? fmt::format("block {} is read but was never written", block.value())
+                : fmt::format("block {} can't be read: writing generation {} of it failed",
+                              block.value(), last));
 }
 
 absl::Status BlockStore::Verify(const BlockTransfer& transfer) {
-  const uint64_t found = SeededChecksum(transfer.data_, transfer.block_, transfer.generation_);
-  if (found == transfer.checksum_) return absl::OkStatus();
-  return absl::DataLossError(
-      fmt::format("block {} of generation {}, {} bytes at {} of swap file {}: checksum is {:016x}, "
-                  "not {:016x}: the drive returned other bytes than were written",
-                  transfer.block_.value(), transfer.generation_, transfer.data_.size(),
-                  transfer.offset.value(), transfer.file.value(), found, transfer.checksum_));
+  const PinnedBlock& what = transfer.what_;
+  const uint64_t found = SeededChecksum(transfer.data_, what.block, what.generation);
+  if (found == what.checksum) return absl::OkStatus();
+  return absl::DataLossError(fmt::format(
+      "block {} of generation {}, {} bytes at {} of swap file {} on {}: checksum is {:016x}, "
+      "not {:016x}: the drive returned other bytes than were written",
+      what.block.value(), what.generation, transfer.data_.size(), transfer.offset.value(),
+      transfer.file.value(), transfer.drive_->path, found, what.checksum));
 }
 
-void BlockStore::PrepareWrite(BlockTransfer* transfer, BlockIndex block, MemoryView buffer) {
-  Prepare(transfer, block, buffer, IoKind::kWrite);
-  transfer->generation_ = blocks_[block.value()].last_generation + 1;
+void BlockStore::PrepareWrite(BlockTransfer* transfer, BlockIndex block, MemoryView buffer,
+                              WritePlace place) {
+  Occupy(block);
+  Block& b = blocks_[block.value()];
+  b.next = b.current;
+  if (place == WritePlace::kElsewhere || extents_.shared(b.current))
+    b.next = extents_.Take(drive(block), extent_length(block)).value_or(kNoExtent);
+  Prepare(transfer, IoKind::kWrite,
+          {.block = block, .extent = b.next, .generation = b.last_generation + 1}, buffer);
 }
 
 void BlockStore::Seal(BlockTransfer* transfer) {
   const size_t used = transfer->data_.size();
   std::memset(transfer->memory.data() + used, 0, transfer->memory.size() - used);
-  transfer->checksum_ = SeededChecksum(transfer->data_, transfer->block_, transfer->generation_);
+  PinnedBlock& what = transfer->what_;
+  what.checksum = SeededChecksum(transfer->data_, what.block, what.generation);
   transfer->sealed_ = true;
 }
 
 void BlockStore::StartWrite(BlockTransfer* transfer, IoPriority priority) {
   SLUICE_CHECK_MSG(std::exchange(transfer->sealed_, false), "a write must be sealed first");
-  Block& b = blocks_[transfer->block_.value()];
-  b.generation = 0;  // until the write has succeeded, there is nothing whole to read
-  b.last_generation = transfer->generation_;
-  ++*UnderWayLike(*transfer);
-  queue_.Push(transfer, priority);
+  Block& b = blocks_[transfer->block().value()];
+  b.last_generation = transfer->what_.generation;
+  if (b.next == kNoExtent) return Refuse(transfer, NoSpare(*transfer));
+  if (b.next == b.current) b.generation = 0;  // until it has succeeded, nothing whole is there
+  Start(transfer, priority);
 }
 
-void BlockStore::Cancel(BlockTransfer* transfer) { blocks_[transfer->block_.value()].busy = false; }
+absl::Status BlockStore::NoSpare(const BlockTransfer& transfer) const {
+  const BlockIndex block = transfer.block();
+  const DriveIndex on = drive(block);
+  return absl::ResourceExhaustedError(fmt::format(
+      "drive {} has no spare extent for block {}, whose generation {} is kept: all {} extents of "
+      "{} bytes hold something; reserve one more for each generation that is kept, or keep fewer",
+      table_.drives[on.value()].path, block.value(), blocks_[block.value()].generation,
+      extents_.CountOf(on, extent_length(block)).all, extent_length(block).value()));
+}
+
+void BlockStore::Cancel(BlockTransfer* transfer) {
+  Block& b = blocks_[transfer->block().value()];
+  const ExtentIndex next = std::exchange(b.next, kNoExtent);
+  if (next != kNoExtent && next != b.current) extents_.RemoveUser(next);
+  b.busy = false;
+}
+
+absl::StatusOr<PinnedBlock> BlockStore::Pin(BlockIndex block) {
+  SLUICE_CHECK(block.value() < blocks_.size());
+  const Block& b = blocks_[block.value()];
+  if (b.next == b.current) {
+    return absl::FailedPreconditionError(
+        fmt::format("block {} can't be pinned: it is being written in place", block.value()));
+  }
+  if (b.generation == 0) return absl::FailedPreconditionError(NothingToRead(block).message());
+  extents_.AddUser(b.current);
+  return PinnedBlock{
+      .block = block, .extent = b.current, .generation = b.generation, .checksum = b.checksum};
+}
+
+void BlockStore::Unpin(const PinnedBlock& pin) { extents_.RemoveUser(pin.extent); }
 
 size_t BlockStore::Poll(Deadline deadline) {
   queue_.Submit();
@@ -106,21 +178,34 @@ size_t BlockStore::Poll(Deadline deadline) {
   const size_t n = engine_->Poll(done_, ended > 0 ? kNoWait : deadline);
   for (size_t i = 0; i < n; ++i) {
     auto* transfer = static_cast<BlockTransfer*>(done_[i]);
+    queue_.Ended(*transfer);
+    --*UnderWayLike(*transfer);
     Count(*transfer);
-    if (transfer->kind == IoKind::kWrite && transfer->status().ok()) {
-      Block& b = blocks_[transfer->block_.value()];
-      b.generation = transfer->generation_;
-      b.checksum = transfer->checksum_;
-    }
     End(transfer);
   }
   queue_.Submit();
   return ended + n;
 }
 
+void BlockStore::EndWrite(const BlockTransfer& transfer) {
+  Block& b = blocks_[transfer.block().value()];
+  const ExtentIndex next = std::exchange(b.next, kNoExtent);
+  if (transfer.status().ok()) {
+    b.generation = transfer.what_.generation;
+    b.checksum = transfer.what_.checksum;
+    if (next != b.current) extents_.RemoveUser(std::exchange(b.current, next));
+  } else if (next != kNoExtent && next != b.current) {
+    extents_.RemoveUser(next);
+  }
+}
+
 void BlockStore::End(BlockTransfer* transfer) {
-  blocks_[transfer->block_.value()].busy = false;
-  --*UnderWayLike(*transfer);
+  if (transfer->of_pin_) {
+    extents_.RemoveUser(transfer->what_.extent);
+  } else {
+    if (transfer->kind == IoKind::kWrite) EndWrite(*transfer);
+    blocks_[transfer->block().value()].busy = false;
+  }
   transfer->OnDone();
 }
 
@@ -129,12 +214,24 @@ size_t* BlockStore::UnderWayLike(const BlockTransfer& transfer) {
   return transfer.kind == IoKind::kRead ? &file.reads : &file.writes;
 }
 
+void BlockStore::ResetCounters() {
+  for (DriveState& d : drive_states_) {
+    for (Counter* counter : {&d.reads, &d.read_bytes, &d.writes, &d.write_bytes, &d.failed})
+      counter->Set(0);
+  }
+}
+
 void BlockStore::Count(const BlockTransfer& transfer) {
   const bool read = transfer.kind == IoKind::kRead;
+  const int64_t bytes = transfer.transferred.value();
   (read ? reads_ : writes_)->Add();
-  (read ? read_bytes_ : write_bytes_)->Add(transfer.transferred.value());
+  (read ? read_bytes_ : write_bytes_)->Add(bytes);
+  DriveState& drive = drive_states_[table_.file_drive[transfer.file.value()].value()];
+  (read ? drive.reads : drive.writes).Add();
+  (read ? drive.read_bytes : drive.write_bytes).Add(bytes);
+  if (!transfer.status().ok()) drive.failed.Add();
   trace_->Record(read ? read_track_ : write_track_, read ? "read" : "write",
-                 transfer.block_.value(), transfer.submitted, transfer.completed);
+                 transfer.block().value(), transfer.submitted, transfer.completed);
 }
 
 }  // namespace sluice

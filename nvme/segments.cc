@@ -16,55 +16,89 @@
 
 namespace sluice {
 
-SegmentTable PlanSegments(std::span<const Bytes> block_sizes, uint32_t paths, Bytes segment_bytes,
-                          Bytes alignment) {
-  SegmentTable table;
-  std::vector<uint32_t> open_file(paths, UINT32_MAX);  // by path: the file that blocks go to now
-  for (size_t b = 0; b < block_sizes.size(); ++b) {
-    const Bytes length = RoundUp(block_sizes[b], alignment);
-    SLUICE_CHECK(block_sizes[b] > Bytes(0) && length <= segment_bytes && paths > 0);
-    const auto path = static_cast<uint32_t>(b % paths);
-    uint32_t& file = open_file[path];
-    if (file == UINT32_MAX || table.file_sizes[file] + length > segment_bytes) {
-      file = static_cast<uint32_t>(table.file_sizes.size());
-      table.file_sizes.emplace_back();
-      table.file_path.push_back(path);
+namespace {
+
+// Adds extents to the files of a table, a drive's one after another.
+class Filler {
+ public:
+  Filler(SegmentTable* table, Bytes segment_bytes)
+      : table_(table),
+        segment_bytes_(segment_bytes),
+        open_file_(table->drives.size(), UINT32_MAX) {}
+
+  void Add(DriveIndex drive, Bytes length) {
+    uint32_t& file = open_file_[drive.value()];
+    if (file == UINT32_MAX || table_->file_sizes[file] + length > segment_bytes_) {
+      file = static_cast<uint32_t>(table_->file_sizes.size());
+      table_->file_sizes.emplace_back();
+      table_->file_drive.push_back(drive);
     }
-    table.extents.push_back({.file = FileIndex(file),
-                             .offset = FileOffset(table.file_sizes[file].value()),
-                             .length = length});
-    table.file_sizes[file] += length;
+    table_->extents.push_back({.file = FileIndex(file),
+                               .offset = FileOffset(table_->file_sizes[file].value()),
+                               .length = length});
+    table_->file_sizes[file] += length;
+  }
+
+ private:
+  SegmentTable* const table_;
+  const Bytes segment_bytes_;
+  std::vector<uint32_t> open_file_;  // by drive: the file that is filled now
+};
+
+}  // namespace
+
+SegmentTable PlanSegments(std::span<const BlockShape> blocks, std::span<const Drive> drives,
+                          const SegmentOptions& options) {
+  SegmentTable table;
+  table.drives.assign(drives.begin(), drives.end());
+  table.block_sizes.reserve(blocks.size());
+  table.extents.reserve(blocks.size());
+  Filler filler(&table, options.segment_bytes);
+  std::vector<Dealer> dealers;                               // by kind
+  std::map<std::pair<DriveIndex, Bytes>, uint64_t> lengths;  // how many blocks have them
+  const bool spares = options.generations_kept > 0 || options.spares > 0;
+  for (const BlockShape& block : blocks) {
+    const Bytes length = RoundUp(block.size, options.alignment);
+    SLUICE_CHECK(block.size > Bytes(0) && length <= options.segment_bytes);
+    while (dealers.size() <= block.kind) dealers.emplace_back(drives);
+    const DriveIndex drive = dealers[block.kind].Next(length);
+    table.block_sizes.push_back(block.size);
+    filler.Add(drive, length);
+    if (spares) ++lengths[{drive, length}];
+  }
+  for (const auto& [place, count] : lengths) {
+    for (uint64_t i = 0; i < count * options.generations_kept + options.spares; ++i)
+      filler.Add(place.first, place.second);
   }
   return table;
 }
 
 namespace {
 
-struct Drive {
-  std::string paths;  // those of them that lie on it
+struct Storage {
+  std::string paths;  // those of the drives that lie on it
   Bytes needed;
 };
 
 }  // namespace
 
-absl::Status CheckSpace(const SegmentTable& table, std::span<const std::string> paths) {
-  std::vector<Bytes> by_path(paths.size());
-  for (size_t f = 0; f < table.file_sizes.size(); ++f) {
-    SLUICE_CHECK(table.file_path[f] < paths.size());
-    by_path[table.file_path[f]] += table.file_sizes[f];
-  }
-  std::map<std::string, Drive> drives;  // by what they are (StorageOf)
-  for (size_t p = 0; p < paths.size(); ++p) {
-    if (by_path[p] == Bytes(0)) continue;
-    SLUICE_ASSIGN_OR_RETURN(const Bytes free, FreeSpace(paths[p]));
-    Drive& drive = drives[StorageOf(paths[p])];
-    drive.paths += (drive.paths.empty() ? "" : " and ") + paths[p];
-    drive.needed += by_path[p];
-    if (drive.needed <= free) continue;
+absl::Status CheckSpace(const SegmentTable& table) {
+  std::vector<Bytes> by_drive(table.drives.size());
+  for (size_t f = 0; f < table.file_sizes.size(); ++f)
+    by_drive[table.file_drive[f].value()] += table.file_sizes[f];
+  std::map<std::string, Storage> storages;  // by what they are (StorageOf)
+  for (size_t d = 0; d < by_drive.size(); ++d) {
+    if (by_drive[d] == Bytes(0)) continue;
+    const std::string& path = table.drives[d].path;
+    SLUICE_ASSIGN_OR_RETURN(const Bytes free, FreeSpace(path));
+    Storage& storage = storages[StorageOf(path)];
+    storage.paths += (storage.paths.empty() ? "" : " and ") + path;
+    storage.needed += by_drive[d];
+    if (storage.needed <= free) continue;
     return absl::ResourceExhaustedError(fmt::format(
         "{} needs {} ({} bytes) of swap space and has {} free: free some, give another path, or "
         "raise the pinned budget",
-        drive.paths, FormatBytes(drive.needed), drive.needed.value(), FormatBytes(free)));
+        storage.paths, FormatBytes(storage.needed), storage.needed.value(), FormatBytes(free)));
   }
   return absl::OkStatus();
 }
@@ -97,23 +131,22 @@ Bytes ExtentAlignmentOf(std::span<const std::string> paths) {
   return alignment;
 }
 
-Bytes BytesInRam(const SegmentTable& table, std::span<const std::string> paths) {
+Bytes BytesInRam(const SegmentTable& table) {
   Bytes sum;
   for (size_t f = 0; f < table.file_sizes.size(); ++f) {
-    if (FileSystemOf(paths[table.file_path[f]]).kind == FileSystemKind::kRam)
-      sum += table.file_sizes[f];
+    const std::string& path = table.drives[table.file_drive[f].value()].path;
+    if (FileSystemOf(path).kind == FileSystemKind::kRam) sum += table.file_sizes[f];
   }
   return sum;
 }
 
-absl::StatusOr<std::vector<DirectFile>> CreateSegments(const SegmentTable& table,
-                                                       std::span<const std::string> paths) {
-  SLUICE_RETURN_IF_ERROR(CheckSpace(table, paths));
+absl::StatusOr<std::vector<DirectFile>> CreateSegments(const SegmentTable& table) {
+  SLUICE_RETURN_IF_ERROR(CheckSpace(table));
   SLUICE_RETURN_IF_ERROR(CheckDescriptors(table.file_sizes.size()));
   std::vector<DirectFile> files;
   for (size_t f = 0; f < table.file_sizes.size(); ++f) {
-    SLUICE_ASSIGN_OR_RETURN(
-        DirectFile file, DirectFile::CreateUnnamed(paths[table.file_path[f]], table.file_sizes[f]));
+    const std::string& path = table.drives[table.file_drive[f].value()].path;
+    SLUICE_ASSIGN_OR_RETURN(DirectFile file, DirectFile::CreateUnnamed(path, table.file_sizes[f]));
     files.push_back(std::move(file));
   }
   return files;

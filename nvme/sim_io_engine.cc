@@ -19,7 +19,10 @@ class SimIoEngine final : public IoEngine {
  public:
   SimIoEngine(const SimIoOptions& options, std::span<const Bytes> file_sizes, const Limits& limits,
               SimWorld* world)
-      : options_(options), limits_(limits), world_(world) {
+      : options_(options),
+        limits_(limits),
+        world_(world),
+        drive_free_(options.bytes_per_second.size(), TimePoint(0)) {
     for (Bytes size : file_sizes) files_.emplace_back(size.size(), std::byte{0xA5});
   }
 
@@ -81,11 +84,14 @@ class SimIoEngine final : public IoEngine {
       return End(op, fault);
     }
     const auto bytes = static_cast<double>(op->memory.size());
-    drive_free_ = std::max(drive_free_, world_->Now()) +
-                  Nanos(static_cast<int64_t>(bytes / options_.bytes_per_second * 1e9));
+    const uint32_t file = op->file.value();
+    const size_t drive = file < options_.file_drive.size() ? options_.file_drive[file].value() : 0;
+    TimePoint& drive_free = drive_free_[drive];
+    drive_free = std::max(drive_free, world_->Now()) +
+                 Nanos(static_cast<int64_t>(bytes / options_.bytes_per_second[drive] * 1e9));
     const auto jitter = world_->Uniform(static_cast<uint64_t>(options_.latency_min.count()),
                                         static_cast<uint64_t>(options_.latency_max.count()));
-    TimePoint end = drive_free_ + Nanos(static_cast<int64_t>(jitter));
+    TimePoint end = drive_free + Nanos(static_cast<int64_t>(jitter));
     end += world_->Delay(fault);
     const auto takes = static_cast<uint64_t>((end - world_->Now()).count());
     const TimePoint touch = world_->Now() + Nanos(static_cast<int64_t>(world_->Uniform(0, takes)));
@@ -142,7 +148,7 @@ class SimIoEngine final : public IoEngine {
   std::vector<std::vector<std::byte>> files_;
   std::vector<IoOp*> running_;
   FinishedOps finished_;
-  TimePoint drive_free_{0};
+  std::vector<TimePoint> drive_free_;  // by drive: when it has done what was submitted
 };
 
 }  // namespace

@@ -11,15 +11,19 @@
 
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "core/sim_world.h"
+#include "nvme/drives.h"
 #include "nvme/io_engine.h"
 
 namespace sluice {
 
 struct SimIoOptions {
-  double bytes_per_second = 3e9;  // shared by reads and writes
+  // Of each drive, shared by its reads and writes.
+  std::vector<double> bytes_per_second = {3e9};
+  std::vector<DriveIndex> file_drive;  // by file; empty: all are on the first drive
   Nanos latency_min = Nanos(50'000);
   Nanos latency_max = Nanos(500'000);
   Bytes alignment{1};  // of memory, offset and length, as of a file with direct I/O

@@ -69,6 +69,7 @@ class Updater::ChunkWork final : public Task,
 
   ChunkIndex chunk;
   bool streaming = false;  // states come from and go to NVMe
+  DriveIndex drive;        // if streaming: whose share of the buffers this one is of
   bool on_device = false;  // states live in HBM
   bool param_on_nvme = false;
   bool params_read = false;  // the copies are read from NVMe, as part of the masters

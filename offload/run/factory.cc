@@ -137,17 +137,31 @@ int64_t ChunkElementsFor(int64_t parameters, int64_t least) {
   return std::max(least, (enough + kCellElements - 1) / kCellElements * kCellElements);
 }
 
-SegmentTable SegmentsOf(const Plan& plan, uint32_t paths) {
+absl::StatusOr<std::vector<Drive>> DrivesOf(const RuntimeConfig& config) {
+  const size_t count = config.nvme_paths.size();
+  if (!config.nvme_rates.empty() && config.nvme_rates.size() != count) {
+    return absl::InvalidArgumentError(
+        fmt::format("{} rates are given for {} NVMe paths: give one for each, or none",
+                    config.nvme_rates.size(), count));
+  }
+  std::vector<Drive> drives;
+  for (const std::string& path : config.nvme_paths) drives.push_back({.path = path});
+  for (size_t d = 0; d < config.nvme_rates.size(); ++d) drives[d].rate = config.nvme_rates[d];
+  SLUICE_RETURN_IF_ERROR(CheckRates(drives));
+  return drives;
+}
+
+SegmentTable SegmentsOf(const Plan& plan, std::span<const Drive> drives) {
   const BlockMap blocks = MapBlocks(plan.layout, plan.placement);
   const Bytes alignment = plan.placement.io_alignment;
   Bytes largest, sum;
-  for (Bytes size : blocks.sizes) {
-    largest = std::max(largest, RoundUp(size, alignment));
-    sum += RoundUp(size, alignment);
+  for (const BlockShape& block : blocks.shapes) {
+    largest = std::max(largest, RoundUp(block.size, alignment));
+    sum += RoundUp(block.size, alignment);
   }
   const Bytes wanted = std::max(kSegmentBytesMin, RoundUp(sum / kSegmentsWanted, alignment));
   const Bytes segment = std::max(largest, std::min(wanted, FileBytesMax()));
-  return PlanSegments(blocks.sizes, paths, segment, alignment);
+  return PlanSegments(blocks.shapes, drives, {.segment_bytes = segment, .alignment = alignment});
 }
 
 RuntimeOptions OptionsOf(const RuntimeConfig& config, const Plan& plan) {
@@ -170,9 +184,10 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spe
   SLUICE_ASSIGN_OR_RETURN(const Topology topology, DetectTopology());
   Seams seams;
   seams.cores = CoresOf(config, topology, plan.device.kind);
-  seams.segments = SegmentsOf(plan, static_cast<uint32_t>(config.nvme_paths.size()));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<Drive> drives, DrivesOf(config));
+  seams.segments = SegmentsOf(plan, drives);
   RamNeed need = ArenasOf(plan, config);
-  need.files = BytesInRam(seams.segments, config.nvme_paths);
+  need.files = BytesInRam(seams.segments);
   SLUICE_RETURN_IF_ERROR(CheckRamIfKnown(need, ReadMemoryLimits(), &seams.ram_unchecked));
   seams.clock = RealClock();
   seams.host_memory = RealMemory();
@@ -180,7 +195,7 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spe
                           MakeExecutor(config.executor, WorkersOf(config, topology)));
   SLUICE_ASSIGN_OR_RETURN(seams.device, DeviceOf(plan, config));
   seams.device_reason = plan.device.reason;
-  SLUICE_ASSIGN_OR_RETURN(seams.files, CreateSegments(seams.segments, config.nvme_paths));
+  SLUICE_ASSIGN_OR_RETURN(seams.files, CreateSegments(seams.segments));
   seams.make_engine = [config](std::span<const MemoryView> arenas,
                                std::span<const DirectFile> files) {
     return MakeIoEngine(config.engine, files, arenas, config.io, RealClock());

@@ -22,6 +22,7 @@ struct RuntimeConfig {
   PlacementOptions placement;
   Budgets budgets{Bytes(-1), Bytes(-1), Bytes(-1)};
   std::vector<std::string> nvme_paths;
+  std::vector<DriveRate> nvme_rates;  // by path; empty: all are equally fast
   IoEngineKind engine = IoEngineKind::kAuto;
   IoEngine::Limits io;
   ExecutorKind executor = ExecutorKind::kTbb;
@@ -85,9 +86,13 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spe
 // What of `config` a runtime is told, with time enough to give back what `plan` takes of RAM.
 RuntimeOptions OptionsOf(const RuntimeConfig& config, const Plan& plan);
 
-// The segments that the blocks of `plan` need on `paths` drives: of 1 GiB, or larger so that they
-// are about 128 in all, but not larger than this process may make a file.
-SegmentTable SegmentsOf(const Plan& plan, uint32_t paths);
+// The paths of `config` with their rates. Errors: InvalidArgument if the rates are not one positive
+// number for each.
+absl::StatusOr<std::vector<Drive>> DrivesOf(const RuntimeConfig& config);
+
+// The segments that the blocks of `plan` need on `drives`: of 1 GiB, or larger so that they are
+// about 128 in all, but not larger than this process may make a file.
+SegmentTable SegmentsOf(const Plan& plan, std::span<const Drive> drives);
 
 }  // namespace sluice
 

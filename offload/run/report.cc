@@ -92,6 +92,25 @@ Json PlacementObject(const ModelLayout& layout, const Placement& p, const Budget
         {"gradient_bytes", traffic.grads.value()}}}};
 }
 
+Json DrivesList(const BlockStore& store) {
+  Json list = Json::array();
+  for (size_t d = 0; d < store.drives().size(); ++d) {
+    const Drive& drive = store.drives()[d];
+    const BlockStore::DriveState& state = store.drive_states()[d];
+    list.push_back({{"path", drive.path},
+                    {"read_rate", drive.rate.read},
+                    {"write_rate", drive.rate.write},
+                    {"extents_bytes", state.extents.value()},
+                    {"in_flight_max", state.in_flight_max},
+                    {"reads", state.reads.value()},
+                    {"read_bytes", state.read_bytes.value()},
+                    {"writes", state.writes.value()},
+                    {"write_bytes", state.write_bytes.value()},
+                    {"failed", state.failed.value()}});
+  }
+  return list;
+}
+
 Json DeviceObject(const DeviceChoice& device) {
   return {{"kind", Name(device.kind)}, {"index", device.index}, {"reason", device.reason}};
 }
@@ -132,6 +151,7 @@ std::string OffloadRuntime::ReportJson() const {
   report["update_rule"] = update_.rule().name();
   report["vector_target"] = VectorTarget();
   report["paths"] = std::move(paths);
+  report["drives"] = DrivesList(*store_);
   report["counters"] = metrics_.Snapshot();
   report["trace_spans_dropped"] = trace_.dropped();
   const StepResult step = last_step();

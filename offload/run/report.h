@@ -62,6 +62,7 @@
 //   update_rule                  how gradients change parameters
 //   vector_target                of the arithmetic
 //   paths                        each swap file: file system, direct I/O, alignment
+//   drives                       by path: rates, extents_bytes, in_flight_max, and its counters
 //   counters                     since the start or sluice_reset_counters; the next list
 //   trace_spans_dropped          spans for which there was no room
 //   loss_scale                   to multiply the next loss by

@@ -47,8 +47,8 @@ absl::Status OffloadRuntime::Init() {
   SLUICE_ASSIGN_OR_RETURN(engine_, seams_.make_engine(arenas, seams_.files));
   inbox_.SetWaker(engine_.get());
   caller_track_ = trace_.AddTrack("compute");
-  store_ = std::make_unique<BlockStore>(seams_.segments, memory_.blocks.sizes, engine_.get(),
-                                        options_.io, &metrics_, &trace_);
+  store_ = std::make_unique<BlockStore>(std::move(seams_.segments), engine_.get(), options_.io,
+                                        &metrics_, &trace_);
   const Context context{.layout = &layout_,
                         .placement = &placement_,
                         .update = &update_,

@@ -144,6 +144,7 @@ void OffloadRuntime::RecordCallerSpan(const std::string& name, TimePoint begin, 
 
 void OffloadRuntime::ResetCounters() {
   metrics_.Reset();
+  store_->ResetCounters();
   trace_.Clear();
 }
 

@@ -39,7 +39,7 @@ struct Seams {
   std::unique_ptr<Device> device;
   std::string device_reason;      // why this one, for the report
   std::string ram_unchecked;      // why RAM was not, for the report; empty if it was
-  SegmentTable segments;          // where the blocks of MapBlocks lie
+  SegmentTable segments;          // where the blocks of MapBlocks lie; the store takes it over
   std::vector<DirectFile> files;  // of `segments`; empty in simulation
   std::function<absl::StatusOr<std::unique_ptr<IoEngine>>(std::span<const MemoryView> arenas,
                                                           std::span<const DirectFile> files)>

@@ -8,15 +8,16 @@ BlockMap MapBlocks(const ModelLayout& layout, const Placement& placement) {
   BlockMap map;
   map.states.resize(layout.chunks().size());
   map.params.resize(layout.chunks().size());
-  const auto add = [&map](Bytes size) {
-    map.sizes.push_back(size);
-    return BlockIndex(static_cast<uint32_t>(map.sizes.size() - 1));
+  enum Kind : uint32_t { kStates, kParams };
+  const auto add = [&map](Bytes size, Kind kind) {
+    map.shapes.push_back({.size = size, .kind = kind});
+    return BlockIndex(static_cast<uint32_t>(map.shapes.size() - 1));
   };
   for (size_t c = 0; c < layout.chunks().size(); ++c) {
     const ChunkLayout& chunk = layout.chunks()[c];
-    if (placement.state_home[c] == Tier::kNvme) map.states[c] = add(chunk.state_bytes());
+    if (placement.state_home[c] == Tier::kNvme) map.states[c] = add(chunk.state_bytes(), kStates);
     if (placement.param_home[chunk.unit.value()] == Tier::kNvme) {
-      map.params[c] = add(chunk.param_bytes());
+      map.params[c] = add(chunk.param_bytes(), kParams);
     }
   }
   return map;

@@ -14,17 +14,18 @@
 #include "core/arena.h"
 #include "core/device.h"
 #include "core/pool.h"
+#include "nvme/segments.h"
 #include "offload/plan/layout.h"
 #include "offload/plan/placement.h"
 
 namespace sluice {
 
 // Which chunk's states and parameters are which block of the block store, and how large the blocks
-// are.
+// are. States are one kind and parameters another: each is spread over all drives.
 struct BlockMap {
   std::vector<std::optional<BlockIndex>> states;  // by chunk
   std::vector<std::optional<BlockIndex>> params;  // by chunk
-  std::vector<Bytes> sizes;                       // by block
+  std::vector<BlockShape> shapes;                 // by block
 };
 BlockMap MapBlocks(const ModelLayout& layout, const Placement& placement);
 

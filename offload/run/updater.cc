@@ -13,6 +13,8 @@ namespace sluice {
 Updater::Updater(const Context& context, Observer* observer)
     : context_(context),
       observer_(observer),
+      streaming_(SharesOf(context.store->drives(),
+                          static_cast<uint32_t>(context.memory->state_buffers.count()))),
       unit_left_(context.layout->units().size(), 0),
       unwritten_(context.layout->tensors().size()),
       on_its_way_(context.layout->chunks().size(), false),
@@ -54,13 +56,16 @@ void Updater::SetOrder(const std::vector<UnitIndex>& order) {
 // what was read for one goes through the present order.
 void Updater::Order() {
   if (!next_order_.empty()) unit_order_ = std::exchange(next_order_, {});
-  streaming_.clear();
+  streaming_.Clear();
   resident_.clear();
   for (UnitIndex u : unit_order_) {
     const UnitLayout& unit = context_.layout->unit(u);
     for (uint32_t c = unit.first_chunk; c < unit.first_chunk + unit.chunk_count; ++c) {
-      (context_.placement->state_home[c] == Tier::kNvme ? streaming_ : resident_)
-          .push_back(ChunkIndex(c));
+      if (const auto& block = context_.memory->blocks.states[c]) {
+        streaming_.Add(ChunkIndex(c), context_.store->drive(*block));
+      } else {
+        resident_.push_back(ChunkIndex(c));
+      }
     }
   }
 }
@@ -79,7 +84,7 @@ void Updater::StopReadAhead() {
     staged_.pop_front();
     Retire(work);
   }
-  next_streaming_ = 0;
+  streaming_.Restart();
 }
 
 void Updater::Fail() {
@@ -154,22 +159,25 @@ BlockIndex Updater::BlockToRead(ChunkIndex chunk) const {
 }
 
 void Updater::PumpReads() {
-  while ((started_ || read_ahead_) && next_streaming_ < streaming_.size() &&
-         !idle_streaming_.empty() && MayBegin()) {
-    const ChunkIndex chunk = streaming_[next_streaming_];
+  while ((started_ || read_ahead_) && !idle_streaming_.empty() && MayBegin()) {
+    const std::optional<ReadOrder::Turn> turn = streaming_.Next();
+    if (!turn) return;
+    const ChunkIndex chunk = turn->chunk;
     // One that was read ahead of a step that left it alone may still be on its way, or have arrived
     // before its turn.
     const bool needed = started_ ? Active(chunk) && !begun_[chunk.value()]
                                  : context_.store->was_written(BlockToRead(chunk));
     if (on_its_way_[chunk.value()] || !needed) {
-      ++next_streaming_;
+      streaming_.Pass(*turn);
       continue;
     }
     const MemoryView buffer = context_.memory->state_buffers.TryTake();
     if (buffer.empty()) return;
-    ++next_streaming_;
+    streaming_.Pass(*turn);
+    streaming_.Begun(turn->drive);
     on_its_way_[chunk.value()] = true;
     ChunkWork* work = Take(&idle_streaming_);
+    work->drive = turn->drive;
     work->chunk = chunk;
     work->state_buffer = buffer;
     work->states = buffer.data();
@@ -328,7 +336,7 @@ void Updater::Finish(ChunkWork* work) {
   SLUICE_CHECK(chunks_left_ > 0);
   if (--chunks_left_ == 0) {
     started_ = false;
-    next_streaming_ = 0;
+    streaming_.Restart();
     if (!next_order_.empty()) Order();
   }
   Retire(work);
@@ -340,7 +348,10 @@ void Updater::Retire(ChunkWork* work) {
     context_.memory->state_buffers.Give(std::exchange(work->state_buffer, {}));
   if (!work->param_buffer.empty())
     context_.memory->param_buffers.Give(std::exchange(work->param_buffer, {}));
-  if (work->streaming) on_its_way_[work->chunk.value()] = false;
+  if (work->streaming) {
+    on_its_way_[work->chunk.value()] = false;
+    streaming_.Ended(work->drive);
+  }
   (work->streaming ? idle_streaming_ : idle_resident_).push_back(work);
   --busy_;
   Pump();

@@ -28,6 +28,7 @@
 #include <vector>
 
 #include "offload/run/context.h"
+#include "offload/run/read_order.h"
 
 namespace sluice {
 
@@ -107,9 +108,8 @@ class Updater {
   std::deque<ChunkWork*> staged_;  // read ahead of Start
   std::vector<UnitIndex> unit_order_;
   std::vector<UnitIndex> next_order_;  // to be taken over when this step has ended; empty: none
-  std::vector<ChunkIndex> streaming_;  // chunks on NVMe, in order
+  ReadOrder streaming_;                // chunks on NVMe
   std::vector<ChunkIndex> resident_;
-  size_t next_streaming_ = 0;
   size_t next_resident_ = 0;
   bool read_ahead_ = false;
   bool started_ = false;

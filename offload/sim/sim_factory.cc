@@ -30,23 +30,28 @@ absl::StatusOr<SimRuntime> MakeSimRuntime(const ModelSpec& spec, const RuntimeCo
   seams.device =
       MakeSimDevice({.link_bytes_per_second = 1e9 * static_cast<double>(world->Uniform(1, 16))},
                     world, sim.memory.get());
-  const auto paths = static_cast<uint32_t>(std::max<size_t>(1, config.nvme_paths.size()));
-  seams.segments = SegmentsOf(plan, paths);
+  SLUICE_ASSIGN_OR_RETURN(std::vector<Drive> drives, DrivesOf(config));
+  if (drives.empty()) drives.push_back({.path = "simulated"});
+  seams.segments = SegmentsOf(plan, drives);
   seams.make_engine =
-      [world, sizes = seams.segments.file_sizes, alignment = plan.placement.io_alignment,
-       limits = config.io, latency = options.io_latency](
+      [world, sizes = seams.segments.file_sizes, file_drive = seams.segments.file_drive,
+       drive_count = drives.size(), alignment = plan.placement.io_alignment, limits = config.io,
+       rates = options.drive_bytes_per_second, latency = options.io_latency](
           std::span<const MemoryView>,
           std::span<const DirectFile>) -> absl::StatusOr<std::unique_ptr<IoEngine>> {
     for (Bytes size : sizes) {
       if (world->faults()->Next(SimSeam::kFile) != SimFault::kRefused) continue;
       return ErrnoStatus(ENOSPC, fmt::format("reserving {} of simulated drive", FormatBytes(size)));
     }
-    SimIoOptions io{.bytes_per_second = 1e8 * static_cast<double>(world->Uniform(1, 50)),
+    SimIoOptions io{.bytes_per_second = rates,
+                    .file_drive = file_drive,
                     .latency_min = Nanos(10'000),
                     .latency_max = Nanos(static_cast<int64_t>(world->Uniform(20'000, 2'000'000))),
                     .alignment = alignment};
+    while (io.bytes_per_second.size() < drive_count)
+      io.bytes_per_second.push_back(1e8 * static_cast<double>(world->Uniform(1, 50)));
     if (latency > Nanos(0)) {
-      io.bytes_per_second = 1e18;
+      io.bytes_per_second.assign(drive_count, 1e18);
       io.latency_min = io.latency_max = latency;
     }
     return MakeSimIoEngine(io, sizes, limits, world);

@@ -8,6 +8,7 @@
 
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "core/sim_memory.h"
 #include "core/sim_world.h"
@@ -19,7 +20,8 @@ namespace sluice {
 struct SimOptions {
   uint64_t seed = 1;
   PlantedBug planted_bug = PlantedBug::kNone;
-  std::function<void(SimFaults*)> faults;  // says what goes wrong, before anything is made
+  std::function<void(SimFaults*)> faults;      // says what goes wrong, before anything is made
+  std::vector<double> drive_bytes_per_second;  // by path; empty: drawn from the seed
   Nanos io_latency{0};  // if set, of every read and write, on drives without a limit of rate
 };
 

@@ -32,17 +32,17 @@ class BlockStoreTest : public testing::Test {
   static constexpr IoEngine::Limits kLimits{.in_flight_max = 4, .submit_batch_max = 2};
 
   void SetUp() override {
-    for (int64_t b = 0; b < 40; ++b) sizes_.push_back(Bytes(20'000 + 4'001 * (b % 7)));
-    table_ = PlanSegments(sizes_, 2, KiB(256));
-    const std::string paths[] = {a_.path(), b_.path()};
-    auto files = CreateSegments(table_, paths);
+    std::vector<BlockShape> shapes;
+    for (int64_t b = 0; b < 40; ++b) shapes.push_back({.size = Bytes(20'000 + 4'001 * (b % 7))});
+    const Drive drives[] = {{.path = a_.path()}, {.path = b_.path()}};
+    table_ = PlanSegments(shapes, drives, {.segment_bytes = KiB(256), .spares = 1});
+    auto files = CreateSegments(table_);
     ASSERT_TRUE(files.ok()) << files.status();
     files_ = *std::move(files);
     auto engine = MakeIoEngine(IoEngineKind::kAuto, files_, {}, kLimits, &clock_);
     ASSERT_TRUE(engine.ok()) << engine.status();
     engine_ = *std::move(engine);
-    store_ =
-        std::make_unique<BlockStore>(table_, sizes_, engine_.get(), kLimits, &metrics_, &trace_);
+    store_ = std::make_unique<BlockStore>(table_, engine_.get(), kLimits, &metrics_, &trace_);
   }
 
   void WaitFor(const Transfer& transfer) {
@@ -71,32 +71,34 @@ class BlockStoreTest : public testing::Test {
   }
 
   bool Holds(uint32_t block, uint64_t seed) {
-    AlignedBuffer expected(sizes_[block].size());
+    AlignedBuffer expected(table_.block_sizes[block].size());
     FillRandom(expected.view(), seed);
-    return SameBytes(buffer_.view().first(sizes_[block].size()), expected.view());
+    return SameBytes(buffer_.view().first(table_.block_sizes[block].size()), expected.view());
   }
 
   // The bytes of a block's extent as they lie in the file, past the store.
   MemoryView Raw(uint32_t block, AlignedBuffer* buffer) {
-    const Extent& extent = table_.extents[block];
+    const Extent& extent = store_->extent(BlockIndex(block));
     const MemoryView view = buffer->view().first(extent.length.size());
     SLUICE_CHECK(pread(Fd(block), view.data(), view.size(), extent.offset.value()) ==
                  static_cast<ssize_t>(view.size()));
     return view;
   }
   void Overwrite(uint32_t block, MemoryView bytes) {
-    const Extent& extent = table_.extents[block];
+    const Extent& extent = store_->extent(BlockIndex(block));
     SLUICE_CHECK(pwrite(Fd(block), bytes.data(), extent.length.size(), extent.offset.value()) ==
                  extent.length.value());
   }
-  int Fd(uint32_t block) { return files_[table_.extents[block].file.value()].fd(); }
+  const std::string& PathOf(uint32_t block) {
+    return store_->drives()[store_->drive(BlockIndex(block)).value()].path;
+  }
+  int Fd(uint32_t block) { return files_[store_->extent(BlockIndex(block)).file.value()].fd(); }
 
   TempDir a_;
   TempDir b_;
   SteadyClock clock_;
   Metrics metrics_;
   TraceEvents trace_{1000};
-  std::vector<Bytes> sizes_;
   SegmentTable table_;
   std::vector<DirectFile> files_;
   std::unique_ptr<IoEngine> engine_;
@@ -107,8 +109,9 @@ class BlockStoreTest : public testing::Test {
 
 TEST_F(BlockStoreTest, ReadsTheLastGeneration) {
   for (uint64_t generation = 1; generation <= 3; ++generation) {
-    for (uint32_t b = 0; b < sizes_.size(); ++b) ASSERT_TRUE(Write(b, 100 * generation + b).ok());
-    for (uint32_t b = 0; b < sizes_.size(); ++b) {
+    for (uint32_t b = 0; b < table_.block_sizes.size(); ++b)
+      ASSERT_TRUE(Write(b, 100 * generation + b).ok());
+    for (uint32_t b = 0; b < table_.block_sizes.size(); ++b) {
       const absl::Status read = Read(b);
       ASSERT_TRUE(read.ok()) << read;
       EXPECT_TRUE(Holds(b, 100 * generation + b));
@@ -133,7 +136,7 @@ TEST_F(BlockStoreTest, ABlockThatWasNeverWrittenEndsThroughPoll) {
 
 TEST_F(BlockStoreTest, AFlippedBitIsFound) {
   ASSERT_TRUE(Write(5, 1).ok());
-  const size_t size = sizes_[5].size();
+  const size_t size = table_.block_sizes[5].size();
   for (size_t at : {size_t{0}, size_t{1}, size_t{4095}, size_t{4096}, size / 2, size - 1}) {
     for (int bit : {0, 7}) {
       const MemoryView raw = Raw(5, &other_);
@@ -141,8 +144,9 @@ TEST_F(BlockStoreTest, AFlippedBitIsFound) {
       Overwrite(5, raw);
       const absl::Status status = Read(5);
       EXPECT_TRUE(absl::IsDataLoss(status)) << at;
-      EXPECT_THAT(Message(status), AllOf(HasSubstr("block 5 of generation 1"),
-                                         HasSubstr("swap file"), HasSubstr("checksum")));
+      EXPECT_THAT(Message(status),
+                  AllOf(HasSubstr("block 5 of generation 1"), HasSubstr("swap file"),
+                        HasSubstr(PathOf(5)), HasSubstr("checksum")));
       raw[at] ^= static_cast<std::byte>(1 << bit);
       Overwrite(5, raw);
     }
@@ -161,7 +165,7 @@ TEST_F(BlockStoreTest, AStaleBlockIsFound) {
 }
 
 TEST_F(BlockStoreTest, AMisplacedBlockIsFound) {
-  ASSERT_EQ(sizes_[0], sizes_[7]);
+  ASSERT_EQ(table_.block_sizes[0], table_.block_sizes[7]);
   ASSERT_TRUE(Write(0, 1).ok());
   ASSERT_TRUE(Write(7, 2).ok());
   const MemoryView other = Raw(7, &other_);
@@ -173,7 +177,7 @@ TEST_F(BlockStoreTest, AMisplacedBlockIsFound) {
 TEST_F(BlockStoreTest, WhatFollowsABlockIsZeroAndNotPartOfIt) {
   ASSERT_TRUE(Write(1, 1).ok());
   const MemoryView raw = Raw(1, &other_);
-  const MemoryView padding = raw.subspan(sizes_[1].size());
+  const MemoryView padding = raw.subspan(table_.block_sizes[1].size());
   ASSERT_FALSE(padding.empty());
   for (std::byte b : padding) EXPECT_EQ(b, std::byte{0});
   padding.back() = std::byte{1};
@@ -196,10 +200,10 @@ TEST_F(BlockStoreTest, ACancelledWriteLeavesTheBlockAsItWas) {
 }
 
 TEST_F(BlockStoreTest, MoreThanFitsInTheEngineIsQueuedAndCounted) {
-  AlignedBuffer memory(sizes_.size() << 16);
-  std::vector<Transfer> transfers(sizes_.size());
+  AlignedBuffer memory(table_.block_sizes.size() << 16);
+  std::vector<Transfer> transfers(table_.block_sizes.size());
   Bytes total;
-  for (uint32_t b = 0; b < sizes_.size(); ++b) {
+  for (uint32_t b = 0; b < table_.block_sizes.size(); ++b) {
     store_->PrepareWrite(&transfers[b], BlockIndex(b), memory.view().subspan(b << 16, 1 << 16));
     FillRandom(transfers[b].data(), b);
     BlockStore::Seal(&transfers[b]);
@@ -208,13 +212,13 @@ TEST_F(BlockStoreTest, MoreThanFitsInTheEngineIsQueuedAndCounted) {
   }
   size_t ended = 0;
   while (!store_->idle()) ended += store_->Poll(kForever);
-  EXPECT_EQ(ended, sizes_.size());
+  EXPECT_EQ(ended, table_.block_sizes.size());
   for (const Transfer& transfer : transfers) {
     EXPECT_EQ(transfer.ended, 1);
     EXPECT_TRUE(transfer.status().ok()) << transfer.status();
   }
   ASSERT_TRUE(Read(9).ok());
-  EXPECT_EQ(metrics_.Get("nvme_writes")->value(), static_cast<int64_t>(sizes_.size()));
+  EXPECT_EQ(metrics_.Get("nvme_writes")->value(), static_cast<int64_t>(table_.block_sizes.size()));
   EXPECT_EQ(metrics_.Get("nvme_write_bytes")->value(), total.value());
   EXPECT_EQ(metrics_.Get("nvme_reads")->value(), 1);
   EXPECT_EQ(metrics_.Get("nvme_read_bytes")->value(), store_->extent_length(BlockIndex(9)).value());

@@ -87,12 +87,13 @@ TEST_F(FileSystemTest, EachMagicAndWhatBecomesOfCopyOnWrite) {
 }
 
 TEST_F(FileSystemTest, FilesInRamAreCounted) {
-  const std::string paths[] = {dir_.path()};
-  const SegmentTable table = PlanSegments(std::vector<Bytes>(10, KiB(100)), 1, MiB(1));
-  EXPECT_EQ(BytesInRam(table, paths), Bytes(0));
+  const Drive drives[] = {{.path = dir_.path()}};
+  const SegmentTable table = PlanSegments(std::vector<BlockShape>(10, {.size = KiB(100)}), drives,
+                                          {.segment_bytes = MiB(1)});
+  EXPECT_EQ(BytesInRam(table), Bytes(0));
   for (const Magic& m : kMagics) {
     drive_.magic = m.magic;
-    EXPECT_EQ(BytesInRam(table, paths), m.in_ram ? KiB(1000) : Bytes(0)) << m.name;
+    EXPECT_EQ(BytesInRam(table), m.in_ram ? KiB(1000) : Bytes(0)) << m.name;
   }
 }
 

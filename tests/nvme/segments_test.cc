@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 #include <random>
 #include <tuple>
 #include <vector>
@@ -25,26 +26,39 @@ TEST(SegmentsTest, ExtentsAreAlignedApartAndInsideTheirFiles) {
   for (uint32_t seed = 0; seed < 200; ++seed) {
     SCOPED_TRACE(seed);
     std::mt19937 random(seed);
-    const uint32_t paths = 1 + random() % 4;
-    std::vector<Bytes> sizes(random() % 60);
-    for (Bytes& size : sizes) size = Bytes(1 + random() % 100'000);
-    const Bytes segment = RoundUp(Bytes(100'000 + random() % 500'000), kExtentAlignment);
-    const SegmentTable table = PlanSegments(sizes, paths, segment);
+    std::vector<Drive> drives(1 + random() % 4);
+    for (Drive& drive : drives) drive.rate.read = drive.rate.write = 1 + random() % 9;
+    std::vector<BlockShape> blocks(random() % 60);
+    for (BlockShape& b : blocks) b = {Bytes(1 + random() % 100'000), uint32_t(random() % 3)};
+    const SegmentOptions options{
+        .segment_bytes = RoundUp(Bytes(100'000 + random() % 500'000), kExtentAlignment),
+        .generations_kept = static_cast<uint32_t>(random() % 3),
+        .spares = static_cast<uint32_t>(random() % 3)};
+    const SegmentTable table = PlanSegments(blocks, drives, options);
 
-    ASSERT_EQ(table.extents.size(), sizes.size());
-    ASSERT_EQ(table.file_path.size(), table.file_sizes.size());
+    ASSERT_EQ(table.block_sizes.size(), blocks.size());
+    ASSERT_EQ(table.file_drive.size(), table.file_sizes.size());
     std::vector<Bytes> used(table.file_sizes.size());
     std::vector<std::tuple<FileIndex, int64_t, int64_t>> places;
-    for (size_t b = 0; b < sizes.size(); ++b) {
-      const Extent& extent = table.extents[b];
+    std::map<std::pair<DriveIndex, Bytes>, std::pair<uint32_t, uint32_t>> own_and_spare;
+    for (size_t e = 0; e < table.extents.size(); ++e) {
+      const Extent& extent = table.extents[e];
       ASSERT_LT(extent.file.value(), used.size());
-      EXPECT_EQ(extent.length, RoundUp(sizes[b], kExtentAlignment));
       EXPECT_EQ(extent.offset.value() % kExtentAlignment.value(), 0);
-      EXPECT_EQ(table.file_path[extent.file.value()], b % paths);
+      auto& [own, spare] = own_and_spare[{table.file_drive[extent.file.value()], extent.length}];
+      if (e < blocks.size()) {
+        EXPECT_EQ(table.block_sizes[e], blocks[e].size);
+        EXPECT_EQ(extent.length, RoundUp(blocks[e].size, kExtentAlignment));
+        ++own;
+      } else {
+        ++spare;
+      }
       used[extent.file.value()] += extent.length;
       places.emplace_back(extent.file, extent.offset.value(),
                           extent.offset.value() + extent.length.value());
     }
+    for (const auto& [place, counts] : own_and_spare)
+      EXPECT_EQ(counts.second, counts.first * options.generations_kept + options.spares);
     std::sort(places.begin(), places.end());
     for (size_t i = 1; i < places.size(); ++i) {
       const auto& [file, begin, end] = places[i];
@@ -55,18 +69,18 @@ TEST(SegmentsTest, ExtentsAreAlignedApartAndInsideTheirFiles) {
     for (const auto& [file, begin, end] : places) {
       EXPECT_LE(end, table.file_sizes[file.value()].value());
     }
-    // Nothing is taken that no block needs.
+    // Nothing is taken that no extent needs.
     EXPECT_EQ(used, table.file_sizes);
-    for (Bytes size : table.file_sizes) EXPECT_LE(size, segment);
+    for (Bytes size : table.file_sizes) EXPECT_LE(size, options.segment_bytes);
   }
 }
 
-TEST(SegmentsTest, DrivesGetEqualShares) {
+TEST(SegmentsTest, DrivesOfOneRateGetEqualShares) {
   TempDir a;
   TempDir b;
-  const std::vector<Bytes> sizes(10, KiB(100));
-  const std::string paths[] = {a.path(), b.path()};
-  const auto files = CreateSegments(PlanSegments(sizes, 2, KiB(256)), paths);
+  const std::vector<BlockShape> blocks(10, {.size = KiB(100)});
+  const Drive drives[] = {{.path = a.path()}, {.path = b.path()}};
+  const auto files = CreateSegments(PlanSegments(blocks, drives, {.segment_bytes = KiB(256)}));
   ASSERT_TRUE(files.ok()) << files.status();
   Bytes taken[2];
   Bytes reported[2];
@@ -84,10 +98,29 @@ TEST(SegmentsTest, DrivesGetEqualShares) {
   EXPECT_TRUE(a.empty() && b.empty());
 }
 
+// States and parameters alternate, as chunks do: each kind is on every drive.
+TEST(SegmentsTest, EachKindIsSpreadByRate) {
+  std::vector<BlockShape> blocks;
+  for (int i = 0; i < 1000; ++i) {
+    blocks.push_back({.size = KiB(48), .kind = 0});
+    blocks.push_back({.size = KiB(8), .kind = 1});
+  }
+  const Drive drives[] = {{.rate = {.read = 4, .write = 4}}, {.rate = {.read = 1, .write = 1}}};
+  const SegmentTable table = PlanSegments(blocks, drives, {.segment_bytes = MiB(16)});
+  for (size_t kind = 0; kind < 2; ++kind) {
+    int on_first = 0;
+    for (size_t i = 0; i < 1000; ++i) {
+      const FileIndex file = table.extents[2 * i + kind].file;
+      if (table.file_drive[file.value()] == DriveIndex(0)) ++on_first;
+      EXPECT_NEAR(on_first, 0.8 * static_cast<double>(i + 1), 1);
+    }
+  }
+}
+
 TEST(SegmentsTest, NoBlocksTakeNoFiles) {
-  const SegmentTable table = PlanSegments({}, 0, Bytes(0));
+  const SegmentTable table = PlanSegments({}, {}, {});
   EXPECT_TRUE(table.extents.empty());
-  const auto files = CreateSegments(table, {});
+  const auto files = CreateSegments(table);
   ASSERT_TRUE(files.ok()) << files.status();
   EXPECT_TRUE(files->empty());
 }
@@ -102,10 +135,11 @@ class SpaceTest : public testing::Test {
     needed_ = RoundUp(Bytes(static_cast<int64_t>(share * free)), kExtentAlignment);
     SegmentTable table;
     for (uint32_t p = 0; p < paths.size(); ++p) {
+      table.drives.push_back({.path = paths[p]});
       table.file_sizes.push_back(needed_);
-      table.file_path.push_back(p);
+      table.file_drive.push_back(DriveIndex(p));
     }
-    return CreateSegments(table, paths).status();
+    return CreateSegments(table).status();
   }
 
   TempDir dir_;
@@ -134,7 +168,8 @@ TEST_F(SpaceTest, PathsOnOneDriveAreAddedUp) {
 TEST(SegmentsTest, EveryAlignmentIsKept) {
   for (int64_t alignment = 4096; alignment <= 65536; alignment *= 2) {
     const SegmentTable table =
-        PlanSegments(std::vector<Bytes>(20, Bytes(100'001)), 2, MiB(1), Bytes(alignment));
+        PlanSegments(std::vector<BlockShape>(20, {.size = Bytes(100'001)}), std::vector<Drive>(2),
+                     {.segment_bytes = MiB(1), .alignment = Bytes(alignment)});
     for (const Extent& extent : table.extents) {
       EXPECT_EQ(extent.offset.value() % alignment, 0);
       EXPECT_EQ(extent.length, RoundUp(Bytes(100'001), Bytes(alignment)));
@@ -144,20 +179,21 @@ TEST(SegmentsTest, EveryAlignmentIsKept) {
 
 TEST(SegmentsTest, MoreFilesThanTheProcessMayOpenAreRefusedUpFront) {
   TempDir dir;
-  const std::string paths[] = {dir.path()};
-  const SegmentTable table = PlanSegments(std::vector<Bytes>(60, KiB(4)), 1, KiB(4));
+  const Drive drives[] = {{.path = dir.path()}};
+  const SegmentTable table = PlanSegments(std::vector<BlockShape>(60, {.size = KiB(4)}), drives,
+                                          {.segment_bytes = KiB(4)});
   rlimit old{};
   ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &old), 0);
   rlimit low = old;
   low.rlim_cur = 64;
   ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &low), 0);
-  const absl::Status status = CreateSegments(table, paths).status();
+  const absl::Status status = CreateSegments(table).status();
   ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &old), 0);
   EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
   EXPECT_THAT(std::string(Message(status)),
               AllOf(HasSubstr("60 swap files are needed"), HasSubstr("may open 64 files"),
                     HasSubstr("ulimit -n")));
-  EXPECT_TRUE(CreateSegments(table, paths).ok());
+  EXPECT_TRUE(CreateSegments(table).ok());
 }
 
 TEST_F(SpaceTest, APathThatIsMissingIsNamed) {

@@ -227,8 +227,9 @@ class CloseTest : public ::testing::TestWithParam<Case> {
       const auto stream = static_cast<StreamKind>(static_cast<int>(hang) - 1);
       seams.device = std::make_unique<HangingDevice>(std::move(seams.device), stream, &gate_);
     }
-    seams.segments = SegmentsOf(plan, 1);
-    SLUICE_ASSIGN_OR_RETURN(seams.files, CreateSegments(seams.segments, config.nvme_paths));
+    SLUICE_ASSIGN_OR_RETURN(const std::vector<Drive> drives, DrivesOf(config));
+    seams.segments = SegmentsOf(plan, drives);
+    SLUICE_ASSIGN_OR_RETURN(seams.files, CreateSegments(seams.segments));
     seams.make_engine = [this, hang, config](std::span<const MemoryView> arenas,
                                              std::span<const DirectFile> files) {
       if (hang == Hang::kUring || hang == Hang::kLibaio) pipe_.Replace(files[0]);

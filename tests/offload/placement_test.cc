@@ -63,7 +63,8 @@ RC_GTEST_PROP(PlacementTest, NoBudgetIsEverExceeded, ()) {
   RC_ASSERT(memory->hbm.carved() == p->hbm());
   RC_ASSERT(memory->pinned.carved() == p->pinned());
   Bytes on_nvme;
-  for (const Bytes size : memory->blocks.sizes) on_nvme += RoundUp(size, kSlotAlignment);
+  for (const BlockShape& block : memory->blocks.shapes)
+    on_nvme += RoundUp(block.size, kSlotAlignment);
   RC_ASSERT(on_nvme == p->nvme());
 }
 

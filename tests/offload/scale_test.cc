@@ -51,7 +51,7 @@ TEST(ScaleTest, TenTrillionParametersArePlanned) {
   EXPECT_GE(states, Bytes(parameters * 12));
   EXPECT_LE(states.value(), parameters * 12 / 1000 * 1001);
 
-  const SegmentTable table = SegmentsOf(*plan, 2);
+  const SegmentTable table = SegmentsOf(*plan, *DrivesOf(config));
   EXPECT_LE(table.file_sizes.size(), 140u) << "a descriptor each";
   Bytes sum;
   for (const Bytes size : table.file_sizes) {
