@@ -97,7 +97,7 @@ Measured MeasureStep(const Rig& rig) {
   const auto seconds = [&] {
     return std::chrono::duration<double>(sim->world->Now() - begin).count();
   };
-  wait(runtime->Step({.groups = {AdamWHyper{.lr = 0.01}}}));
+  wait(runtime->Step({.groups = {Hyperparameters::Of(AdamWHyper{.lr = 0.01})}}));
   const Ticket drained = runtime->Drain();
   std::vector<int64_t> moved(rig.speeds.size(), 0);
   measured.drive_seconds.resize(rig.speeds.size());
