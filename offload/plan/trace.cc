@@ -7,17 +7,47 @@
 
 namespace sluice {
 
-std::vector<UnitIndex> Acquisitions(const Trace& trace) {
-  std::vector<UnitIndex> units;
-  for (const TraceStep& step : trace) {
-    if (step.acquire) units.push_back(step.unit);
-  }
-  return units;
+namespace {
+// An unexpected unit that was due so soon: what lies between was left out, rather than this extra.
+constexpr size_t kSoon = 8;
+}  // namespace
+
+IndexedTrace::IndexedTrace(Trace steps) : steps_(std::move(steps)) { Index(); }
+
+void IndexedTrace::Assign(const Trace& steps) {
+  if (steps == steps_) return;
+  steps_ = steps;
+  Index();
 }
 
-void TraceBook::Follow(const Known* known) {
-  known_followed_ = known;
-  followed_ = known == nullptr ? nullptr : &known->steps;
+void IndexedTrace::Index() {
+  acquisitions_.clear();
+  step_of_.clear();
+  uint32_t units = 0;
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    if (!steps_[i].acquire) continue;
+    acquisitions_.push_back(steps_[i].unit);
+    step_of_.push_back(i);
+    units = std::max(units, steps_[i].unit.value() + 1);
+  }
+  first_use_.assign(units + 1, 0);
+  for (const UnitIndex unit : acquisitions_) ++first_use_[unit.value() + 1];
+  for (size_t u = 1; u < first_use_.size(); ++u) first_use_[u] += first_use_[u - 1];
+  uses_.resize(acquisitions_.size());
+  for (size_t i = 0; i < acquisitions_.size(); ++i) {
+    uses_[first_use_[acquisitions_[i].value()]++] = i;
+  }
+  // Each place has moved to where the next unit's uses begin.
+  std::rotate(first_use_.begin(), first_use_.end() - 1, first_use_.end());
+  first_use_.front() = 0;
+}
+
+size_t IndexedTrace::NextUse(UnitIndex unit, size_t from) const {
+  if (unit.value() + 1 >= first_use_.size()) return kNever;
+  const auto begin = uses_.begin() + static_cast<ptrdiff_t>(first_use_[unit.value()]);
+  const auto end = uses_.begin() + static_cast<ptrdiff_t>(first_use_[unit.value() + 1]);
+  const auto use = std::lower_bound(begin, end, from);
+  return use == end ? kNever : *use;
 }
 
 void TraceBook::Begin(uint32_t key) {
@@ -28,63 +58,100 @@ void TraceBook::Begin(uint32_t key) {
   any_ = true;
   open_ = true;
   key_ = key;
-  position_ = 0;
   recorded_.clear();
   recorded_acquisitions_.clear();
-  Follow(known_[key].empty() ? nullptr : known_[key].front().get());
+  position_ = 0;
+  places_.assign(1, 0);
+  for (const auto& known : known_[key]) known->so_far = true;
+  followed_ = Latest(key);
 }
 
 void TraceBook::End() {
   if (!open_) return;
   open_ = false;
-  Follow(nullptr);
+  followed_ = nullptr;
   if (recorded_acquisitions_.empty()) return;
   auto& known = known_[key_];
   const auto same = std::find_if(known.begin(), known.end(), [&](const auto& k) {
-    return k->acquisitions == recorded_acquisitions_;
+    return k->trace.acquisitions() == recorded_acquisitions_;
   });
   if (same != known.end()) {
-    (*same)->steps = recorded_;
+    (*same)->trace.Assign(recorded_);
     std::rotate(known.begin(), same, same + 1);
     return;
   }
   if (known.size() == kTracesPerKey) known.pop_back();
-  known.insert(known.begin(), std::make_unique<Known>(Known{recorded_, recorded_acquisitions_}));
+  known.insert(known.begin(), std::make_unique<Known>(recorded_));
 }
 
 bool TraceBook::OnAcquire(UnitIndex unit) {
   if (!open_) return false;
+  const size_t happened = recorded_acquisitions_.size();
   recorded_.push_back({unit, true});
   recorded_acquisitions_.push_back(unit);
-  if (known_followed_ == nullptr) return false;
-  const std::vector<UnitIndex>& expected = known_followed_->acquisitions;
-  if (position_ < expected.size() && expected[position_] == unit) {
-    ++position_;
+  for (const auto& known : known_[key_]) {
+    const std::vector<UnitIndex>& units = known->trace.acquisitions();
+    known->so_far = known->so_far && happened < units.size() && units[happened] == unit;
+  }
+  if (followed_ == nullptr) return false;
+  const std::vector<UnitIndex>& expected = followed_->acquisitions();
+  const bool was_expected = position_ < expected.size() && expected[position_] == unit;
+  if (!was_expected) ++departures_;
+  if (was_expected || !FollowOther()) Resynchronise(unit);
+  position_ = places_.front();
+  return was_expected;
+}
+
+bool TraceBook::FollowOther() {
+  for (const auto& other : known_[key_]) {
+    if (!other->so_far) continue;
+    followed_ = &other->trace;
+    places_.assign(1, recorded_acquisitions_.size());
     return true;
   }
-  ++departures_;
-  for (const auto& other : known_[key_]) {
-    const std::vector<UnitIndex>& units = other->acquisitions;
-    if (other.get() != known_followed_ && units.size() >= recorded_acquisitions_.size() &&
-        std::equal(recorded_acquisitions_.begin(), recorded_acquisitions_.end(), units.begin())) {
-      Follow(other.get());
-      position_ = recorded_acquisitions_.size();
-      return false;
-    }
-  }
-  const auto ahead =
-      std::find(expected.begin() + static_cast<ptrdiff_t>(position_), expected.end(), unit);
-  if (ahead != expected.end()) position_ = static_cast<size_t>(ahead - expected.begin()) + 1;
   return false;
+}
+
+// The places at which `unit` was due are one on; the others are not where the program is.
+void TraceBook::Resynchronise(UnitIndex unit) {
+  const std::vector<UnitIndex>& expected = followed_->acquisitions();
+  const auto due = [&](size_t place) { return place < expected.size() && expected[place] == unit; };
+  if (std::ranges::none_of(places_, due)) return AddPlaces(unit);
+  std::erase_if(places_, [&](size_t place) { return !due(place); });
+  for (size_t& place : places_) ++place;
+}
+
+// None of the places explains `unit`: each where the program may be now, the likeliest first. That
+// is behind the unit's next use if that was due soon; else `unit` was extra.
+void TraceBook::AddPlaces(UnitIndex unit) {
+  const std::vector<UnitIndex>& expected = followed_->acquisitions();
+  const size_t here = position_;
+  const size_t end = std::min(expected.size(), here + kWindow);
+  const size_t begin = here - std::min(here, kWindow);
+  places_.clear();
+  const auto add = [this](size_t place) {
+    if (std::ranges::find(places_, place) == places_.end()) places_.push_back(place);
+  };
+  for (size_t at = here; at < std::min(end, here + kSoon) && places_.empty(); ++at) {
+    if (expected[at] == unit) add(at + 1);
+  }
+  add(here);
+  for (size_t at = here; at < end && places_.size() + 1 < kPlacesMax / 2; ++at) {
+    if (expected[at] == unit) add(at + 1);
+  }
+  for (size_t at = here; at > begin && places_.size() + 1 < kPlacesMax; --at) {
+    if (expected[at - 1] == unit) add(at);
+  }
+  if (here < expected.size()) add(here + 1);
 }
 
 void TraceBook::OnRelease(UnitIndex unit) {
   if (open_) recorded_.push_back({unit, false});
 }
 
-const Trace* TraceBook::Latest(uint32_t key) const {
+const IndexedTrace* TraceBook::Latest(uint32_t key) const {
   SLUICE_CHECK(key < kKeys);
-  return known_[key].empty() ? nullptr : &known_[key].front()->steps;
+  return known_[key].empty() ? nullptr : &known_[key].front()->trace;
 }
 
 }  // namespace sluice

@@ -70,8 +70,8 @@ void Residency::EndIteration() {
 }
 
 std::vector<UnitIndex> Residency::UnitOrder() const {
-  const Trace* latest = book_.Latest(book_.key());
-  return latest == nullptr ? std::vector<UnitIndex>() : Acquisitions(*latest);
+  const IndexedTrace* latest = book_.Latest(book_.key());
+  return latest == nullptr ? std::vector<UnitIndex>() : latest->acquisitions();
 }
 
 void Residency::Replan() {
@@ -183,7 +183,7 @@ void Residency::OnFreed() {
 
 // The trace from here on: the rest of the one followed, or, between iterations, the one expected
 // next.
-const Trace* Residency::Upcoming() const {
+const IndexedTrace* Residency::Upcoming() const {
   return book_.open() ? book_.followed() : book_.Latest(book_.Successor(book_.key()));
 }
 
@@ -195,16 +195,13 @@ void Residency::BuildPlan(bool viewed_is_held) {
   }
   plan_waits_ = trace.size();
   plan_position_ = book_.position();
-  const auto append = [&trace](const Trace& steps, size_t from) {
-    size_t position = 0;
-    for (const TraceStep& step : steps) {
-      const bool happened = step.acquire ? position++ < from : position < from;
-      if (!happened) trace.push_back(step);
-    }
+  const auto append = [&trace](const IndexedTrace& next, size_t from) {
+    const auto begin = next.steps().begin() + static_cast<ptrdiff_t>(next.StepAfter(from));
+    trace.insert(trace.end(), begin, next.steps().end());
   };
-  if (const Trace* upcoming = Upcoming(); upcoming != nullptr) {
+  if (const IndexedTrace* upcoming = Upcoming(); upcoming != nullptr) {
     append(*upcoming, book_.open() ? book_.position() : 0);
-    const Trace* next =
+    const IndexedTrace* next =
         book_.open() && !boundary_ ? book_.Latest(book_.Successor(book_.key())) : nullptr;
     if (next != nullptr) append(*next, 0);
   }

@@ -94,7 +94,7 @@ class Residency final : public Fetcher::Observer {
   bool MayEvict(const Segment& segment) const;
   bool UnplannedWait() const;
   void BuildPlan(bool viewed_is_held);
-  const Trace* Upcoming() const;
+  const IndexedTrace* Upcoming() const;
   void Serve(UnitIndex unit);
   bool MayBeWritten(UnitIndex unit) const;
   void EndWaits(Unit* unit, const absl::Status& status);

@@ -221,7 +221,8 @@ RC_GTEST_PROP(ScheduleTest, UniformUnitsAreRefusedOnlyWhenAllIsHeld, ()) {
 
 RC_GTEST_PROP(ScheduleTest, TheRestOfATraceIsScheduledLikeATraceOfItsOwn, ()) {
   Problem whole = AnyProblem(false, 6, 30);
-  const auto acquisitions = Acquisitions(whole.trace).size();
+  const auto acquisitions =
+      static_cast<size_t>(std::ranges::count(whole.trace, true, &TraceStep::acquire));
   whole.first = *rc::gen::inRange<size_t>(0, acquisitions + 1);
   Problem rest = whole;
   rest.first = 0;

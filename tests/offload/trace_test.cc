@@ -2,7 +2,9 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
 
+#include <algorithm>
 #include <string_view>
 
 namespace sluice {
@@ -27,10 +29,10 @@ class TraceTest : public testing::Test {
     return expected;
   }
   std::string Latest(uint32_t key) const {
-    const Trace* trace = book_.Latest(key);
+    const IndexedTrace* trace = book_.Latest(key);
     std::string letters;
     if (trace == nullptr) return "none";
-    for (const UnitIndex unit : Acquisitions(*trace))
+    for (const UnitIndex unit : trace->acquisitions())
       letters += static_cast<char>('a' + unit.value());
     return letters;
   }
@@ -52,8 +54,9 @@ TEST_F(TraceTest, ReleasesAreRecordedWhereTheyCame) {
   book_.OnAcquire(Unit('b'));
   book_.OnRelease(Unit('a'));
   book_.End();
-  EXPECT_THAT(*book_.Latest(0), ElementsAre(TraceStep{Unit('a'), true}, TraceStep{Unit('b'), true},
-                                            TraceStep{Unit('a'), false}));
+  EXPECT_THAT(book_.Latest(0)->steps(),
+              ElementsAre(TraceStep{Unit('a'), true}, TraceStep{Unit('b'), true},
+                          TraceStep{Unit('a'), false}));
 }
 
 TEST_F(TraceTest, KeysHaveTracesOfTheirOwn) {
@@ -130,6 +133,12 @@ TEST_F(TraceTest, OutsideIterationsNothingIsRecordedOrExpected) {
   EXPECT_EQ(1u, book_.position());
 }
 
+TEST_F(TraceTest, AnExtraAcquisitionOfWhatComesAgainMuchLaterIsOneDeparture) {
+  Iterate(0, "abcdefghijklmnopqrstuvwxyzzyxwvutsrqponmlkjihgfedcba");
+  EXPECT_EQ("+-+++++++++++++++++++++++++++++++++++++++++++++++++++",
+            Iterate(0, "aabcdefghijklmnopqrstuvwxyzzyxwvutsrqponmlkjihgfedcba"));
+}
+
 TEST_F(TraceTest, OneMoreThanTheTraceHasIsADeparture) {
   Iterate(0, "ab");
   EXPECT_EQ("++-", Iterate(0, "abb"));
@@ -139,6 +148,98 @@ TEST_F(TraceTest, OneMoreThanTheTraceHasIsADeparture) {
 using TraceDeathTest = TraceTest;
 TEST_F(TraceDeathTest, KeysBelowTheirNumberOnly) {
   EXPECT_DEATH(book_.Begin(TraceBook::kKeys), "check failed");
+}
+
+// Units in any order.
+std::vector<uint32_t> AnyOrder() {
+  const auto units = *rc::gen::inRange<uint32_t>(8, 40);
+  const auto length = *rc::gen::inRange<size_t>(units, 200);
+  std::vector<uint32_t> trace;
+  for (size_t i = 0; i < length; ++i) trace.push_back(*rc::gen::inRange<uint32_t>(0, units));
+  return trace;
+}
+
+// A model's iteration: through the units and back, some of them twice, once or several times.
+std::vector<uint32_t> AnyIteration() {
+  const auto units = *rc::gen::inRange<uint32_t>(2, 40);
+  const bool recomputes = *rc::gen::inRange(0, 2) == 0;
+  const auto rounds = *rc::gen::inRange(1, 4);
+  std::vector<uint32_t> trace;
+  for (int round = 0; round < rounds; ++round) {
+    for (uint32_t u = 0; u < units; ++u) trace.push_back(u);
+    for (uint32_t u = units; u > 0; --u) {
+      trace.push_back(u - 1);
+      if (recomputes && u % 3 == 0) trace.push_back(u);
+    }
+  }
+  return trace;
+}
+
+// One place changed: an acquisition extra, some left out, two swapped, or some repeated.
+void Edit(std::vector<uint32_t>* trace) {
+  const auto size = static_cast<ptrdiff_t>(trace->size());
+  const auto at = trace->begin() + *rc::gen::inRange<ptrdiff_t>(0, size);
+  const auto some = std::min(*rc::gen::inRange<ptrdiff_t>(1, 6), trace->end() - at);
+  switch (*rc::gen::inRange(0, 4)) {
+    case 0:
+      trace->insert(at, *rc::gen::inRange<uint32_t>(0, 45));
+      break;
+    case 1:
+      if (some < size) trace->erase(at, at + some);
+      break;
+    case 2:
+      if (some > 1) std::iter_swap(at, at + 1);
+      break;
+    default: {
+      const std::vector<uint32_t> again(at, at + some);
+      trace->insert(at, again.begin(), again.end());
+    }
+  }
+}
+
+// How often an iteration of `edits` changes departs from `trace`.
+int64_t DeparturesAfter(const std::vector<uint32_t>& trace, int edits) {
+  std::vector<uint32_t> edited = trace;
+  for (int i = 0; i < edits; ++i) Edit(&edited);
+  TraceBook book;
+  for (const auto& units : {trace, edited}) {
+    book.Begin(0);
+    for (const uint32_t unit : units) book.OnAcquire(UnitIndex(unit));
+  }
+  return book.departures();
+}
+
+RC_GTEST_PROP(TraceEditsTest, EachEditCostsAFewDeparturesWhereverItIs, ()) {
+  const auto edits = *rc::gen::inRange(1, 6);
+  RC_ASSERT(DeparturesAfter(AnyIteration(), edits) <= 4 * edits + 1);
+}
+
+// Where any unit may follow any, more places explain what came.
+RC_GTEST_PROP(TraceEditsTest, SoItDoesWhereUnitsComeInAnyOrder, ()) {
+  const auto edits = *rc::gen::inRange(1, 6);
+  RC_ASSERT(DeparturesAfter(AnyOrder(), edits) <= 8 * edits);
+}
+
+// What is said of a trace is what its steps say.
+RC_GTEST_PROP(IndexedTraceTest, AnswersAsItsStepsWould, ()) {
+  Trace steps;
+  for (const uint32_t unit : AnyOrder())
+    steps.push_back({UnitIndex(unit), *rc::gen::inRange(0, 3) > 0});
+  const IndexedTrace trace(steps);
+  std::vector<UnitIndex> acquired;
+  for (size_t i = 0; i < steps.size(); ++i) {
+    if (!steps[i].acquire) continue;
+    acquired.push_back(steps[i].unit);
+    RC_ASSERT(trace.StepAfter(acquired.size()) == i + 1);
+  }
+  RC_ASSERT(trace.acquisitions() == acquired);
+  for (uint32_t unit = 0; unit < 42; ++unit) {
+    const auto from = *rc::gen::inRange<size_t>(0, acquired.size() + 2);
+    size_t use = from;
+    while (use < acquired.size() && acquired[use] != UnitIndex(unit)) ++use;
+    RC_ASSERT(trace.NextUse(UnitIndex(unit), from) ==
+              (use < acquired.size() ? use : IndexedTrace::kNever));
+  }
 }
 
 }  // namespace
