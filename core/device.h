@@ -40,8 +40,9 @@
 
 namespace sluice {
 
-enum class StreamKind : uint8_t { kHostToDevice, kDeviceToHost, kCompute };
-inline constexpr int kStreamCount = 3;
+// kFence: for operations that do nothing but wait for the caller, so that nothing else does.
+enum class StreamKind : uint8_t { kHostToDevice, kDeviceToHost, kCompute, kFence };
+inline constexpr int kStreamCount = 4;
 using StreamCounts = std::array<size_t, kStreamCount>;  // by StreamKind
 
 // Arithmetic on the device's memory, as part of an operation.

@@ -129,7 +129,7 @@ void AddTraffic(const StepTraffic& traffic, Page* page) {
   const auto row = [page](const char* label, Bytes bytes, const std::string& what) {
     page->Row(label, fmt::format("{:>10}  {}", FormatBytes(bytes), what));
   };
-  row("into HBM", traffic.to_hbm, "parameters, for forward and backward");
+  row("into HBM", traffic.to_hbm, "parameters: for forward and backward, and updated");
   row("out of HBM", traffic.grads, "gradients");
   row("from NVMe", traffic.nvme_read,
       traffic.read_ahead > Bytes(0)

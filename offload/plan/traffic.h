@@ -19,7 +19,8 @@ struct StepTraffic {
   Bytes nvme_written;
   Bytes read_ahead;   // of nvme_read, what the buffers hold before the step starts
   Bytes checksummed;  // read and written
-  Bytes to_hbm;       // copies into HBM
+  Bytes to_hbm;       // copies into HBM: of units that are brought there, and of updated parameters
+                      // that live there
   Bytes grads;        // copies out of HBM
 };
 

@@ -37,7 +37,7 @@
 //   step_traffic.nvme_write_bytes     and written
 //   step_traffic.read_ahead_bytes     of what is read, what can be there before the step
 //   step_traffic.checksummed_bytes    read and written
-//   step_traffic.to_hbm_bytes         parameters copied into HBM
+//   step_traffic.to_hbm_bytes         parameters copied into HBM: brought there, and updated
 //   step_traffic.gradient_bytes       gradients copied out of HBM
 //
 // Keys of the device, in a plan only:

@@ -281,7 +281,7 @@ void Views::HoldOne(const std::byte* address, Fence fence) {
   free_holds_.pop_back();
   hold->address = address;
   hold->fence = std::move(fence);
-  hold->wait.stream = StreamKind::kCompute;
+  hold->wait.stream = StreamKind::kFence;
   hold->wait.after = &hold->fence;
   hold->wait.inbox = inbox_;
   hold->wait.event = hold;

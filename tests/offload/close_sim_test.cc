@@ -66,7 +66,7 @@ INSTANTIATE_TEST_SUITE_P(
         Hang{SimSeam::kFence,
              "CallersStream",
              {"1 copies from the device, which wait for a stream of the caller's",
-              "1 computations of the device, or waits for a stream of the caller's"},
+              "1 waits for a stream of the caller's"},
              true}),
     [](const ::testing::TestParamInfo<Hang>& info) { return std::string(info.param.name); });
 

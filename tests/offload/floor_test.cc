@@ -87,11 +87,24 @@ class TrafficTest : public testing::Test {
   PlacementOptions options_;
 };
 
-TEST_F(TrafficTest, WithRoomForAllOnlyGradientsMove) {
+TEST_F(TrafficTest, WithRoomForAllOnlyGradientsAndUpdatedParametersMove) {
   const StepTraffic t = Traffic({MiB(1), MiB(1), Bytes(0)});
   EXPECT_EQ(16384, t.elements_updated);
-  EXPECT_EQ(Bytes(0), t.nvme_read + t.nvme_written + t.checksummed + t.to_hbm + t.read_ahead);
+  EXPECT_EQ(Bytes(0), t.nvme_read + t.nvme_written + t.checksummed + t.read_ahead);
   EXPECT_EQ(Bytes(2 * 16384), t.grads);
+  EXPECT_EQ(Bytes(2 * kParams), t.to_hbm);
+}
+
+// One unit lives in HBM, the other is brought there once: that of both is copied.
+TEST_F(TrafficTest, WhatLivesInHbmIsCopiedWhenItWasUpdated) {
+  options_.resident_elements_max = 8192;
+  const ModelSpec spec = {.units = {{"a"}, {"frozen"}, {"streamed"}},
+                          .tensors = {{"x", UnitIndex(0), 8192, 0},
+                                      {"y", UnitIndex(1), 8192, 0, Keep::kParam},
+                                      {"z", UnitIndex(2), 16384, 0}}};
+  layout_ = *ModelLayout::Make(spec, 4096, {.param = FloatType::kBf16, .grad = FloatType::kBf16});
+  const StepTraffic t = Traffic({Bytes(4 * kParams), MiB(2), Bytes(0)});
+  EXPECT_EQ(Bytes(2 * kParams + kParams), t.to_hbm);
 }
 
 TEST_F(TrafficTest, WithRoomForNothingAllMoves) {
