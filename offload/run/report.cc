@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/huge_pages.h"
 #include "core/json_text.h"
 #include "core/status.h"
 #include "nlohmann/json.hpp"
@@ -146,6 +147,10 @@ std::string OffloadRuntime::ReportJson() const {
   report["device"] = seams_.device->description();
   report["device_reason"] = seams_.device_reason;
   report["pinned_memory"] = pinning_;
+  // In virtual time the memory is no arena's, and the report the same for a seed.
+  const std::optional<Bytes> huge =
+      seams_.threaded ? HugePageBytes(memory_.pinned.memory()) : std::nullopt;
+  report["pinned_huge_page_bytes"] = huge ? Json(huge->value()) : Json(nullptr);
   report["memory"] = seams_.host_memory->description() +
                      (seams_.ram_unchecked.empty() ? "" : "; " + seams_.ram_unchecked);
   report["update_rule"] = update_.rule().name();

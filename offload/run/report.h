@@ -58,6 +58,7 @@
 //   device                       what computes
 //   device_reason                why this one
 //   pinned_memory                whether the device's copies can use it directly
+//   pinned_huge_page_bytes       of pinned memory, what lies on huge pages now; null if unknown
 //   memory                       the pages of the arenas, and why RAM was not checked, if so
 //   update_rule                  how gradients change parameters
 //   vector_target                of the arithmetic

@@ -43,7 +43,8 @@ absl::Status OffloadRuntime::Init() {
   hbm_ = std::make_shared<Arena>(std::move(memory_.hbm));
   const absl::Status pinned = seams_.device->RegisterHost(memory_.pinned.memory());
   pinning_ = pinned.ok() ? "registered with the device" : std::string(Message(pinned));
-  const MemoryView arenas[] = {memory_.pinned.memory()};
+  // All that drives read and write passes through the pools.
+  const MemoryView arenas[] = {memory_.pools};
   SLUICE_ASSIGN_OR_RETURN(engine_, seams_.make_engine(arenas, seams_.files));
   inbox_.SetWaker(engine_.get());
   caller_track_ = trace_.AddTrack("compute");

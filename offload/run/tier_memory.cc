@@ -38,13 +38,14 @@ absl::StatusOr<TierMemory> TierMemory::Make(const ModelLayout& layout, const Pla
   TierMemory memory;
   SLUICE_ASSIGN_OR_RETURN(memory.hbm, device->MakeHbmArena(placement.hbm()));
   SLUICE_ASSIGN_OR_RETURN(memory.pinned, Arena::Create(host, placement.pinned()));
-  // First, so that nothing is lost to their alignment.
+  // First, so that nothing is lost to their alignment, and they lie on huge pages if anything does.
   SLUICE_ASSIGN_OR_RETURN(memory.state_buffers,
                           CarvePool(&memory.pinned, placement.state_buffer_bytes,
                                     placement.state_buffers, placement.io_alignment));
   SLUICE_ASSIGN_OR_RETURN(memory.param_buffers,
                           CarvePool(&memory.pinned, placement.param_buffer_bytes,
                                     placement.param_buffers, placement.io_alignment));
+  memory.pools = memory.pinned.memory().first(memory.pinned.carved().size());
   memory.blocks = MapBlocks(layout, placement);
   for (size_t u = 0; u < layout.units().size(); ++u) {
     Arena* arena = placement.param_home[u] == Tier::kHbm      ? &memory.hbm

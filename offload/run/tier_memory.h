@@ -32,6 +32,7 @@ BlockMap MapBlocks(const ModelLayout& layout, const Placement& placement);
 struct TierMemory {
   Arena hbm;
   Arena pinned;
+  MemoryView pools;  // of the pinned arena, its beginning: what drives read and write
   MemoryView hbm_cache;
   std::vector<std::byte*> param_home;  // by unit: in HBM or pinned memory; else not to be used
   std::vector<std::byte*> state_home;  // by chunk: the same
