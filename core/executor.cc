@@ -21,19 +21,18 @@ namespace sluice {
 
 #if defined(__x86_64__)
 namespace {
-constexpr unsigned kFlushBits = 0x8040;  // FTZ and DAZ
+// Nearest, no traps, no flags; FTZ and DAZ. Whatever the caller's, so that the bits are the same.
+constexpr unsigned kWorkerMode = 0x1F80 | 0x8040;
 }  // namespace
-ScopedFlushDenormals::ScopedFlushDenormals() : saved_(_mm_getcsr()) {
-  _mm_setcsr(saved_ | kFlushBits);
-}
+ScopedFlushDenormals::ScopedFlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(kWorkerMode); }
 ScopedFlushDenormals::~ScopedFlushDenormals() { _mm_setcsr(saved_); }
 #elif defined(__aarch64__)
 ScopedFlushDenormals::ScopedFlushDenormals() {
   uint64_t fpcr = 0;
   asm volatile("mrs %0, fpcr" : "=r"(fpcr));
   saved_ = static_cast<unsigned>(fpcr);
-  fpcr |= uint64_t{1} << 24;  // FZ
-  asm volatile("msr fpcr, %0" ::"r"(fpcr));
+  // Nearest, no traps; FZ. Whatever the caller's, so that the bits are the same.
+  asm volatile("msr fpcr, %0" ::"r"(uint64_t{1} << 24));
 }
 ScopedFlushDenormals::~ScopedFlushDenormals() {
   const uint64_t fpcr = saved_;

@@ -65,7 +65,8 @@ enum class ExecutorKind { kTbb, kThreads };
 // Errors: InvalidArgument for workers < 1, ResourceExhausted if threads can't be started.
 absl::StatusOr<std::unique_ptr<Executor>> MakeExecutor(ExecutorKind kind, int workers);
 
-// Sets FTZ and DAZ on the calling thread for the life of the object, then restores what was there.
+// Sets FTZ and DAZ on the calling thread, rounding to nearest and no traps, for the life of the
+// object; then restores what was there.
 class ScopedFlushDenormals {
  public:
   ScopedFlushDenormals();

@@ -2,6 +2,7 @@
 
 #include <sys/resource.h>
 
+#include <cfenv>
 #include <cstdlib>
 #include <fstream>
 
@@ -67,6 +68,25 @@ TEST(ScopedFlushDenormalsTest, RestoresWhatWasThere) {
     EXPECT_EQ(0.0f, smallest * 0.5f);
   }
   EXPECT_NE(0.0f, smallest * 0.5f);
+}
+
+TEST(ScopedFlushDenormalsTest, RoundsToNearestWhateverTheCallerDoes) {
+  volatile float one = 1.0f;
+  volatile float third = 3.0f;
+  const float nearest = one / third;
+  const int before = std::fegetround();
+  for (const int mode : {FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO, FE_TONEAREST}) {
+    std::fesetround(mode);
+    const float outside = one / third;
+    float inside = 0;
+    {
+      const ScopedFlushDenormals flush;
+      inside = one / third;
+    }
+    EXPECT_EQ(outside, one / third) << mode;
+    std::fesetround(before);
+    EXPECT_EQ(nearest, inside) << mode;
+  }
 }
 
 }  // namespace
