@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <link.h>
 #include <pthread.h>
+#include <sys/resource.h>
 #include <time.h>
 
 #include <atomic>
@@ -12,6 +13,7 @@
 #include <system_error>
 #include <thread>
 
+#include "core/config.h"
 #include "fmt/format.h"
 
 namespace sluice {
@@ -24,11 +26,19 @@ using GompParallel = void (*)(void (*region)(void*), void* argument, unsigned th
 
 constexpr std::chrono::milliseconds kLate(5);    // of one thread of a team, for which others wait
 constexpr std::chrono::microseconds kSpun(200);  // more than a wait takes of a core if it is short
+constexpr int kTries = 20;  // to find a wait: a busy machine may run the late thread first
 
 std::chrono::nanoseconds CpuTimeOfThread() {
   timespec now{};
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
   return std::chrono::seconds(now.tv_sec) + std::chrono::nanoseconds(now.tv_nsec);
+}
+
+// How often the calling thread gave its core away to wait.
+int64_t SleepsOfThread() {
+  rusage usage{};
+  getrusage(RUSAGE_THREAD, &usage);
+  return usage.ru_nvcsw;
 }
 
 // The paths of the OpenMP runtimes that are loaded.
@@ -48,7 +58,7 @@ std::vector<std::string> Loaded() {
   return paths;
 }
 
-// libgomp ends the process if it can't start a thread.
+// libgomp ends the process if it can't start a thread, so that is tried before, with usual stacks.
 bool CanStart(int threads) {
   std::latch all_asked(1);
   std::vector<std::thread> trial;
@@ -70,6 +80,7 @@ struct LateRegion {
     auto* const region = static_cast<LateRegion*>(argument);
     if (std::this_thread::get_id() == region->beginner) {
       region->before = CpuTimeOfThread();
+      region->sleeps_before = SleepsOfThread();
     } else if (!region->somebody.exchange(true)) {
       std::this_thread::sleep_for(kLate);
     }
@@ -77,6 +88,7 @@ struct LateRegion {
   const std::thread::id beginner = std::this_thread::get_id();
   std::atomic<bool> somebody{false};
   std::chrono::nanoseconds before{};
+  int64_t sleeps_before = 0;
 };
 
 }  // namespace
@@ -103,12 +115,22 @@ class OpenMpWaits::Team {
   }
 
  private:
+  // Whether who waits for the team sleeps. On a busy machine one that spins takes little of a core
+  // too, but it does not give it away.
+  bool Sleeps(unsigned threads) const {
+    for (int i = 0; i < kTries; ++i) {
+      LateRegion region;
+      parallel_(&LateRegion::Run, &region, threads, 0);
+      if (!region.somebody || CpuTimeOfThread() - region.before >= kSpun) return false;
+      if (SleepsOfThread() > region.sleeps_before) return true;
+    }
+    return false;
+  }
+
   void Work(unsigned threads) {
     pthread_setname_np(pthread_self(), "sluice-idle");  // and so are those it starts
     parallel_([](void*) {}, nullptr, threads, 0);       // starts them
-    LateRegion region;
-    parallel_(&LateRegion::Run, &region, threads, 0);
-    is_short_ = region.somebody && CpuTimeOfThread() - region.before < kSpun;
+    is_short_ = Sleeps(threads);
     tried_.count_down();
     stop_.wait();
   }
@@ -132,7 +154,10 @@ std::unique_ptr<OpenMpWaits> OpenMpWaits::MakeShort(int cores, int cores_most) {
 
 void OpenMpWaits::Add(const std::string& path, int cores, int cores_most) {
   bool is_short = false;
-  void* const library = path.find("libgomp") == std::string::npos
+  // Of other stacks nobody here can try whether there is room.
+  const bool own_stacks = GetEnv("OMP_STACKSIZE") || GetEnv("GOMP_STACKSIZE");
+  const bool is_gnu = path.find("libgomp", path.rfind('/') + 1) != std::string::npos;
+  void* const library = !is_gnu || own_stacks
                             ? nullptr
                             : dlopen(path.c_str(), RTLD_LAZY | RTLD_NOLOAD | RTLD_NODELETE);
   if (library != nullptr) {
@@ -147,9 +172,10 @@ void OpenMpWaits::Add(const std::string& path, int cores, int cores_most) {
     dlclose(library);
   }
   all_short_ = all_short_ && is_short;
-  description_ += fmt::format("{}{}: {}", description_.empty() ? "" : "; ", path,
+  description_ += fmt::format("{}{}: {}{}", description_.empty() ? "" : "; ", path,
                               is_short ? "threads sleep where they wait for each other"
-                                       : "threads may spin where they wait for each other");
+                                       : "threads may spin where they wait for each other",
+                              is_gnu && own_stacks ? ", since OMP_STACKSIZE is set" : "");
 }
 
 }  // namespace sluice

@@ -11,7 +11,8 @@
 // not assumed.
 //
 // Threads: any; one object may be made beside another. Nothing fails: where threads can't be had,
-// or a runtime is another one (LLVM's, Intel's), it is left as it is, and the description says so.
+// where their stacks were given a size (OMP_STACKSIZE), or where a runtime is another one (LLVM's,
+// Intel's), it is left as it is, and the description says so.
 
 #ifndef SLUICE_CORE_OPENMP_WAITS_H_
 #define SLUICE_CORE_OPENMP_WAITS_H_

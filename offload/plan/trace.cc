@@ -42,12 +42,10 @@ void IndexedTrace::Index() {
   first_use_.front() = 0;
 }
 
-size_t IndexedTrace::NextUse(UnitIndex unit, size_t from) const {
-  if (unit.value() + 1 >= first_use_.size()) return kNever;
-  const auto begin = uses_.begin() + static_cast<ptrdiff_t>(first_use_[unit.value()]);
-  const auto end = uses_.begin() + static_cast<ptrdiff_t>(first_use_[unit.value() + 1]);
-  const auto use = std::lower_bound(begin, end, from);
-  return use == end ? kNever : *use;
+std::span<const size_t> IndexedTrace::Uses(UnitIndex unit) const {
+  if (unit.value() + 1 >= first_use_.size()) return {};
+  const size_t first = first_use_[unit.value()];
+  return std::span(uses_).subspan(first, first_use_[unit.value() + 1] - first);
 }
 
 void TraceBook::Begin(uint32_t key) {
@@ -124,25 +122,26 @@ void TraceBook::Resynchronise(UnitIndex unit) {
 // None of the places explains `unit`: each where the program may be now, the likeliest first. That
 // is behind the unit's next use if that was due soon; else `unit` was extra.
 void TraceBook::AddPlaces(UnitIndex unit) {
-  const std::vector<UnitIndex>& expected = followed_->acquisitions();
   const size_t here = position_;
-  const size_t end = std::min(expected.size(), here + kWindow);
+  const size_t end = here + kWindow;
   const size_t begin = here - std::min(here, kWindow);
+  const std::span<const size_t> uses = followed_->Uses(unit);
+  const auto next = std::ranges::lower_bound(uses, here);
   places_.clear();
   const auto add = [this](size_t place) {
     if (std::ranges::find(places_, place) == places_.end()) places_.push_back(place);
   };
-  for (size_t at = here; at < std::min(end, here + kSoon) && places_.empty(); ++at) {
-    if (expected[at] == unit) add(at + 1);
-  }
+  if (next != uses.end() && *next < here + kSoon) add(*next + 1);
   add(here);
-  for (size_t at = here; at < end && places_.size() + 1 < kPlacesMax / 2; ++at) {
-    if (expected[at] == unit) add(at + 1);
+  for (auto use = next; use != uses.end() && *use < end && places_.size() + 1 < kPlacesMax / 2;
+       ++use) {
+    add(*use + 1);
   }
-  for (size_t at = here; at > begin && places_.size() + 1 < kPlacesMax; --at) {
-    if (expected[at - 1] == unit) add(at);
+  for (auto use = next;
+       use != uses.begin() && *(use - 1) >= begin && places_.size() + 1 < kPlacesMax; --use) {
+    add(*(use - 1) + 1);
   }
-  if (here < expected.size()) add(here + 1);
+  if (here < followed_->acquisitions().size()) add(here + 1);
 }
 
 void TraceBook::OnRelease(UnitIndex unit) {

@@ -14,14 +14,14 @@
 // the program is somewhere else. The book then keeps every position that explains it (stay, one
 // on, and after each acquisition of the same unit nearby), follows the likeliest, and drops those
 // that the next acquisitions belie. When none is left, there was another edit, and it begins again.
-// So each edit costs at most a few departures, since one position at least is dropped by each.
+// So an edit costs a few departures as a rule, and kPlacesMax at most: each drops one place or
+// more.
 
 #ifndef SLUICE_OFFLOAD_PLAN_TRACE_H_
 #define SLUICE_OFFLOAD_PLAN_TRACE_H_
 
 #include <array>
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <span>
 #include <vector>
@@ -40,8 +40,6 @@ using Trace = std::vector<TraceStep>;
 // A trace with what is asked of it often.
 class IndexedTrace {
  public:
-  static constexpr size_t kNever = std::numeric_limits<size_t>::max();
-
   explicit IndexedTrace(Trace steps);
   // Takes over other steps, of the same acquisitions as a rule.
   void Assign(const Trace& steps);
@@ -52,8 +50,8 @@ class IndexedTrace {
   size_t StepAfter(size_t acquisitions) const {
     return acquisitions == 0 ? 0 : step_of_[acquisitions - 1] + 1;
   }
-  // The first acquisition of `unit` at or after `from`, or kNever.
-  size_t NextUse(UnitIndex unit, size_t from) const;
+  // The acquisitions of `unit`, in order.
+  std::span<const size_t> Uses(UnitIndex unit) const;
 
  private:
   void Index();

@@ -52,6 +52,18 @@ TEST_F(OpenMpWaitsTest, WhetherTheySleepIsTried) {
   EXPECT_THAT(waits->description(), HasSubstr("may spin"));
 }
 
+// Room for stacks of another size is not tried: libgomp would end the process where there is none.
+TEST_F(OpenMpWaitsTest, StacksOfAnotherSizeAreLeftAlone) {
+  for (const char* name : {"OMP_STACKSIZE", "GOMP_STACKSIZE"}) {
+    ASSERT_EQ(0, setenv(name, "1G", 1));
+    const auto waits = OpenMpWaits::MakeShort(Cores(), Cores());
+    unsetenv(name);
+    EXPECT_FALSE(waits->all_short());
+    EXPECT_THAT(waits->description(), HasSubstr("since OMP_STACKSIZE is set"));
+  }
+  EXPECT_TRUE(OpenMpWaits::MakeShort(Cores(), Cores())->all_short());
+}
+
 // A mask that was narrowed after the runtime was loaded.
 TEST_F(OpenMpWaitsTest, AMaskThatWasNarrowedIsNoMatter) {
   EXPECT_TRUE(OpenMpWaits::MakeShort(0, Cores())->all_short());

@@ -234,11 +234,11 @@ RC_GTEST_PROP(IndexedTraceTest, AnswersAsItsStepsWould, ()) {
   }
   RC_ASSERT(trace.acquisitions() == acquired);
   for (uint32_t unit = 0; unit < 42; ++unit) {
-    const auto from = *rc::gen::inRange<size_t>(0, acquired.size() + 2);
-    size_t use = from;
-    while (use < acquired.size() && acquired[use] != UnitIndex(unit)) ++use;
-    RC_ASSERT(trace.NextUse(UnitIndex(unit), from) ==
-              (use < acquired.size() ? use : IndexedTrace::kNever));
+    std::vector<size_t> uses;
+    for (size_t i = 0; i < acquired.size(); ++i) {
+      if (acquired[i] == UnitIndex(unit)) uses.push_back(i);
+    }
+    RC_ASSERT(std::ranges::equal(trace.Uses(UnitIndex(unit)), uses));
   }
 }
 
