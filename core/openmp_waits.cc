@@ -148,7 +148,8 @@ OpenMpWaits::~OpenMpWaits() = default;
 std::unique_ptr<OpenMpWaits> OpenMpWaits::MakeShort(int cores, int cores_most) {
   std::unique_ptr<OpenMpWaits> waits(new OpenMpWaits);
   for (const std::string& path : Loaded()) waits->Add(path, cores, cores_most);
-  if (waits->description_.empty()) waits->description_ = "no OpenMP runtime is loaded";
+  if (waits->description_.empty())
+    waits->description_ = "no OpenMP runtime was loaded when this one was made";
   return waits;
 }
 
