@@ -48,6 +48,12 @@ std::span<const size_t> IndexedTrace::Uses(UnitIndex unit) const {
   return std::span(uses_).subspan(first, first_use_[unit.value() + 1] - first);
 }
 
+size_t IndexedTrace::NextUse(UnitIndex unit, size_t from) const {
+  const std::span<const size_t> uses = Uses(unit);
+  const auto use = std::ranges::lower_bound(uses, from);
+  return use == uses.end() ? kNever : *use;
+}
+
 void TraceBook::Begin(uint32_t key) {
   SLUICE_CHECK(key < kKeys);
   End();

@@ -22,6 +22,7 @@
 
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 #include <vector>
@@ -40,6 +41,8 @@ using Trace = std::vector<TraceStep>;
 // A trace with what is asked of it often.
 class IndexedTrace {
  public:
+  static constexpr size_t kNever = std::numeric_limits<size_t>::max();
+
   explicit IndexedTrace(Trace steps);
   // Takes over other steps, of the same acquisitions as a rule.
   void Assign(const Trace& steps);
@@ -52,6 +55,9 @@ class IndexedTrace {
   }
   // The acquisitions of `unit`, in order.
   std::span<const size_t> Uses(UnitIndex unit) const;
+  // The first acquisition of `unit` at or after `from`, or kNever. Takes time for the logarithm of
+  // its uses.
+  size_t NextUse(UnitIndex unit, size_t from) const;
 
  private:
   void Index();

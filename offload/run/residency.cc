@@ -14,6 +14,18 @@ namespace sluice {
 namespace {
 // An acquisition blocked for so long, while nothing moves, makes room elsewhere than planned.
 constexpr Nanos kPlanAround = std::chrono::milliseconds(50);
+
+constexpr SegmentList::Place kNoPlace = SegmentList::kNone;
+using Kind = SegmentList::Kind;
+
+// By unit; 0 for those that live in HBM.
+std::vector<Bytes> CachedBytes(const Placement& placement) {
+  std::vector<Bytes> bytes = placement.slot_bytes;
+  for (size_t u = 0; u < bytes.size(); ++u) {
+    if (placement.param_home[u] == Tier::kHbm) bytes[u] = Bytes(0);
+  }
+  return bytes;
+}
 }  // namespace
 
 Residency::Residency(const Context& context, std::shared_ptr<Arena> hbm, Nanos stuck_after)
@@ -22,6 +34,8 @@ Residency::Residency(const Context& context, std::shared_ptr<Arena> hbm, Nanos s
           std::move(hbm), context.device, context.inbox, [this] { OnFreed(); }, context.fail),
       fetcher_(context, this),
       units_(context.layout->units().size()),
+      segments_(context.placement->hbm_cache),
+      planner_(CachedBytes(*context.placement)),
       stuck_after_(stuck_after),
       acquires_(context.metrics->Get("acquires")),
       demand_misses_(context.metrics->Get("demand_misses")),
@@ -31,7 +45,6 @@ Residency::Residency(const Context& context, std::shared_ptr<Arena> hbm, Nanos s
       stall_fetch_ns_(context.metrics->Get("stall_fetch_ns")) {
   for (size_t u = 0; u < units_.size(); ++u) {
     units_[u].fixed = context.placement->param_home[u] == Tier::kHbm;
-    unit_bytes_.push_back(units_[u].fixed ? Bytes(0) : context.placement->slot_bytes[u]);
     if (units_[u].fixed) {
       units_[u].state = State::kReady;
       // A lent unit is acquired to wait for its update. It has no view: any address will do.
@@ -39,21 +52,16 @@ Residency::Residency(const Context& context, std::shared_ptr<Arena> hbm, Nanos s
                                                           : context.memory->param_home[u];
     }
   }
-  if (context.placement->hbm_cache > Bytes(0)) {
-    segments_.push_back({.unit = std::nullopt,
-                         .offset = Bytes(0),
-                         .size = context.placement->hbm_cache,
-                         .held = false});
-  }
 }
 
 Residency::~Residency() = default;
 
-std::byte* Residency::AddressOf(const Segment& segment) const {
-  return context_.memory->hbm_cache.data() + segment.offset.value();
+std::byte* Residency::AddressOf(SegmentList::Place place) const {
+  return context_.memory->hbm_cache.data() + segments_.at(place).offset.value();
 }
 
 void Residency::BeginIteration(uint32_t key, bool boundary) {
+  planner_.Clear();  // the book drops traces
   book_.Begin(key);
   boundary_ = boundary;
   BuildPlan(false);
@@ -61,9 +69,8 @@ void Residency::BeginIteration(uint32_t key, bool boundary) {
 }
 
 void Residency::EndIteration() {
+  planner_.Clear();
   book_.End();
-  schedule_ = {};
-  next_move_ = 0;
   if (boundary_) return;  // a step follows, after which all copies are stale
   BuildPlan(false);
   Pump();
@@ -90,11 +97,17 @@ void Residency::Acquire(UnitIndex unit, CallerStream stream, Acquired done) {
   const TimePoint now = context_.clock->Now();
   if (waiting_ == 0) last_progress_ = now;
   if (!available && u.state == State::kAbsent && !u.pending) demand_misses_->Add();
+  if (u.waits.empty()) waiting_units_.push_back(unit);
   u.waits.push_back(
       {.done = std::move(done), .stream = stream, .since = now, .was_pending = u.pending});
   ++waiting_;
   if (available) Serve(unit);
-  if (!expected && (book_.known() || !available)) BuildPlan(false);
+  if (!expected && (book_.known() || !available)) {
+    BuildPlan(false);
+  } else if (u.state == State::kAbsent) {
+    const Move* const next = planner_.Next();
+    if (next == nullptr || next->unit != unit || !next->possible) unplanned_ = true;
+  }
   Pump();
 }
 
@@ -117,6 +130,7 @@ void Residency::Serve(UnitIndex unit) {
   Unit& u = units_[unit.value()];
   if (u.state != State::kReady || u.pending) return;
   const TimePoint now = context_.clock->Now();
+  if (!u.waits.empty()) std::erase(waiting_units_, unit);
   while (!u.waits.empty()) {
     Wait wait = std::move(u.waits.front());
     u.waits.pop_front();
@@ -162,20 +176,22 @@ void Residency::EndUpdate(UnitIndex unit) {
 void Residency::Vacate(UnitIndex unit) {
   Unit& u = units_[unit.value()];
   u.state = State::kAbsent;
-  for (Segment& s : segments_) {
-    if (s.unit != unit) continue;
-    s.unit.reset();
-    s.held = views_.InUse(u.address);
+  const SegmentList::Place place = std::exchange(u.place, kNoPlace);
+  if (views_.InUse(u.address)) {
+    segments_.Leave(place);
+    leftovers_.push_back(place);
+  } else {
+    segments_.Free(place);
   }
-  MergeFree(&segments_);
   plan_dirty_ = true;
 }
 
 void Residency::OnFreed() {
-  for (Segment& s : segments_) {
-    if (s.held && !s.unit && !views_.InUse(AddressOf(s))) s.held = false;
-  }
-  MergeFree(&segments_);
+  std::erase_if(leftovers_, [this](SegmentList::Place place) {
+    if (views_.InUse(AddressOf(place))) return false;
+    segments_.Free(place);
+    return true;
+  });
   last_progress_ = context_.clock->Now();
   plan_dirty_ = true;
   Pump();
@@ -188,40 +204,37 @@ const IndexedTrace* Residency::Upcoming() const {
 }
 
 void Residency::BuildPlan(bool viewed_is_held) {
-  Trace trace;
-  for (uint32_t u = 0; u < units_.size(); ++u) {
-    if (!units_[u].waits.empty() && units_[u].state == State::kAbsent)
-      trace.push_back({UnitIndex(u), true});
+  plan_waiting_.clear();
+  for (const UnitIndex unit : waiting_units_) {
+    if (units_[unit.value()].state == State::kAbsent) plan_waiting_.push_back(unit);
   }
-  plan_waits_ = trace.size();
   plan_position_ = book_.position();
-  const auto append = [&trace](const IndexedTrace& next, size_t from) {
-    const auto begin = next.steps().begin() + static_cast<ptrdiff_t>(next.StepAfter(from));
-    trace.insert(trace.end(), begin, next.steps().end());
-  };
-  if (const IndexedTrace* upcoming = Upcoming(); upcoming != nullptr) {
-    append(*upcoming, book_.open() ? book_.position() : 0);
-    const IndexedTrace* next =
-        book_.open() && !boundary_ ? book_.Latest(book_.Successor(book_.key())) : nullptr;
-    if (next != nullptr) append(*next, 0);
-  }
-  std::vector<Segment> segments = segments_;
-  for (Segment& s : segments) {
-    if (!s.unit) continue;
-    const Unit& u = units_[s.unit->value()];
-    s.held = u.acquired > 0 || !u.waits.empty() || (viewed_is_held && views_.InUse(u.address));
-  }
-  schedule_ =
-      MakeSchedule({.trace = &trace, .first = 0, .unit_bytes = unit_bytes_, .segments = segments});
-  next_move_ = 0;
+  const IndexedTrace* const upcoming = Upcoming();
+  const bool goes_on = upcoming != nullptr && book_.open() && !boundary_;
+  planner_.Begin({.waiting = plan_waiting_,
+                  .trace = upcoming,
+                  .happened = book_.open() ? book_.position() : 0,
+                  .next = goes_on ? book_.Latest(book_.Successor(book_.key())) : nullptr},
+                 segments_, [&](UnitIndex unit) {
+                   const Unit& u = units_[unit.value()];
+                   return u.acquired > 0 || !u.waits.empty() ||
+                          (viewed_is_held && views_.InUse(u.address));
+                 });
+  unplanned_ = false;
   plan_dirty_ = false;
 }
 
 void Residency::Pump() {
   if (suspended_ || !failed_.ok()) return;
   for (;;) {
-    while (next_move_ < schedule_.moves.size() && TryMove(schedule_.moves[next_move_]))
-      ++next_move_;
+    while (const Move* const move = planner_.Next()) {
+      if (!move->possible) {
+        unplanned_ = unplanned_ || !units_[move->unit.value()].waits.empty();
+      } else if (!TryMove(*move)) {
+        break;
+      }
+      planner_.Pop();
+    }
     if (!std::exchange(misfit_, false) && (!plan_dirty_ || !UnplannedWait())) return;
     BuildPlan(false);
   }
@@ -229,21 +242,16 @@ void Residency::Pump() {
 
 // Whether somebody waits for a unit that no coming move brings.
 bool Residency::UnplannedWait() const {
-  if (waiting_ == 0) return false;
-  for (uint32_t i = 0; i < units_.size(); ++i) {
-    const Unit& u = units_[i];
-    if (u.waits.empty() || u.pending || u.state != State::kAbsent) continue;
-    const bool planned =
-        std::any_of(schedule_.moves.begin() + static_cast<ptrdiff_t>(next_move_),
-                    schedule_.moves.end(), [i](const Move& m) { return m.unit == UnitIndex(i); });
-    if (!planned) return true;
-  }
-  return false;
+  return unplanned_ && std::ranges::any_of(waiting_units_, [this](UnitIndex unit) {
+           const Unit& u = units_[unit.value()];
+           return !u.pending && u.state == State::kAbsent;
+         });
 }
 
-bool Residency::MayEvict(const Segment& segment) const {
-  if (!segment.unit) return !segment.held;
-  const Unit& u = units_[segment.unit->value()];
+bool Residency::MayEvict(SegmentList::Place place) const {
+  const SegmentList::Segment& segment = segments_.at(place);
+  if (segment.kind != Kind::kUnit) return segment.kind == Kind::kFree;
+  const Unit& u = units_[segment.unit.value()];
   return u.acquired == 0 && u.waits.empty() && u.state == State::kReady &&
          (!views_.InUse(u.address) || Planted(context_, PlantedBug::kEvictViewed));
 }
@@ -254,40 +262,39 @@ bool Residency::TryMove(const Move& move) {
   if (u.state != State::kAbsent) return true;
   if (u.pending) return false;
   if (!context_.overlap && u.waits.empty()) return false;
-  if (move.not_before > plan_waits_ &&
-      book_.position() - plan_position_ < move.not_before - plan_waits_)
+  const size_t waits = plan_waiting_.size();
+  if (move.not_before > waits && book_.position() - plan_position_ < move.not_before - waits)
     return false;
 
-  const Bytes bytes = unit_bytes_[move.unit.value()];
-  const auto first = std::find_if(segments_.begin(), segments_.end(),
-                                  [&](const Segment& s) { return s.offset == move.offset; });
-  if (first == segments_.end()) {
+  const Bytes bytes = planner_.unit_bytes(move.unit);
+  if (!segments_.Begins(move.place, move.offset)) {
     misfit_ = true;  // what lies there has changed since
     return false;
   }
-  auto last = first;
+  SegmentList::Place last = move.place;
   Bytes room;
-  while (last != segments_.end() && room < bytes) {
-    if (!MayEvict(*last)) return false;
-    room += last->size;
-    ++last;
+  for (SegmentList::Place p = move.place; room < bytes; p = segments_.at(p).after) {
+    if (p == kNoPlace) {
+      misfit_ = true;
+      return false;
+    }
+    if (!MayEvict(p)) return false;
+    room += segments_.at(p).size;
+    last = p;
   }
-  if (room < bytes) {
-    misfit_ = true;
-    return false;
+  for (SegmentList::Place p = move.place;; p = segments_.at(p).after) {
+    if (segments_.Is(p, Kind::kUnit)) {
+      Unit& evicted = units_[segments_.at(p).unit.value()];
+      evicted.state = State::kAbsent;
+      evicted.place = kNoPlace;
+      evictions_->Add();
+    }
+    if (p == last) break;
   }
-  for (auto it = first; it != last; ++it) {
-    if (!it->unit) continue;
-    units_[it->unit->value()].state = State::kAbsent;
-    evictions_->Add();
-  }
-  u.address = AddressOf(*first);
+  u.place = segments_.Put(move.place, last, move.unit, bytes);
+  u.address = AddressOf(u.place);
   u.state = State::kFilling;
   last_progress_ = context_.clock->Now();
-  Place(&segments_,
-        {static_cast<size_t>(first - segments_.begin()),
-         static_cast<size_t>(last - segments_.begin())},
-        move.unit, bytes);
   fetcher_.Fetch(move.unit, u.address);
   return true;
 }
@@ -295,19 +302,21 @@ bool Residency::TryMove(const Move& move) {
 void Residency::Fail(const absl::Status& status) {
   if (failed_.ok()) failed_ = status;
   for (uint32_t u = 0; u < units_.size(); ++u) {
-    if (!MayBeWritten(UnitIndex(u))) EndWaits(&units_[u], failed_);
+    if (!MayBeWritten(UnitIndex(u))) EndWaits(UnitIndex(u), failed_);
   }
 }
 
 void Residency::EndedWriting() {
-  for (Unit& unit : units_) EndWaits(&unit, failed_);
+  for (uint32_t u = 0; u < units_.size(); ++u) EndWaits(UnitIndex(u), failed_);
 }
 
 bool Residency::MayBeWritten(UnitIndex unit) const {
   return context_.layout->unit(unit).lent && units_[unit.value()].pending;
 }
 
-void Residency::EndWaits(Unit* unit, const absl::Status& status) {
+void Residency::EndWaits(UnitIndex index, const absl::Status& status) {
+  Unit* const unit = &units_[index.value()];
+  if (!unit->waits.empty()) std::erase(waiting_units_, index);
   while (!unit->waits.empty()) {
     Wait wait = std::move(unit->waits.front());
     unit->waits.pop_front();
@@ -322,8 +331,8 @@ void Residency::CheckStuck(TimePoint now) {
   if (views_.fenced()) last_progress_ = now;
   if (waiting_ == 0 || suspended_ || moving() || now - last_progress_ < kPlanAround) return;
   // What waits for an update needs no room.
-  const bool for_room = std::any_of(units_.begin(), units_.end(),
-                                    [](const Unit& u) { return !u.waits.empty() && !u.pending; });
+  const bool for_room = std::ranges::any_of(
+      waiting_units_, [this](UnitIndex unit) { return !units_[unit.value()].pending; });
   if (!for_room) return;
   if (now - last_progress_ < stuck_after_) {
     if (now - planned_around_ < kPlanAround) return;
@@ -336,17 +345,19 @@ void Residency::CheckStuck(TimePoint now) {
     Unit& u = units_[i];
     if (u.waits.empty() || u.pending) continue;
     std::string held;
-    for (const Segment& s : segments_) {
-      if (MayEvict(s)) continue;
-      held += fmt::format(" {}", s.unit ? "'" + context_.layout->unit(*s.unit).name + "'"
-                                        : "(views of a released unit)");
+    for (SegmentList::Place p = segments_.first(); p != kNoPlace; p = segments_.at(p).after) {
+      if (MayEvict(p)) continue;
+      held += segments_.Is(p, Kind::kUnit)
+                  ? fmt::format(" '{}'", context_.layout->unit(segments_.at(p).unit).name)
+                  : " (views of a released unit)";
     }
+    const std::string unit = context_.layout->units()[i].name;
+    const std::string needs = FormatBytesUp(planner_.unit_bytes(UnitIndex(i)));
     const absl::Status status = absl::ResourceExhaustedError(
         fmt::format("no room in HBM for unit '{}' ({}) in a cache of {}: held are{}; raise the hbm "
                     "budget, make units smaller, or release or delete what is held",
-                    context_.layout->units()[i].name, FormatBytesUp(unit_bytes_[i]),
-                    FormatBytesDown(context_.placement->hbm_cache), held));
-    EndWaits(&u, status);
+                    unit, needs, FormatBytesDown(context_.placement->hbm_cache), held));
+    EndWaits(UnitIndex(i), status);
   }
 }
 

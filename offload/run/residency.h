@@ -1,6 +1,6 @@
 // offload/run/residency.h
 //
-// Which units are in HBM. Follows the trace: plans with MakeSchedule, moves units in as early as
+// Which units are in HBM. Follows the trace: plans with a Planner, moves units in as early as
 // their room is free, serves acquisitions, and keeps a slot untouched while it is acquired or in
 // use (views.h), whatever the plan says.
 //
@@ -19,6 +19,7 @@
 #include <memory>
 #include <vector>
 
+#include "offload/plan/cache_segments.h"
 #include "offload/plan/schedule.h"
 #include "offload/plan/trace.h"
 #include "offload/run/context.h"
@@ -86,35 +87,38 @@ class Residency final : public Fetcher::Observer {
     bool pending = false;  // an update is under way
     int acquired = 0;
     std::byte* address = nullptr;
+    SegmentList::Place place = SegmentList::kNone;  // in the cache, if it is there
     std::deque<Wait> waits;
   };
 
   void Pump();
   bool TryMove(const Move& move);
-  bool MayEvict(const Segment& segment) const;
+  bool MayEvict(SegmentList::Place place) const;
   bool UnplannedWait() const;
   void BuildPlan(bool viewed_is_held);
   const IndexedTrace* Upcoming() const;
   void Serve(UnitIndex unit);
   bool MayBeWritten(UnitIndex unit) const;
-  void EndWaits(Unit* unit, const absl::Status& status);
+  void EndWaits(UnitIndex unit, const absl::Status& status);
   void Vacate(UnitIndex unit);
   void OnFreed();
-  std::byte* AddressOf(const Segment& segment) const;
+  std::byte* AddressOf(SegmentList::Place place) const;
 
   const Context context_;
   Views views_;
   Fetcher fetcher_;
   TraceBook book_;
   std::vector<Unit> units_;
-  std::vector<Bytes> unit_bytes_;  // 0 for units that live in HBM
-  std::vector<Segment> segments_;  // of the cache; a leftover is held and has no unit
-  Schedule schedule_;
-  size_t next_move_ = 0;
-  size_t plan_position_ = 0;  // the book's position when the plan was made
-  size_t plan_waits_ = 0;     // acquisitions that were waiting then; they come before the trace
-  bool misfit_ = false;       // a move no longer fits what the cache holds: plan again
-  bool plan_dirty_ = true;    // something has changed since: planning again may help
+  SegmentList segments_;                       // of the cache
+  std::vector<SegmentList::Place> leftovers_;  // of these
+  std::vector<UnitIndex> waiting_units_;       // that have waits, the first to wait first
+  Planner planner_;
+  std::vector<UnitIndex> plan_waiting_;  // units that waited for a move when the plan was made;
+                                         // they come before the trace
+  size_t plan_position_ = 0;             // the book's position when the plan was made
+  bool unplanned_ = false;  // somebody waits for a unit that perhaps no coming move brings
+  bool misfit_ = false;     // a move no longer fits what the cache holds: plan again
+  bool plan_dirty_ = true;  // something has changed since: planning again may help
   bool suspended_ = false;
   bool boundary_ = false;
   int waiting_ = 0;

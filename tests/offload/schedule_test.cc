@@ -9,27 +9,95 @@
 #include <set>
 
 #include "core/status.h"
+#include "tests/offload/reference_schedule.h"
 
 namespace sluice {
 namespace {
 
-using testing::ElementsAre;
+using ::testing::ElementsAre;
+using testing::PlannedMove;
+using testing::PlannedMoves;
+using testing::ReferenceSchedule;
+using testing::Tile;
 
 constexpr size_t kNever = std::numeric_limits<size_t>::max();
 
 // A cache, what lies in it, and a trace in which units are held for a while.
 struct Problem {
   Trace trace;
-  size_t first = 0;
+  size_t happened = 0;             // acquisitions of the trace
+  Trace next;                      // follows it
+  std::vector<UnitIndex> waiting;  // comes before it
   std::vector<Bytes> unit_bytes;
-  std::vector<Segment> segments;
+  std::vector<Tile> tiles;
   Bytes capacity;
 
-  Schedule Solve() const {
-    return MakeSchedule(
-        {.trace = &trace, .first = first, .unit_bytes = unit_bytes, .segments = segments});
+  // All that is ahead, as one trace.
+  Trace Ahead() const {
+    Trace ahead;
+    for (const UnitIndex unit : waiting) ahead.push_back({unit, true});
+    size_t passed = 0;
+    for (const TraceStep& step : trace) {
+      const bool past = step.acquire ? passed++ < happened : passed < happened;
+      if (!past) ahead.push_back(step);
+    }
+    ahead.insert(ahead.end(), next.begin(), next.end());
+    return ahead;
+  }
+  SegmentList Segments() const {
+    SegmentList list(capacity);
+    std::vector<SegmentList::Place> free;
+    SegmentList::Place rest = list.first();
+    for (const Tile& tile : tiles) {
+      const SegmentList::Place place =
+          list.Put(rest, rest, tile.unit.value_or(UnitIndex(0)), tile.size);
+      rest = list.at(place).after;
+      if (tile.leftover) list.Leave(place);
+      if (!tile.unit && !tile.leftover) free.push_back(place);
+    }
+    for (const SegmentList::Place place : free) list.Free(place);
+    return list;
+  }
+  bool Held(UnitIndex unit) const {
+    return std::ranges::any_of(tiles, [&](const Tile& t) { return t.unit == unit && t.held; });
+  }
+  PlannedMoves Solve(Planner* planner) const {
+    const IndexedTrace indexed(trace);
+    const IndexedTrace indexed_next(next);
+    planner->Begin(
+        {.waiting = waiting, .trace = &indexed, .happened = happened, .next = &indexed_next},
+        Segments(), [this](UnitIndex unit) { return Held(unit); });
+    PlannedMoves planned;
+    for (; const Move* move = planner->Next(); planner->Pop()) {
+      if (!move->possible) {
+        planned.impossible.push_back(move->needed_at);
+        continue;
+      }
+      const auto evicted = planner->evicted();
+      planned.moves.push_back({.unit = move->unit,
+                               .offset = move->offset,
+                               .evicted = {evicted.begin(), evicted.end()},
+                               .not_before = move->not_before,
+                               .needed_at = move->needed_at});
+    }
+    planner->Clear();
+    return planned;
+  }
+  PlannedMoves Solve() const {
+    Planner planner(unit_bytes);
+    return Solve(&planner);
   }
 };
+
+// Free neighbours are one tile.
+void AddTile(std::vector<Tile>* tiles, const Tile& tile) {
+  const auto free = [](const Tile& t) { return !t.unit && !t.leftover; };
+  if (!tiles->empty() && free(tiles->back()) && free(tile)) {
+    tiles->back().size += tile.size;
+  } else {
+    tiles->push_back(tile);
+  }
+}
 
 // `uniform`: units of one size, of which the capacity is a multiple.
 Problem AnyProblem(bool uniform, size_t units_max, size_t steps_max) {
@@ -43,29 +111,49 @@ Problem AnyProblem(bool uniform, size_t units_max, size_t steps_max) {
   p.capacity = uniform ? KiB(4 * *rc::gen::inRange<int64_t>(1, static_cast<int64_t>(units) + 1))
                        : largest + KiB(4 * *rc::gen::inRange<int64_t>(0, 12));
   std::vector<uint32_t> held;
-  const auto steps = *rc::gen::inRange<size_t>(0, steps_max);
-  for (size_t i = 0; i < steps; ++i) {
-    if (!held.empty() && *rc::gen::inRange(0, 2) == 0) {
-      const auto which = *rc::gen::inRange<size_t>(0, held.size());
-      p.trace.push_back({UnitIndex(held[which]), false});
-      held.erase(held.begin() + static_cast<ptrdiff_t>(which));
-    } else {
-      held.push_back(*rc::gen::inRange<uint32_t>(0, static_cast<uint32_t>(units)));
-      p.trace.push_back({UnitIndex(held.back()), true});
+  const auto go_on = [&](size_t steps) {
+    Trace trace;
+    for (size_t i = 0; i < steps; ++i) {
+      if (!held.empty() && *rc::gen::inRange(0, 2) == 0) {
+        const auto which = *rc::gen::inRange<size_t>(0, held.size());
+        trace.push_back({UnitIndex(held[which]), false});
+        held.erase(held.begin() + static_cast<ptrdiff_t>(which));
+      } else {
+        held.push_back(*rc::gen::inRange<uint32_t>(0, static_cast<uint32_t>(units)));
+        trace.push_back({UnitIndex(held.back()), true});
+      }
     }
-  }
-  // Some units are there already, one after another, some of them held.
+    return trace;
+  };
+  p.trace = go_on(*rc::gen::inRange<size_t>(0, steps_max));
+  if (*rc::gen::arbitrary<bool>()) p.next = go_on(*rc::gen::inRange<size_t>(0, steps_max));
+  // Some units are there already, one after another, some of them held, or not theirs any more.
   Bytes used;
   for (uint32_t u = 0; u < units; ++u) {
     const Bytes bytes = p.unit_bytes[u];
     if (bytes == Bytes(0) || used + bytes > p.capacity || *rc::gen::inRange(0, 2) == 0) continue;
-    const bool kept = *rc::gen::inRange(0, 4) == 0;
-    p.segments.push_back({.unit = UnitIndex(u), .offset = used, .size = bytes, .held = kept});
+    Tile tile{.unit = UnitIndex(u), .offset = used, .size = bytes};
+    tile.held = *rc::gen::inRange(0, 4) == 0;
+    const bool gone = !uniform && *rc::gen::inRange(0, 4) == 0;
+    if (gone) tile = {{}, used, bytes, false, *rc::gen::arbitrary<bool>()};
+    AddTile(&p.tiles, tile);
     used += bytes;
   }
-  if (p.capacity > used) {
-    p.segments.push_back(
-        {.unit = std::nullopt, .offset = used, .size = p.capacity - used, .held = false});
+  if (p.capacity > used)
+    AddTile(&p.tiles, {.unit = std::nullopt, .offset = used, .size = p.capacity - used});
+  return p;
+}
+
+// The same, begun in the middle: some acquisitions have happened, and some are waited for.
+Problem AnyProblemUnderWay(size_t units_max, size_t steps_max) {
+  Problem p = AnyProblem(false, units_max, steps_max);
+  const auto acquisitions =
+      static_cast<size_t>(std::ranges::count(p.trace, true, &TraceStep::acquire));
+  p.happened = *rc::gen::inRange<size_t>(0, acquisitions + 1);
+  for (uint32_t u = 0; u < p.unit_bytes.size(); ++u) {
+    const bool there =
+        std::ranges::any_of(p.tiles, [&](const Tile& t) { return t.unit == UnitIndex(u); });
+    if (!there && *rc::gen::inRange(0, 3) == 0) p.waiting.push_back(UnitIndex(u));
   }
   return p;
 }
@@ -74,7 +162,8 @@ Problem AnyProblem(bool uniform, size_t units_max, size_t steps_max) {
 class Execution {
  public:
   explicit Execution(const Problem& problem) : p_(problem), schedule_(problem.Solve()) {
-    for (const Segment& s : p_.segments) {
+    for (const Tile& s : p_.tiles) {
+      if (s.leftover) leftovers_.emplace_back(s.offset, s.size);
       if (!s.unit) continue;
       places_[s.unit->value()] = {s.offset, s.size};
       if (s.held) held_[s.unit->value()] = 1;
@@ -82,7 +171,7 @@ class Execution {
   }
 
   void Run() {
-    for (const TraceStep& step : p_.trace) {
+    for (const TraceStep& step : p_.Ahead()) {
       if (p_.unit_bytes[step.unit.value()] == Bytes(0)) {
         position_ += step.acquire ? 1 : 0;
       } else if (step.acquire) {
@@ -92,7 +181,6 @@ class Execution {
       }
     }
     RC_ASSERT(next_ == schedule_.moves.size());
-    RC_ASSERT(bytes_ == schedule_.bytes);
   }
 
  private:
@@ -108,7 +196,7 @@ class Execution {
     ++position_;
   }
 
-  void Carry(const Move& move) {
+  void Carry(const PlannedMove& move) {
     const Bytes size = p_.unit_bytes[move.unit.value()];
     RC_ASSERT(!places_.contains(move.unit.value()));
     RC_ASSERT(move.offset >= Bytes(0) && move.offset + size <= p_.capacity);
@@ -122,21 +210,23 @@ class Execution {
         RC_ASSERT(move.not_before > last_acquired_[evicted.value()]);
       places_.erase(evicted.value());
     }
-    for (const auto& [other, place] : places_)
-      RC_ASSERT(place.first >= move.offset + size || place.first + place.second <= move.offset);
+    const auto apart = [&](const std::pair<Bytes, Bytes>& place) {
+      return place.first >= move.offset + size || place.first + place.second <= move.offset;
+    };
+    for (const auto& [other, place] : places_) RC_ASSERT(apart(place));
+    for (const auto& place : leftovers_) RC_ASSERT(apart(place));
     places_[move.unit.value()] = {move.offset, size};
-    bytes_ += size;
   }
 
   const Problem& p_;
-  const Schedule schedule_;
+  const PlannedMoves schedule_;
   std::map<uint32_t, std::pair<Bytes, Bytes>> places_;  // by unit: offset and size
   std::map<uint32_t, int> held_;
   std::map<uint32_t, size_t> last_acquired_;
   size_t position_ = 0;
   size_t next_ = 0;
   size_t last_not_before_ = 0;
-  Bytes bytes_;
+  std::vector<std::pair<Bytes, Bytes>> leftovers_;
 };
 
 RC_GTEST_PROP(ScheduleTest, UniformUnitsAreThereWhenAcquiredAndNothingHeldIsOverwritten, ()) {
@@ -145,8 +235,34 @@ RC_GTEST_PROP(ScheduleTest, UniformUnitsAreThereWhenAcquiredAndNothingHeldIsOver
 }
 
 RC_GTEST_PROP(ScheduleTest, SoAreUnitsOfAnySize, ()) {
-  const Problem problem = AnyProblem(false, 8, 40);
+  const Problem problem = AnyProblemUnderWay(8, 40);
   Execution(problem).Run();
+}
+
+bool Same(const PlannedMoves& a, const PlannedMoves& b) {
+  return a.impossible == b.impossible &&
+         std::ranges::equal(a.moves, b.moves, [](const PlannedMove& x, const PlannedMove& y) {
+           return x.unit == y.unit && x.offset == y.offset && x.evicted == y.evicted &&
+                  x.not_before == y.not_before && x.needed_at == y.needed_at;
+         });
+}
+
+// So it moves no more bytes than trying every window would.
+RC_GTEST_PROP(ScheduleTest, EveryMoveIsTheOneThatTheDefinitionChooses, ()) {
+  const Problem problem = AnyProblemUnderWay(20, 120);
+  RC_ASSERT(Same(problem.Solve(),
+                 ReferenceSchedule(problem.tiles, problem.unit_bytes).Run(problem.Ahead())));
+}
+
+// Whatever was planned before, and however far.
+RC_GTEST_PROP(ScheduleTest, APlanDoesNotDependOnTheOneBefore, ()) {
+  const Problem problem = AnyProblemUnderWay(8, 40);
+  Planner planner(problem.unit_bytes);
+  const IndexedTrace other(problem.next);
+  planner.Begin({.trace = &other}, SegmentList(problem.capacity), [](UnitIndex) { return false; });
+  for (auto moves = *rc::gen::inRange(0, 8); moves > 0 && planner.Next() != nullptr; --moves)
+    planner.Pop();
+  RC_ASSERT(Same(problem.Solve(&planner), problem.Solve()));
 }
 
 // The fewest moves that any schedule could make do with: every choice tried, over sets of units.
@@ -155,13 +271,13 @@ size_t FewestMoves(const Problem& p) {
   std::map<uint32_t, size_t> costs;  // by set of resident units
   std::vector<int> held(p.unit_bytes.size(), 0);
   uint32_t start = 0;
-  for (const Segment& s : p.segments) {
+  for (const Tile& s : p.tiles) {
     if (!s.unit) continue;
     start |= 1u << s.unit->value();
     if (s.held) held[s.unit->value()] = 1;
   }
   costs[start] = 0;
-  for (const TraceStep& step : p.trace) {
+  for (const TraceStep& step : p.Ahead()) {
     const uint32_t unit = step.unit.value();
     if (!step.acquire) {
       held[unit] -= held[unit] > 0 ? 1 : 0;
@@ -193,20 +309,20 @@ size_t FewestMoves(const Problem& p) {
 
 RC_GTEST_PROP(ScheduleTest, UniformUnitsMoveNoMoreThanTheyMust, ()) {
   const Problem problem = AnyProblem(true, 5, 24);
-  const Schedule schedule = problem.Solve();
+  const PlannedMoves schedule = problem.Solve();
   RC_PRE(schedule.impossible.empty());
-  RC_ASSERT(static_cast<size_t>(schedule.bytes / KiB(4)) == FewestMoves(problem));
+  RC_ASSERT(schedule.moves.size() == FewestMoves(problem));
 }
 
 RC_GTEST_PROP(ScheduleTest, UniformUnitsAreRefusedOnlyWhenAllIsHeld, ()) {
   const Problem problem = AnyProblem(true, 6, 30);
-  const Schedule schedule = problem.Solve();
+  const PlannedMoves schedule = problem.Solve();
   std::map<uint32_t, int> held;
-  for (const Segment& s : problem.segments) {
+  for (const Tile& s : problem.tiles) {
     if (s.unit && s.held) held[s.unit->value()] = 1;
   }
   size_t position = 0;
-  for (const TraceStep& step : problem.trace) {
+  for (const TraceStep& step : problem.Ahead()) {
     int& count = held[step.unit.value()];
     if (!step.acquire) {
       count -= count > 0 ? 1 : 0;
@@ -216,28 +332,6 @@ RC_GTEST_PROP(ScheduleTest, UniformUnitsAreRefusedOnlyWhenAllIsHeld, ()) {
       const auto all = std::ranges::count_if(held, [](const auto& h) { return h.second > 0; });
       RC_ASSERT(Bytes(4096) * all == problem.capacity);
     }
-  }
-}
-
-RC_GTEST_PROP(ScheduleTest, TheRestOfATraceIsScheduledLikeATraceOfItsOwn, ()) {
-  Problem whole = AnyProblem(false, 6, 30);
-  const auto acquisitions =
-      static_cast<size_t>(std::ranges::count(whole.trace, true, &TraceStep::acquire));
-  whole.first = *rc::gen::inRange<size_t>(0, acquisitions + 1);
-  Problem rest = whole;
-  rest.first = 0;
-  size_t position = 0;
-  std::erase_if(rest.trace, [&](const TraceStep& step) {
-    return step.acquire ? position++ < whole.first : position < whole.first;
-  });
-  const Schedule a = whole.Solve();
-  const Schedule b = rest.Solve();
-  RC_ASSERT(a.moves.size() == b.moves.size());
-  RC_ASSERT(a.bytes == b.bytes);
-  for (size_t i = 0; i < a.moves.size(); ++i) {
-    RC_ASSERT(a.moves[i].unit == b.moves[i].unit && a.moves[i].offset == b.moves[i].offset);
-    RC_ASSERT(a.moves[i].needed_at == b.moves[i].needed_at + whole.first);
-    RC_ASSERT(a.moves[i].not_before == b.moves[i].not_before + whole.first);
   }
 }
 
@@ -252,14 +346,20 @@ Trace Forward(const std::vector<uint32_t>& units) {
   return trace;
 }
 
+// Of a cache that holds `tiles`, one after another.
+PlannedMoves Solve(const std::vector<uint32_t>& order, std::vector<Bytes> unit_bytes,
+                   std::vector<Tile> tiles) {
+  Problem p{.trace = Forward(order), .unit_bytes = std::move(unit_bytes)};
+  for (Tile& tile : tiles) tile.offset = std::exchange(p.capacity, p.capacity + tile.size);
+  p.tiles = std::move(tiles);
+  return p.Solve();
+}
+
 TEST(ScheduleByHandTest, ForwardAndBackwardKeepWhatIsNeededSoonest) {
-  const Trace trace = Forward({0, 1, 2, 3, 3, 2, 1, 0});
-  const std::vector<Bytes> bytes(4, KiB(4));
-  const Segment free{.unit = std::nullopt, .offset = Bytes(0), .size = KiB(8), .held = false};
-  const Schedule schedule =
-      MakeSchedule({.trace = &trace, .unit_bytes = bytes, .segments = {&free, 1}});
+  const PlannedMoves schedule =
+      Solve({0, 1, 2, 3, 3, 2, 1, 0}, std::vector<Bytes>(4, KiB(4)), {{.size = KiB(8)}});
   std::vector<uint32_t> moved;
-  for (const Move& move : schedule.moves) moved.push_back(move.unit.value());
+  for (const PlannedMove& move : schedule.moves) moved.push_back(move.unit.value());
   EXPECT_THAT(moved, ElementsAre(0, 1, 2, 3, 1, 0)) << "3 and 2 turn round in place";
   EXPECT_EQ(0u, schedule.moves[1].not_before) << "there is room for two";
   EXPECT_THAT(schedule.moves[2].evicted, ElementsAre(UnitIndex(0)));
@@ -267,51 +367,32 @@ TEST(ScheduleByHandTest, ForwardAndBackwardKeepWhatIsNeededSoonest) {
   EXPECT_EQ(2u, schedule.moves[2].needed_at);
 }
 
-TEST(ChooseWindowTest, PrefersFreeRoomThenTheFarthestUseThenTheFewestBytes) {
-  const auto unit = [](uint32_t u, int64_t at, int64_t size, bool held = false) {
-    return Segment{.unit = UnitIndex(u), .offset = Bytes(at), .size = Bytes(size), .held = held};
+TEST(ScheduleByHandTest, FreeRoomGoesBeforeTheFarthestUse) {
+  const auto solve = [](int64_t bytes, bool held) {
+    return Solve({3, 0, 2, 1}, {Bytes(10), Bytes(10), Bytes(10), Bytes(bytes)},
+                 {{.unit = UnitIndex(0), .size = Bytes(10)},
+                  {.unit = UnitIndex(1), .size = Bytes(10), .held = held},
+                  {.size = Bytes(10)},
+                  {.unit = UnitIndex(2), .size = Bytes(10)}});
   };
-  const auto choose = [](std::vector<Segment> segments, std::vector<size_t> next, int64_t bytes) {
-    return ChooseWindow(segments, next, std::vector<size_t>(segments.size()), Bytes(bytes));
-  };
-  const Segment free{.unit = std::nullopt, .offset = Bytes(20), .size = Bytes(10), .held = false};
-  const std::vector<Segment> segments = {unit(0, 0, 10), unit(1, 10, 10), free, unit(2, 30, 10)};
-  auto window = choose(segments, {5, 9, kNever, 7}, 10);
-  ASSERT_TRUE(window);
-  EXPECT_EQ(2u, window->first) << "free";
-  window = choose(segments, {5, 9, kNever, 7}, 20);
-  ASSERT_TRUE(window);
-  EXPECT_EQ(1u, window->first) << "unit 1 is used last, beside free room";
-  EXPECT_EQ(3u, window->last);
-  EXPECT_FALSE(choose(segments, {5, 9, kNever, 7}, 41));
-  const std::vector<Segment> held = {unit(0, 0, 10), unit(1, 10, 10, true), unit(2, 20, 10)};
-  EXPECT_FALSE(choose(held, {1, 2, 3}, 20)) << "nothing reaches across what is held";
+  EXPECT_EQ(solve(10, false).moves.front().offset, Bytes(20)) << "free";
+  EXPECT_EQ(solve(20, false).moves.front().offset, Bytes(10))
+      << "unit 1 is used last, beside free room";
+  EXPECT_THAT(solve(41, false).impossible, ElementsAre(0u));
+  EXPECT_EQ(solve(20, true).moves.front().offset, Bytes(20))
+      << "nothing reaches across what is held";
 }
 
 // In backward, nothing that has been used is used again: what was used first makes room, so that
 // the next unit comes ahead of its use.
-TEST(ChooseWindowTest, OfWhatIsNeverUsedAgainTheFirstToBeFreeGoes) {
-  std::vector<Segment> segments;
-  for (uint32_t u = 0; u < 3; ++u)
-    segments.push_back({.unit = UnitIndex(u), .offset = Bytes(10 * u), .size = Bytes(10)});
-  const std::vector<size_t> never(3, kNever), free_from = {9, 7, 8};
-  const auto window = ChooseWindow(segments, never, free_from, Bytes(10));
-  ASSERT_TRUE(window);
-  EXPECT_EQ(1u, window->first);
-}
-
-TEST(PlaceTest, WhatIsLeftOfTheWindowIsFree) {
-  std::vector<Segment> segments = {
-      {.unit = UnitIndex(0), .offset = Bytes(0), .size = Bytes(10), .held = false},
-      {.unit = std::nullopt, .offset = Bytes(10), .size = Bytes(10), .held = false},
-      {.unit = std::nullopt, .offset = Bytes(20), .size = Bytes(5), .held = true}};
-  Place(&segments, {0, 2}, UnitIndex(7), Bytes(12));
-  ASSERT_EQ(3u, segments.size());
-  EXPECT_EQ(UnitIndex(7), segments[0].unit);
-  EXPECT_EQ(Bytes(12), segments[0].size);
-  EXPECT_EQ(std::nullopt, segments[1].unit);
-  EXPECT_EQ(Bytes(8), segments[1].size);
-  EXPECT_TRUE(segments[2].held) << "a leftover is not merged";
+TEST(ScheduleByHandTest, OfWhatIsNeverUsedAgainTheFirstToBeFreeGoes) {
+  const PlannedMoves schedule = Solve({1, 2, 0, 3}, std::vector<Bytes>(4, Bytes(10)),
+                                      {{.unit = UnitIndex(0), .size = Bytes(10)},
+                                       {.unit = UnitIndex(1), .size = Bytes(10)},
+                                       {.unit = UnitIndex(2), .size = Bytes(10)}});
+  ASSERT_EQ(schedule.moves.size(), 1u);
+  EXPECT_EQ(schedule.moves[0].offset, Bytes(10));
+  EXPECT_EQ(schedule.moves[0].not_before, 1u);
 }
 
 }  // namespace
