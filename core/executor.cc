@@ -11,7 +11,6 @@
 #include "core/status.h"
 #include "core/work_queue.h"
 #include "fmt/format.h"
-#include "oneapi/tbb/task_arena.h"
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -44,24 +43,16 @@ ScopedFlushDenormals::~ScopedFlushDenormals() {
 
 namespace {
 
-// The threads are always ours, also those of a oneTBB arena, which they enter for good: oneTBB
-// would start its workers where a refusal can't be returned and ends the process, and in a child of
-// fork it would wait for those of its parent.
 class ThreadExecutor final : public Executor {
  public:
-  explicit ThreadExecutor(std::unique_ptr<tbb::task_arena> arena) : arena_(std::move(arena)) {}
   ~ThreadExecutor() override {
     queue_.Stop();
     for (std::thread& thread : threads_) thread.join();
   }
 
   void Start(int workers) {  // may throw; what was started is the destructor's
-    if (arena_ != nullptr) arena_->initialize();
     threads_.reserve(static_cast<size_t>(workers));
-    for (int i = 0; i < workers; ++i) {
-      threads_.emplace_back(
-          [this] { arena_ == nullptr ? Work() : arena_->execute([this] { Work(); }); });
-    }
+    for (int i = 0; i < workers; ++i) threads_.emplace_back([this] { Work(); });
   }
 
   void Submit(Task* task) override {
@@ -81,8 +72,7 @@ class ThreadExecutor final : public Executor {
   void Abandon() override { pending_ -= queue_.Drop(); }
   int concurrency() const override { return static_cast<int>(threads_.size()); }
   std::string description() const override {
-    return arena_ == nullptr ? fmt::format("{} std::thread workers", threads_.size())
-                             : fmt::format("oneTBB arena of {}", threads_.size());
+    return fmt::format("{} worker threads", threads_.size());
   }
 
  private:
@@ -96,7 +86,6 @@ class ThreadExecutor final : public Executor {
     --pending_;
   }
 
-  const std::unique_ptr<tbb::task_arena> arena_;
   WorkQueue<Task> queue_;
   std::atomic<size_t> pending_{0};
   std::vector<std::thread> threads_;
@@ -104,16 +93,13 @@ class ThreadExecutor final : public Executor {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Executor>> MakeExecutor(ExecutorKind kind, int workers) {
+absl::StatusOr<std::unique_ptr<Executor>> MakeExecutor(int workers) {
   if (workers < 1) {
     return absl::InvalidArgumentError(
         fmt::format("an executor of {} workers was asked for; at least 1 is needed", workers));
   }
   try {
-    std::unique_ptr<tbb::task_arena> arena;  // with places for our threads, and none for oneTBB's
-    if (kind == ExecutorKind::kTbb)
-      arena = std::make_unique<tbb::task_arena>(workers, static_cast<unsigned>(workers));
-    auto executor = std::make_unique<ThreadExecutor>(std::move(arena));
+    auto executor = std::make_unique<ThreadExecutor>();
     executor->Start(workers);
     return executor;
   } catch (const std::exception& e) {

@@ -58,12 +58,9 @@ class Executor {
   virtual std::string description() const = 0;  // for `sluice doctor`
 };
 
-enum class ExecutorKind { kTbb, kThreads };
-
-// `workers` >= 1 threads. kTbb: in a oneTBB arena of that size, for tasks that use oneTBB.
-// kThreads: by themselves (what the thread sanitizer can see). Both also in a child of fork.
-// Errors: InvalidArgument for workers < 1, ResourceExhausted if threads can't be started.
-absl::StatusOr<std::unique_ptr<Executor>> MakeExecutor(ExecutorKind kind, int workers);
+// `workers` >= 1 threads, also in a child of fork. Errors: InvalidArgument for workers < 1,
+// ResourceExhausted if threads can't be started.
+absl::StatusOr<std::unique_ptr<Executor>> MakeExecutor(int workers);
 
 // Sets FTZ and DAZ on the calling thread, rounding to nearest and no traps, for the life of the
 // object; then restores what was there.

@@ -128,11 +128,6 @@ typedef enum sluice_device_kind {
   SLUICE_DEVICE_CUDA = 2
 } sluice_device_kind;
 
-typedef enum sluice_executor_kind {
-  SLUICE_EXECUTOR_TBB = 0,
-  SLUICE_EXECUTOR_THREADS = 1
-} sluice_executor_kind;
-
 /* -1 (or 0 where marked) means: chosen from the machine, its cgroup and the model; the report says
  * what. */
 typedef struct sluice_options {
@@ -153,7 +148,6 @@ typedef struct sluice_options {
   int32_t io_engine;      /* sluice_io_engine_kind */
   uint32_t io_depth;      /* transfers in the kernel at a time; 0 chosen */
   uint32_t io_batch;      /* transfers submitted per call at most; 0 chosen */
-  int32_t executor;       /* sluice_executor_kind */
   int32_t workers;        /* threads that update states; 0: one less than cores */
   int64_t chunk_elements; /* multiple of 4096; 0 chosen */
   /* Units of at most so many elements stay in HBM for good; -1 chosen. */
@@ -178,11 +172,11 @@ typedef struct sluice_options {
   void* hbm_memory;
 } sluice_options;
 
-#define SLUICE_OPTIONS_INIT                                                                       \
-  {                                                                                               \
-    sizeof(sluice_options), SLUICE_F32, SLUICE_F32, -1, -1, -1, 0, 0, SLUICE_NVME, SLUICE_NVME,   \
-        SLUICE_IO_AUTO, 0, 0, SLUICE_EXECUTOR_TBB, 0, 0, -1, 1.0, 16, 2, 0, 1000, 1.0, 0.0, 1, 0, \
-        SLUICE_DEVICE_AUTO, 0, 0                                                                  \
+#define SLUICE_OPTIONS_INIT                                                                      \
+  {                                                                                              \
+    sizeof(sluice_options), SLUICE_F32, SLUICE_F32, -1, -1, -1, 0, 0, SLUICE_NVME, SLUICE_NVME,  \
+        SLUICE_IO_AUTO, 0, 0, 0, 0, -1, 1.0, 16, 2, 0, 1000, 1.0, 0.0, 1, 0, SLUICE_DEVICE_AUTO, \
+        0, 0                                                                                     \
   }
 
 /* What would be placed where, as JSON, without creating anything but a file in each path, to try

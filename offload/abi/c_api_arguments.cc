@@ -329,8 +329,6 @@ absl::StatusOr<RuntimeConfig> ToConfig(const sluice_options* given) {
   SLUICE_RETURN_IF_ERROR(CheckRange(o.pinned_bytes, -1, kBytesMax, "pinned_bytes"));
   SLUICE_RETURN_IF_ERROR(CheckRange(o.nvme_bytes, -1, kBytesMax, "nvme_bytes"));
   SLUICE_RETURN_IF_ERROR(CheckRange(o.io_engine, SLUICE_IO_AUTO, SLUICE_IO_LIBAIO, "io_engine"));
-  SLUICE_RETURN_IF_ERROR(
-      CheckRange(o.executor, SLUICE_EXECUTOR_TBB, SLUICE_EXECUTOR_THREADS, "executor"));
   SLUICE_RETURN_IF_ERROR(CheckRange(o.device, SLUICE_DEVICE_AUTO, SLUICE_DEVICE_CUDA, "device"));
   SLUICE_RETURN_IF_ERROR(CheckRange(o.device_index, 0, 1023, "device_index"));
   SLUICE_RETURN_IF_ERROR(CheckRange(o.workers, 0, 1024, "workers"));
@@ -353,8 +351,6 @@ absl::StatusOr<RuntimeConfig> ToConfig(const sluice_options* given) {
   config.engine = kEngines[o.io_engine];
   if (o.io_depth > 0) config.io.in_flight_max = o.io_depth;
   if (o.io_batch > 0) config.io.submit_batch_max = o.io_batch;
-  config.executor =
-      o.executor == SLUICE_EXECUTOR_THREADS ? ExecutorKind::kThreads : ExecutorKind::kTbb;
   config.workers = o.workers;
   config.chunk_elements = o.chunk_elements;
   config.device = static_cast<DeviceKind>(o.device);

@@ -191,8 +191,7 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spe
   SLUICE_RETURN_IF_ERROR(CheckRamIfKnown(need, ReadMemoryLimits(), &seams.ram_unchecked));
   seams.clock = RealClock();
   seams.host_memory = RealMemory();
-  SLUICE_ASSIGN_OR_RETURN(seams.executor,
-                          MakeExecutor(config.executor, WorkersOf(config, topology)));
+  SLUICE_ASSIGN_OR_RETURN(seams.executor, MakeExecutor(WorkersOf(config, topology)));
   SLUICE_ASSIGN_OR_RETURN(seams.device, DeviceOf(plan, config));
   seams.device_reason = plan.device.reason;
   SLUICE_ASSIGN_OR_RETURN(seams.files, CreateSegments(seams.segments));

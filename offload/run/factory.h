@@ -25,7 +25,6 @@ struct RuntimeConfig {
   std::vector<DriveRate> nvme_rates;  // by path; empty: all are equally fast
   IoEngineKind engine = IoEngineKind::kAuto;
   IoEngine::Limits io;
-  ExecutorKind executor = ExecutorKind::kTbb;
   int workers = 0;
   int64_t chunk_elements = 0;
   LossScaleOptions loss_scale = {.static_scale = 1};

@@ -1,8 +1,7 @@
 // tests/core/executor_conformance.h
 //
-// What every Executor promises, as tests over a kind: instantiated for plain threads and the
-// simulated executor in one binary, and for oneTBB in another, which the thread sanitizer does not
-// run, since Debian's oneTBB is not instrumented.
+// What every Executor promises, as tests over a kind: instantiated for threads and for the
+// simulated executor.
 
 #ifndef SLUICE_TESTS_CORE_EXECUTOR_CONFORMANCE_H_
 #define SLUICE_TESTS_CORE_EXECUTOR_CONFORMANCE_H_
@@ -26,10 +25,10 @@
 
 namespace sluice {
 
-enum class Workers { kTbb, kThreads, kSimulated };
+enum class Workers { kThreads, kSimulated };
 
 inline std::string NameOf(const testing::TestParamInfo<Workers>& info) {
-  return std::array{"Tbb", "Threads", "Simulated"}[static_cast<size_t>(info.param)];
+  return std::array{"Threads", "Simulated"}[static_cast<size_t>(info.param)];
 }
 
 class ExecutorTest : public testing::TestWithParam<Workers> {
@@ -57,8 +56,7 @@ class ExecutorTest : public testing::TestWithParam<Workers> {
       executor_ = MakeSimExecutor(&world_, workers);
       return;
     }
-    auto made = MakeExecutor(
-        GetParam() == Workers::kTbb ? ExecutorKind::kTbb : ExecutorKind::kThreads, workers);
+    auto made = MakeExecutor(workers);
     SLUICE_CHECK_MSG(made.ok(), Message(made.status()));
     executor_ = *std::move(made);
   }

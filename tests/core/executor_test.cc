@@ -1,4 +1,4 @@
-// Executors that the thread sanitizer can see.
+// Both executors, and what each alone promises.
 
 #include <sys/resource.h>
 
@@ -16,7 +16,7 @@ INSTANTIATE_TEST_SUITE_P(All, ExecutorTest, testing::Values(Workers::kThreads, W
 
 TEST(MakeExecutorTest, RefusesNoWorkers) {
   for (const int workers : {0, -1}) {
-    const absl::Status status = MakeExecutor(ExecutorKind::kThreads, workers).status();
+    const absl::Status status = MakeExecutor(workers).status();
     EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
   }
 }
@@ -29,7 +29,7 @@ TEST(MakeExecutorTest, RefusesNoWorkers) {
   const rlimit room{.rlim_cur = limit, .rlim_max = limit};
   const rlimit stack{.rlim_cur = 8 << 20, .rlim_max = 8 << 20};
   if (setrlimit(RLIMIT_AS, &room) != 0 || setrlimit(RLIMIT_STACK, &stack) != 0) std::_Exit(1);
-  const absl::Status status = MakeExecutor(ExecutorKind::kThreads, 64).status();
+  const absl::Status status = MakeExecutor(64).status();
   std::_Exit(absl::IsResourceExhausted(status) ? 0 : 2);
 }
 

@@ -128,7 +128,6 @@ sluice_runtime SmallRuntime() {
   sluice_options options = SLUICE_OPTIONS_INIT;
   options.device = SLUICE_DEVICE_HOST;
   options.hbm_bytes = options.pinned_bytes = 1 << 20;
-  options.executor = SLUICE_EXECUTOR_THREADS;
   options.workers = 1;
   options.io_engine = SLUICE_IO_THREADS;
   sluice_runtime runtime = 0;

@@ -24,7 +24,6 @@ inline sluice_options DefaultOptions() {
   sluice_options options = SLUICE_OPTIONS_INIT;
   options.hbm_bytes = 1 << 20;
   options.pinned_bytes = 4 << 20;
-  options.executor = SLUICE_EXECUTOR_THREADS;
   options.workers = 1;
   options.resident_elements_max = 16;
   options.device = SLUICE_DEVICE_HOST;  // tests look into views

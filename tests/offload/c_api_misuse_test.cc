@@ -143,7 +143,6 @@ TEST_F(CApiTest, OptionsOutOfRangeAreNamed) {
       {"io_engine", [](sluice_options* o) { o->io_engine = 99; }},
       {"io_depth", [](sluice_options* o) { o->io_depth = 1025; }},
       {"io_batch", [](sluice_options* o) { o->io_batch = UINT32_MAX; }},
-      {"executor", [](sluice_options* o) { o->executor = 2; }},
       {"workers", [](sluice_options* o) { o->workers = -1; }},
       {"chunk_elements", [](sluice_options* o) { o->chunk_elements = 4095; }},
       {"chunk_elements", [](sluice_options* o) { o->chunk_elements = -4096; }},

@@ -38,7 +38,6 @@ constexpr Field kOptions[] = {
     OPTION(io_engine, 'i'),
     OPTION(io_depth, 'u'),
     OPTION(io_batch, 'u'),
-    OPTION(executor, 'i'),
     OPTION(workers, 'i'),
     OPTION(chunk_elements, 'l'),
     OPTION(resident_elements_max, 'l'),

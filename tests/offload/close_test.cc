@@ -190,7 +190,6 @@ class CloseTest : public ::testing::TestWithParam<Case> {
 
   RuntimeConfig Config() const {
     RuntimeConfig config;
-    config.executor = SLUICE_TEST_EXECUTOR;
     config.workers = 2;
     config.chunk_elements = 2 * kCellElements;
     config.types.param = FloatType::kBf16;
@@ -219,7 +218,7 @@ class CloseTest : public ::testing::TestWithParam<Case> {
     Seams seams;
     seams.clock = &clock_;
     seams.host_memory = &counted_;
-    SLUICE_ASSIGN_OR_RETURN(seams.executor, MakeExecutor(config.executor, config.workers));
+    SLUICE_ASSIGN_OR_RETURN(seams.executor, MakeExecutor(config.workers));
     if (hang == Hang::kWorker)
       seams.executor = std::make_unique<HangingExecutor>(std::move(seams.executor), &gate_);
     SLUICE_ASSIGN_OR_RETURN(seams.device, MakeHostDevice({}, &clock_, &counted_));

@@ -20,7 +20,7 @@ constexpr std::array kParentNames = {"Nothing", "EndedRuntime", "LiveRuntime"};
 constexpr std::array kEngineNames = {"Auto", "IoUring", "Threads", "Libaio"};
 constexpr int kSkipped = 77;
 
-using Kind = std::tuple<Parent, sluice_executor_kind, sluice_io_engine_kind>;
+using Kind = std::tuple<Parent, sluice_io_engine_kind>;
 
 class ForkTest : public testing::TestWithParam<Kind> {
  protected:
@@ -35,8 +35,7 @@ class ForkTest : public testing::TestWithParam<Kind> {
     Expect(sluice_model_add_unit(model, "unit", &number));
     Expect(sluice_model_add_tensor(model, 0, "tensor", kElements, 0, &number));
     sluice_options options = DefaultOptions();
-    options.executor = std::get<1>(GetParam());
-    options.io_engine = std::get<2>(GetParam());
+    options.io_engine = std::get<1>(GetParam());
     options.workers = 2;
     options.chunk_elements = 4096;
     options.pinned_bytes = 2'000'000;
@@ -84,18 +83,16 @@ class ForkTest : public testing::TestWithParam<Kind> {
 const pid_t ForkTest::parent_ = getpid();
 
 std::string NameOf(const testing::TestParamInfo<Kind>& info) {
-  const auto [parent, executor, engine] = info.param;
-  return std::string(kParentNames[static_cast<size_t>(parent)]) +
-         (executor == SLUICE_EXECUTOR_TBB ? "Tbb" : "Threads") + kEngineNames[engine];
+  const auto [parent, engine] = info.param;
+  return std::string(kParentNames[static_cast<size_t>(parent)]) + kEngineNames[engine];
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    All, ForkTest,
-    testing::Combine(testing::Values(Parent::kNothing, Parent::kEndedRuntime, Parent::kLiveRuntime),
-                     testing::Values(SLUICE_EXECUTOR_TBB, SLUICE_EXECUTOR_THREADS),
-                     testing::Values(SLUICE_IO_AUTO, SLUICE_IO_URING, SLUICE_IO_THREADS,
-                                     SLUICE_IO_LIBAIO)),
-    NameOf);
+INSTANTIATE_TEST_SUITE_P(All, ForkTest,
+                         testing::Combine(testing::Values(Parent::kNothing, Parent::kEndedRuntime,
+                                                          Parent::kLiveRuntime),
+                                          testing::Values(SLUICE_IO_AUTO, SLUICE_IO_URING,
+                                                          SLUICE_IO_THREADS, SLUICE_IO_LIBAIO)),
+                         NameOf);
 
 TEST_P(ForkTest, AChildMakesARuntimeOfItsOwn) {
   const Parent parent = std::get<0>(GetParam());

@@ -25,7 +25,6 @@ class OddDrivesTest : public ::testing::TestWithParam<int64_t> {
 
   static RuntimeConfig Config() {
     RuntimeConfig config;
-    config.executor = ExecutorKind::kThreads;
     config.engine = IoEngineKind::kThreads;
     config.workers = 2;
     config.chunk_elements = 2 * kCellElements;

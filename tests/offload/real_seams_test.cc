@@ -1,6 +1,5 @@
 // One training over real memory, files, engines and workers: the same bits wherever everything
-// lives, and counters that prove which way it went. Built once over oneTBB and once over plain
-// threads, which the thread sanitizer can see.
+// lives, and counters that prove which way it went.
 
 #include <gtest/gtest.h>
 
@@ -21,7 +20,6 @@ using testing::OddModel;
 using testing::Trainer;
 using testing::TrainerOptions;
 
-constexpr ExecutorKind kExecutor = SLUICE_TEST_EXECUTOR;
 constexpr int64_t kChunkElements = 2 * kCellElements;  // a block is four chunks, or more
 
 enum class Where {
@@ -49,7 +47,6 @@ Budgets SmallestBudgets(const ModelSpec& spec, const RuntimeConfig& like) {
 
 RuntimeConfig ConfigFor(Where where, const std::string& path, const ModelSpec& spec = OddModel()) {
   RuntimeConfig config;
-  config.executor = kExecutor;
   config.chunk_elements = kChunkElements;
   config.types.param = FloatType::kBf16;
   config.types.grad = FloatType::kBf16;
@@ -122,10 +119,7 @@ void TrainAndCheck(Where where, const RuntimeConfig& config, const char* engine_
   const nlohmann::json report = nlohmann::json::parse((*runtime)->ReportJson());
   CheckPath(where, report, options.steps);
   EXPECT_TRUE(report["engine"].get<std::string>().starts_with(engine_words)) << report["engine"];
-  const std::string workers = std::to_string(config.workers);
-  EXPECT_EQ(kExecutor == ExecutorKind::kTbb ? "oneTBB arena of " + workers
-                                            : workers + " std::thread workers",
-            report["executor"]);
+  EXPECT_EQ(std::to_string(config.workers) + " worker threads", report["executor"]);
 
   const auto expected = testing::TrainReference(spec, options);
   for (uint32_t t = 0; t < expected.size(); ++t) {

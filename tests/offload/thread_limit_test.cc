@@ -13,7 +13,6 @@
 #include <atomic>
 #include <cerrno>
 #include <filesystem>
-#include <tuple>
 
 #include "core/status.h"
 #include "offload/run/factory.h"
@@ -50,14 +49,13 @@ size_t Threads() {
   return static_cast<size_t>(std::distance(begin(tasks), end(tasks)));
 }
 
-class ThreadLimitTest : public ::testing::TestWithParam<std::tuple<ExecutorKind, IoEngineKind>> {
+class ThreadLimitTest : public ::testing::TestWithParam<IoEngineKind> {
  protected:
   void TearDown() override { refused_from = INT32_MAX; }
 
   absl::Status Create() {
     RuntimeConfig config;
-    config.executor = std::get<0>(GetParam());
-    config.engine = std::get<1>(GetParam());
+    config.engine = GetParam();
     config.workers = 3;
     config.chunk_elements = 2 * kCellElements;
     config.nvme_paths = {dir_.path()};
@@ -70,21 +68,16 @@ class ThreadLimitTest : public ::testing::TestWithParam<std::tuple<ExecutorKind,
   TempDir dir_;
 };
 
-using Kind = std::tuple<ExecutorKind, IoEngineKind>;
 constexpr std::array kEngineNames = {"Auto", "IoUring", "Libaio", "Threads"};
 
-std::string NameOf(const ::testing::TestParamInfo<Kind>& info) {
-  const auto [executor, engine] = info.param;
-  return std::string(executor == ExecutorKind::kTbb ? "Tbb" : "Threads") + "And" +
-         kEngineNames[static_cast<size_t>(engine)];
+std::string NameOf(const ::testing::TestParamInfo<IoEngineKind>& info) {
+  return kEngineNames[static_cast<size_t>(info.param)];
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    All, ThreadLimitTest,
-    ::testing::Combine(::testing::Values(ExecutorKind::kTbb, ExecutorKind::kThreads),
-                       ::testing::Values(IoEngineKind::kThreads, IoEngineKind::kIoUring,
-                                         IoEngineKind::kLibaio)),
-    NameOf);
+INSTANTIATE_TEST_SUITE_P(All, ThreadLimitTest,
+                         ::testing::Values(IoEngineKind::kThreads, IoEngineKind::kIoUring,
+                                           IoEngineKind::kLibaio),
+                         NameOf);
 
 TEST_P(ThreadLimitTest, WhicheverIsRefusedIsAnError) {
   const absl::Status here = Create();
@@ -106,7 +99,7 @@ TEST_P(ThreadLimitTest, WhicheverIsRefusedIsAnError) {
                                                       HasSubstr("thread can't be started")));
     }
     // Workers, the device's streams, the control thread, and what the engine has.
-    EXPECT_GE(n, 3 + 3 + 1 + (std::get<1>(GetParam()) == IoEngineKind::kThreads ? 4 : 0));
+    EXPECT_GE(n, 3 + 3 + 1 + (GetParam() == IoEngineKind::kThreads ? 4 : 0));
   }
 }
 

@@ -53,7 +53,7 @@ TEST(TicketsTest, WhoWaitsHelpsTheExecutor) {
   };
   Waits waits;
   Completes completes;
-  const auto executor = MakeExecutor(ExecutorKind::kThreads, 1);
+  const auto executor = MakeExecutor(1);
   ASSERT_TRUE(executor.ok());
   Tickets tickets(executor->get());
   completes.tickets = &tickets;

@@ -78,7 +78,7 @@ def threads():
 
 
 def more_threads(before):
-    """What there is beyond those. Workers of oneTBB end by themselves, a little later than what they worked for."""
+    """What there is beyond those. The kernel lists a thread that was joined a moment longer."""
     for _ in range(20_000):
         if not threads() - before:
             break

@@ -8,7 +8,6 @@ from ..residency.precision import NUMBERS
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _TIERS = {"none": abi.HBM, "cpu": abi.PINNED, "nvme": abi.NVME}
 _ENGINES = {"auto": 0, "io_uring": 1, "threads": 2, "libaio": 3}
-_EXECUTORS = {"tbb": 0, "threads": 1}
 _UNIT_ELEMENTS = 64 << 20  # at most
 _RESIDENT_ELEMENTS = 16384  # units of at most so many stay in HBM, where the configuration doesn't say
 
@@ -36,7 +35,6 @@ def library_options(config):
         "lowest_state_tier": _TIERS[config.offload_optimizer],
         "nvme_paths": config.nvme_paths,
         "io_engine": _choice("sluice.io_engine", own.get("io_engine", "auto"), _ENGINES),
-        "executor": _choice("sluice.executor", own.get("executor", "tbb"), _EXECUTORS),
         "io_depth": own.get("io_depth") or config.queue_depth or 0,
         "workers": own.get("workers") or 0,
         "chunk_elements": own.get("chunk_elements") or 0,

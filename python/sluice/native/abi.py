@@ -64,7 +64,6 @@ class Options(Structure):
         ("io_engine", ctypes.c_int32),
         ("io_depth", ctypes.c_uint32),
         ("io_batch", ctypes.c_uint32),
-        ("executor", ctypes.c_int32),
         ("workers", ctypes.c_int32),
         ("chunk_elements", ctypes.c_int64),
         ("resident_elements_max", ctypes.c_int64),

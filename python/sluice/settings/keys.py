@@ -39,7 +39,6 @@ OWN = {
     "nvme": use("size", None, "budget of drive space; default: as needed"),
     "nvme_path": use("paths", None, "directory, or one per drive; goes before those of zero_optimization"),
     "workers": use("count", None, "threads that update states; default: one less than cores", high=1024),
-    "executor": use(("tbb", "threads"), "tbb", "what runs them"),
     "io_engine": use(("auto", "io_uring", "libaio", "threads"), "auto", "how files are read and written"),
     "io_depth": use("count", None, "transfers in the kernel at a time; goes before aio.queue_depth", high=1024),
     "chunk_elements": use(
