@@ -30,6 +30,7 @@ struct CudaProbe {
   int compute_minor = 0;
   Bytes memory_free;
   Bytes memory_total;
+  std::string pci_address;  // "0000:3b:00.0"
 };
 
 // The GPU with number `index`, started if it was not. Errors: Unavailable if this build has no

@@ -23,6 +23,7 @@ absl::StatusOr<DeviceChoice> ChooseDevice(DeviceKind wanted, int index) {
   choice.index = index;
   if (wanted == DeviceKind::kAuto) choice.reason = fmt::format("found {}", probe->name);
   choice.memory_free = probe->memory_free;
+  choice.pci_address = probe->pci_address;
   return choice;
 }
 

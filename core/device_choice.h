@@ -24,6 +24,7 @@ struct DeviceChoice {
   int index = 0;                        // of the GPU
   std::string reason = "asked for";
   std::optional<Bytes> memory_free;  // of the GPU
+  std::string pci_address;           // likewise
 };
 
 // "host" or "cuda".

@@ -1,7 +1,6 @@
 #include "core/openmp_waits.h"
 
 #include <dlfcn.h>
-#include <link.h>
 #include <pthread.h>
 #include <sys/resource.h>
 #include <time.h>
@@ -9,11 +8,11 @@
 #include <atomic>
 #include <chrono>
 #include <latch>
-#include <string_view>
 #include <system_error>
 #include <thread>
 
 #include "core/config.h"
+#include "core/openmp_runtimes.h"
 #include "fmt/format.h"
 
 namespace sluice {
@@ -39,23 +38,6 @@ int64_t SleepsOfThread() {
   rusage usage{};
   getrusage(RUSAGE_THREAD, &usage);
   return usage.ru_nvcsw;
-}
-
-// The paths of the OpenMP runtimes that are loaded.
-std::vector<std::string> Loaded() {
-  std::vector<std::string> paths;
-  dl_iterate_phdr(
-      [](dl_phdr_info* info, size_t, void* found) {
-        const std::string_view path(info->dlpi_name);
-        const std::string_view name = path.substr(path.rfind('/') + 1);
-        for (const std::string_view kind : {"libgomp", "libomp", "libiomp5"}) {
-          if (name.starts_with(kind))
-            static_cast<std::vector<std::string>*>(found)->emplace_back(path);
-        }
-        return 0;
-      },
-      &paths);
-  return paths;
 }
 
 // libgomp ends the process if it can't start a thread, so that is tried before, with usual stacks.
@@ -147,7 +129,7 @@ OpenMpWaits::~OpenMpWaits() = default;
 
 std::unique_ptr<OpenMpWaits> OpenMpWaits::MakeShort(int cores, int cores_most) {
   std::unique_ptr<OpenMpWaits> waits(new OpenMpWaits);
-  for (const std::string& path : Loaded()) waits->Add(path, cores, cores_most);
+  for (const std::string& path : LoadedOpenMp()) waits->Add(path, cores, cores_most);
   if (waits->description_.empty())
     waits->description_ = "no OpenMP runtime was loaded when this one was made";
   return waits;

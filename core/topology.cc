@@ -1,15 +1,17 @@
 #include "core/topology.h"
 
 #include <hwloc.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <climits>
 #include <cmath>
 #include <fstream>
+#include <iterator>
 #include <memory>
 
 #include "core/cgroup.h"
+#include "core/numa.h"
+#include "core/openmp_runtimes.h"
 #include "core/status.h"
 
 namespace sluice {
@@ -25,11 +27,11 @@ absl::StatusOr<Topology> DetectTopology() {
   Topology result;
   result.cores_machine = std::max(1, hwloc_get_nbobjs_by_type(raw, HWLOC_OBJ_PU));
   result.numa_nodes = std::max(1, hwloc_get_nbobjs_by_type(raw, HWLOC_OBJ_NUMANODE));
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  result.cores_allowed = sched_getaffinity(0, sizeof(allowed), &allowed) == 0
-                             ? std::max(1, CPU_COUNT(&allowed))
-                             : result.cores_machine;
+  const std::vector<int> mask = CoresOfThread(), places = OpenMpPlaces();
+  std::set_union(mask.begin(), mask.end(), places.begin(), places.end(),
+                 std::back_inserter(result.cores));
+  result.cores_allowed =
+      mask.empty() ? result.cores_machine : static_cast<int>(result.cores.size());
   if (const auto quota = FindCpuQuota(FilesBelow("")); quota) {
     const double cores = std::min(std::ceil(quota->cores), static_cast<double>(INT_MAX));
     result.cores_allowed = std::clamp(static_cast<int>(cores), 1, result.cores_allowed);

@@ -328,11 +328,15 @@ absl::StatusOr<CudaProbe> ProbeCuda(int index) {
   size_t free = 0, total = 0;
   SLUICE_RETURN_IF_ERROR(
       CudaStatus(cudaMemGetInfo(&free, &total), "asking a GPU for its free memory"));
+  char address[32] = "";
+  SLUICE_RETURN_IF_ERROR(CudaStatus(cudaDeviceGetPCIBusId(address, sizeof(address), index),
+                                    "asking a GPU where it is"));
   return CudaProbe{.name = properties.name,
                    .compute_major = properties.major,
                    .compute_minor = properties.minor,
                    .memory_free = Bytes(static_cast<int64_t>(free)),
-                   .memory_total = Bytes(static_cast<int64_t>(total))};
+                   .memory_total = Bytes(static_cast<int64_t>(total)),
+                   .pci_address = address};
 }
 
 absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice(const CudaDeviceOptions& options,

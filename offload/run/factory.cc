@@ -1,10 +1,14 @@
 #include "offload/run/factory.h"
 
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
 #include <algorithm>
 #include <utility>
 
 #include "core/budget.h"
 #include "core/cuda_device.h"
+#include "core/numa.h"
 #include "core/status.h"
 #include "core/topology.h"
 #include "fmt/format.h"
@@ -31,12 +35,32 @@ HugePageResource* RealMemory() {
 
 // One budget for the caller's threads and the workers: a core is the caller's, who updates on it
 // while it waits, unless it is to launch kernels.
-int WorkersOf(const RuntimeConfig& config, const Topology& topology) {
-  return config.workers > 0 ? config.workers : std::max(1, topology.cores_allowed - 1);
+int WorkersOf(const RuntimeConfig& config, const Topology& topology, const NumaBinding& binding) {
+  const int cores = binding.node
+                        ? std::min(topology.cores_allowed, static_cast<int>(binding.cores.size()))
+                        : topology.cores_allowed;
+  return config.workers > 0 ? config.workers : std::max(1, cores - 1);
 }
 
-CoreUse CoresOf(const RuntimeConfig& config, const Topology& topology, DeviceKind device) {
-  const int workers = WorkersOf(config, topology);
+// Of the file system at `path`, or of where it will be.
+std::optional<int> NodeOfPath(const std::string& path) {
+  struct stat status {};
+  if (stat(path.c_str(), &status) != 0) return std::nullopt;
+  return NodeOfBlockDevice(FilesBelow(""), major(status.st_dev), minor(status.st_dev));
+}
+
+NumaBinding BindingOf(const RuntimeConfig& config, const Topology& topology,
+                      const DeviceChoice& device) {
+  const FileReader files = FilesBelow("");
+  NumaWishes wishes{.allowed = topology.cores};
+  if (device.kind == DeviceKind::kCuda) wishes.gpu = NodeOfPciDevice(files, device.pci_address);
+  for (const std::string& path : config.nvme_paths) wishes.drives.push_back(NodeOfPath(path));
+  return ChooseNumaBinding(ReadNumaNodes(files), wishes);
+}
+
+CoreUse CoresOf(const RuntimeConfig& config, const Topology& topology, DeviceKind device,
+                const NumaBinding& binding) {
+  const int workers = WorkersOf(config, topology, binding);
   const bool help = device == DeviceKind::kHost;
   CoreUse use;
   use.allowed = topology.cores_allowed;
@@ -46,12 +70,12 @@ CoreUse CoresOf(const RuntimeConfig& config, const Topology& topology, DeviceKin
   use.compute = fmt::format("the caller's threads, on any of {} cores; {}", topology.cores_allowed,
                             use.openmp_waits->description());
   use.update = fmt::format(
-      "{} workers ({}), on any of them; {}", workers,
+      "{} workers ({}), on any of {}; {}", workers,
       config.workers > 0 ? "as asked for" : "one less than cores: the caller has one",
+      binding.node ? "the node's" : "them",
       help ? "so does a caller that waits" : "a caller that waits does not: it launches kernels");
-  use.nodes = topology.numa_nodes == 1
-                  ? "1 NUMA node: nothing to bind"
-                  : fmt::format("{} NUMA nodes: nothing is bound", topology.numa_nodes);
+  use.nodes = binding.reason;
+  use.node = binding.node;
   return use;
 }
 
@@ -183,7 +207,11 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spe
   SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, config));
   SLUICE_ASSIGN_OR_RETURN(const Topology topology, DetectTopology());
   Seams seams;
-  seams.cores = CoresOf(config, topology, plan.device.kind);
+  const NumaBinding binding = BindingOf(config, topology, plan.device);
+  // What is taken and started from here on is the runtime's.
+  const ScopedNumaBinding bound(binding);
+  seams.cores = CoresOf(config, topology, plan.device.kind, binding);
+  if (!bound.refused().empty()) seams.cores.nodes += "; refused: " + bound.refused();
   SLUICE_ASSIGN_OR_RETURN(const std::vector<Drive> drives, DrivesOf(config));
   seams.segments = SegmentsOf(plan, drives);
   RamNeed need = ArenasOf(plan, config);
@@ -191,7 +219,7 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spe
   SLUICE_RETURN_IF_ERROR(CheckRamIfKnown(need, ReadMemoryLimits(), &seams.ram_unchecked));
   seams.clock = RealClock();
   seams.host_memory = RealMemory();
-  SLUICE_ASSIGN_OR_RETURN(seams.executor, MakeExecutor(WorkersOf(config, topology)));
+  SLUICE_ASSIGN_OR_RETURN(seams.executor, MakeExecutor(WorkersOf(config, topology, binding)));
   SLUICE_ASSIGN_OR_RETURN(seams.device, DeviceOf(plan, config));
   seams.device_reason = plan.device.reason;
   SLUICE_ASSIGN_OR_RETURN(seams.files, CreateSegments(seams.segments));

@@ -6,7 +6,9 @@
 
 #include "core/huge_pages.h"
 #include "core/json_text.h"
+#include "core/numa.h"
 #include "core/status.h"
+#include "fmt/format.h"
 #include "nlohmann/json.hpp"
 #include "offload/plan/traffic.h"
 #include "offload/run/runtime.h"
@@ -20,6 +22,12 @@ using Json = nlohmann::ordered_json;
 
 Json Tiers(Bytes hbm, Bytes pinned, Bytes nvme) {
   return {{"hbm", hbm.value()}, {"pinned", pinned.value()}, {"nvme", nvme.value()}};
+}
+
+std::string NodesInWords(const CoreUse& cores, ConstMemoryView arena) {
+  const auto share = cores.node ? ShareOnNode(arena, *cores.node) : std::nullopt;
+  if (!share) return cores.nodes;
+  return fmt::format("{}; {:.0f}% of the pinned arena lie there", cores.nodes, 100 * *share);
 }
 
 // The pairs of types that units have, in the order of the first unit of each.
@@ -143,7 +151,7 @@ std::string OffloadRuntime::ReportJson() const {
                      {"workers", seams_.executor->concurrency()},
                      {"compute", seams_.cores.compute},
                      {"update", seams_.cores.update},
-                     {"nodes", seams_.cores.nodes}};
+                     {"nodes", NodesInWords(seams_.cores, memory_.pinned.memory())}};
   report["device"] = seams_.device->description();
   report["device_reason"] = seams_.device_reason;
   report["pinned_memory"] = pinning_;

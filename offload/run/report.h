@@ -54,7 +54,7 @@
 //   cores.workers                threads that update
 //   cores.compute                which compute, and how they wait for each other
 //   cores.update                 which update, and why
-//   cores.nodes                  what is bound to a NUMA node
+//   cores.nodes                  what is bound to a NUMA node, and why
 //   device                       what computes
 //   device_reason                why this one
 //   pinned_memory                whether the device's copies can use it directly

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,7 +26,8 @@ struct CoreUse {
   int machine = 0;
   std::string compute;
   std::string update;
-  std::string nodes;                          // of NUMA
+  std::string nodes;                          // of NUMA: what is bound, and why
+  std::optional<int> node;                    // that the arenas are bound to
   bool callers_help = false;                  // who waits for a ticket updates meanwhile
   std::unique_ptr<OpenMpWaits> openmp_waits;  // none in simulation
 };

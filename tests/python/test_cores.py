@@ -74,6 +74,35 @@ def test_the_report_says_who_computes_and_who_updates():
     engine.close()
 
 
+ALLOWED = """
+import os, torch, sluice
+bound = len(os.sched_getaffinity(0))
+torch.ones(1 << 20).add_(1)
+engine, *_ = sluice.initialize(model=torch.nn.Linear(8, 8), config=eval(sys.argv[1]))
+masks = set()
+for task in os.listdir("/proc/self/task"):
+    name = open(f"/proc/self/task/{task}/comm").read()
+    if name.startswith("sluice") and "idle" not in name:
+        masks.add(tuple(sorted(os.sched_getaffinity(int(task)))))
+print(repr((engine.report()["cores"]["allowed"], bound, masks, len(os.sched_getaffinity(0)))))
+engine.close()
+"""
+
+
+@pytest.mark.parametrize("bind", [None, "false", "true", "close", "spread"])
+def test_a_thread_that_openmp_has_bound_binds_nobody_else(bind):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    if bind is not None:
+        environment["OMP_PROC_BIND"] = bind
+    command = [sys.executable, "-P", "-c", "import sys" + ALLOWED, repr(CONFIG)]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    allowed, before, masks, after = eval(said)
+    assert masks == {tuple(sorted(os.sched_getaffinity(0)))}
+    assert allowed <= len(os.sched_getaffinity(0)) and before == after
+    plain = [sys.executable, "-P", "-c", "import sys" + ALLOWED, repr(CONFIG)]
+    assert allowed == eval(subprocess.run(plain, capture_output=True, text=True, check=True).stdout)[0]
+
+
 def test_what_sleeps_ends_with_the_engine():
     torch.ones(1 << 20).add_(1)
     before = set(os.listdir("/proc/self/task"))
