@@ -1,14 +1,13 @@
 /* offload/sluice.h
  *
- * The C ABI of Sluice: everything a training framework needs to keep a model's parameters,
- * gradients and optimizer states on three tiers (HBM, pinned RAM, NVMe) and have them moved just in
- * time.
+ * The C ABI of Sluice: what a training framework needs to keep a model's parameters, gradients and
+ * optimizer states on three tiers (HBM, pinned RAM, NVMe) and have them moved just in time.
  *
  * The life of a runtime: describe the model (units and their tensors), create the runtime, write
- * every tensor's initial master values, then for each micro-batch begin an iteration; acquire a
- * unit before its layer computes and release it after, in forward and again in backward; hand over
- * each tensor's gradient; end the iteration; and at the accumulation boundary call sluice_step.
- * Updates go on under the next forward; acquire waits for them.
+ * every tensor's initial master, then for each micro-batch begin an iteration; acquire a unit
+ * before its layer computes and release it after, in forward and again in backward; hand over
+ * gradients; end the iteration; and at the accumulation boundary call sluice_step. Updates go on
+ * under the next forward; acquire waits for them.
  *
  * Handles are numbers, never pointers: a stale, foreign or invented one is an error
  * (SLUICE_INVALID_ARGUMENT), not a crash. Handles belong to the process that made them; in a forked
@@ -54,7 +53,6 @@ typedef enum sluice_status {
 typedef uint64_t sluice_model;   /* a description of a model; 0 is never valid */
 typedef uint64_t sluice_runtime; /* a running engine */
 typedef uint64_t sluice_ticket;  /* an operation under way */
-
 /* SLUICE_BYTES: raw bytes, of a unit that sluice_model_set_unit_types says so of. */
 typedef enum sluice_dtype {
   SLUICE_F32 = 0,
@@ -67,22 +65,19 @@ typedef enum sluice_tier { SLUICE_HBM = 0, SLUICE_PINNED = 1, SLUICE_NVME = 2 } 
 SLUICE_API uint32_t sluice_abi_version(void);
 SLUICE_API const char* sluice_version(void); /* "0.1.0"; static */
 
-/* The words of the last call that failed on this thread; valid until the next call on this thread.
- */
+/* Of the last call that failed on this thread; valid until the next call on it. */
 SLUICE_API const char* sluice_last_error(void);
 
 /* ---- The model ---- */
 
 /* A unit is what is fetched and released together, usually one layer. A tensor is one parameter of
- * `elements` > 0 values (its shape is the framework's business). `group` chooses the
- * hyperparameters in sluice_step. Names are for messages. Tied weights are one tensor of one unit.
- */
+ * `elements` > 0 values, of any shape. `group` chooses the hyperparameters in sluice_step. Names
+ * are for messages. Tied weights are one tensor of one unit. */
 SLUICE_API sluice_status sluice_model_create(sluice_model* model);
 SLUICE_API sluice_status sluice_model_add_unit(sluice_model model, const char* name,
                                                uint32_t* unit);
-/* The unit's parameters live in HBM for good: a unit that is acquired while others are acquired and
- * released, such as the parameters that a block of layers has itself, beside those of its layers.
- */
+/* The unit's parameters live in HBM for good: of a unit that is held while others are acquired and
+ * released, such as what a block of layers has itself, beside its layers. */
 SLUICE_API sluice_status sluice_model_keep_in_hbm(sluice_model model, uint32_t unit);
 SLUICE_API sluice_status sluice_model_add_tensor(sluice_model model, uint32_t unit,
                                                  const char* name, int64_t elements, uint32_t group,
@@ -98,17 +93,13 @@ typedef enum sluice_keep {
   SLUICE_KEEP_STATES = 2
 } sluice_keep;
 SLUICE_API sluice_status sluice_model_set_keep(sluice_model model, uint32_t tensor, int32_t keep);
-
-/* The types of this unit's compute copies and of its gradients, instead of the options'. Call
- * before the runtime is created.
- *
- * SLUICE_BYTES as param_dtype (grad_dtype is then ignored): the elements are bytes, such as a
- * quantized weight, which are never converted. All tensors of the unit must be SLUICE_KEEP_PARAM,
- * and are read and written as SLUICE_BYTES, SLUICE_PARAM and SLUICE_MASTER alike. Every bit
- * survives, as it does in a frozen tensor of a float type that is read and written in its own. */
+/* The types of this unit's compute copies and gradients, instead of the options'. Call before the
+ * runtime is created. SLUICE_BYTES as param_dtype (grad_dtype is then ignored): the elements are
+ * bytes, such as a quantized weight, which are never converted. All tensors of the unit must be
+ * SLUICE_KEEP_PARAM, and are read and written as SLUICE_BYTES, SLUICE_PARAM and SLUICE_MASTER
+ * alike. Every bit survives, as in a frozen tensor that is read and written in its own type. */
 SLUICE_API sluice_status sluice_model_set_unit_types(sluice_model model, uint32_t unit,
                                                      int32_t param_dtype, int32_t grad_dtype);
-
 SLUICE_API sluice_status sluice_model_destroy(sluice_model model);
 
 /* ---- The runtime ---- */
@@ -120,7 +111,7 @@ typedef enum sluice_io_engine_kind {
   SLUICE_IO_LIBAIO = 3
 } sluice_io_engine_kind;
 
-/* AUTO: CUDA if this build has it and a driver and a GPU are there, else the host, whose "HBM" is
+/* AUTO: CUDA if this build has it and there is a driver and a GPU, else the host, whose "HBM" is
  * RAM. The plan, the report and the doctor say which, and why. */
 typedef enum sluice_device_kind {
   SLUICE_DEVICE_AUTO = 0,
@@ -165,10 +156,9 @@ typedef struct sluice_options {
   uint64_t trace_spans_max; /* room for so many spans of sluice_trace_write; 0 records none */
   int32_t device;           /* sluice_device_kind */
   int32_t device_index;     /* of the GPU */
-  /* NULL: Sluice takes the HBM tier from the device. Else a contiguous DLManagedTensor on the
-   * device, of at least the bytes that sluice_plan calls planned_bytes.hbm, which no stream uses
-   * any more: sluice_runtime_create, if it succeeds, owns it, and its deleter is called when the
-   * last view has died. */
+  /* NULL: the HBM tier is taken from the device. Else a contiguous DLManagedTensor there, of at
+   * least sluice_plan's planned_bytes.hbm, which no stream uses any more: sluice_runtime_create, if
+   * it succeeds, owns it, and its deleter is called when the last view has died. */
   void* hbm_memory;
 } sluice_options;
 
@@ -181,8 +171,8 @@ typedef struct sluice_options {
 
 /* What would be placed where, as JSON, without creating anything but a file in each path, to try
  * it, which is gone at once. Errors: SLUICE_RESOURCE_EXHAUSTED if a budget can't work, naming the
- * smallest that would. Writes at most `capacity` bytes including the terminating 0; *needed is what
- * the whole takes. `json` may be NULL if capacity is 0. So with all functions that write JSON. */
+ * smallest that would. All functions that write JSON write at most `capacity` bytes including the
+ * terminating 0; *needed is what the whole takes. `json` may be NULL if capacity is 0. */
 SLUICE_API sluice_status sluice_plan(sluice_model model, const sluice_options* options, char* json,
                                      size_t capacity, size_t* needed);
 
@@ -192,17 +182,16 @@ SLUICE_API sluice_status sluice_plan(sluice_model model, const sluice_options* o
 SLUICE_API sluice_status sluice_runtime_create(sluice_model model, const sluice_options* options,
                                                sluice_runtime* runtime);
 
-/* Drains updates in flight for at most 3 seconds, then abandons what is left, and gives everything
- * back, but device memory when the last view of it was deleted. Returns when calls of other threads
- * on it have ended, and nothing of the caller's is used any more; the handle is gone in any case.
- * If a drive, a stream or a worker hangs: SLUICE_UNAVAILABLE after 4 seconds (12 if a call into a
- * driver does, and 1 more for each 4 GB of RAM); sluice_last_error names it. What it may still use
- * is kept until it or the process ends; memory of tickets that are not done may still be in use. */
+/* Drains updates for at most 3 seconds, then abandons what is left, and gives everything back, but
+ * device memory when the last view of it was deleted. Returns when calls of other threads on it
+ * have ended, and nothing of the caller's is used any more; the handle is gone in any case. If a
+ * drive, a stream or a worker hangs: SLUICE_UNAVAILABLE after 4 seconds (12 if a call into a driver
+ * does, and 1 more for each 4 GB of RAM); sluice_last_error names it. What it may use is kept until
+ * it or the process ends; memory of tickets not done, or lent, may still be in use. */
 SLUICE_API sluice_status sluice_runtime_destroy(sluice_runtime runtime);
 
-/* Waits for `ticket`, at most timeout_ms (cut to 100). SLUICE_PENDING: not yet. SLUICE_NOT_OPEN:
- * the ticket is used up, or never was one. Any other result is the operation's, and the ticket is
- * used up. */
+/* Waits for `ticket`, at most timeout_ms (cut to 100). SLUICE_PENDING: not yet. SLUICE_NOT_OPEN: it
+ * is used up, or never was one. Any other result is the operation's, and the ticket is used up. */
 SLUICE_API sluice_status sluice_wait(sluice_runtime runtime, sluice_ticket ticket,
                                      int32_t timeout_ms);
 
@@ -252,21 +241,37 @@ typedef struct sluice_tensor_info {
 } sluice_tensor_info;
 SLUICE_API sluice_status sluice_tensor_query(sluice_runtime runtime, uint32_t tensor,
                                              sluice_tensor_info* info);
-
 /* Sets the number of updates a tensor has had (for loading an optimizer's state). */
 SLUICE_API sluice_status sluice_tensor_set_step(sluice_runtime runtime, uint32_t tensor,
                                                 int64_t step);
 
 /* ---- Gradients and the step ---- */
 
-/* Adds `elements` values of the unit's grad_dtype at `data` to the tensor's gradient (the first
- * since the last step sets it). `data` may be in device or host memory; it is read when `stream`
- * has run what it holds now, and must stay as it is until the ticket is done. */
+typedef struct sluice_gradient {
+  const void* data; /* `elements` values of the unit's grad_dtype, in device or host memory */
+  int64_t elements;
+  uint32_t tensor;
+  uint32_t lent; /* 0 or 1 */
+} sluice_gradient;
+
+/* Adds each to its tensor's gradient (the first since the last step sets it); no tensor twice. If
+ * one is refused, none is taken. They are read when `stream` has run what it holds now, and must
+ * stay as they are until the ticket is done.
+ *
+ * One that is lent is not copied, but used where it lies, in host memory and complete now: the only
+ * gradient of a tensor of SLUICE_KEEP_STATES. It must stay as it is until the tensor's update has
+ * ended (sluice_acquire of its unit, sluice_drain); where there is none, until a sluice_drain after
+ * the step or after it was forgotten. Errors of the ticket: SLUICE_FAILED_PRECONDITION for another
+ * tensor, or one that has a gradient, which sluice_read and sluice_write answer too while it is
+ * lent. */
+SLUICE_API sluice_status sluice_grads(sluice_runtime runtime, const sluice_gradient* gradients,
+                                      uint64_t count, void* stream, sluice_ticket* ticket);
+/* The same of one that is not lent. */
 SLUICE_API sluice_status sluice_grad(sluice_runtime runtime, uint32_t tensor, const void* data,
                                      int64_t elements, void* stream, sluice_ticket* ticket);
-SLUICE_API sluice_status
-sluice_zero_grad(sluice_runtime runtime); /* forgets what was handed over */
-/* Forgets one tensor's, if there is any. Errors: SLUICE_FAILED_PRECONDITION if it is frozen. */
+/* Forgets what was handed over: all, or of one tensor. Errors: SLUICE_FAILED_PRECONDITION if it is
+ * frozen. */
+SLUICE_API sluice_status sluice_zero_grad(sluice_runtime runtime);
 SLUICE_API sluice_status sluice_grad_clear(sluice_runtime runtime, uint32_t tensor);
 
 typedef struct sluice_group {
@@ -288,11 +293,11 @@ typedef struct sluice_step_args {
   const sluice_group* groups; /* copied */
   uint32_t group_count;       /* every tensor's group must be below it */
   double clip_norm;           /* 0: no clipping */
-  const sluice_place*
-      places; /* copied; by tensor: where those of SLUICE_KEEP_STATES lie that have a gradient. They
-                 are read (a value that the caller has changed since goes into the master) and
-                 written until their unit is updated (sluice_acquire waits for that, sluice_drain
-                 for all), and must stay where they are. NULL if there are none */
+  /* Copied; by tensor: where those of SLUICE_KEEP_STATES lie that have a gradient. They are read (a
+   * value that the caller has changed since goes into the master) and written until their unit is
+   * updated (sluice_acquire waits for that, sluice_drain for all), and must stay where they are.
+   * NULL if there are none. */
+  const sluice_place* places;
   uint64_t place_count;
 } sluice_step_args;
 
@@ -303,16 +308,15 @@ typedef struct sluice_step_result {
   double loss_scale; /* to multiply the next loss by */
 } sluice_step_result;
 
-/* Decides norm, overflow and clipping from all gradients handed over, then starts the updates and
- * finishes the ticket; the updates go on by themselves. Tensors without a gradient are left alone.
- */
+/* Decides norm, overflow and clipping from all gradients handed over, then starts the updates,
+ * which go on by themselves, and finishes the ticket. Tensors without a gradient are left alone. */
 SLUICE_API sluice_status sluice_step(sluice_runtime runtime, const sluice_step_args* args,
                                      sluice_ticket* ticket);
 SLUICE_API sluice_status sluice_last_step(sluice_runtime runtime, sluice_step_result* result);
 SLUICE_API sluice_status sluice_loss_scale(sluice_runtime runtime, double* scale);
 
 /* Done when every update and write that was started has ended; in error after one, when nothing
- * writes parameters that are lent any more. */
+ * uses parameters and gradients that are lent any more. */
 SLUICE_API sluice_status sluice_drain(sluice_runtime runtime, sluice_ticket* ticket);
 
 /* ---- Reading and writing values ---- */
@@ -326,9 +330,9 @@ typedef enum sluice_field {
                      set if there is none, and sluice_grad adds to it; not of frozen tensors */
 } sluice_field;
 
-/* The whole tensor, after all updates started before this call. `data` is host memory that holds
- * elements values of `dtype` (converted from or to the field's own type) and must stay until the
- * ticket is done. */
+/* The whole tensor, after all updates started before this call. `data` is host memory of `elements`
+ * values of `dtype` (converted from or to the field's own), which stays until the ticket is done.
+ */
 SLUICE_API sluice_status sluice_read(sluice_runtime runtime, uint32_t tensor, int32_t field,
                                      void* data, int32_t dtype, int64_t elements,
                                      sluice_ticket* ticket);
@@ -341,9 +345,7 @@ SLUICE_API sluice_status sluice_write(sluice_runtime runtime, uint32_t tensor, i
 /* Counters, budgets, peaks, placement and what was chosen, as JSON (docs/api.md lists the keys). */
 SLUICE_API sluice_status sluice_report(sluice_runtime runtime, char* json, size_t capacity,
                                        size_t* needed);
-
-/* What the hardware does, measured without Sluice's own engine; rates per second, 0 means
- * infinitely fast. */
+/* What the hardware does, measured without Sluice; rates per second, 0: infinitely fast. */
 typedef struct sluice_rates {
   size_t struct_size;
   double forward_seconds; /* compute of all forward passes of one step, everything resident */
@@ -360,19 +362,15 @@ typedef struct sluice_floor_terms { /* seconds */
   double total, forward, backward, io, update, checksum, copies, gradients;
 } sluice_floor_terms;
 
-/* The shortest time one step of this runtime can take on that hardware, term by term:
- * offload/plan/floor.h. */
+/* The shortest time of one step on that hardware, term by term: offload/plan/floor.h. */
 SLUICE_API sluice_status sluice_floor(sluice_runtime runtime, const sluice_rates* rates,
                                       sluice_floor_terms* terms);
 
 /* Sets every counter of the report to zero and forgets the spans recorded. */
 SLUICE_API sluice_status sluice_reset_counters(sluice_runtime runtime);
-
 /* The recorded spans as Chrome trace JSON, which Perfetto opens. Call after sluice_drain. */
 SLUICE_API sluice_status sluice_trace_write(sluice_runtime runtime, const char* path);
-
-/* A span of the caller's own ("forward"), on the track "compute", in nanoseconds of
- * CLOCK_MONOTONIC. */
+/* A span of the caller's own ("forward"), on the track "compute", in ns of CLOCK_MONOTONIC. */
 SLUICE_API sluice_status sluice_trace_span(sluice_runtime runtime, const char* name,
                                            int64_t begin_ns, int64_t end_ns);
 
@@ -380,9 +378,8 @@ SLUICE_API sluice_status sluice_trace_span(sluice_runtime runtime, const char* n
  * `path` may be NULL. */
 SLUICE_API sluice_status sluice_doctor(const char* path, char* json, size_t capacity,
                                        size_t* needed);
-
-/* The checksum of `bytes` bytes at `data` as record `block`, in its version `generation`: what the
- * blocks on the drives are verified with, for what a caller itself keeps in a file. */
+/* The checksum of `data` as record `block`, in its version `generation`: what the blocks on the
+ * drives are verified with, for what a caller itself keeps in a file. */
 SLUICE_API sluice_status sluice_checksum(const void* data, uint64_t bytes, uint32_t block,
                                          uint64_t generation, uint64_t* checksum);
 

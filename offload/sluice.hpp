@@ -266,6 +266,11 @@ class Runtime {
       return sluice_grad(handle_, static_cast<uint32_t>(tensor), data, elements, stream, ticket);
     });
   }
+  Result<Ticket> Grads(std::span<const sluice_gradient> gradients, void* stream = nullptr) {
+    return Started([&](sluice_ticket* ticket) {
+      return sluice_grads(handle_, gradients.data(), gradients.size(), stream, ticket);
+    });
+  }
   Status ZeroGrad() { return Status::Of(sluice_zero_grad(handle_)); }
   Status ClearGrad(Tensor tensor) {
     return Status::Of(sluice_grad_clear(handle_, static_cast<uint32_t>(tensor)));

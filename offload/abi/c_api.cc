@@ -187,38 +187,6 @@ sluice_status sluice_tensor_set_step(sluice_runtime runtime, uint32_t tensor, in
   });
 }
 
-sluice_status sluice_grad(sluice_runtime runtime, uint32_t tensor, const void* data,
-                          int64_t elements, void* stream, sluice_ticket* ticket) {
-  return Guarded([&]() -> absl::Status {
-    SLUICE_ASSIGN_OR_RETURN(const auto r, Runtimes().Get(runtime, "runtime"));
-    SLUICE_RETURN_IF_ERROR(NotNull(data, "data"));
-    SLUICE_RETURN_IF_ERROR(NotNull(ticket, "ticket"));
-    SLUICE_RETURN_IF_ERROR(CheckTensor(*r, tensor));
-    SLUICE_RETURN_IF_ERROR(CheckElements(*r, tensor, elements));
-    const FloatType type = r->layout().tensors()[tensor].types.grad;
-    const auto bytes = static_cast<size_t>(elements * SizeOf(type));
-    *ticket =
-        r->PushGrad(TensorIndex(tensor), {static_cast<const std::byte*>(data), bytes}, {stream});
-    return absl::OkStatus();
-  });
-}
-
-sluice_status sluice_zero_grad(sluice_runtime runtime) {
-  return Guarded([&]() -> absl::Status {
-    SLUICE_ASSIGN_OR_RETURN(const auto r, Runtimes().Get(runtime, "runtime"));
-    r->ZeroGrad();
-    return absl::OkStatus();
-  });
-}
-
-sluice_status sluice_grad_clear(sluice_runtime runtime, uint32_t tensor) {
-  return Guarded([&]() -> absl::Status {
-    SLUICE_ASSIGN_OR_RETURN(const auto r, Runtimes().Get(runtime, "runtime"));
-    SLUICE_RETURN_IF_ERROR(CheckTensor(*r, tensor));
-    return r->ClearGrad(TensorIndex(tensor));
-  });
-}
-
 sluice_status sluice_step(sluice_runtime runtime, const sluice_step_args* args,
                           sluice_ticket* ticket) {
   return Guarded([&]() -> absl::Status {

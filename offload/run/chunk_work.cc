@@ -50,7 +50,9 @@ void Updater::ChunkWork::Launch(void* stream) {
       c.update->Run(stream, update->scalars, all,
                     {.at = run.chunk_offset,
                      .elements = n,
-                     .grad = grads + run.chunk_offset * SizeOf(grad_type),
+                     .grad = update->lent_grad != nullptr
+                                 ? update->lent_grad + run.tensor_offset * SizeOf(grad_type)
+                                 : grads + run.chunk_offset * SizeOf(grad_type),
                      .grad_type = grad_type,
                      .param_out = out,
                      .param_type = type});

@@ -46,7 +46,7 @@ class Gradients::PushOp final : public Event,
 
   TensorIndex tensor;
   ConstMemoryView data;
-  Fence fence;
+  const Fence* fence = nullptr;
   Done done;
   bool adding = false;
   size_t offset = 0;  // of the piece, in bytes
@@ -108,7 +108,7 @@ class Gradients::SumTask final : public Task, public DeviceWork, public Event {
     const FloatType type = owner_->TypeOf(tensor_);
     const int64_t begin = first_ * kCellElements;
     const int64_t end = std::min(last_ * kCellElements, c.layout->tensor(tensor_).elements);
-    CellSquareSumsOn(stream, owner_->Home(tensor_) + begin * SizeOf(type), type,
+    CellSquareSumsOn(stream, owner_->Where(tensor_) + begin * SizeOf(type), type,
                      static_cast<size_t>(end - begin), sums);
   }
 
@@ -145,6 +145,11 @@ std::byte* Gradients::Home(TensorIndex tensor) const {
   return context_.memory->GradsOf(context_.layout->tensor(tensor));
 }
 
+const std::byte* Gradients::Where(TensorIndex tensor) const {
+  const std::byte* const lent = tensors_[tensor.value()].lent;
+  return lent != nullptr ? lent : Home(tensor);
+}
+
 absl::Status Gradients::CheckTakes(TensorIndex tensor) const {
   const TensorLayout& t = context_.layout->tensor(tensor);
   if (t.keep != Keep::kParam) return absl::OkStatus();
@@ -152,11 +157,34 @@ absl::Status Gradients::CheckTakes(TensorIndex tensor) const {
       fmt::format("tensor '{}' is frozen: it takes no gradient", t.name));
 }
 
+absl::Status Gradients::CheckGiven(const GivenGradient& gradient) const {
+  SLUICE_RETURN_IF_ERROR(CheckTakes(gradient.tensor));
+  const TensorLayout& t = context_.layout->tensor(gradient.tensor);
+  const Given before = tensors_[gradient.tensor.value()].given;
+  if (before == Given::kLent) {
+    return absl::FailedPreconditionError(fmt::format(
+        "the gradient of tensor '{}' is lent: nothing can be added to it before the step", t.name));
+  }
+  if (!gradient.lent) return absl::OkStatus();
+  if (t.keep != Keep::kStates) {
+    return absl::FailedPreconditionError(fmt::format(
+        "the parameter of tensor '{}' is on the tiers, so its gradient can't be lent: hand it over",
+        t.name));
+  }
+  if (before == Given::kNothing) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      fmt::format("tensor '{}' has a gradient: another can't be lent", t.name));
+}
+
+void Gradients::Expect(const GivenGradient& gradient) {
+  tensors_[gradient.tensor.value()].given = gradient.lent ? Given::kLent : Given::kCopied;
+}
+
 BufferPool* Gradients::buffers() const {
   return in_hbm() ? &context_.memory->grad_buffers : &context_.memory->param_buffers;
 }
 
-void Gradients::Push(TensorIndex tensor, ConstMemoryView data, Fence fence, Done done) {
+void Gradients::Push(TensorIndex tensor, ConstMemoryView data, const Fence* fence, Done done) {
   if (free_pushes_.empty()) {
     pushes_.push_back(std::make_unique<PushOp>(this));
     free_pushes_.push_back(pushes_.back().get());
@@ -165,13 +193,21 @@ void Gradients::Push(TensorIndex tensor, ConstMemoryView data, Fence fence, Done
   free_pushes_.pop_back();
   push->tensor = tensor;
   push->data = data;
-  push->fence = std::move(fence);
+  push->fence = fence;
   push->done = std::move(done);
   push->offset = 0;
   ++active_;
   Tensor& t = tensors_[tensor.value()];
   t.queue.push_back(push);
   if (t.queue.size() == 1 && t.sums_left == 0) Begin(push);
+}
+
+void Gradients::Lend(TensorIndex tensor, ConstMemoryView data) {
+  Tensor& t = tensors_[tensor.value()];
+  t.lent = data.data();
+  t.present = true;
+  t.summed = false;
+  if (boundary_) StartSums(tensor);
 }
 
 void Gradients::Begin(PushOp* push) {
@@ -187,7 +223,7 @@ void Gradients::CopyPiece(PushOp* push) {
   const size_t left = push->data.size() - push->offset;
   push->piece = push->adding ? std::min(left, push->buffer.size()) : left;
   push->copy.stream = StreamKind::kDeviceToHost;
-  push->copy.after = &push->fence;
+  push->copy.after = push->fence;
   push->copy.from = push->data.subspan(push->offset, push->piece);
   push->copy.to = push->adding ? push->buffer.data() : Home(push->tensor);
   push->copy.inbox = context_.inbox;
@@ -235,7 +271,6 @@ void Gradients::End(PushOp* push, const absl::Status& status) {
     context_.fail(status);
   }
   Done done = std::exchange(push->done, nullptr);
-  push->fence = Fence();
   free_pushes_.push_back(push);
   --active_;
   if (!t.queue.empty()) {
@@ -251,12 +286,14 @@ void Gradients::StartSums(TensorIndex tensor) {
   Tensor& t = tensors_[tensor.value()];
   t.sums_left = static_cast<int>(t.sums.size());
   active_ += t.sums_left;
+  if (t.lent != nullptr) lent_sums_ += t.sums_left;
   for (const auto& sum : t.sums) sum->Start();
 }
 
 void Gradients::OnSummed(TensorIndex tensor) {
   Tensor& t = tensors_[tensor.value()];
   --active_;
+  if (t.lent != nullptr) --lent_sums_;
   if (--t.sums_left > 0) return;
   t.summed = true;
   if (!t.queue.empty()) Begin(t.queue.front());
@@ -283,13 +320,21 @@ void Gradients::CheckFinished() {
 
 void Gradients::Replaced(TensorIndex tensor) {
   SLUICE_CHECK(active_ == 0);
-  tensors_[tensor.value()].present = true;
-  tensors_[tensor.value()].summed = false;  // by the step: more may be written before
+  Tensor& t = tensors_[tensor.value()];
+  t.given = Given::kCopied;
+  t.present = true;
+  t.summed = false;  // by the step: more may be written before
+}
+
+void Gradients::Forget(Tensor* tensor) {
+  tensor->given = Given::kNothing;
+  tensor->lent = nullptr;
+  tensor->present = tensor->summed = false;
 }
 
 void Gradients::Clear(TensorIndex tensor) {
   SLUICE_CHECK(active_ == 0);
-  tensors_[tensor.value()].present = tensors_[tensor.value()].summed = false;
+  Forget(&tensors_[tensor.value()]);
   const TensorLayout& t = context_.layout->tensor(tensor);
   const auto first = cells_.begin() + t.first_cell;
   std::fill(first, first + CellCount(t.elements), 0.0);
@@ -297,7 +342,7 @@ void Gradients::Clear(TensorIndex tensor) {
 
 void Gradients::ClearAll() {
   SLUICE_CHECK(active_ == 0);
-  for (Tensor& t : tensors_) t.present = t.summed = false;
+  for (Tensor& t : tensors_) Forget(&t);
   std::fill(cells_.begin(), cells_.end(), 0.0);
 }
 

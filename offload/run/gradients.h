@@ -2,7 +2,8 @@
 //
 // The gradients of one accumulation window, in their home, which is pinned memory or HBM: takes
 // them as they are handed over, adds what comes again, and keeps the sums of squares that norm and
-// overflow check are made of, cell by cell of the canonical grid.
+// overflow check are made of, cell by cell of the canonical grid. A lent gradient stays in the
+// caller's memory: it is summed, and later read by the update, where it lies.
 //
 // Threads: the control thread; copies run on the device's streams, additions and sums where the
 // gradients are: on workers or on the device.
@@ -22,6 +23,13 @@
 
 namespace sluice {
 
+// A tensor's gradient, or what is to be added to it, in the caller's memory.
+struct GivenGradient {
+  TensorIndex tensor;
+  ConstMemoryView data;  // the tensor's elements in its unit's grad type
+  bool lent = false;     // not copied
+};
+
 class Gradients {
  public:
   // Hears of one push. `data` of the push may be reused from then on.
@@ -36,9 +44,20 @@ class Gradients {
   // Errors: FailedPrecondition if the tensor is frozen. Any thread.
   absl::Status CheckTakes(TensorIndex tensor) const;
 
-  // Sets or adds `data` (the tensor's elements in its unit's grad type), which is there when
-  // `fence` is complete.
-  void Push(TensorIndex tensor, ConstMemoryView data, Fence fence, Done done);
+  // Errors: FailedPrecondition if the tensor is frozen, if it is to be lent and its parameter is
+  // not or something of it was given before, or if what was given is lent.
+  absl::Status CheckGiven(const GivenGradient& gradient) const;
+  // It was given, and comes by Push or Lend unless it is forgotten before. Precondition:
+  // CheckGiven.
+  void Expect(const GivenGradient& gradient);
+  // Sets or adds `data`, which is there when `fence` is complete. The fence lives until `done`.
+  void Push(TensorIndex tensor, ConstMemoryView data, const Fence* fence, Done done);
+  // `data` is the tensor's gradient, complete now, and stays where it is until an update has read
+  // it or it is forgotten.
+  void Lend(TensorIndex tensor, ConstMemoryView data);
+  // Null: its gradient is at home.
+  const std::byte* lent(TensorIndex tensor) const { return tensors_[tensor.value()].lent; }
+  bool summing_lent() const { return lent_sums_ > 0; }
 
   // Calls `done` once everything pushed has arrived and all sums are computed. One at a time.
   void Finish(std::function<void()> done);
@@ -57,7 +76,10 @@ class Gradients {
  private:
   class PushOp;
   class SumTask;
+  enum class Given : uint8_t { kNothing, kCopied, kLent };
   struct Tensor {
+    Given given = Given::kNothing;
+    const std::byte* lent = nullptr;
     bool present = false;
     bool summed = false;
     int sums_left = 0;
@@ -73,7 +95,9 @@ class Gradients {
   void StartSums(TensorIndex tensor);
   void OnSummed(TensorIndex tensor);
   void CheckFinished();
+  static void Forget(Tensor* tensor);
   std::byte* Home(TensorIndex tensor) const;
+  const std::byte* Where(TensorIndex tensor) const;  // its gradient is now
   FloatType TypeOf(TensorIndex tensor) const { return context_.layout->tensor(tensor).types.grad; }
   bool in_hbm() const { return context_.placement->grad_home == Tier::kHbm; }
   BufferPool* buffers() const;  // that gradients to be added pass through, where their home is
@@ -86,7 +110,8 @@ class Gradients {
   std::vector<PushOp*> free_pushes_;
   std::function<void()> finish_;
   bool boundary_ = false;
-  int active_ = 0;  // pushes and sums under way
+  int active_ = 0;     // pushes and sums under way
+  int lent_sums_ = 0;  // of these: sums of what is lent
   TrackId copy_track_ = 0;
   TrackId sum_track_ = 0;
 };

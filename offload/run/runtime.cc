@@ -22,7 +22,6 @@ OffloadRuntime::OffloadRuntime(ModelLayout layout, Placement placement,
       trace_(options.trace_spans_max),
       seams_(std::move(seams)),
       tickets_(seams_.cores.callers_help ? seams_.executor.get() : nullptr),
-      held_pushes_(layout_.units().size()),
       loaded_(layout_.tensors().size(), false),
       scaler_(options.loss_scale),
       tensor_steps_(layout_.tensors().size(), 0) {
@@ -66,6 +65,8 @@ absl::Status OffloadRuntime::Init() {
   residency_ = std::make_unique<Residency>(context, hbm_, options_.stuck_after);
   gradients_ = std::make_unique<Gradients>(context);
   updater_ = std::make_unique<Updater>(context, this);
+  gradient_calls_ =
+      std::make_unique<GradientCalls>(context, gradients_.get(), updater_.get(), &tickets_);
   values_ = std::make_unique<ValueAccess>(context);
   if (!seams_.threaded) return absl::OkStatus();
   try {
@@ -128,31 +129,19 @@ void OffloadRuntime::RunRelease(Command& command) {
     metrics_.Get("misused_releases")->Add();
 }
 
-void OffloadRuntime::RunPushGrad(Command& command) {
-  if (const absl::Status status = failure(); !status.ok())
-    return tickets_.Complete(command.ticket, status);
-  const UnitIndex unit = layout_.tensor(command.tensor).unit;
-  if (const absl::Status takes = gradients_->CheckTakes(command.tensor); !takes.ok())
-    return tickets_.Complete(command.ticket, takes);
-  if (const absl::Status loaded = CheckLoaded(command.tensor); !loaded.ok())
-    return tickets_.Complete(command.ticket, loaded);
-  HeldPush push{command.tensor, command.data, std::move(command.fences.front()), command.ticket};
-  if (updater_->UnitPending(unit)) {
-    held_pushes_[unit.value()].push_back(std::move(push));
-    return;
+void OffloadRuntime::RunPushGrads(Command& command) {
+  absl::Status status = failure();
+  for (const GivenGradient& gradient : command.given) {
+    if (status.ok()) status = gradients_->CheckGiven(gradient);
+    if (status.ok()) status = CheckLoaded(gradient.tensor);
   }
-  PushNow(std::move(push));
-  if (!backward_begun_) {
+  if (!status.ok()) return tickets_.Complete(command.ticket, status);
+  const bool any =
+      gradient_calls_->Take(command.given, std::move(command.fences.front()), command.ticket);
+  if (any && !backward_begun_) {
     backward_begun_ = true;
     ReadAheadIfUseful();
   }
-}
-
-void OffloadRuntime::PushNow(HeldPush push) {
-  gradients_->Push(push.tensor, push.data, std::move(push.fence),
-                   [this, ticket = push.ticket](const absl::Status& status) {
-                     tickets_.Complete(ticket, status);
-                   });
 }
 
 void OffloadRuntime::RunBegin(Command& command) {
@@ -177,8 +166,7 @@ void OffloadRuntime::RunDrain(Command& command) { drains_.push_back(command.tick
 
 void OffloadRuntime::OnUnitUpdated(UnitIndex unit) {
   residency_->EndUpdate(unit);
-  std::vector<HeldPush> held = std::exchange(held_pushes_[unit.value()], {});
-  for (HeldPush& push : held) PushNow(std::move(push));
+  gradient_calls_->GoOn(unit);
 }
 
 void OffloadRuntime::OnUpdaterIdle() {
@@ -213,7 +201,7 @@ std::string OffloadRuntime::Unsettled() const {
 void OffloadRuntime::CheckDrained() {
   if (drains_.empty()) return;
   const absl::Status status = failure();
-  if (status.ok() ? !Quiet() : updater_->computing()) return;
+  if (status.ok() ? !Quiet() : updater_->computing() || gradients_->summing_lent()) return;
   for (Ticket ticket : std::exchange(drains_, {})) tickets_.Complete(ticket, status);
 }
 
@@ -226,9 +214,7 @@ void OffloadRuntime::Fail(const absl::Status& status) {
   const absl::Status first = failure();
   residency_->Fail(first);
   updater_->Fail();
-  for (std::vector<HeldPush>& pushes : held_pushes_) {
-    for (const HeldPush& push : std::exchange(pushes, {})) tickets_.Complete(push.ticket, first);
-  }
+  gradient_calls_->Fail(first);
 }
 
 // What waits for an update that has failed hears of it when no part of it is under way any more.

@@ -34,7 +34,7 @@
 #include "absl/status/statusor.h"
 #include "offload/plan/traffic.h"
 #include "offload/run/closing.h"
-#include "offload/run/gradients.h"
+#include "offload/run/gradient_calls.h"
 #include "offload/run/residency.h"
 #include "offload/run/runtime_options.h"
 #include "offload/run/tickets.h"
@@ -64,7 +64,10 @@ class OffloadRuntime final : public Updater::Observer {
   // Operations with a ticket; see sluice.h for what each promises. Indices are valid (checked by
   // the caller). A stream's point is taken in the calling thread.
   Ticket Acquire(UnitIndex unit, CallerStream stream = {});
-  Ticket PushGrad(TensorIndex tensor, ConstMemoryView data, CallerStream stream = {});
+  Ticket PushGrads(std::vector<GivenGradient> given, CallerStream stream = {});
+  Ticket PushGrad(TensorIndex tensor, ConstMemoryView data, CallerStream stream = {}) {
+    return PushGrads({{.tensor = tensor, .data = data}}, stream);
+  }
   Ticket Step(StepRequest request);
   Ticket Access(ValueRequest request);  // `request.done` is set here
   Ticket Drain();
@@ -106,14 +109,13 @@ class OffloadRuntime final : public Updater::Observer {
     void (OffloadRuntime::*run)(Command&) = nullptr;
     TurnKind turn = TurnKind::kNone;  // if `run` is RunTurn
     UnitIndex unit;
-    TensorIndex tensor;
+    std::vector<GivenGradient> given;
     std::optional<TensorIndex> cleared;  // of kClearGrads; none: all
     uint32_t key = 0;
     bool boundary = false;
     Ticket ticket = 0;
-    ConstMemoryView data;
     CallerStream stream;
-    Fences fences;  // of a release: of each stream; of a gradient: one
+    Fences fences;  // of a release: of each stream; of gradients: one
     StepRequest step;
     ValueRequest value;
   };
@@ -134,12 +136,6 @@ class OffloadRuntime final : public Updater::Observer {
     bool summed = false;                   // all gradients have arrived and are summed
     std::optional<ClipDecision> decision;  // the step waits for fetches to end
   };
-  struct HeldPush {
-    TensorIndex tensor;
-    ConstMemoryView data;
-    Fence fence;
-    Ticket ticket;
-  };
 
   OffloadRuntime(ModelLayout layout, Placement placement, const RuntimeOptions& options,
                  Seams seams);
@@ -149,8 +145,7 @@ class OffloadRuntime final : public Updater::Observer {
   void RunQueue();
   void RunAcquire(Command& command);
   void RunRelease(Command& command);
-  void RunPushGrad(Command& command);
-  void PushNow(HeldPush push);
+  void RunPushGrads(Command& command);
   void RunBegin(Command& command);
   void RunEnd(Command& command);
   void RunTurn(Command& command);
@@ -203,12 +198,12 @@ class OffloadRuntime final : public Updater::Observer {
   std::unique_ptr<Updater> updater_;
   std::unique_ptr<ValueAccess> values_;
   Tickets tickets_;
+  std::unique_ptr<GradientCalls> gradient_calls_;
 
   // The control thread's.
   std::deque<Command> queue_;  // calls that have come, in order
   std::deque<Turn> turns_;
-  size_t values_begun_ = 0;                         // at the front of turns_
-  std::vector<std::vector<HeldPush>> held_pushes_;  // by unit: until its update has read the last
+  size_t values_begun_ = 0;  // at the front of turns_
   std::vector<Ticket> drains_;
   std::vector<bool> loaded_;  // by tensor: the master was written
   LossScaler scaler_;

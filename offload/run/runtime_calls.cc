@@ -30,7 +30,7 @@ Ticket OffloadRuntime::Acquire(UnitIndex unit, CallerStream stream) {
   return ticket;
 }
 
-Ticket OffloadRuntime::PushGrad(TensorIndex tensor, ConstMemoryView data, CallerStream stream) {
+Ticket OffloadRuntime::PushGrads(std::vector<GivenGradient> given, CallerStream stream) {
   const Ticket ticket = tickets_.Make();
   absl::StatusOr<Fence> fence = seams_.device->RecordFence(stream);
   if (!fence.ok()) {
@@ -38,7 +38,7 @@ Ticket OffloadRuntime::PushGrad(TensorIndex tensor, ConstMemoryView data, Caller
     return ticket;
   }
   Command command{
-      .run = &OffloadRuntime::RunPushGrad, .tensor = tensor, .ticket = ticket, .data = data};
+      .run = &OffloadRuntime::RunPushGrads, .given = std::move(given), .ticket = ticket};
   command.fences.push_back(*std::move(fence));
   Send(std::move(command));
   return ticket;

@@ -111,7 +111,7 @@ void OffloadRuntime::StartUpdate(Turn& turn, float grad_scale) {
       const TensorLayout& tensor = layout_.tensors()[t];
       updates[t] = {
           update_.rule().Scalars(turn.step.groups[tensor.group], ++tensor_steps_[t], grad_scale),
-          turn.step.lent[t]};
+          turn.step.lent[t], gradients_->lent(TensorIndex(t))};
       changes[tensor.unit.value()] = true;
     }
   }
@@ -145,6 +145,10 @@ absl::Status OffloadRuntime::CheckValueRequest(const ValueRequest& request) cons
         fmt::format("tensor '{}' is frozen: it has no optimizer states", tensor.name));
   }
   if (request.renews()) return absl::OkStatus();
+  if (request.of_gradient() && gradients_->lent(request.tensor) != nullptr) {
+    return absl::FailedPreconditionError(
+        fmt::format("the gradient of tensor '{}' is lent: it is in your memory", tensor.name));
+  }
   if (request.write) {
     SLUICE_RETURN_IF_ERROR(gradients_->CheckTakes(request.tensor));
     return CheckLoaded(request.tensor);
@@ -191,17 +195,7 @@ bool OffloadRuntime::AdvanceValue(Turn& turn) {
 // Gradients that an update holds back are forgotten before they were taken; those on their way are
 // waited for.
 bool OffloadRuntime::AdvanceClearGrads(std::optional<TensorIndex> tensor) {
-  for (std::vector<HeldPush>& pushes : held_pushes_) {
-    std::vector<HeldPush> kept;
-    for (HeldPush& push : pushes) {
-      if (tensor && push.tensor != *tensor) {
-        kept.push_back(std::move(push));
-      } else {
-        tickets_.Complete(push.ticket, absl::OkStatus());
-      }
-    }
-    pushes = std::move(kept);
-  }
+  gradient_calls_->Forget(tensor);
   if (!gradients_->idle()) return false;
   tensor ? gradients_->Clear(*tensor) : gradients_->ClearAll();
   EndTurn(absl::OkStatus());

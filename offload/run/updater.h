@@ -60,6 +60,7 @@ class Updater {
   struct TensorUpdate {
     StepScalars scalars;
     ParamPlace lent;  // where a lent tensor's parameter lies until its unit is updated
+    const std::byte* lent_grad = nullptr;  // likewise its gradient, if it is not at home
   };
   // Starts one step: by tensor, none for a tensor that is left alone. Precondition: !updating().
   // Calls no observer before it returns.

@@ -31,9 +31,10 @@ class AdamW(torch.optim.Optimizer):
     several on different drives; None: nothing goes to a drive. workers: threads that update; None: chosen.
     adamw_mode=False: weight decay is added to the gradient (Adam).
 
-    step() returns with the parameters written. With overlap=module it returns earlier: the update runs on, and whatever
-    uses a parameter, by whatever door, waits for its layer's part; synchronize() waits for all. (Where parameters are of a
-    class of their own, step() waits.)
+    step() returns with the parameters written, and reads dense gradients in RAM where they lie. With overlap=module it returns
+    earlier, with a copy of them: the update runs on, `.grad` may be changed at once, and whatever uses a parameter, by whatever
+    door, waits for its layer's part; synchronize() waits for all. (Where parameters are of a class of their own, step()
+    waits.)
 
     A parameter without gradient, and one without elements, is left alone. A parameter that was changed from outside is
     taken as it is: the master follows. If a gradient is not finite, nothing is changed, a warning says so, and
@@ -180,8 +181,8 @@ class AdamW(torch.optim.Optimizer):
         waits = self._module is None or not all(map(UnderWay.guards_one, chosen))
         self._applied = False
         try:
-            store.hand_over(groups)
-            self._hide(p for p in chosen if UnderWay.guards_one(p))
+            store.hand_over(groups, lend=waits)
+            self._hide([p for p in chosen if UnderWay.guards_one(p)], lent=waits)
             self._applied = store.update(groups)
             if self._applied:
                 torch.autograd.graph.increment_version(chosen)
@@ -341,11 +342,11 @@ class AdamW(torch.optim.Optimizer):
 
         return before_forward
 
-    def _hide(self, parameters):
+    def _hide(self, parameters, lent):
         if "torch._dynamo" in sys.modules:  # loading it takes seconds, so not before somebody compiles
             while self._traceable:
                 self._traceable.pop().hide_from_compiler()
-        self._under_way.keep(parameters)
+        self._under_way.keep(parameters, lent)
 
     # ---- Failures
 

@@ -136,12 +136,14 @@ inline std::vector<RuntimeCall> EveryRuntimeCall() {
   static sluice_ticket ticket;
   static sluice_group groups[2];
   static sluice_step_args args;
+  static sluice_gradient gradient;
   static sluice_tensor_info info;
   static sluice_step_result result;
   static sluice_rates rates;
   static sluice_floor_terms terms;
   groups[0] = groups[1] = DefaultGroup();
   args = {sizeof(args), groups, 2, 0};
+  gradient = {data, 300, 0, 0};
   info.struct_size = sizeof(info);
   result.struct_size = sizeof(result);
   rates.struct_size = sizeof(rates);
@@ -157,6 +159,7 @@ inline std::vector<RuntimeCall> EveryRuntimeCall() {
       {"tensor_query", [](R r) { return sluice_tensor_query(r, 0, &info); }},
       {"tensor_set_step", [](R r) { return sluice_tensor_set_step(r, 0, 1); }},
       {"grad", [](R r) { return sluice_grad(r, 0, data, 300, nullptr, &ticket); }},
+      {"grads", [](R r) { return sluice_grads(r, &gradient, 1, nullptr, &ticket); }},
       {"zero_grad", [](R r) { return sluice_zero_grad(r); }},
       {"grad_clear", [](R r) { return sluice_grad_clear(r, 0); }},
       {"step", [](R r) { return sluice_step(r, &args, &ticket); }},

@@ -162,6 +162,59 @@ TEST_F(CApiGradientsTest, TakeTheirPlaceInTheOrderOfTheCalls) {
   EXPECT_THAT(seen[4], Each(6.0f));
 }
 
+TEST_F(CApiGradientsTest, ACallTakesAllThatItNamesOrNothing) {
+  const std::vector<float> ones(5000, 1.0f);
+  const std::vector<sluice_gradient> all = {
+      {ones.data(), 300, 0, 0}, {ones.data(), 7, 1, 0}, {ones.data(), 5000, 2, 0}};
+  sluice_ticket ticket = 0;
+  const auto give = [&](const std::vector<sluice_gradient>& gradients) {
+    const sluice_status started =
+        sluice_grads(runtime_, gradients.data(), gradients.size(), nullptr, &ticket);
+    return started == SLUICE_OK ? Wait(ticket) : started;
+  };
+  struct Case {
+    const char* words;
+    void (*spoil)(sluice_gradient*);
+    sluice_status status = SLUICE_INVALID_ARGUMENT;
+  };
+  const Case cases[] = {
+      {"data is NULL", [](sluice_gradient* g) { g->data = nullptr; }},
+      {"elements, not", [](sluice_gradient* g) { ++g->elements; }},
+      {"elements, not", [](sluice_gradient* g) { g->elements = -1; }},
+      {"tensor 3 does not exist", [](sluice_gradient* g) { g->tensor = 3; }},
+      {"lent is 2", [](sluice_gradient* g) { g->lent = 2; }},
+      {"is not aligned",
+       [](sluice_gradient* g) {
+         g->data = static_cast<const char*>(g->data) + 1;
+         g->lent = 1;
+       }},
+      {"is on the tiers", [](sluice_gradient* g) { g->lent = 1; }, SLUICE_FAILED_PRECONDITION}};
+  for (const Case& c : cases) {
+    for (size_t wrong = 0; wrong < all.size(); ++wrong) {
+      std::vector<sluice_gradient> gradients = all;
+      c.spoil(&gradients[wrong]);
+      EXPECT_EQ(c.status, give(gradients)) << c.words;
+      EXPECT_THAT(Error(), HasSubstr(c.words));
+      for (uint32_t t = 0; t < 3; ++t) EXPECT_FALSE(HasGradient(t)) << c.words;
+    }
+  }
+  for (const size_t twice : {0, 1, 2}) {
+    std::vector<sluice_gradient> gradients = all;
+    gradients.push_back(all[twice]);
+    EXPECT_EQ(SLUICE_INVALID_ARGUMENT, give(gradients));
+    EXPECT_THAT(Error(), HasSubstr("is named twice"));
+  }
+  EXPECT_EQ(SLUICE_INVALID_ARGUMENT, give({}));
+  EXPECT_EQ(SLUICE_INVALID_ARGUMENT, sluice_grads(runtime_, nullptr, 3, nullptr, &ticket));
+  EXPECT_EQ(SLUICE_INVALID_ARGUMENT, sluice_grads(runtime_, all.data(), 3, nullptr, nullptr));
+  for (uint32_t t = 0; t < 3; ++t) EXPECT_FALSE(HasGradient(t));
+  EXPECT_EQ(SLUICE_OK, give(all));
+  EXPECT_EQ(SLUICE_OK, give({all[2], all[0]})) << "in any order";
+  EXPECT_THAT(Read(0, SLUICE_GRAD), Each(2.0f));
+  EXPECT_THAT(Read(1, SLUICE_GRAD), Each(1.0f));
+  EXPECT_THAT(Read(2, SLUICE_GRAD), Each(2.0f));
+}
+
 TEST_F(CApiGradientsTest, OfWhatHasNoValuesAreRefused) {
   ASSERT_EQ(SLUICE_OK, sluice_runtime_destroy(runtime_));
   const sluice_options options = DefaultOptions();

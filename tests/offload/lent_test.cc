@@ -3,6 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <deque>
+#include <utility>
+#include <vector>
+
 #include "absl/status/status.h"
 #include "offload/sim/sim_factory.h"
 #include "tests/core/seeds.h"
@@ -30,10 +34,26 @@ std::vector<std::byte> Rounded(const std::vector<float>& values) {
   return result;
 }
 
+enum class Lending { kNone, kSome, kAll };  // of gradients
+
+// All of them, in calls of `size` tensors each.
+absl::Status PushAll(OffloadRuntime* runtime, Trainer* trainer, Lending lending, size_t size,
+                     const std::vector<std::vector<std::byte>>& grads) {
+  std::vector<GivenGradient> given;
+  for (uint32_t t = 0; t < grads.size(); ++t) {
+    const bool lent = lending == Lending::kAll || (lending == Lending::kSome && t % 2 == 0);
+    given.push_back({TensorIndex(t), grads[t], lent});
+    if (given.size() < size && t + 1 < grads.size()) continue;
+    SLUICE_RETURN_IF_ERROR(trainer->Wait(runtime->PushGrads(std::exchange(given, {}))));
+  }
+  return absl::OkStatus();
+}
+
 // Trains a model whose parameters stay here. Returns them and the masters.
 absl::Status TrainLent(OffloadRuntime* runtime, const ModelSpec& spec,
                        std::vector<std::vector<std::byte>>* params,
-                       std::vector<std::vector<float>>* masters) {
+                       std::vector<std::vector<float>>* masters, Lending lending = Lending::kNone,
+                       size_t call_size = 1) {
   Trainer trainer(runtime, spec, kOptions);
   SLUICE_RETURN_IF_ERROR(trainer.Load());
   std::vector<ParamPlace> places;
@@ -52,10 +72,10 @@ absl::Status TrainLent(OffloadRuntime* runtime, const ModelSpec& spec,
       SLUICE_RETURN_IF_ERROR(runtime->Release(unit));
     }
     runtime->EndIteration();
-    for (uint32_t t = 0; t < spec.tensors.size(); ++t)
-      SLUICE_RETURN_IF_ERROR(trainer.Wait(runtime->PushGrad(TensorIndex(t), grads[t])));
+    SLUICE_RETURN_IF_ERROR(PushAll(runtime, &trainer, lending, call_size, grads));
     SLUICE_RETURN_IF_ERROR(trainer.Wait(
         runtime->Step({.groups = Groups(), .lent = places, .clip_norm = kOptions.clip_norm})));
+    if (lending != Lending::kNone) SLUICE_RETURN_IF_ERROR(trainer.Wait(runtime->Drain()));
   }
   for (uint32_t t = 0; t < spec.tensors.size(); ++t) {
     SLUICE_ASSIGN_OR_RETURN(std::vector<float> master, trainer.Read(t, Field::kMaster));
@@ -79,11 +99,129 @@ TEST(LentTest, LentParametersAreExactForEverySeedAndTakeNoRoom) {
     ASSERT_TRUE(sim.ok()) << "seed " << seed << ": " << sim.status();
     std::vector<std::vector<std::byte>> params;
     std::vector<std::vector<float>> masters;
-    const absl::Status status = TrainLent(sim->runtime.get(), LentModel(), &params, &masters);
+    const absl::Status status = TrainLent(sim->runtime.get(), LentModel(), &params, &masters,
+                                          static_cast<Lending>(seed % 3), 1 + seed % 7);
     ASSERT_TRUE(status.ok()) << "seed " << seed << ": " << status;
     ASSERT_EQ(masters, expected) << "seed " << seed;
     for (size_t t = 0; t < params.size(); ++t) {
       ASSERT_EQ(params[t], Rounded(expected[t])) << "seed " << seed << ", tensor " << t;
+    }
+  }
+}
+
+TEST(LentTest, AGradientThatIsLentIsTheCallersAndTheOnlyOne) {
+  ModelSpec spec = LentModel();
+  spec.units.push_back({.name = "kept"});
+  spec.tensors.push_back({.name = "kept",
+                          .unit = UnitIndex(static_cast<uint32_t>(spec.units.size() - 1)),
+                          .elements = 10});
+  absl::StatusOr<SimRuntime> sim = MakeSimRuntime(spec, ConfigOf(2), {.seed = 2});
+  ASSERT_TRUE(sim.ok()) << sim.status();
+  OffloadRuntime* const runtime = sim->runtime.get();
+  Trainer trainer(runtime, spec, kOptions);
+  ASSERT_TRUE(trainer.Load().ok());
+  const TensorIndex lent(0), other(1), kept(static_cast<uint32_t>(spec.tensors.size() - 1));
+  std::vector<std::byte> grad(20000);
+  const auto view = [&](TensorIndex t) {
+    return ConstMemoryView(grad).first(static_cast<size_t>(spec.tensors[t.value()].elements) * 2);
+  };
+  const auto give = [&](std::vector<std::pair<TensorIndex, bool>> tensors) {
+    std::vector<GivenGradient> given;
+    for (const auto& [t, is_lent] : tensors) given.push_back({t, view(t), is_lent});
+    return trainer.Wait(runtime->PushGrads(given)).code();
+  };
+  constexpr auto kRefused = absl::StatusCode::kFailedPrecondition, kOk = absl::StatusCode::kOk;
+  EXPECT_EQ(give({{lent, true}, {kept, true}}), kRefused);
+  EXPECT_EQ(give({{lent, true}}), kOk) << "of what was refused, none was taken";
+  for (int round = 0; round < 2; ++round) {
+    EXPECT_EQ(give({{lent, true}}), kRefused);
+    EXPECT_EQ(give({{other, false}, {lent, false}}), kRefused);
+    EXPECT_EQ(trainer.Read(1, Field::kGrad).status().code(), absl::StatusCode::kNotFound);
+    EXPECT_EQ(trainer.Read(0, Field::kGrad).status().code(), kRefused);
+    EXPECT_EQ(trainer
+                  .Wait(runtime->Access({.write = true,
+                                         .tensor = lent,
+                                         .field = Field::kGrad,
+                                         .data = grad.data(),
+                                         .type = kType,
+                                         .done = nullptr}))
+                  .code(),
+              kRefused);
+    ASSERT_TRUE(runtime->ClearGrad(lent).ok());
+    EXPECT_EQ(give({{lent, true}}), kOk) << "what was forgotten can be lent again";
+  }
+  runtime->ZeroGrad();
+  EXPECT_EQ(give({{lent, false}, {other, true}}), kOk);
+  EXPECT_EQ(give({{lent, true}}), kRefused);
+}
+
+// Calls of several tensors, of units whose update is under way and of others, with and without
+// waiting for anything: each tensor's gradients are added in the order of the calls.
+TEST(LentTest, CallsKeepTheirOrderWhileUpdatesReadWhatCameBefore) {
+  const ModelSpec spec = LentModel();
+  const size_t tensors = spec.tensors.size();
+  for (const uint64_t seed : Seeds(40)) {
+    RuntimeConfig config = ConfigOf(seed);
+    config.budgets.hbm = Bytes(0);
+    absl::StatusOr<SimRuntime> sim = MakeSimRuntime(spec, config, {.seed = seed});
+    ASSERT_TRUE(sim.ok()) << "seed " << seed << ": " << sim.status();
+    OffloadRuntime* const runtime = sim->runtime.get();
+    Trainer trainer(runtime, spec, kOptions);
+    ASSERT_TRUE(trainer.Load().ok());
+    uint64_t dice = testing::Mix(seed + 5);
+    const auto draw = [&dice](uint64_t n) { return (dice = testing::Mix(dice + 1)) % n; };
+    std::vector<std::vector<std::byte>> params;
+    std::vector<ParamPlace> places;
+    for (uint32_t t = 0; t < tensors; ++t)
+      params.push_back(Rounded(InitialValues(t, spec.tensors[t].elements)));
+    for (std::vector<std::byte>& param : params) places.push_back({param.data(), kType});
+    std::deque<std::vector<std::byte>> memory;  // of gradients
+    std::vector<Ticket> tickets;
+    std::vector<std::vector<float>> m(tensors), v(tensors), master(tensors);
+    std::vector<int64_t> updates(tensors, 0);
+    for (uint32_t t = 0; t < tensors; ++t) {
+      master[t] = InitialValues(t, spec.tensors[t].elements);
+      m[t].resize(master[t].size());
+      v[t].resize(master[t].size());
+    }
+    for (int step = 0; step < 3; ++step) {
+      std::vector<std::vector<std::byte>> sums(tensors);
+      std::vector<bool> lent(tensors, false);
+      runtime->BeginIteration(1, true);
+      for (int call = 0; call < 6; ++call) {
+        std::vector<GivenGradient> given;
+        for (uint32_t t = 0; t < tensors; ++t) {
+          if (lent[t] || draw(3) != 0) continue;
+          const auto& grad =
+              memory.emplace_back(MakeGradient(static_cast<int>(draw(1000)), t, params[t].data(),
+                                               kType, kType, spec.tensors[t].elements));
+          lent[t] = sums[t].empty() && draw(2) == 0;
+          given.push_back({TensorIndex(t), grad, lent[t]});
+          if (sums[t].empty()) {
+            sums[t] = grad;
+          } else {
+            Accumulate(sums[t].data(), grad.data(), kType, master[t].size());
+          }
+        }
+        if (!given.empty()) tickets.push_back(runtime->PushGrads(given));
+      }
+      runtime->EndIteration();
+      tickets.push_back(runtime->Step({.groups = Groups(), .lent = places, .clip_norm = 0}));
+      for (uint32_t t = 0; t < tensors; ++t) {
+        if (sums[t].empty()) continue;
+        const ScopedFlushDenormals flush;
+        AdamWUpdate(MakeCoefficients(AdamWGroups()[spec.tensors[t].group], ++updates[t], 1.0f),
+                    {.master = master[t],
+                     .exp_avg = m[t],
+                     .exp_avg_sq = v[t],
+                     .grad = sums[t].data(),
+                     .grad_type = kType});
+      }
+    }
+    for (const Ticket ticket : tickets) ASSERT_EQ(trainer.Wait(ticket), absl::OkStatus()) << seed;
+    for (uint32_t t = 0; t < tensors; ++t) {
+      ASSERT_EQ(trainer.Read(t, Field::kMaster).value(), master[t]) << "seed " << seed << ", " << t;
+      ASSERT_EQ(params[t], Rounded(master[t])) << "seed " << seed << ", " << t;
     }
   }
 }
@@ -104,7 +242,8 @@ TEST(LentTest, AfterAFailureADrainReturnsWhenLentParametersAreLeftAlone) {
     OffloadRuntime* const runtime = sim->runtime.get();
     std::vector<std::vector<std::byte>> params;
     std::vector<std::vector<float>> masters;
-    if (TrainLent(runtime, LentModel(), &params, &masters).ok()) continue;
+    const auto lending = static_cast<Lending>(seed % 3);
+    if (TrainLent(runtime, LentModel(), &params, &masters, lending, 4).ok()) continue;
     ++failures;
     Trainer trainer(runtime, LentModel(), kOptions);
     EXPECT_FALSE(trainer.Wait(runtime->Drain()).ok());

@@ -112,13 +112,15 @@ def test_what_is_half_written_is_known(seam, fault, overlap):
     """The n-th read or write fails, for every n until none does."""
     ended, failed = 0, 0
     lists = [0, 0, 0]
+    # A read that moves nothing may find the same bytes in its buffer, left there by the write before it.
+    enough = 20 if (seam, fault) == (READ, LOST) else 3
     for nth in range(1, 40):
         model, optimizer, error = run(seam, fault, nth, overlap)
         if error is None:
             assert_equal(memory(model), EXPECTED[6])
             optimizer.close()
             ended += 1
-            if ended == 3:
+            if ended == enough:
                 break
             continue
         failed += 1
@@ -130,8 +132,7 @@ def test_what_is_half_written_is_known(seam, fault, overlap):
                 use(model, optimizer)
         optimizer.close()
         assert all(type(p) is torch.nn.Parameter for p in model.parameters())
-    # A read that moves nothing may find the same bytes in its buffer, left there by the write before it.
-    assert ended == 3 and failed >= (1 if (seam, fault) == (READ, LOST) else 3)
+    assert ended == enough and failed >= (1 if (seam, fault) == (READ, LOST) else 3)
     if fault == CORRUPT and seam == READ:
         assert min(lists) > 0, "nothing was half written, so this proves little"
 

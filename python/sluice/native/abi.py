@@ -140,6 +140,12 @@ class Place(Structure):
     _fields_ = [("data", ctypes.c_void_p), ("dtype", ctypes.c_int32), ("reserved", ctypes.c_int32)]
 
 
+class Gradient(ctypes.Structure):
+    """Address, elements, tensor, whether it is lent: of the package's own, so nothing is checked."""
+
+    _fields_ = [("data", ctypes.c_void_p), ("elements", ctypes.c_int64), ("tensor", ctypes.c_uint32), ("lent", ctypes.c_uint32)]
+
+
 class StepArgs(Structure):
     _fields_ = [
         ("struct_size", ctypes.c_size_t),
@@ -214,6 +220,7 @@ _FUNCTIONS = {
     "sluice_grad": {
         **_RUNTIME, "tensor": _u32, "data": _address, "elements": _i64, "stream": _address, **_TICKET
     },
+    "sluice_grads": {**_RUNTIME, "gradients": _at(Gradient), "count": _u64, "stream": _address, **_TICKET},
     "sluice_zero_grad": _RUNTIME,
     "sluice_grad_clear": {**_RUNTIME, "tensor": _u32},
     "sluice_step": {**_RUNTIME, "args": _at(StepArgs), **_TICKET},
@@ -469,6 +476,11 @@ class Runtime:
 
     def start_grad(self, tensor, pointer, elements, ticket):
         self._straight(self.library._lib.sluice_grad, tensor, pointer, elements, self._stream(), ctypes.byref(ticket))
+
+    def start_grads(self, gradients, ticket):
+        """gradients: [what a Gradient is made of]. Those that are lent belong into lent.keep()."""
+        array = (Gradient * len(gradients))(*gradients)
+        self._straight(self.library._lib.sluice_grads, array, len(gradients), self._stream(), ctypes.byref(ticket))
 
     def zero_grad(self):
         self._call("sluice_zero_grad")

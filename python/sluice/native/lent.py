@@ -19,16 +19,20 @@ class Lent:
     def __init__(self, runtime):
         self._runtime = runtime
         self._lock = threading.RLock()
-        self._open = collections.deque()  # (ticket, tensor, its bytes); ticket 0: not begun
+        self._open = collections.deque()  # (ticket, tensors, their bytes); ticket 0: not begun
         self._bytes = 0
         self._unasked = 0  # bytes since it was asked
+        self._kept = []
 
     def lend(self, tensor, start, *arguments):
-        """Calls start(*arguments, ticket), which begins an operation on the tensor's memory. Errors: those of start, and of
+        self.lend_all((tensor,), start, *arguments)
+
+    def lend_all(self, tensors, start, *arguments):
+        """Calls start(*arguments, ticket), which begins an operation on the tensors' memory. Errors: those of start, and of
         operations that have ended since."""
         with self._lock:
-            ticket, count = ctypes.c_uint64(), tensor.nbytes
-            self._open.append((ticket, tensor, count))  # first, so that nothing can come in between
+            ticket, count = ctypes.c_uint64(), sum(tensor.nbytes for tensor in tensors)
+            self._open.append((ticket, tensors, count))  # first, so that nothing can come in between
             self._bytes += count
             start(*arguments, ticket)
             self._unasked += max(count, _LEAST_BYTES)
@@ -36,6 +40,14 @@ class Lent:
                 self._unasked = 0
                 while self._open and (self._bytes > _BYTES_MAX or self._runtime.done(self._open[0][0])):
                     self._finish_first()
+
+    def keep(self, tensor):
+        """An update is to use its memory: until let_go()."""
+        self._kept.append(tensor)
+
+    def let_go(self):
+        """No update is under way."""
+        self._kept.clear()
 
     def finish(self):
         """Waits for all of them."""
@@ -49,6 +61,7 @@ class Lent:
         with self._lock:
             self._open.clear()
             self._bytes = 0
+            self._kept.clear()
 
     def _finish_first(self):
         ticket, _, count = self._open[0]

@@ -5,6 +5,7 @@ Parameters whose memory the library can't write (not contiguous, or not in RAM) 
 RAM. One thread. An interrupt may come between any two lines: settle() puts right whatever it left.
 """
 
+import bisect
 import collections
 
 import torch
@@ -16,6 +17,7 @@ from ..spools.spool import SpoolFile
 _DTYPE_NUMBERS = {torch.float32: abi.F32, torch.bfloat16: abi.BF16, torch.float16: abi.F16}
 _STATES = (abi.MASTER, abi.EXP_AVG, abi.EXP_AVG_SQ)
 _UNIT_ELEMENTS = 4 << 20  # parameters that no module groups are grouped up to so many
+_COPIES_BYTES = 8 << 20  # of gradients that are not as the library takes them: handed over at a time
 
 
 def units_of(parameters):
@@ -79,6 +81,25 @@ def in_place(parameter):
     return parameter.device.type == "cpu" and parameter.is_contiguous()
 
 
+def _aligned(tensor):
+    return tensor.data_ptr() % tensor.element_size() == 0
+
+
+class _Spans:
+    """The memory of parameters that are contiguous, and apart."""
+
+    def __init__(self, parameters):
+        spans = sorted((p.data_ptr(), p.data_ptr() + p.nbytes) for p in parameters)
+        self._begins = [begin for begin, _ in spans]
+        self._ends = [end for _, end in spans]
+
+    def reach(self, tensor):
+        """Whether one of them has a byte of a contiguous tensor."""
+        begin = tensor.data_ptr()
+        before = bisect.bisect_left(self._begins, begin + tensor.nbytes)
+        return before > 0 and self._ends[before - 1] > begin
+
+
 Spooled = collections.namedtuple("Spooled", "file parameters steps records")  # steps, records: by id of Parameter
 
 
@@ -115,16 +136,35 @@ class StateStore:
 
     # ---- Steps
 
-    def hand_over(self, numbers):
-        """Gradients of these tensors, for update(), which is told where the parameters lie now."""
+    def hand_over(self, numbers, lend):
+        """Gradients of these tensors, for update(), which is told where the parameters lie now. lend: the caller leaves
+        gradients as they are until settle(), so those that can be used where they lie are not copied."""
         self._begun = {number: self._updates(number) for number in numbers}
+        self._places = {number: self._place(number) for number in numbers}
         self.runtime.iteration_begin(0, True)
+        written = _Spans(self.parameters[number] for number in numbers if number not in self._staged)
+        given, copies = [], 0
         for number in numbers:
-            gradient = self._gradient(self.parameters[number])
-            self.runtime.lent.lend(gradient, self.runtime.start_grad, number, gradient.data_ptr(), gradient.numel())
+            gradient, copied = self._gradient(self.parameters[number])
+            lent = lend and not copied and _aligned(gradient) and not written.reach(gradient)
+            given.append((number, gradient, lent))
+            copies += gradient.nbytes if copied else 0
+            if copies > _COPIES_BYTES:
+                self._give(given)
+                given, copies = [], 0
+        self._give(given)
         self.runtime.lent.finish()
         self.runtime.iteration_end()
-        self._places = {number: self._place(number) for number in numbers}
+
+    def _give(self, given):
+        if not given:
+            return
+        lent = self.runtime.lent
+        for _, gradient, is_lent in given:
+            if is_lent:
+                lent.keep(gradient)
+        items = [(gradient.data_ptr(), gradient.numel(), number, is_lent) for number, gradient, is_lent in given]
+        lent.lend_all([gradient for _, gradient, _ in given], self.runtime.start_grads, items)
 
     def update(self, hyperparameters):
         """Starts the update of those whose gradients were handed over. hyperparameters: by their numbers. Returns whether
@@ -151,6 +191,7 @@ class StateStore:
             self.runtime.iteration_end()
             self.runtime.zero_grad()
         self._staged.clear()
+        self.runtime.lent.let_go()
         self._begun = {}
         return begun
 
@@ -192,16 +233,18 @@ class StateStore:
         return self.runtime.tensor_info(number).step
 
     def _gradient(self, parameter):
-        gradient = parameter.grad.detach()
-        if gradient.layout != torch.strided:
-            gradient = gradient.to_dense()
-        return gradient.to("cpu", self.grad_dtype).contiguous()
+        """As the library takes it, and whether that is a copy."""
+        given = parameter.grad.detach()
+        gradient = given if given.layout == torch.strided else given.to_dense()
+        gradient = gradient.to("cpu", self.grad_dtype).resolve_neg().contiguous()
+        return gradient, gradient is not given
 
     def _place(self, number):
         parameter = self.parameters[number]
         data = parameter.detach()
         if not in_place(data):
             data = self._staged[number] = data.to("cpu").contiguous()
+        self.runtime.lent.keep(data)
         return abi.Place(data=data.data_ptr(), dtype=_DTYPE_NUMBERS[data.dtype])
 
     # ---- Values

@@ -11,17 +11,20 @@ class UnderWay:
     """The owner (away.py) of parameters whose own memory an update writes.
 
     ready(parameter): a method; waits until the parameter is written, and has it given back, or raises. It is asked by every
-    use of the parameter, through whatever door, and never by its shape, type or gradient. Parameters of other classes
-    than torch.nn.Parameter can't be guarded.
+    use of the parameter, through whatever door, and by its gradient where that is lent; never by its shape or type. Parameters
+    of other classes than torch.nn.Parameter can't be guarded.
     """
 
     def __init__(self, ready):
         self._ready = weakref.WeakMethod(ready)
         self._kept = {}  # id -> Parameter
         self._versions = {}  # id -> version when the update began
+        self._lent = False
 
-    def keep(self, parameters):
+    def keep(self, parameters, lent=False):
+        """lent: the update reads their gradients where they lie."""
         self._versions = {}
+        self._lent = lent
         for parameter in parameters:
             self._kept[id(parameter)] = parameter
             away.put_away(parameter, self)
@@ -75,6 +78,8 @@ class UnderWay:
         self.use(parameter).data = tensor
 
     def grad(self, parameter):
+        if self._lent:
+            self.use(parameter)
         return away.raw_grad(parameter)
 
     def set_grad(self, parameter, gradient):

@@ -1,0 +1,88 @@
+#include "offload/run/gradient_calls.h"
+
+#include <utility>
+
+namespace sluice {
+
+GradientCalls::GradientCalls(const Context& context, Gradients* gradients, const Updater* updater,
+                             Tickets* tickets)
+    : context_(context),
+      gradients_(gradients),
+      updater_(updater),
+      tickets_(tickets),
+      held_(context.layout->units().size()) {}
+
+GradientCalls::~GradientCalls() = default;
+
+GradientCalls::Call* GradientCalls::NewCall() {
+  if (free_calls_.empty()) {
+    calls_.push_back(std::make_unique<Call>());
+    free_calls_.push_back(calls_.back().get());
+  }
+  Call* const call = free_calls_.back();
+  free_calls_.pop_back();
+  return call;
+}
+
+bool GradientCalls::Take(std::span<const GivenGradient> given, Fence fence, Ticket ticket) {
+  Call* const call = NewCall();
+  call->ticket = ticket;
+  call->left = given.size();
+  call->fence = std::move(fence);
+  bool any = false;
+  for (const GivenGradient& gradient : given) {
+    gradients_->Expect(gradient);
+    const UnitIndex unit = context_.layout->tensor(gradient.tensor).unit;
+    if (updater_->UnitPending(unit)) {
+      held_[unit.value()].push_back({gradient, call});
+    } else {
+      HandOn({gradient, call});
+      any = true;
+    }
+  }
+  return any;
+}
+
+void GradientCalls::HandOn(const Held& held) {
+  Call* const call = held.call;
+  if (held.gradient.lent) {
+    gradients_->Lend(held.gradient.tensor, held.gradient.data);
+    return EndOne(call, absl::OkStatus());
+  }
+  gradients_->Push(held.gradient.tensor, held.gradient.data, &call->fence,
+                   [this, call](const absl::Status& status) { EndOne(call, status); });
+}
+
+void GradientCalls::EndOne(Call* call, const absl::Status& status) {
+  if (call->status.ok()) call->status = status;
+  if (--call->left > 0) return;
+  call->fence = Fence();
+  tickets_->Complete(call->ticket, std::exchange(call->status, absl::OkStatus()));
+  free_calls_.push_back(call);
+}
+
+void GradientCalls::GoOn(UnitIndex unit) {
+  for (const Held& held : std::exchange(held_[unit.value()], {})) HandOn(held);
+}
+
+void GradientCalls::Forget(std::optional<TensorIndex> tensor) {
+  for (std::vector<Held>& held : held_) {
+    std::vector<Held> kept;
+    for (const Held& one : held) {
+      if (tensor && one.gradient.tensor != *tensor) {
+        kept.push_back(one);
+      } else {
+        EndOne(one.call, absl::OkStatus());
+      }
+    }
+    held = std::move(kept);
+  }
+}
+
+void GradientCalls::Fail(const absl::Status& status) {
+  for (std::vector<Held>& held : held_) {
+    for (const Held& one : std::exchange(held, {})) EndOne(one.call, status);
+  }
+}
+
+}  // namespace sluice
