@@ -93,6 +93,9 @@ class Device {
   // On CUDA there are none, for an operation begins, behind others, when it is enqueued.
   virtual void Abandon() = 0;
 
+  // Whether the host may read and write HBM itself, behind no link.
+  virtual bool host_addressable() const = 0;
+
   // Tells the device of host memory that it will copy from and to, until the device is destroyed.
   // Errors: it could not be pinned, and why; copies then work, but slower.
   virtual absl::Status RegisterHost(MemoryView memory) = 0;

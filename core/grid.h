@@ -13,6 +13,9 @@ namespace sluice {
 
 inline constexpr int64_t kCellElements = 4096;
 
+// What is checked, updated and sealed while it is in a core's cache: a few cells of a chunk.
+inline constexpr int64_t kPieceElements = 4 * kCellElements;
+
 constexpr int64_t CellCount(int64_t elements) {
   return (elements + kCellElements - 1) / kCellElements;
 }

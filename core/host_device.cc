@@ -65,6 +65,7 @@ class HostDevice final : public Device {
     for (Stream& stream : streams_) stream.pending -= stream.queue.Drop();
   }
 
+  bool host_addressable() const override { return options_.link_bytes_per_second == 0; }
   absl::Status RegisterHost(MemoryView) override { return absl::OkStatus(); }
   absl::Status CheckStream(CallerStream) override { return absl::OkStatus(); }
   absl::StatusOr<Fence> RecordFence(CallerStream) override { return Fence(); }

@@ -31,6 +31,7 @@ void BufferPool::Take(Waiter* waiter) {
   const MemoryView buffer = TryTake();
   if (buffer.empty()) {
     waiters_.push_back(waiter);
+    if (keeper_ != nullptr) keeper_->OnWanted();
   } else {
     waiter->OnBuffer(buffer);
   }

@@ -26,6 +26,14 @@ class BufferPool {
     virtual void OnBuffer(MemoryView buffer) = 0;  // called from Take or from another's Give
   };
 
+  // Who keeps buffers that it could give back.
+  class Keeper {
+   public:
+    virtual ~Keeper() = default;
+    // One more waiter waits. May give back one now or later, or none.
+    virtual void OnWanted() = 0;
+  };
+
   BufferPool() = default;
   // As many buffers of `buffer_size` as fit in `memory`.
   BufferPool(MemoryView memory, Bytes buffer_size);
@@ -35,6 +43,8 @@ class BufferPool {
   void Take(Waiter* waiter);     // calls waiter->OnBuffer now or later
   void Cancel(Waiter* waiter);   // a waiter that no longer wants one
   void Give(MemoryView buffer);  // exactly what was taken; checked: one of ours, and taken
+  size_t waiting() const { return waiters_.size(); }
+  void SetKeeper(Keeper* keeper) { keeper_ = keeper; }  // not owned; null: there is none
 
   Bytes buffer_size() const { return buffer_size_; }
   size_t count() const { return taken_.size(); }
@@ -50,6 +60,7 @@ class BufferPool {
   std::vector<uint32_t> free_;
   std::vector<bool> taken_;
   std::deque<Waiter*> waiters_;
+  Keeper* keeper_ = nullptr;
   size_t taken_max_ = 0;
 };
 

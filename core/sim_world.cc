@@ -172,6 +172,7 @@ class SimDevice final : public Device {
       stream.queued = 0;
     }
   }
+  bool host_addressable() const override { return options_.host_addressable; }
   absl::Status RegisterHost(MemoryView) override { return absl::OkStatus(); }
   absl::Status CheckStream(CallerStream) override { return absl::OkStatus(); }
 

@@ -97,6 +97,7 @@ class SimCallerStream {
 struct SimDeviceOptions {
   double link_bytes_per_second = 16e9;
   Bytes hbm_limit = Bytes(INT64_MAX);
+  bool host_addressable = false;
 };
 std::unique_ptr<Device> MakeSimDevice(const SimDeviceOptions& options, SimWorld* world,
                                       MemoryResource* resource);

@@ -16,6 +16,20 @@
 
 namespace sluice {
 
+std::optional<AllowedCores> FindAllowedCores() {
+  const std::vector<int> mask = CoresOfThread(), places = OpenMpPlaces();
+  if (mask.empty()) return std::nullopt;
+  AllowedCores allowed;
+  std::set_union(mask.begin(), mask.end(), places.begin(), places.end(),
+                 std::back_inserter(allowed.cores));
+  allowed.count = static_cast<int>(allowed.cores.size());
+  if (const auto quota = FindCpuQuota(FilesBelow("")); quota) {
+    const double cores = std::min(std::ceil(quota->cores), static_cast<double>(INT_MAX));
+    allowed.count = std::clamp(static_cast<int>(cores), 1, allowed.count);
+  }
+  return allowed;
+}
+
 absl::StatusOr<Topology> DetectTopology() {
   hwloc_topology_t raw = nullptr;
   if (hwloc_topology_init(&raw) != 0) return absl::InternalError("hwloc can't be initialised");
@@ -27,14 +41,11 @@ absl::StatusOr<Topology> DetectTopology() {
   Topology result;
   result.cores_machine = std::max(1, hwloc_get_nbobjs_by_type(raw, HWLOC_OBJ_PU));
   result.numa_nodes = std::max(1, hwloc_get_nbobjs_by_type(raw, HWLOC_OBJ_NUMANODE));
-  const std::vector<int> mask = CoresOfThread(), places = OpenMpPlaces();
-  std::set_union(mask.begin(), mask.end(), places.begin(), places.end(),
-                 std::back_inserter(result.cores));
-  result.cores_allowed =
-      mask.empty() ? result.cores_machine : static_cast<int>(result.cores.size());
-  if (const auto quota = FindCpuQuota(FilesBelow("")); quota) {
-    const double cores = std::min(std::ceil(quota->cores), static_cast<double>(INT_MAX));
-    result.cores_allowed = std::clamp(static_cast<int>(cores), 1, result.cores_allowed);
+  if (std::optional<AllowedCores> allowed = FindAllowedCores()) {
+    result.cores = std::move(allowed->cores);
+    result.cores_allowed = allowed->count;
+  } else {
+    result.cores_allowed = result.cores_machine;
   }
   std::ifstream cpuinfo("/proc/cpuinfo");
   std::string line;

@@ -108,6 +108,8 @@ class CudaDevice final : public Device {
   }
   void Abandon() override {}
 
+  bool host_addressable() const override { return false; }
+
   absl::Status RegisterHost(MemoryView memory) override {
     const CudaScope scope(options_.index);
     const size_t first = registered_.size();

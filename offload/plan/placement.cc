@@ -35,6 +35,8 @@ class Placer {
   absl::StatusOr<Placement> Run() {
     const bool all_in_hbm = options_.lowest_state_tier == Tier::kHbm;
     p_.io_alignment = options_.io_alignment;
+    p_.hbm_in_place = options_.hbm_in_place;
+    p_.task_elements = options_.task_elements;
     MeasureGradients();
     SLUICE_RETURN_IF_ERROR(all_in_hbm ? PlaceAllInHbm() : PlaceInHbm());
     SLUICE_RETURN_IF_ERROR(PlaceInPinned());
@@ -145,11 +147,11 @@ class Placer {
           states_stay || params_stay ? "; or let states and parameters go to NVMe" : "");
     }
     Bytes left = budgets_.pinned - least;
-    // If it all fits, few buffers are needed; otherwise as many as keep the drive busy, before
-    // anything stays for good.
-    const bool all_fit =
-        (states_stay ? Bytes(0) : all_states) + (params_stay ? Bytes(0) : all_params) <= left;
-    if (!all_fit) left -= AddBuffers(left / 2);
+    // If it all fits, buffers get what is left over; otherwise as many as keep the drive busy,
+    // before anything stays for good.
+    const Bytes all = (states_stay ? Bytes(0) : all_states) + (params_stay ? Bytes(0) : all_params);
+    all_fit_ = all <= left;
+    left -= AddBuffers(all_fit_ ? left - all : left / 2);
     HomeParams(params_stay ? &unlimited_ : &left);
     if (!states_elsewhere) HomeStates(states_stay ? &unlimited_ : &left);
     return absl::OkStatus();
@@ -157,18 +159,58 @@ class Placer {
 
   bool StatesMove() const { return p_.state_buffer_bytes > Bytes(0); }  // there are any
 
-  // More buffers of both kinds, as many as wanted and as `room` holds. Returns their bytes.
+  // More buffers of both kinds, as many as wanted and as `room` holds, those for parameters as
+  // large as copies are to be. Returns their bytes.
   Bytes AddBuffers(Bytes room) {
-    Bytes used;
-    const Bytes pair = p_.state_buffer_bytes + p_.param_buffer_bytes;
-    const int states = StatesMove() ? options_.state_buffers : 0;
-    while (used + pair <= room &&
-           (p_.state_buffers < states || p_.param_buffers < options_.param_buffers)) {
-      if (p_.state_buffers < states) ++p_.state_buffers, used += p_.state_buffer_bytes;
-      if (p_.param_buffers < options_.param_buffers)
-        ++p_.param_buffers, used += p_.param_buffer_bytes;
+    const Bytes chunk = p_.param_buffer_bytes;
+    Bytes used = EnlargeParamBuffers(room / 2);
+    const int states = StatesMove() && !all_fit_ ? options_.state_buffers : 0;
+    const int params = ParamBuffersWanted(chunk);
+    while (true) {
+      const bool add_states = p_.state_buffers < states;
+      const bool add_params = p_.param_buffers < params;
+      const Bytes more = (add_states ? p_.state_buffer_bytes : Bytes(0)) +
+                         (add_params ? p_.param_buffer_bytes : Bytes(0));
+      if (more == Bytes(0) || used + more > room) return used;
+      p_.state_buffers += add_states ? 1 : 0;
+      p_.param_buffers += add_params ? 1 : 0;
+      used += more;
     }
-    return used;
+  }
+
+  // To what holds copy_bytes of whole chunks, or the largest unit that crosses the link in chunks.
+  Bytes EnlargeParamBuffers(Bytes room) {
+    if (p_.hbm_in_place || p_.grad_home == Tier::kHbm) return Bytes(0);
+    Bytes largest;
+    for (uint32_t u = 0; u < layout_.units().size(); ++u) {
+      const UnitLayout& unit = layout_.units()[u];
+      const bool may_come_from_nvme = p_.param_home[u] != Tier::kHbm && !all_fit_;
+      if (!p_.CopiesUpdates(layout_, u) && !may_come_from_nvme) continue;
+      Bytes sum;
+      for (const ChunkLayout& chunk : layout_.chunks().subspan(unit.first_chunk, unit.chunk_count))
+        sum += RoundUp(chunk.param_bytes(), options_.io_alignment);
+      largest = std::max(largest, sum);
+    }
+    const Bytes chunk = p_.param_buffer_bytes;
+    const Bytes enough = RoundUp(options_.copy_bytes, options_.io_alignment) + chunk;
+    const Bytes wanted = std::max(chunk, std::min(largest, enough));
+    const Bytes more = (wanted - chunk) * p_.param_buffers;
+    if (more > room) return Bytes(0);
+    p_.param_buffer_bytes = wanted;
+    return more;
+  }
+
+  // As many bytes as the chunks on their way take; and, of those that hold several, one for the
+  // beginning of what others hold the end of, and one that is being copied.
+  int ParamBuffersWanted(Bytes chunk) const {
+    int64_t chunks = all_fit_ ? 0 : options_.param_buffers;
+    for (uint32_t u = 0; u < layout_.units().size(); ++u) {
+      if (p_.CopiesUpdates(layout_, u))
+        chunks = std::max<int64_t>(chunks, ResidentUpdates(options_.workers));
+    }
+    if (p_.param_buffer_bytes > chunk)
+      chunks = RoundUp(chunk * chunks, p_.param_buffer_bytes) / p_.param_buffer_bytes + 2;
+    return static_cast<int>(chunks);
   }
 
   void HomeParams(Bytes* left) {
@@ -212,6 +254,7 @@ class Placer {
   const Budgets& budgets_;
   const PlacementOptions& options_;
   Bytes unlimited_ = Bytes(INT64_MAX / 2);
+  bool all_fit_ = false;
   Placement p_;
 };
 

@@ -39,6 +39,9 @@ struct Budgets {
 inline constexpr Bytes kSlotAlignment = Bytes(4096);  // of units, buffers and homes in every arena
 inline constexpr int kBuffersMin = 2;
 
+// Of chunks whose states stay, how many are updated at a time: no worker waits for the next.
+constexpr int ResidentUpdates(int workers) { return 2 * workers + 2; }
+
 struct PlacementOptions {
   Tier lowest_param_tier = Tier::kNvme;
   Tier lowest_state_tier = Tier::kNvme;   // kHbm: states and gradients live there, all of them
@@ -48,6 +51,15 @@ struct PlacementOptions {
   int param_buffers = 24;  // wanted for moving parameters, if a copy passes through; at least 2
   // Of transfers to and from the drives: a power of two, from kSlotAlignment to 2 MiB.
   Bytes io_alignment = kSlotAlignment;
+  // HBM is memory of the host, behind no link: updated parameters are written in place.
+  bool hbm_in_place = false;
+  // Grains. A chunk is what is transferred. A copy of parameters into HBM is of so many bytes at
+  // least, or of a unit, where the budget has room for that; a task of an update is of so many
+  // elements at most, a multiple of kPieceElements, so that what it touches stays in a core's L2:
+  // 16 bytes an element, in bf16.
+  Bytes copy_bytes = MiB(1);
+  int64_t task_elements = 3 * kPieceElements;
+  int workers = 1;  // that update
 };
 
 // What pinned memory must hold whatever the budgets: the smallest pinned budget, and of what it is.
@@ -77,8 +89,10 @@ struct Placement {
   Bytes params_pinned;
   Bytes states_pinned;
   Bytes state_buffer_bytes;  // of one
-  Bytes param_buffer_bytes;
-  Bytes io_alignment;  // of both kinds of buffers, and of extents
+  Bytes param_buffer_bytes;  // room for several chunks, if copies into HBM are to be larger
+  Bytes io_alignment;        // of both kinds of buffers, and of extents
+  bool hbm_in_place = false;
+  int64_t task_elements = 0;
   int state_buffers = 0;
   int param_buffers = 0;
   Bytes states_nvme;  // extents
@@ -94,6 +108,12 @@ struct Placement {
            state_buffer_bytes * state_buffers + param_buffer_bytes * param_buffers;
   }
   Bytes nvme() const { return states_nvme + params_nvme; }
+  // Whether the unit's updated parameters cross a link, chunk by chunk or several at a time.
+  bool CopiesUpdates(const ModelLayout& layout, size_t unit) const {
+    const UnitLayout& u = layout.units()[unit];
+    return param_home[unit] == Tier::kHbm && grad_home != Tier::kHbm && !hbm_in_place && !u.lent &&
+           u.updated_elements > 0;
+  }
 };
 
 // Errors: ResourceExhausted naming the tier, the smallest budget that would work, and what else

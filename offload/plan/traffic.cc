@@ -31,7 +31,7 @@ StepTraffic TrafficOf(const ModelLayout& layout, const Placement& p) {
   }
   for (const UnitLayout& unit : layout.units()) {
     const auto u = static_cast<size_t>(&unit - layout.units().data());
-    if (p.param_home[u] == Tier::kHbm && !unit.lent)
+    if (p.CopiesUpdates(layout, u))
       t.to_hbm += Bytes(unit.updated_elements * unit.types.param.size());
   }
   t.checksummed = t.nvme_read + t.nvme_written;

@@ -20,7 +20,7 @@ struct StepTraffic {
   Bytes read_ahead;   // of nvme_read, what the buffers hold before the step starts
   Bytes checksummed;  // read and written
   Bytes to_hbm;       // copies into HBM: of units that are brought there, and of updated parameters
-                      // that live there
+                      // that live there, behind a link
   Bytes grads;        // copies out of HBM
 };
 

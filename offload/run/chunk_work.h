@@ -1,46 +1,44 @@
 // offload/run/chunk_work.h
 //
-// One chunk on its way through an update: its buffers, its transfers, and the arithmetic that a
-// worker does on it, or the device where the states live in HBM. Internal to the updater, which
-// says what happens when.
+// One chunk on its way through an update: its buffers, its transfers, and the arithmetic that
+// workers do on it, or the device where the states live in HBM. A chunk is what is transferred; the
+// arithmetic is cut into parts that stay in a core's cache, and several workers may have one each.
+// Internal to the updater, which says what happens when.
 //
-// Threads: Run on a worker, Launch there or on the device's, the rest on the control thread. Lives
-// as long as the updater; used for one chunk after another.
+// Threads: the parts run on workers, Launch on the device's thread, the rest on the control thread.
+// Lives as long as the updater; used for one chunk after another.
 
 #ifndef SLUICE_OFFLOAD_RUN_CHUNK_WORK_H_
 #define SLUICE_OFFLOAD_RUN_CHUNK_WORK_H_
+
+#include <vector>
 
 #include "offload/run/updater.h"
 
 namespace sluice {
 
-class Updater::ChunkWork final : public Task,
-                                 public DeviceWork,
-                                 public Event,
-                                 public BufferPool::Waiter {
+class Updater::ChunkWork final : public DeviceWork, public Event {
  public:
-  explicit ChunkWork(Updater* owner)
-      : read(this, &Updater::OnRead),
-        write(this, &Updater::OnStatesStored),
-        param_write(this, &Updater::OnParamsStored),
-        param_read(this, &Updater::OnParamsRead),
-        download(this, &Updater::OnParamsRead),
-        upload(this, &Updater::OnParamsStored),
-        owner_(owner) {}
+  explicit ChunkWork(Updater* owner);
 
-  // On a worker: checks what was read, updates, seals what will be written.
-  void Run() override;
-  // Updates, on the device's stream or, where it is null, here.
+  // Starts the update: by workers, or the device. What is to be written is prepared.
+  void Submit();
+  // All of the chunk, on the device's stream or, where that is null, here.
   void Launch(void* stream) override;
-  Nanos cost() const override {
-    return Nanos(owner_->context_.layout->chunk(chunk).elements / 2 + 500);
-  }
-
   void Handle() override;
-  void OnBuffer(MemoryView buffer) override {
-    param_buffer = buffer;
-    owner_->OnParamBuffer(this);
-  }
+
+  // The elements from `first` to `last` of the chunk. The first part checks what was read before
+  // the others are submitted; the last to end seals what will be written.
+  struct Part final : Task {
+    void Run() override { work->RunPart(this); }
+    Nanos cost() const override { return Nanos((last - first) / 2 + 500); }
+    ChunkWork* work = nullptr;
+    int64_t first = 0;
+    int64_t last = 0;
+    TimePoint begin{0};
+    TimePoint end{0};
+  };
+  std::span<const Part> parts() const { return std::span(parts_).first(part_count_); }
 
   // A block transfer that ends in a step of the updater.
   struct Transfer final : BlockTransfer {
@@ -50,22 +48,6 @@ class Updater::ChunkWork final : public Task,
     ChunkWork* const work;
     const Next next;
   };
-  // A copy between the parameters' buffer and HBM, likewise.
-  struct Copy final : Event {
-    Copy(ChunkWork* work, Transfer::Next next) : work(work), next(next) {}
-    void Start(const Context& context, StreamKind stream, ConstMemoryView from, std::byte* to) {
-      op.stream = stream;
-      op.from = from;
-      op.to = to;
-      op.inbox = context.inbox;
-      op.event = this;
-      context.device->Enqueue(&op);
-    }
-    void Handle() override { (work->owner_->*next)(work, op.status); }
-    ChunkWork* const work;
-    const Transfer::Next next;
-    DeviceOp op;
-  };
 
   ChunkIndex chunk;
   bool streaming = false;  // states come from and go to NVMe
@@ -74,22 +56,27 @@ class Updater::ChunkWork final : public Task,
   bool param_on_nvme = false;
   bool params_read = false;  // the copies are read from NVMe, as part of the masters
   std::byte* states = nullptr;
-  MemoryView state_buffer;  // if streaming
-  MemoryView param_buffer;  // if the copy passes through a buffer
-  int stores_left = 0;
+  MemoryView state_buffer;      // if streaming
+  ParamPiece* piece = nullptr;  // whose buffer the copies pass through; null: through none
+  MemoryView param_part;        // of that buffer
+  std::byte* params = nullptr;  // where the copies are written; null: they are lent
+  int stores_left = 0;          // of its own writes
   absl::Status status;
-  TimePoint begin{0};
-  TimePoint end{0};
   Transfer read;
   Transfer write;
   Transfer param_write;
   Transfer param_read;
-  Copy download;
-  Copy upload;
-  DeviceOp device_op;  // the update, if on_device
 
  private:
+  void RunPart(Part* part);
+  bool Verifies();
+  void Update(void* stream, int64_t first, int64_t last);
+
   Updater* const owner_;
+  std::vector<Part> parts_;  // room for those of any chunk
+  size_t part_count_ = 0;
+  std::atomic<size_t> parts_left_{0};
+  DeviceOp device_op_;  // the update, if on_device
 };
 
 }  // namespace sluice

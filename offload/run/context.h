@@ -16,6 +16,7 @@
 #include "core/trace_events.h"
 #include "nvme/block_store.h"
 #include "offload/plan/layout.h"
+#include "offload/plan/param_pieces.h"
 #include "offload/plan/placement.h"
 #include "offload/run/tier_memory.h"
 #include "optim/update_rule.h"
@@ -31,6 +32,7 @@ struct ParamPlace {
 struct Context {
   const ModelLayout* layout;
   const Placement* placement;
+  const ParamPieces* pieces;
   const StateUpdate* update;
   TierMemory* memory;
   BlockStore* store;

@@ -35,11 +35,15 @@ HugePageResource* RealMemory() {
 
 // One budget for the caller's threads and the workers: a core is the caller's, who updates on it
 // while it waits, unless it is to launch kernels.
+int WorkersOf(const RuntimeConfig& config, int cores) {
+  return config.workers > 0 ? config.workers : std::max(1, cores - 1);
+}
+
 int WorkersOf(const RuntimeConfig& config, const Topology& topology, const NumaBinding& binding) {
   const int cores = binding.node
                         ? std::min(topology.cores_allowed, static_cast<int>(binding.cores.size()))
                         : topology.cores_allowed;
-  return config.workers > 0 ? config.workers : std::max(1, cores - 1);
+  return WorkersOf(config, cores);
 }
 
 // Of the file system at `path`, or of where it will be.
@@ -119,6 +123,9 @@ absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConf
     input.options.lowest_state_tier =
         std::max(input.options.lowest_state_tier, config.highest_state_tier_on_host);
   }
+  input.options.hbm_in_place =
+      input.device.kind == DeviceKind::kHost && config.link_bytes_per_second == 0;
+  input.options.workers = WorkersOf(config, FindAllowedCores().value_or(AllowedCores()).count);
   input.options.io_alignment =
       std::max(input.options.io_alignment, ExtentAlignmentOf(config.nvme_paths));
   int64_t parameters = 0;  // refused below if it is too large

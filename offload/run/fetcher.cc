@@ -1,5 +1,7 @@
 #include "offload/run/fetcher.h"
 
+#include <atomic>
+#include <cstring>
 #include <utility>
 
 #include "core/status.h"
@@ -25,41 +27,42 @@ struct Fetcher::UnitFetch final : Event {
   DeviceOp copy;
 };
 
-// One chunk on its way from NVMe.
-class Fetcher::Piece final : public BufferPool::Waiter,
-                             public BlockTransfer,
-                             public Task,
-                             public Event {
+// Neighbouring chunks on their way from NVMe (offload/plan/param_pieces.h): read side by side into
+// one buffer, each checked as soon as it is there, and copied at once.
+class Fetcher::Piece final : public BufferPool::Waiter, public Event {
  public:
-  explicit Piece(Fetcher* owner) : copied(this), owner_(owner) {}
+  explicit Piece(Fetcher* owner) : copied(this), owner_(owner) {
+    for (uint32_t i = 0; i < owner->context_.pieces->longest(); ++i)
+      reads_.push_back(std::make_unique<Read>(this));
+  }
 
-  void Start(UnitFetch* unit_fetch, ChunkIndex index) {
+  void Start(UnitFetch* unit_fetch, const ParamPieces::Piece& piece) {
     fetch = unit_fetch;
-    chunk = index;
+    first_ = piece.first;
+    count = piece.count;
     owner_->context_.memory->param_buffers.Take(this);
   }
   void OnBuffer(MemoryView view) override {
     buffer = view;
     const Context& c = owner_->context_;
-    c.store->StartRead(this, *c.memory->blocks.params[chunk.value()], buffer, IoPriority::kUrgent);
+    left_.store(count, std::memory_order_relaxed);
+    for (uint32_t i = 0; i < count; ++i) {
+      const ChunkIndex chunk(first_ + i);
+      const Bytes room = RoundUp(c.layout->chunk(chunk).param_bytes(), c.placement->io_alignment);
+      c.store->StartRead(reads_[i].get(), *c.memory->blocks.params[chunk.value()],
+                         buffer.subspan(c.pieces->OffsetOf(chunk).size(), room.size()),
+                         IoPriority::kUrgent);
+    }
   }
-  void OnDone() override {
-    if (!status().ok()) return owner_->EndPiece(this, status());
-    owner_->context_.executor->Submit(this);
-  }
-  void Run() override {
-    verified = BlockStore::Verify(*this);
-    owner_->context_.inbox->Post(this);
-  }
-  Nanos cost() const override { return Nanos(static_cast<int64_t>(data().size()) / 20 + 200); }
   void Handle() override {
-    if (!verified.ok()) return owner_->EndPiece(this, verified);
+    for (uint32_t i = 0; i < count; ++i) {
+      if (!reads_[i]->verified.ok()) return owner_->EndPiece(this, reads_[i]->verified);
+    }
     const Context& c = owner_->context_;
-    const ChunkLayout& layout = c.layout->chunk(chunk);
-    const int64_t size = layout.types.param.size();
+    const ChunkLayout& chunk = c.layout->chunks()[first_];
     copy.stream = StreamKind::kHostToDevice;
-    copy.from = buffer.first(static_cast<size_t>(layout.elements * size));
-    copy.to = fetch->to + layout.offset * size;
+    copy.from = buffer.first(BytesBefore(count));
+    copy.to = fetch->to + chunk.offset * chunk.types.param.size();
     copy.inbox = c.inbox;
     copy.event = &copied;
     c.device->Enqueue(&copy);
@@ -72,14 +75,54 @@ class Fetcher::Piece final : public BufferPool::Waiter,
   };
 
   UnitFetch* fetch = nullptr;
-  ChunkIndex chunk;
+  uint32_t count = 0;  // chunks
   MemoryView buffer;
-  absl::Status verified;
   DeviceOp copy;
   Copied copied;
 
  private:
+  struct Read final : BlockTransfer, Task {
+    explicit Read(Piece* piece) : piece(piece) {}
+    void OnDone() override {
+      verified = status();
+      if (!verified.ok()) return piece->OnArrived();
+      piece->owner_->context_.executor->Submit(this);
+    }
+    void Run() override {
+      verified = BlockStore::Verify(*this);
+      piece->OnArrived();
+    }
+    Nanos cost() const override { return Nanos(static_cast<int64_t>(data().size()) / 20 + 200); }
+
+    Piece* const piece;
+    absl::Status verified;
+  };
+
+  // A chunk is there, or never will be. On a worker or the control thread; whoever ends the last
+  // closes the gaps that transfers left.
+  void OnArrived() {
+    if (left_.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+    for (uint32_t i = 1; i < count; ++i) {
+      const ConstMemoryView from = reads_[i]->data();
+      std::byte* const to = buffer.data() + BytesBefore(i);
+      if (to != from.data()) std::memmove(to, from.data(), from.size());
+    }
+    owner_->context_.inbox->Post(this);
+  }
+
+  // Of the unit, from the piece's beginning to its chunk `i`, or to its end.
+  size_t BytesBefore(uint32_t i) const {
+    const std::span<const ChunkLayout> chunks =
+        owner_->context_.layout->chunks().subspan(first_, count);
+    const int64_t end =
+        i < count ? chunks[i].offset : chunks.back().offset + chunks.back().elements;
+    return static_cast<size_t>((end - chunks[0].offset) * chunks[0].types.param.size());
+  }
+
   Fetcher* const owner_;
+  uint32_t first_ = 0;  // chunk
+  std::vector<std::unique_ptr<Read>> reads_;
+  std::atomic<uint32_t> left_{0};  // chunks
 };
 
 Fetcher::Fetcher(const Context& context, Observer* observer)
@@ -133,9 +176,11 @@ void Fetcher::NextPieces() {
     UnitFetch* fetch = hungry_.front();
     Piece* piece = free_pieces_.back();
     free_pieces_.pop_back();
-    const ChunkIndex chunk(fetch->next_chunk++);
+    const uint32_t number = *context_.pieces->PieceOf(ChunkIndex(fetch->next_chunk));
+    const ParamPieces::Piece& chunks = context_.pieces->pieces()[number];
+    fetch->next_chunk += chunks.count;
     if (fetch->next_chunk == fetch->last_chunk) hungry_.erase(hungry_.begin());
-    piece->Start(fetch, chunk);
+    piece->Start(fetch, chunks);
   }
 }
 
@@ -144,7 +189,8 @@ void Fetcher::EndPiece(Piece* piece, const absl::Status& status) {
   if (fetch->status.ok()) fetch->status = status;
   context_.memory->param_buffers.Give(std::exchange(piece->buffer, {}));
   free_pieces_.push_back(piece);
-  const bool last = --fetch->chunks_left == 0;
+  fetch->chunks_left -= piece->count;
+  const bool last = fetch->chunks_left == 0;
   NextPieces();
   if (last) End(fetch);
 }

@@ -1,8 +1,8 @@
 // offload/run/fetcher.h
 //
 // Brings one unit's parameters from their home (pinned memory or NVMe) into HBM. From pinned memory
-// that is one copy; from NVMe it is, chunk by chunk, a read into a buffer, a check on a worker and
-// a copy, several at a time.
+// that is one copy; from NVMe it is, a buffer's worth of neighbouring chunks at a time, reads into
+// the buffer, checks on workers and a copy; several such pieces are under way at once.
 //
 // Threads: the control thread. Allocates at construction only.
 
@@ -46,7 +46,7 @@ class Fetcher {
   std::vector<std::unique_ptr<UnitFetch>> fetches_;  // by unit
   std::vector<std::unique_ptr<Piece>> pieces_;
   std::vector<Piece*> free_pieces_;
-  std::vector<UnitFetch*> hungry_;  // have chunks left that no piece has taken, first come first
+  std::vector<UnitFetch*> hungry_;  // have pieces left that none has taken, first come first
   int active_ = 0;
   Counter* const fetched_bytes_;
   Counter* const fetches_count_;

@@ -18,6 +18,7 @@ OffloadRuntime::OffloadRuntime(ModelLayout layout, Placement placement,
     : options_(options),
       layout_(std::move(layout)),
       placement_(std::move(placement)),
+      pieces_(layout_, placement_),
       update_(layout_.format(), options.rule),
       trace_(options.trace_spans_max),
       seams_(std::move(seams)),
@@ -37,6 +38,7 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> OffloadRuntime::Create(
 }
 
 absl::Status OffloadRuntime::Init() {
+  SLUICE_CHECK(!placement_.hbm_in_place || seams_.device->host_addressable());
   SLUICE_ASSIGN_OR_RETURN(
       memory_, TierMemory::Make(layout_, placement_, seams_.device.get(), seams_.host_memory));
   hbm_ = std::make_shared<Arena>(std::move(memory_.hbm));
@@ -51,6 +53,7 @@ absl::Status OffloadRuntime::Init() {
                                         &metrics_, &trace_);
   const Context context{.layout = &layout_,
                         .placement = &placement_,
+                        .pieces = &pieces_,
                         .update = &update_,
                         .memory = &memory_,
                         .store = store_.get(),

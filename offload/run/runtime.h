@@ -182,6 +182,7 @@ class OffloadRuntime final : public Updater::Observer {
   const RuntimeOptions options_;
   const ModelLayout layout_;
   const Placement placement_;
+  const ParamPieces pieces_;
   const StateUpdate update_;
   Metrics metrics_;
   TraceEvents trace_;

@@ -6,6 +6,7 @@
 #include "core/status.h"
 #include "fmt/format.h"
 #include "offload/run/chunk_work.h"
+#include "offload/run/param_piece.h"
 #include "offload/run/planted_bug.h"
 
 namespace sluice {
@@ -20,23 +21,33 @@ Updater::Updater(const Context& context, Observer* observer)
       on_its_way_(context.layout->chunks().size(), false),
       begun_(context.layout->chunks().size(), false),
       updates_(context.layout->tensors().size()),
+      coming_(context.pieces->pieces().size(), 0),
+      piece_at_(context.pieces->pieces().size(), nullptr),
       chunks_updated_(context.metrics->Get("chunks_updated")),
       elements_updated_(context.metrics->Get("elements_updated")),
       update_ns_(context.metrics->Get("update_compute_ns")) {
   const size_t streaming = context.overlap ? context.memory->state_buffers.count() : 1;
   const size_t resident =
-      context.overlap ? 2 * static_cast<size_t>(context.executor->concurrency()) + 2 : 1;
+      context.overlap ? static_cast<size_t>(ResidentUpdates(context.executor->concurrency())) : 1;
   for (size_t i = 0; i < streaming + resident; ++i) {
     works_.push_back(std::make_unique<ChunkWork>(this));
     works_.back()->streaming = i < streaming;
     (i < streaming ? idle_streaming_ : idle_resident_).push_back(works_.back().get());
   }
+  // A piece that is open has a chunk or a buffer.
+  const size_t open = std::min(works_.size() + context.memory->param_buffers.count(),
+                               context.pieces->pieces().size());
+  for (size_t i = 0; i < open; ++i) {
+    piece_pool_.push_back(std::make_unique<ParamPiece>(this));
+    free_pieces_.push_back(piece_pool_.back().get());
+  }
+  context.memory->param_buffers.SetKeeper(this);
   for (uint32_t u = 0; u < context.layout->units().size(); ++u) unit_order_.push_back(UnitIndex(u));
   track_ = context.trace->AddTrack(context.update->rule().name());
   Order();
 }
 
-Updater::~Updater() = default;
+Updater::~Updater() { context_.memory->param_buffers.SetKeeper(nullptr); }
 
 void Updater::SetOrder(const std::vector<UnitIndex>& order) {
   std::vector<bool> named(unit_order_.size(), false);
@@ -90,6 +101,7 @@ void Updater::StopReadAhead() {
 void Updater::Fail() {
   failed_ = true;
   for (ChunkWork* work : std::exchange(staged_, {})) Retire(work);
+  for (const auto& piece : piece_pool_) Settle(piece.get());
 }
 
 bool Updater::Active(ChunkIndex chunk) const {
@@ -100,14 +112,15 @@ bool Updater::Active(ChunkIndex chunk) const {
 }
 
 void Updater::Start(std::vector<std::optional<TensorUpdate>> updates) {
-  SLUICE_CHECK(!started_ && chunks_left_ == 0);
+  SLUICE_CHECK(!started_ && stores_left_ == 0);
   updates_ = std::move(updates);
   for (uint32_t c = 0; c < context_.layout->chunks().size(); ++c) {
     if (!Active(ChunkIndex(c))) continue;
-    ++chunks_left_;
+    stores_left_ += 2;
+    if (const auto piece = context_.pieces->PieceOf(ChunkIndex(c))) ++coming_[*piece];
     ++unit_left_[context_.layout->chunks()[c].unit.value()];
   }
-  if (chunks_left_ == 0) return;
+  if (stores_left_ == 0) return;
   for (uint32_t t = 0; t < updates_.size(); ++t) {
     if (updates_[t]) unwritten_[t] = context_.layout->tensors()[t].elements;
   }
@@ -121,7 +134,9 @@ void Updater::Start(std::vector<std::optional<TensorUpdate>> updates) {
   Pump();
 }
 
-bool Updater::MayBegin() const { return !failed_ && (context_.overlap || busy_ == 0); }
+bool Updater::MayBegin() const {
+  return !failed_ && (context_.overlap || (busy_ == 0 && closing_ == 0));
+}
 
 void Updater::Pump() {
   PumpResident();
@@ -185,8 +200,8 @@ void Updater::PumpReads() {
   }
 }
 
-void Updater::FailWork(const ChunkWork* work, const absl::Status& status) {
-  const UnitIndex unit = context_.layout->chunk(work->chunk).unit;
+void Updater::FailChunk(ChunkIndex chunk, const absl::Status& status) {
+  const UnitIndex unit = context_.layout->chunk(chunk).unit;
   context_.fail(
       Annotate(status, fmt::format("updating unit '{}'", context_.layout->unit(unit).name)));
 }
@@ -194,7 +209,7 @@ void Updater::FailWork(const ChunkWork* work, const absl::Status& status) {
 void Updater::OnRead(ChunkWork* work, const absl::Status& status) {
   work->status = status;
   if (!status.ok()) {
-    FailWork(work, status);
+    FailChunk(work->chunk, status);
     return Retire(work);
   }
   if (failed_) return Retire(work);
@@ -206,12 +221,11 @@ void Updater::OnRead(ChunkWork* work, const absl::Status& status) {
   Retire(work);
 }
 
-// Prepares what the worker will seal, finds a buffer for the parameters if they pass through one,
-// and submits.
+// Prepares what the workers will seal, finds where the parameters go, and submits.
 void Updater::BeginCompute(ChunkWork* work) {
   begun_[work->chunk.value()] = true;
   const BlockMap& blocks = context_.memory->blocks;
-  const UnitIndex unit = context_.layout->chunk(work->chunk).unit;
+  const ChunkLayout& chunk = context_.layout->chunk(work->chunk);
   work->param_on_nvme = blocks.params[work->chunk.value()].has_value();
   work->params_read = false;
   work->on_device = context_.placement->state_home[work->chunk.value()] == Tier::kHbm;
@@ -219,104 +233,105 @@ void Updater::BeginCompute(ChunkWork* work) {
     context_.store->PrepareWrite(&work->write, *blocks.states[work->chunk.value()],
                                  work->state_buffer);
   }
-  if (work->on_device || context_.placement->param_home[unit.value()] == Tier::kPinned ||
-      context_.layout->unit(unit).lent) {
-    Submit(work);
-  } else {
-    context_.memory->param_buffers.Take(work);
-  }
+  if (const auto piece = context_.pieces->PieceOf(work->chunk)) return EnterPiece(work, *piece);
+  work->piece = nullptr;
+  work->params = chunk.keep == Keep::kStates ? nullptr : context_.memory->ParamsOf(chunk);
+  Submit(work);
 }
 
-// The buffer is for the new copies, and first for the present ones if the update reads them.
-void Updater::OnParamBuffer(ChunkWork* work) {
-  const ChunkLayout& chunk = context_.layout->chunk(work->chunk);
-  if (!context_.layout->reads_params(chunk)) return Submit(work);
-  work->params_read = work->param_on_nvme;
-  if (work->param_on_nvme) {
-    context_.store->StartRead(&work->param_read,
-                              *context_.memory->blocks.params[work->chunk.value()],
-                              work->param_buffer, IoPriority::kNormal);
-  } else {
-    const auto bytes = static_cast<size_t>(chunk.elements * chunk.types.param.size());
-    work->download.Start(context_, StreamKind::kDeviceToHost,
-                         {context_.memory->ParamsOf(chunk), bytes}, work->param_buffer.data());
-  }
+// Its part of the buffer is for the new copies, and first for the present ones if the update reads
+// them.
+void Updater::OnParamPlace(ChunkWork* work) {
+  if (!work->param_on_nvme || !context_.layout->reads_params(context_.layout->chunk(work->chunk)))
+    return Submit(work);
+  work->params_read = true;
+  context_.store->StartRead(&work->param_read, *context_.memory->blocks.params[work->chunk.value()],
+                            work->param_part, IoPriority::kNormal);
 }
 
 void Updater::OnParamsRead(ChunkWork* work, const absl::Status& status) {
   if (status.ok() && !failed_) return Submit(work);
+  ParamPiece* const piece = work->piece;
+  const ChunkIndex chunk = work->chunk;
+  OnNoParams(work, status);
+  piece->Leave(chunk, false);
+}
+
+// The chunk is not updated: the present copies could not be read, or the runtime has failed.
+void Updater::OnNoParams(ChunkWork* work, const absl::Status& status) {
   if (work->streaming) context_.store->Cancel(&work->write);
-  if (!status.ok()) FailWork(work, status);
+  if (!status.ok()) FailChunk(work->chunk, status);
   Retire(work);
 }
 
 void Updater::Submit(ChunkWork* work) {
   if (work->param_on_nvme) {
-    context_.store->PrepareWrite(&work->param_write,
-                                 *context_.memory->blocks.params[work->chunk.value()],
-                                 work->param_buffer);
+    context_.store->PrepareWrite(
+        &work->param_write, *context_.memory->blocks.params[work->chunk.value()], work->param_part);
   }
   ++computing_;
-  if (!work->on_device) return context_.executor->Submit(work);
-  work->device_op.stream = StreamKind::kCompute;
-  work->device_op.work = work;
-  work->device_op.inbox = context_.inbox;
-  work->device_op.event = work;
-  context_.device->Enqueue(&work->device_op);
+  work->Submit();
 }
 
 void Updater::OnComputed(ChunkWork* work) {
   --computing_;
+  const ChunkIndex chunk = work->chunk;
+  ParamPiece* const piece = work->piece;
   if (!work->status.ok()) {
     if (work->streaming) context_.store->Cancel(&work->write);
     if (work->param_on_nvme) context_.store->Cancel(&work->param_write);
-    FailWork(work, work->status);
-    return Retire(work);
+    FailChunk(chunk, work->status);
+    Retire(work);
+    if (piece != nullptr) piece->Leave(chunk, false);
+    return;
   }
   chunks_updated_->Add();
-  for (const ChunkRun& run : context_.layout->runs(context_.layout->chunk(work->chunk))) {
+  for (const ChunkRun& run : context_.layout->runs(context_.layout->chunk(chunk))) {
     if (updates_[run.tensor.value()]) elements_updated_->Add(run.elements);
   }
-  update_ns_->Add((work->end - work->begin).count());
-  context_.trace->Record(track_, "update", work->chunk.value(), work->begin, work->end);
+  for (const ChunkWork::Part& part : work->parts()) {
+    update_ns_->Add((part.end - part.begin).count());
+    context_.trace->Record(track_, "update", chunk.value(), part.begin, part.end);
+  }
   const bool lost = Planted(context_, PlantedBug::kLostWrite);
+  const bool stores = work->streaming && !lost;
   if (work->streaming && lost) context_.store->Cancel(&work->write);
-  work->stores_left = work->streaming && !lost ? 2 : 1;
-  if (work->streaming && !lost) {
+  work->stores_left = 1 + (stores ? 1 : 0) + (work->param_on_nvme ? 1 : 0);
+  if (stores) {
     context_.store->StartWrite(&work->write, IoPriority::kNormal);
     if (Planted(context_, PlantedBug::kReuseBeforeWritten)) {
       context_.memory->state_buffers.Give(std::exchange(work->state_buffer, {}));
     }
+  } else {
+    EndStore();  // of the states: they are where they belong
   }
-  StoreParams(work);
-}
-
-void Updater::StoreParams(ChunkWork* work) {
-  const ChunkLayout& chunk = context_.layout->chunk(work->chunk);
   if (work->param_on_nvme) {
     context_.store->StartWrite(&work->param_write, IoPriority::kUrgent);
-  } else if (!work->param_buffer.empty()) {
-    const auto bytes = static_cast<size_t>(chunk.elements * chunk.types.param.size());
-    work->upload.Start(context_, StreamKind::kHostToDevice, work->param_buffer.first(bytes),
-                       context_.memory->ParamsOf(chunk));
+  } else if (piece != nullptr) {
+    piece->Leave(chunk, true);
   } else {
-    OnParamsStored(work, absl::OkStatus());
+    OnParamsStored(chunk, absl::OkStatus());
   }
+  EndOwnStore(work);
 }
 
-void Updater::OnParamsStored(ChunkWork* work, const absl::Status& status) {
-  if (!status.ok()) {
-    FailWork(work, status);
+void Updater::OnParamsWritten(ChunkWork* work, const absl::Status& status) {
+  ParamPiece* const piece = work->piece;
+  const ChunkIndex chunk = work->chunk;
+  OnParamsStored(chunk, status);
+  EndOwnStore(work);  // before others go on: it is not on its way any more
+  piece->Leave(chunk, false);
+}
+
+void Updater::OnParamsStored(ChunkIndex chunk, const absl::Status& status) {
+  const UnitIndex unit = context_.layout->chunk(chunk).unit;
+  if (status.ok()) {
+    CountWritten(chunk);
+    if (--unit_left_[unit.value()] == 0) observer_->OnUnitUpdated(unit);
+  } else {
+    FailChunk(chunk, status);
   }
-  if (!work->param_buffer.empty()) {
-    const MemoryView buffer = std::exchange(work->param_buffer, {});
-    context_.memory->param_buffers.Give(buffer);
-    if (Planted(context_, PlantedBug::kDoubleRelease)) work->param_buffer = buffer;
-  }
-  const UnitIndex unit = context_.layout->chunk(work->chunk).unit;
-  if (status.ok()) CountWritten(work->chunk);
-  if (status.ok() && --unit_left_[unit.value()] == 0) observer_->OnUnitUpdated(unit);
-  if (--work->stores_left == 0) Finish(work);
+  EndStore();
 }
 
 void Updater::CountWritten(ChunkIndex chunk) {
@@ -326,36 +341,40 @@ void Updater::CountWritten(ChunkIndex chunk) {
 }
 
 void Updater::OnStatesStored(ChunkWork* work, const absl::Status& status) {
-  if (!status.ok()) {
-    FailWork(work, status);
-  }
-  if (--work->stores_left == 0) Finish(work);
+  if (!status.ok()) FailChunk(work->chunk, status);
+  EndStore();
+  EndOwnStore(work);
 }
 
-void Updater::Finish(ChunkWork* work) {
-  SLUICE_CHECK(chunks_left_ > 0);
-  if (--chunks_left_ == 0) {
-    started_ = false;
-    streaming_.Restart();
-    if (!next_order_.empty()) Order();
-  }
-  Retire(work);
+// A chunk's states, or its parameters, are where they belong, or never will be.
+void Updater::EndStore() {
+  SLUICE_CHECK(stores_left_ > 0);
+  if (--stores_left_ > 0) return;
+  started_ = false;
+  streaming_.Restart();
+  if (!next_order_.empty()) Order();
 }
 
-// The work is idle again; whoever can use its place or its buffers goes on.
+void Updater::EndOwnStore(ChunkWork* work) {
+  if (--work->stores_left == 0) Retire(work);
+}
+
+// The work is idle again; whoever can use its place or its buffer goes on.
 void Updater::Retire(ChunkWork* work) {
   if (!work->state_buffer.empty())
     context_.memory->state_buffers.Give(std::exchange(work->state_buffer, {}));
-  if (!work->param_buffer.empty())
-    context_.memory->param_buffers.Give(std::exchange(work->param_buffer, {}));
   if (work->streaming) {
     on_its_way_[work->chunk.value()] = false;
     streaming_.Ended(work->drive);
   }
   (work->streaming ? idle_streaming_ : idle_resident_).push_back(work);
   --busy_;
+  GoOn();
+}
+
+void Updater::GoOn() {
   Pump();
-  if (busy_ == 0 && (chunks_left_ == 0 || failed_)) observer_->OnUpdaterIdle();
+  if (!busy() && (stores_left_ == 0 || failed_)) observer_->OnUpdaterIdle();
 }
 
 }  // namespace sluice

@@ -7,10 +7,12 @@
 // is bounded by the buffers. Between steps it may read ahead as far as the buffers go; arithmetic
 // starts at Start.
 //
-// A chunk on its way (ChunkWork): reading -> staged -> computing -> storing -> idle. Where part of
-// the masters is in the param copies (optim/state_format.h), these are read before computing. The
-// unit's parameters are up to date when its last chunk has stored its parameters; the states may
-// still be on their way to the drive.
+// A chunk on its way (ChunkWork): reading -> staged -> computing -> storing -> idle. Where the host
+// can write parameters at home (pinned memory, or HBM that is the host's), it does; elsewhere those
+// of neighbouring chunks pass through a buffer together (ParamPiece). Where part of the masters is
+// in the param copies (optim/state_format.h), these are read before computing. The unit's
+// parameters are up to date when those of its last chunk are stored; the states may still be on
+// their way to the drive.
 //
 // A lent parameter is read before it is updated: the caller may have changed it, and then the
 // master follows. The new one is written in its place.
@@ -32,7 +34,7 @@
 
 namespace sluice {
 
-class Updater {
+class Updater : private BufferPool::Keeper {
  public:
   class Observer {
    public:
@@ -42,7 +44,7 @@ class Updater {
   };
 
   Updater(const Context& context, Observer* observer);
-  ~Updater();
+  ~Updater() override;
 
   // The order of the units in forward; units not named come last. Taken over when nothing goes
   // through the present one: now, or when the next step has ended.
@@ -66,10 +68,10 @@ class Updater {
   // Calls no observer before it returns.
   void Start(std::vector<std::optional<TensorUpdate>> updates);
 
-  bool updating() const { return chunks_left_ > 0; }
-  bool idle() const { return busy_ == 0 && chunks_left_ == 0; }
-  bool busy() const { return busy_ > 0; }            // chunks are on their way, or wait for Start
-  bool computing() const { return computing_ > 0; }  // and so may write what is lent
+  bool updating() const { return stores_left_ > 0; }
+  bool idle() const { return !busy() && stores_left_ == 0; }
+  bool busy() const { return busy_ > 0 || open_pieces_ > 0; }  // on their way, or wait for Start
+  bool computing() const { return computing_ > 0; }            // and so may write what is lent
   // Elements whose parameter the tensor's last update has yet to store; after Fail and once nothing
   // computes: that it never will. Any thread.
   int64_t unwritten(TensorIndex tensor) const { return unwritten_[tensor.value()].load(); }
@@ -77,7 +79,9 @@ class Updater {
 
  private:
   class ChunkWork;
+  class ParamPiece;
   friend class ChunkWork;
+  friend class ParamPiece;
 
   void Pump();
   void PumpReads();
@@ -85,19 +89,26 @@ class Updater {
   void PumpResident();
   bool MayBegin() const;
   ChunkWork* Take(std::deque<ChunkWork*>* idle);
-  void FailWork(const ChunkWork* work, const absl::Status& status);
+  void FailChunk(ChunkIndex chunk, const absl::Status& status);
   void OnRead(ChunkWork* work, const absl::Status& status);
   void BeginCompute(ChunkWork* work);
-  void OnParamBuffer(ChunkWork* work);
+  void EnterPiece(ChunkWork* work, uint32_t number);
+  void OnParamPlace(ChunkWork* work);
   void OnParamsRead(ChunkWork* work, const absl::Status& status);
+  void OnNoParams(ChunkWork* work, const absl::Status& status);
   void Submit(ChunkWork* work);
   void OnComputed(ChunkWork* work);
-  void StoreParams(ChunkWork* work);
-  void OnParamsStored(ChunkWork* work, const absl::Status& status);
+  void OnParamsWritten(ChunkWork* work, const absl::Status& status);
+  void OnParamsStored(ChunkIndex chunk, const absl::Status& status);
   void OnStatesStored(ChunkWork* work, const absl::Status& status);
   void CountWritten(ChunkIndex chunk);
-  void Finish(ChunkWork* work);
+  void EndStore();
+  void EndOwnStore(ChunkWork* work);
   void Retire(ChunkWork* work);
+  void GoOn();
+  void OnWanted() override;
+  void Settle(ParamPiece* piece);
+  void ClosePiece(ParamPiece* piece, uint32_t number);
   bool Active(ChunkIndex chunk) const;
   void Order();
 
@@ -117,12 +128,18 @@ class Updater {
   bool failed_ = false;
   size_t busy_ = 0;                  // works that are not idle
   size_t computing_ = 0;             // of these: with a worker, or with the device
-  size_t chunks_left_ = 0;           // of this step, including their writes
+  size_t stores_left_ = 0;           // of this step: of chunks' states, and of their parameters
   std::vector<uint32_t> unit_left_;  // by unit: chunks whose parameters are not stored yet
   std::vector<std::atomic<int64_t>> unwritten_;  // by tensor: elements
   std::vector<bool> on_its_way_;                 // by chunk: some work that streams has it
   std::vector<bool> begun_;                      // by chunk: its arithmetic of this step was begun
   std::vector<std::optional<TensorUpdate>> updates_;
+  std::vector<uint32_t> coming_;       // by piece: chunks of this step that have yet to enter it
+  std::vector<ParamPiece*> piece_at_;  // by piece, if it is open
+  std::vector<std::unique_ptr<ParamPiece>> piece_pool_;
+  std::vector<ParamPiece*> free_pieces_;
+  size_t open_pieces_ = 0;
+  size_t closing_ = 0;  // of these: those that will give back their buffers
   Counter* const chunks_updated_;
   Counter* const elements_updated_;
   Counter* const update_ns_;

@@ -13,7 +13,12 @@ namespace sluice {
 
 absl::StatusOr<SimRuntime> MakeSimRuntime(const ModelSpec& spec, const RuntimeConfig& config,
                                           const SimOptions& options) {
-  SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, config));
+  constexpr int kWorkersMax = 4;
+  RuntimeConfig planned = config;  // for any number of them, and of the machine's cores
+  if (planned.workers == 0) planned.workers = kWorkersMax;
+  planned.link_bytes_per_second = options.hbm_in_place ? 0 : 1;
+  SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, planned));
+  if (options.placed) options.placed(&plan.placement);
   SimRuntime sim;
   sim.world = std::make_unique<SimWorld>(options.seed);
   sim.memory = std::make_unique<SimMemory>(sim.world->faults());
@@ -25,10 +30,12 @@ absl::StatusOr<SimRuntime> MakeSimRuntime(const ModelSpec& spec, const RuntimeCo
   seams.host_memory = sim.memory.get();
   seams.threaded = false;
   seams.cores.compute = seams.cores.update = seams.cores.nodes = "simulated";
-  seams.executor = MakeSimExecutor(
-      world, config.workers > 0 ? config.workers : static_cast<int>(world->Uniform(1, 4)));
+  seams.executor =
+      MakeSimExecutor(world, config.workers > 0 ? config.workers
+                                                : static_cast<int>(world->Uniform(1, kWorkersMax)));
   seams.device =
-      MakeSimDevice({.link_bytes_per_second = 1e9 * static_cast<double>(world->Uniform(1, 16))},
+      MakeSimDevice({.link_bytes_per_second = 1e9 * static_cast<double>(world->Uniform(1, 16)),
+                     .host_addressable = plan.placement.hbm_in_place},
                     world, sim.memory.get());
   SLUICE_ASSIGN_OR_RETURN(std::vector<Drive> drives, DrivesOf(config));
   if (drives.empty()) drives.push_back({.path = "simulated"});

@@ -22,7 +22,9 @@ struct SimOptions {
   PlantedBug planted_bug = PlantedBug::kNone;
   std::function<void(SimFaults*)> faults;      // says what goes wrong, before anything is made
   std::vector<double> drive_bytes_per_second;  // by path; empty: drawn from the seed
-  Nanos io_latency{0};  // if set, of every read and write, on drives without a limit of rate
+  std::function<void(Placement*)> placed;      // changes what was planned, before anything is made
+  bool hbm_in_place = false;  // HBM is memory of the simulated host; else there is a link to it
+  Nanos io_latency{0};        // if set, of every read and write, on drives without a limit of rate
 };
 
 // The world outlives the runtime, which is why they come together.

@@ -99,6 +99,7 @@ class HangingDevice final : public Device {
   }
   StreamCounts pending() const override { return real_->pending(); }
   void Abandon() override { real_->Abandon(); }
+  bool host_addressable() const override { return real_->host_addressable(); }
   absl::Status RegisterHost(MemoryView memory) override { return real_->RegisterHost(memory); }
   absl::Status CheckStream(CallerStream stream) override { return real_->CheckStream(stream); }
   absl::StatusOr<Fence> RecordFence(CallerStream stream) override {

@@ -7,6 +7,7 @@
 #include "core/sim_memory.h"
 #include "core/sim_world.h"
 #include "core/status.h"
+#include "offload/plan/param_pieces.h"
 #include "offload/run/tier_memory.h"
 #include "tests/offload/random_model.h"
 #include "tests/offload/smallest_budget.h"
@@ -34,7 +35,10 @@ Input AnyInput() {
                    .lowest_state_tier = *tier,
                    .resident_elements_max = *rc::gen::element<int64_t>(0, 100, 5000),
                    .state_buffers = *rc::gen::inRange(2, 12),
-                   .param_buffers = *rc::gen::inRange(2, 12)};
+                   .param_buffers = *rc::gen::inRange(2, 12),
+                   .hbm_in_place = *rc::gen::arbitrary<bool>(),
+                   .copy_bytes = KiB(*rc::gen::element(4, 16, 64, 1024)),
+                   .workers = *rc::gen::inRange(1, 9)};
   const int64_t n = input.layout.parameter_count() + 4096 * 20;
   const auto budget = [](int64_t most) {
     return Bytes(*rc::gen::oneOf(rc::gen::inRange<int64_t>(0, most), rc::gen::just(most)));
@@ -76,7 +80,8 @@ RC_GTEST_PROP(PlacementTest, OptionsAreKept, ()) {
   RC_ASSERT(p->param_buffers >= kBuffersMin);
   RC_ASSERT(p->state_buffers >= (in.layout.updated_count() > 0 ? kBuffersMin : 0));
   RC_ASSERT(p->state_buffers <= in.options.state_buffers);
-  RC_ASSERT(p->param_buffers <= in.options.param_buffers);
+  const int chunks = std::max(in.options.param_buffers, ResidentUpdates(in.options.workers));
+  RC_ASSERT(p->param_buffers <= chunks + 2);
   for (size_t u = 0; u < p->param_home.size(); ++u) {
     RC_ASSERT(p->param_home[u] <= in.options.lowest_param_tier);
     if (all_in_hbm) RC_ASSERT(p->param_home[u] == Tier::kHbm);
@@ -90,6 +95,97 @@ RC_GTEST_PROP(PlacementTest, OptionsAreKept, ()) {
     RC_ASSERT(tier <= in.options.lowest_state_tier);
   }
   RC_ASSERT((p->grad_home == Tier::kHbm) == all_in_hbm);
+}
+
+// Buffers for parameters: where room is for two, each holds what a copy is to be, or one chunk.
+RC_GTEST_PROP(PlacementTest, ABufferForParametersHoldsAChunkOrALargeCopy, ()) {
+  const Input in = AnyInput();
+  const absl::StatusOr<Placement> p = MakePlacement(in.layout, in.budgets, in.options);
+  if (!p.ok()) return;
+  Bytes chunk;
+  for (const ChunkLayout& c : in.layout.chunks())
+    chunk = std::max(chunk, RoundUp(c.param_bytes(), in.options.io_alignment));
+  RC_ASSERT(p->param_buffer_bytes >= chunk);
+  RC_ASSERT(p->param_buffer_bytes <= in.options.copy_bytes + chunk);
+  if (in.options.hbm_in_place || in.options.lowest_state_tier == Tier::kHbm)
+    RC_ASSERT(p->param_buffer_bytes == chunk);
+  if (p->param_buffer_bytes == chunk) return;
+  for (size_t u = 0; u < in.layout.units().size(); ++u) {
+    if (p->param_home[u] == Tier::kPinned || in.layout.units()[u].lent) continue;
+    if (p->param_home[u] == Tier::kHbm && !p->CopiesUpdates(in.layout, u)) continue;
+    const Bytes unit = in.layout.units()[u].param_bytes();
+    RC_ASSERT(p->param_buffer_bytes >= std::min(unit, in.options.copy_bytes));
+  }
+}
+
+// Every chunk whose parameters pass through a buffer is in one piece, beside its neighbours, and no
+// piece could hold the next chunk too.
+RC_GTEST_PROP(ParamPiecesTest, NeighboursShareABufferAsFarAsTheyFit, ()) {
+  const Input in = AnyInput();
+  const absl::StatusOr<Placement> p = MakePlacement(in.layout, in.budgets, in.options);
+  if (!p.ok()) return;
+  const ParamPieces pieces(in.layout, *p);
+  uint32_t longest = 0;
+  for (uint32_t c = 0; c < in.layout.chunks().size(); ++c) {
+    const ChunkLayout& chunk = in.layout.chunks()[c];
+    const bool on_nvme = p->param_home[chunk.unit.value()] == Tier::kNvme;
+    const auto number = pieces.PieceOf(ChunkIndex(c));
+    RC_ASSERT(number.has_value() == (on_nvme || p->CopiesUpdates(in.layout, chunk.unit.value())));
+    if (!number) continue;
+    const ParamPieces::Piece& piece = pieces.pieces()[*number];
+    RC_ASSERT(piece.first <= c && c < piece.first + piece.count);
+    longest = std::max(longest, piece.count);
+    const ChunkLayout& first = in.layout.chunks()[piece.first];
+    RC_ASSERT(first.unit == chunk.unit);
+    const Bytes at = pieces.OffsetOf(ChunkIndex(c));
+    if (on_nvme) {
+      RC_ASSERT(at.value() % in.options.io_alignment.value() == 0);
+    } else {
+      RC_ASSERT(at == Bytes((chunk.offset - first.offset) * chunk.types.param.size()));
+    }
+    const auto room = [&](const ChunkLayout& of) {
+      return on_nvme ? RoundUp(of.param_bytes(), in.options.io_alignment) : of.param_bytes();
+    };
+    const Bytes end = at + room(chunk);
+    RC_ASSERT(end <= p->param_buffer_bytes);
+    const UnitLayout& unit = in.layout.unit(chunk.unit);
+    if (c + 1 == unit.first_chunk + unit.chunk_count) continue;
+    const ChunkLayout& next = in.layout.chunks()[c + 1];
+    const bool fits = end + room(next) <= p->param_buffer_bytes;
+    RC_ASSERT(fits == (pieces.PieceOf(ChunkIndex(c + 1)) == number));
+    if (fits) RC_ASSERT(pieces.OffsetOf(ChunkIndex(c + 1)) == end);
+  }
+  RC_ASSERT(pieces.longest() == longest);
+}
+
+// With room for all, updates of parameters in HBM don't wait for two buffers, whatever the workers.
+TEST(PlacementTest, WhereAllFitsAndCopiesCrossALinkBuffersAreForTheChunksOnTheirWay) {
+  constexpr int64_t kElements = int64_t{16} << 20;
+  for (const int64_t cells : {1, 12, 128, 1024}) {
+    const ModelLayout layout = *ModelLayout::Make(
+        {.units = {{"a"}}, .tensors = {{"x", UnitIndex(0), kElements, 0}}}, cells * kCellElements,
+        {.param = FloatType::kBf16, .grad = FloatType::kBf16});
+    const Bytes chunk(2 * cells * kCellElements);
+    const Bytes least = Bytes(14 * kElements) + 2 * (Bytes(12 * cells * kCellElements) + chunk);
+    for (const int workers : {1, 2, 16, 64}) {
+      PlacementOptions options{.lowest_state_tier = Tier::kPinned, .workers = workers};
+      for (const Bytes spare : {Bytes(0), MiB(1), GiB(4)}) {
+        const auto p = MakePlacement(layout, {MiB(64), least + spare, Bytes(0)}, options);
+        ASSERT_TRUE(p.ok()) << p.status();
+        EXPECT_EQ(p->least_pinned.total(), least);
+        if (spare == Bytes(0)) {
+          EXPECT_EQ(p->pinned(), least);
+        }
+        if (spare < GiB(4)) continue;
+        EXPECT_EQ(p->param_buffer_bytes, MiB(1) + chunk);
+        EXPECT_GE(p->param_buffer_bytes * (p->param_buffers - 1), chunk * ResidentUpdates(workers));
+      }
+      options.hbm_in_place = true;
+      const auto p = MakePlacement(layout, {MiB(64), least + GiB(1), Bytes(0)}, options);
+      ASSERT_TRUE(p.ok()) << p.status();
+      EXPECT_EQ(p->pinned(), least) << "nothing passes through";
+    }
+  }
 }
 
 RC_GTEST_PROP(PlacementTest, WhatFitsStaysAndWhatIsNeededFirst, ()) {

@@ -45,9 +45,9 @@ Budgets SmallestBudgets(const ModelSpec& spec, const RuntimeConfig& like) {
   }
 }
 
-RuntimeConfig ConfigFor(Where where, const std::string& path, const ModelSpec& spec = OddModel()) {
-  RuntimeConfig config;
-  config.chunk_elements = kChunkElements;
+RuntimeConfig ConfigFor(Where where, const std::string& path, const ModelSpec& spec = OddModel(),
+                        RuntimeConfig config = {}) {
+  if (config.chunk_elements == 0) config.chunk_elements = kChunkElements;
   config.types.param = FloatType::kBf16;
   config.types.grad = FloatType::kBf16;
   config.placement.resident_elements_max = 100;
@@ -58,7 +58,7 @@ RuntimeConfig ConfigFor(Where where, const std::string& path, const ModelSpec& s
   const Budgets smallest = SmallestBudgets(spec, config);
   switch (where) {
     case Where::kAllInHbm:
-      config.budgets = {MiB(1), MiB(8), Bytes(0)};
+      config.budgets = {MiB(1), MiB(16), Bytes(0)};
       config.placement.lowest_param_tier = Tier::kHbm;
       break;
     case Where::kParamsStreamed:
@@ -167,6 +167,50 @@ INSTANTIATE_TEST_SUITE_P(
         ::testing::Values(IoEngineKind::kIoUring, IoEngineKind::kLibaio, IoEngineKind::kThreads),
         ::testing::Values(1, 4)),
     &RealSeamsTest::NameOf);
+
+// Large chunks and small ones, tasks and copies of every size against them, over a link and without
+// one.
+TEST(RealSeamsTest, WhateverTheGrainsTheBitsAreTheSame) {
+  ModelSpec spec = OddModel();
+  const UnitIndex last(static_cast<uint32_t>(spec.units.size() - 1));
+  spec.tensors.push_back({.name = "head.large", .unit = last, .elements = 120'003});
+  const TrainerOptions options{.steps = 3};
+  const auto expected = testing::TrainReference(spec, options);
+  int turn = 0;
+  for (const Where where : {Where::kAllInHbm, Where::kStatesOnNvme, Where::kAllOnNvme}) {
+    for (const int64_t cells : {1, 5, 21}) {
+      for (const int64_t task_pieces : {1, 2, 3}) {
+        for (const double link : {0.0, 1e12}) {
+          ++turn;
+          SCOPED_TRACE(::testing::Message()
+                       << kWhereNames[static_cast<size_t>(where)] << ", chunks of " << cells
+                       << " cells, tasks of " << task_pieces << " pieces, link " << link);
+          const TempDir dir;
+          RuntimeConfig like;
+          like.chunk_elements = cells * kCellElements;
+          like.link_bytes_per_second = link;
+          like.placement.copy_bytes = KiB(16) * (int64_t{1} << turn % 5);
+          like.placement.task_elements = task_pieces * kPieceElements;
+          RuntimeConfig config = ConfigFor(where, dir.path(), spec, like);
+          if (turn % 2 == 0) config.budgets.pinned += MiB(2);
+          config.engine = IoEngineKind::kThreads;
+          config.workers = turn % 4 + 1;
+          config.overlap = turn % 7 != 0;
+          absl::StatusOr<std::unique_ptr<OffloadRuntime>> runtime = MakeRuntime(spec, config);
+          ASSERT_TRUE(runtime.ok()) << runtime.status();
+          Trainer trainer(runtime->get(), spec, options);
+          const absl::Status trained = trainer.Run();
+          ASSERT_TRUE(trained.ok()) << trained;
+          for (uint32_t t = 0; t < expected.size(); ++t) {
+            const absl::StatusOr<std::vector<float>> master = trainer.Read(t, Field::kMaster);
+            ASSERT_TRUE(master.ok()) << master.status();
+            ASSERT_EQ(expected[t], *master) << "tensor " << spec.tensors[t].name;
+          }
+        }
+      }
+    }
+  }
+}
 
 // Units of types of their own, some frozen, one of bytes.
 TEST(RealSeamsTest, UnitsOfDifferentTypesTrainToTheSameBits) {

@@ -21,7 +21,8 @@ using testing::TrainerOptions;
 
 Outcome Simulate(uint64_t seed, const TrainerOptions& options) {
   const Drawn drawn = DrawnFrom(seed);
-  return testing::Simulate(drawn.spec, drawn.config, {.seed = seed}, options);
+  return testing::Simulate(drawn.spec, drawn.config, {.seed = seed, .hbm_in_place = seed % 4 == 3},
+                           options);
 }
 
 TEST(SimTest, EverySeedIsExact) {

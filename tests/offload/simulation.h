@@ -43,6 +43,7 @@ inline RuntimeConfig ConfigOf(uint64_t seed) {
   config.nvme_paths = {"simulated", "also simulated"};
   config.io.in_flight_max = static_cast<uint32_t>(dice.Uniform(1, 8));
   config.overlap = !dice.OneIn(8);
+  config.placement.copy_bytes = KiB(int64_t{4} << dice.Uniform(0, 5));
   return config;
 }
 

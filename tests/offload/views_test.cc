@@ -202,6 +202,7 @@ class SteppedDevice final : public Device {
   }
   StreamCounts pending() const override { return real_->pending(); }
   void Abandon() override { real_->Abandon(); }
+  bool host_addressable() const override { return real_->host_addressable(); }
   absl::Status RegisterHost(MemoryView memory) override { return real_->RegisterHost(memory); }
   absl::Status CheckStream(CallerStream) override { return absl::OkStatus(); }
   absl::StatusOr<Fence> RecordFence(CallerStream stream) override {
