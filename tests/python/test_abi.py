@@ -61,7 +61,7 @@ def test_a_closed_runtime_says_so(runtime):
         lambda: runtime.start_acquire(0, abi.Ticket()),
         lambda: runtime.release(0),
         lambda: runtime.unit_view(0, ctypes.c_void_p()),
-        lambda: runtime.start_grad(0, torch.ones(8).data_ptr(), 8, abi.Ticket()),
+        lambda: runtime.start_grads([(torch.ones(8).data_ptr(), 8, 0, 0)], None, abi.Ticket()),
     )
     waits = (lambda: runtime.wait(ticket), lambda: runtime.done(abi.Ticket(5)))
     for call in (*waits, *straight, runtime.report, runtime.drain):

@@ -37,7 +37,7 @@ def read(runtime, tensor, field, dtype):
 
 def push(runtime, tensor, value):
     ticket = abi.Ticket()
-    runtime.start_grad(tensor, value.data_ptr(), value.numel(), ticket)
+    runtime.start_grads([(value.data_ptr(), value.numel(), tensor, 0)], None, ticket)
     runtime.wait(ticket)
 
 

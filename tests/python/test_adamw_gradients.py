@@ -184,9 +184,9 @@ def test_a_dense_gradient_is_not_copied(monkeypatch):
     """But for overlap, and where it is not as the library takes it, or an update would write it."""
     lent = {}
 
-    def spied(self, gradients, ticket, start=abi.Runtime.start_grads):
+    def spied(self, gradients, stream, ticket, start=abi.Runtime.start_grads):
         lent.update({number: is_lent for _, _, number, is_lent in gradients})
-        start(self, gradients, ticket)
+        start(self, gradients, stream, ticket)
 
     monkeypatch.setattr(abi.Runtime, "start_grads", spied)
     some = {
@@ -211,9 +211,9 @@ def test_a_dense_gradient_is_not_copied(monkeypatch):
 def test_many_gradients_that_must_be_copied_pass_in_parts(monkeypatch):
     calls = []
 
-    def spied(self, gradients, ticket, start=abi.Runtime.start_grads):
+    def spied(self, gradients, stream, ticket, start=abi.Runtime.start_grads):
         calls.append(len(gradients))
-        start(self, gradients, ticket)
+        start(self, gradients, stream, ticket)
 
     monkeypatch.setattr(abi.Runtime, "start_grads", spied)
     parameters = [torch.nn.Parameter(torch.zeros(1 << 20, dtype=torch.bfloat16)) for _ in range(9)]

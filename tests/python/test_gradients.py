@@ -6,6 +6,7 @@ import contextlib
 import pytest
 import sluice
 import torch
+from sluice.native import abi
 from test_doors import WIDTH, Model, config, placed, tokens
 
 HYPER = {"lr": 1e-2, "weight_decay": 0.1, "eps": 1.0}  # A large eps makes AdamW feel a gradient's length.
@@ -370,3 +371,41 @@ def test_a_weight_that_changes_between_forward_and_backward_is_an_error_as_in_py
     engine.zero_grad()
     loss_of(model, 1).backward()
     engine.close()
+
+
+def test_gradients_of_a_unit_go_in_one_call_and_live_no_longer(monkeypatch):
+    """But where they are large: each goes as it comes."""
+    calls, alive = [], []
+
+    def spied(self, gradients, stream, ticket, start=abi.Runtime.start_grads):
+        calls.append([number for _, _, number, _ in gradients])
+        start(self, gradients, stream, ticket)
+
+    monkeypatch.setattr(abi.Runtime, "start_grads", spied)
+    for width, together in ((16, True), (768, False)):
+        torch.manual_seed(1)
+        layers = [torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.Linear(width, width)) for _ in range(3)]
+        unused = torch.nn.Linear(width, width)
+        layers[1].append(unused)
+        layers[1].forward = lambda x, layer=layers[1]: layer[1](layer[0](x))
+        model = torch.nn.Sequential(*layers)
+        own = {"unit_elements": 3 * width * (width + 1), "hbm": "64MiB", "pinned": "256MiB", "device": "host"}
+        engine = sluice.initialize(model=model, config={"zero_optimization": {"stage": 3}, "optimizer": {"type": "AdamW"},
+                                                        "sluice": own})[0]  # fmt: skip
+        numbers = {engine.tensor_of(p): name for name, p in model.named_parameters()}
+        for p in model.parameters():
+            p.register_post_accumulate_grad_hook(lambda p: alive.append(len(engine._attached.gradients._batch.gradients)))
+        calls.clear(), alive.clear()
+        loss = engine(torch.ones(2, width)).square().mean()
+        engine.backward(loss)
+        handed = [number for call in calls for number in call]
+        assert sorted(handed) == sorted(n for n, name in numbers.items() if not name.startswith("1.2."))
+        unit_of = {place.tensor: place.unit for place in engine._attached.place_of.values()}
+        units = [{unit_of[number] for number in call} for call in calls]
+        assert all(len(unit) == 1 for unit in units)
+        if together:
+            assert len(set().union(*units)) == len(units) < len(handed), "one call for each unit"
+        else:
+            assert max(alive) <= 1, "a weight goes at once, with the bias before it"
+        assert not engine._attached.gradients._batch.gradients
+        engine.close()

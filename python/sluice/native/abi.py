@@ -447,9 +447,6 @@ class Runtime:
         ticket.value = 0
         return True
 
-    def _stream(self):
-        return self.device.stream() if self.device is not None else None
-
     def iteration_begin(self, key, boundary):
         self._call("sluice_iteration_begin", key, BOUNDARY if boundary else 0)
 
@@ -457,10 +454,10 @@ class Runtime:
         self._call("sluice_iteration_end")
 
     def start_acquire(self, unit, ticket):
-        self._straight(self.library._lib.sluice_acquire, unit, self._stream(), ctypes.byref(ticket))
+        self._straight(self.library._lib.sluice_acquire, unit, self.stream(), ctypes.byref(ticket))
 
     def release(self, unit):
-        self._straight(self.library._lib.sluice_release, unit, self._stream())
+        self._straight(self.library._lib.sluice_release, unit, self.stream())
 
     def unit_view(self, unit, pointer):
         """Puts the DLManagedTensor* of a new view into `pointer`, a ctypes.c_void_p."""
@@ -474,13 +471,15 @@ class Runtime:
     def set_step(self, tensor, step):
         self._call("sluice_tensor_set_step", tensor, step)
 
-    def start_grad(self, tensor, pointer, elements, ticket):
-        self._straight(self.library._lib.sluice_grad, tensor, pointer, elements, self._stream(), ctypes.byref(ticket))
+    def stream(self):
+        """The calling thread's, as the device names it."""
+        return self.device.stream() if self.device is not None else None
 
-    def start_grads(self, gradients, ticket):
-        """gradients: [what a Gradient is made of]. Those that are lent belong into lent.keep()."""
+    def start_grads(self, gradients, stream, ticket):
+        """gradients: [what a Gradient is made of], there when the stream has run what it holds. Those that are lent belong
+        into lent.keep()."""
         array = (Gradient * len(gradients))(*gradients)
-        self._straight(self.library._lib.sluice_grads, array, len(gradients), self._stream(), ctypes.byref(ticket))
+        self._straight(self.library._lib.sluice_grads, array, len(gradients), stream, ctypes.byref(ticket))
 
     def zero_grad(self):
         self._call("sluice_zero_grad")

@@ -31,7 +31,7 @@ class Lent:
         """Calls start(*arguments, ticket), which begins an operation on the tensors' memory. Errors: those of start, and of
         operations that have ended since."""
         with self._lock:
-            ticket, count = ctypes.c_uint64(), sum(tensor.nbytes for tensor in tensors)
+            ticket, count = ctypes.c_uint64(), sum([tensor.nbytes for tensor in tensors])
             self._open.append((ticket, tensors, count))  # first, so that nothing can come in between
             self._bytes += count
             start(*arguments, ticket)

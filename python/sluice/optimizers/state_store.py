@@ -164,7 +164,7 @@ class StateStore:
             if is_lent:
                 lent.keep(gradient)
         items = [(gradient.data_ptr(), gradient.numel(), number, is_lent) for number, gradient, is_lent in given]
-        lent.lend_all([gradient for _, gradient, _ in given], self.runtime.start_grads, items)
+        lent.lend_all([gradient for _, gradient, _ in given], self.runtime.start_grads, items, None)
 
     def update(self, hyperparameters):
         """Starts the update of those whose gradients were handed over. hyperparameters: by their numbers. Returns whether

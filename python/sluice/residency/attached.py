@@ -483,6 +483,7 @@ class Attached:
             while self._traceable:
                 self._traceable.pop().hide_from_compiler()
         with self._lock:
+            self.gradients.hand_over()
             self.gradients.ask_again()
             self._held = None
             self._saved.settle()

@@ -7,12 +7,39 @@ they do to any parameter, and step() takes what is there then.
 Threads: autograd's and the caller's, not at the same time.
 """
 
+import collections
 import weakref
 
 import torch
 
 from ..native import abi, values
 from . import away
+
+
+_BATCH_BYTES = 1 << 20  # beyond it a call costs little beside the copy
+
+
+class _Batch:
+    """Gradients of one unit, made on one stream, to be handed over in one call."""
+
+    def __init__(self, unit=None, stream=None):
+        self.unit = unit
+        self.stream = stream
+        self.gradients = {}  # number -> tensor
+        self.bytes = 0
+        self._begun = False
+        self._ticket = None
+
+    def hand_over(self, runtime):
+        """Once, also if an interrupt ended the call before."""
+        if not self._begun and not self._ticket and self.gradients:
+            items = [(gradient.data_ptr(), gradient.numel(), number, 0) for number, gradient in self.gradients.items()]
+            runtime.lent.lend_all(self.gradients.values(), self._start, runtime, items)
+
+    def _start(self, runtime, items, ticket):
+        self._ticket = ticket  # until it is waited for, its value tells that the library has them
+        runtime.start_grads(items, self.stream, ticket)
+        self._begun = True
 
 
 class Gradients:
@@ -27,6 +54,8 @@ class Gradients:
         self._wanted = None  # what optimized() answered last
         self._looked_at = {}  # number -> (the gradient, which somebody has seen or set; its place)
         self.handed_over = {}  # number -> its place: has a gradient in the runtime
+        self._batch = _Batch()  # of what was handed over, what the runtime does not have yet
+        self._watched = collections.Counter()  # by unit: parameters with hooks
         self._hooks = {}  # number -> handle
         self._left = {}  # number -> its place: not wanted when its gradient came
 
@@ -46,12 +75,30 @@ class Gradients:
             if (gradients := this()) is not None:
                 gradients._take(parameter, gradients._places[id(parameter)])
 
+        self._watched[place.unit] += 1
         self._hooks[place.tensor] = parameter.register_post_accumulate_grad_hook(on_grad)
+
+    def hand_over(self):
+        """The runtime has what has come so far, or will read it."""
+        self._batch.hand_over(self._runtime)
+        self._batch = _Batch()
+
+    def _add_to_batch(self, place, gradient):
+        stream = self._runtime.stream()
+        batch = self._batch
+        if place.unit != batch.unit or stream != batch.stream or place.tensor in batch.gradients:
+            self.hand_over()
+            batch = self._batch = _Batch(place.unit, stream)
+        batch.gradients[place.tensor] = gradient
+        batch.bytes += gradient.nbytes
+        if batch.bytes > _BATCH_BYTES or len(batch.gradients) == self._watched[place.unit]:
+            self.hand_over()
 
     def remove(self):
         for handle in self._hooks.values():
             handle.remove()
         self._hooks.clear()
+        self._watched.clear()
         self.forget()
 
     def is_wanted(self, parameter):
@@ -80,12 +127,12 @@ class Gradients:
         if gradient.dtype is not place.grad_dtype or not gradient.is_contiguous():
             gradient = gradient.to(place.grad_dtype).contiguous()
         self.handed_over[place.tensor] = place
-        runtime = self._runtime
-        runtime.lent.lend(gradient, runtime.start_grad, place.tensor, gradient.data_ptr(), place.elements)
+        self._add_to_batch(place, gradient)
 
     def get(self, parameter):
         place = self._places[id(parameter)]
         if place.tensor not in self._looked_at and place.tensor in self.handed_over:
+            self.hand_over()
             self._runtime.lent.finish()
             request = (0, place.tensor, parameter.shape)
             gradient = values.read_all(self._runtime, [request], abi.GRAD, place.grad_dtype)[0].to(self._device)
@@ -100,6 +147,7 @@ class Gradients:
             return
         if gradient is not None:
             _check(parameter, gradient)
+        self.hand_over()
         away.set_raw_grad(parameter, None)
         self._looked_at.pop(place.tensor, None)
         if gradient is not None:
@@ -109,6 +157,7 @@ class Gradients:
 
     def settle(self):
         """The runtime has what was looked at or set, as it is now, and what was left to PyTorch before it was wanted."""
+        self.hand_over()
         self._adopt()
         items = []
         for number, (gradient, place) in self._looked_at.items():
@@ -131,6 +180,7 @@ class Gradients:
         """They were used for an update, or dropped."""
         self._looked_at.clear()
         self.handed_over.clear()
+        self._batch = _Batch()
 
 
 def _check(parameter, gradient):
