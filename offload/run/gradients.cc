@@ -13,8 +13,9 @@ namespace {
 constexpr int64_t kCellsPerSum = 256;  // a task's worth: a million elements
 }  // namespace
 
-// One gradient on its way in. The first of a window is copied whole; later ones pass through a
-// buffer, piece by piece, and are added on a worker or by the device.
+// One gradient on its way in. The first of a window is copied whole; later ones are added on a
+// worker or by the device: where they lie, if the host can read them, else piece by piece as they
+// pass through a buffer.
 class Gradients::PushOp final : public Event,
                                 public Task,
                                 public DeviceWork,
@@ -33,7 +34,8 @@ class Gradients::PushOp final : public Event,
   }
   void Launch(void* stream) override {
     const FloatType type = owner_->TypeOf(tensor);
-    AccumulateOn(stream, owner_->Home(tensor) + offset, buffer.data(), type,
+    const std::byte* const from = buffer.empty() ? data.data() : buffer.data();
+    AccumulateOn(stream, owner_->Home(tensor) + offset, from, type,
                  piece / static_cast<size_t>(SizeOf(type)));
   }
   Nanos cost() const override { return Nanos(static_cast<int64_t>(piece) / 8 + 200); }
@@ -212,11 +214,11 @@ void Gradients::Lend(TensorIndex tensor, ConstMemoryView data) {
 
 void Gradients::Begin(PushOp* push) {
   push->adding = tensors_[push->tensor.value()].present;
-  if (push->adding) {
-    buffers()->Take(push);
-  } else {
-    CopyPiece(push);
-  }
+  if (!push->adding) return CopyPiece(push);
+  if (in_hbm() || !context_.placement->hbm_in_place || !push->fence.Complete())
+    return buffers()->Take(push);
+  push->piece = push->data.size();
+  context_.executor->Submit(push);
 }
 
 void Gradients::CopyPiece(PushOp* push) {
@@ -260,7 +262,7 @@ void Gradients::OnAdded(PushOp* push) {
 }
 
 void Gradients::End(PushOp* push, const absl::Status& status) {
-  if (push->adding) buffers()->Give(std::exchange(push->buffer, {}));
+  if (!push->buffer.empty()) buffers()->Give(std::exchange(push->buffer, {}));
   Tensor& t = tensors_[push->tensor.value()];
   const TensorIndex tensor = push->tensor;
   t.queue.pop_front();

@@ -130,5 +130,54 @@ TEST(GrainsSimTest, WhatIsLostOrLateHoldsUpNothingForGood) {
   }
 }
 
+int OpsOn(StreamKind stream, const std::string& log) {
+  const std::string text = fmt::format("on stream {} ends", static_cast<int>(stream));
+  int count = 0;
+  for (size_t at = 0; (at = log.find(text, at)) != std::string::npos; ++at) ++count;
+  return count;
+}
+
+// With room for all and states in RAM, each piece crosses the link once a step, whole; where there
+// is no link nothing does, and a gradient is copied once and added where it lies.
+TEST(GrainsSimTest, CopiesAreAsFewAsPiecesOrNone) {
+  for (const uint64_t seed : Seeds(30)) {
+    for (const bool in_place : {false, true}) {
+      Case made = CaseOf(seed);
+      made.config.nvme_paths.clear();
+      made.config.format = MakeFp32States;
+      made.config.budgets = {MiB(64), MiB(256), Bytes(0)};
+      made.config.placement.copy_bytes = KiB(int64_t{16} << seed % 7);
+      made.config.workers = static_cast<int>(seed % 5 + 1);
+      made.sim = {.seed = seed, .hbm_in_place = in_place};
+      made.config.link_bytes_per_second = in_place ? 0 : 1;
+      const auto plan = MakePlan(made.spec, made.config);
+      ASSERT_TRUE(plan.ok()) << plan.status();
+      int pieces = 0;  // of which something is updated: what is frozen comes last
+      const ParamPieces all(plan->layout, plan->placement);
+      for (const ParamPieces::Piece& piece : all.pieces())
+        pieces += plan->layout.chunks()[piece.first].keep == Keep::kAll ? 1 : 0;
+      ASSERT_EQ(pieces == 0, in_place) << "seed " << seed;
+      int updated = 0;
+      for (const ModelSpec::Tensor& tensor : made.spec.tensors)
+        updated += tensor.keep == Keep::kAll ? 1 : 0;
+      absl::StatusOr<SimRuntime> sim = MakeSimRuntime(made.spec, made.config, made.sim);
+      ASSERT_TRUE(sim.ok()) << sim.status();
+      const TrainerOptions options{.steps = 2, .micro_steps = 3};
+      testing::Trainer trainer(sim->runtime.get(), made.spec, options);
+      const absl::Status loaded = trainer.Load();
+      ASSERT_TRUE(loaded.ok()) << loaded;
+      const auto now = [&](StreamKind stream) { return OpsOn(stream, sim->world->log()); };
+      const int up = now(StreamKind::kHostToDevice), down = now(StreamKind::kDeviceToHost);
+      const absl::Status trained = trainer.Run();  // loads again
+      ASSERT_TRUE(trained.ok()) << trained;
+      EXPECT_EQ(now(StreamKind::kHostToDevice) - 2 * up, options.steps * pieces) << "seed " << seed;
+      if (in_place) {
+        EXPECT_EQ(now(StreamKind::kDeviceToHost) - 2 * down, options.steps * updated)
+            << "seed " << seed;
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace sluice
