@@ -5,9 +5,9 @@
 //
 // A unit is one run of elements: its tensors in order, those that are updated before those that are
 // frozen, each starting at a multiple of kTensorAlignment, gaps unused. A chunk is a piece of that
-// run which is moved and updated as a whole: whole cells of the canonical grid (core/grid.h), of
-// one or several neighbouring tensors of which the same is kept. How its states lie on a tier, and
-// so how many bytes they are, is the state format's (optim/state_format.h), which the layout keeps.
+// run whose states are moved as a whole: whole cells of the canonical grid (core/grid.h), of one or
+// several neighbouring tensors of which the same is kept. How its states lie on a tier, and so how
+// many bytes they are, is the state format's (optim/state_format.h), which the layout keeps.
 //
 // Every unit has types of its own (unit_types.h), and its chunks and tensors say them too: whoever
 // touches a parameter or a gradient has its type from here.

@@ -42,7 +42,7 @@ OWN = {
     "io_engine": use(("auto", "io_uring", "libaio", "threads"), "auto", "how files are read and written"),
     "io_depth": use("count", None, "transfers in the kernel at a time; goes before aio.queue_depth", high=1024),
     "chunk_elements": use(
-        "count", None, "elements moved and updated at a time, a multiple of 4096; default: chosen", high=1 << 30
+        "count", None, "elements moved at a time, a multiple of 4096; default: chosen", high=1 << 30
     ),
     "unit_elements": use(
         "count", None, "modules of at most so many elements are moved as one; default: by budget"
