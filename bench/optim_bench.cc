@@ -2,8 +2,8 @@
 //
 // The optimizer's arithmetic: parameters a second of the fused AdamW with fp32 states, bf16
 // gradient in and bf16 parameters out, chunk by chunk as the runtime does it (the three states of a
-// chunk lie side by side, all on huge pages), with and without the checksum before and after. Their
-// shares are of the best loop of bench/touch.h, each thread on memory of its own.
+// chunk lie side by side, all on huge pages), with and without the checksums of its pieces before
+// and after. Their shares are of the best loop of bench/touch.h, each thread on memory of its own.
 //
 // All of them take turns, many times over, and medians count. Time is a thread's CPU time, that of
 // the slowest thread: waiting for memory is in it, waiting for a core that another process has is
@@ -106,6 +106,15 @@ class Shard {
   const HugeArray<uint16_t> params_;
 };
 
+AdamWSpans Part(AdamWSpans all, size_t first, size_t n) {
+  all.master = all.master.subspan(first, n);
+  all.exp_avg = all.exp_avg.subspan(first, n);
+  all.exp_avg_sq = all.exp_avg_sq.subspan(first, n);
+  all.grad = static_cast<const uint16_t*>(all.grad) + first;
+  all.param_out = static_cast<uint16_t*>(all.param_out) + first;
+  return all;
+}
+
 // One chunk's work, in each way that is compared.
 using Work = std::function<void(const Shard&, size_t)>;
 
@@ -120,11 +129,18 @@ std::vector<Work> Works() {
   works.emplace_back(
       [coefficients](const Shard& shard, size_t i) { AdamWUpdate(coefficients, shard.spans(i)); });
   works.emplace_back([coefficients](const Shard& shard, size_t i) {
-    const auto bytes = std::as_bytes(shard.states(i));
+    const BlockPieces pieces(Bytes(static_cast<int64_t>(shard.states(i).size_bytes())), 3);
     const BlockIndex block(static_cast<uint32_t>(i));
-    benchmark::DoNotOptimize(SeededChecksum(bytes, block, 1));
-    AdamWUpdate(coefficients, shard.spans(i));
-    benchmark::DoNotOptimize(SeededChecksum(bytes, block, 2));
+    const size_t stripes = pieces.column_stripes();
+    for (uint32_t p = 0; p < pieces.count(); ++p) {
+      StripeSums before, after;
+      AdamWSpans spans =
+          Part(shard.spans(i), pieces.begin(p, 0) / sizeof(float), pieces.size(p) / sizeof(float));
+      spans.sums = {.before = &before, .after = &after, .stripe = {0, stripes, 2 * stripes}};
+      AdamWUpdate(coefficients, spans);
+      benchmark::DoNotOptimize(pieces.Checksum(before, block, 1, p));
+      benchmark::DoNotOptimize(pieces.Checksum(after, block, 2, p));
+    }
   });
   return works;
 }

@@ -1,11 +1,14 @@
 #include "nvme/block_store.h"
 
+#include <algorithm>
 #include <cstring>
+#include <map>
+#include <string>
 #include <utility>
 
-#include "core/checksum.h"
 #include "core/status.h"
 #include "fmt/format.h"
+#include "fmt/ranges.h"
 
 namespace sluice {
 
@@ -30,8 +33,25 @@ BlockStore::BlockStore(SegmentTable table, IoEngine* engine, const IoEngine::Lim
   for (size_t d = 0; d < shares.size(); ++d) drive_states_[d].in_flight_max = shares[d];
   for (size_t f = 0; f < table_.file_sizes.size(); ++f)
     drive_states_[table_.file_drive[f].value()].extents += table_.file_sizes[f];
+  MakeChecksums();
   read_track_ = trace->AddTrack("nvme read");
   write_track_ = trace->AddTrack("nvme write");
+}
+
+// An extent has room for the checksums of any block of its length.
+void BlockStore::MakeChecksums() {
+  std::map<Bytes, size_t> pieces;  // the most, by length
+  for (size_t b = 0; b < blocks_.size(); ++b) {
+    size_t& most = pieces[table_.extents[b].length];
+    most = std::max<size_t>(most, table_.pieces[b].count());
+    pieces_max_ = std::max(pieces_max_, most);
+  }
+  size_t all = 0;
+  for (const Extent& extent : table_.extents) {
+    first_checksum_.push_back(all);
+    all += pieces[extent.length];
+  }
+  checksums_.resize(all);
 }
 
 void BlockStore::Occupy(BlockIndex block) {
@@ -50,6 +70,8 @@ void BlockStore::Prepare(BlockTransfer* transfer, IoKind kind, const PinnedBlock
   transfer->IoOp::status = absl::OkStatus();
   transfer->what_ = what;
   transfer->data_ = buffer.first(table_.block_sizes[what.block.value()].size());
+  transfer->pieces_ = &table_.pieces[what.block.value()];
+  transfer->checksums_.resize(pieces_max_);
   transfer->of_pin_ = false;
   transfer->sealed_ = false;
   if (what.extent == kNoExtent) return;
@@ -61,6 +83,9 @@ void BlockStore::Prepare(BlockTransfer* transfer, IoKind kind, const PinnedBlock
 
 void BlockStore::Start(BlockTransfer* transfer, IoPriority priority) {
   ++*UnderWayLike(*transfer);
+  if (transfer->kind == IoKind::kRead)
+    std::ranges::copy(ChecksumsOf(transfer->what_.extent, *transfer->pieces_),
+                      transfer->checksums_.begin());
   queue_.Push(transfer, priority);
 }
 
@@ -74,8 +99,7 @@ void BlockStore::StartRead(BlockTransfer* transfer, BlockIndex block, MemoryView
   Occupy(block);
   const Block& b = blocks_[block.value()];
   Prepare(transfer, IoKind::kRead,
-          {.block = block, .extent = b.current, .generation = b.generation, .checksum = b.checksum},
-          buffer);
+          {.block = block, .extent = b.current, .generation = b.generation}, buffer);
   b.generation > 0 ? Start(transfer, priority) : Refuse(transfer, NothingToRead(block));
 }
 
@@ -96,14 +120,39 @@ absl::Status BlockStore::NothingToRead(BlockIndex block) const {
 }
 
 absl::Status BlockStore::Verify(const BlockTransfer& transfer) {
+  for (uint32_t p = 0; p < transfer.pieces_->count(); ++p) {
+    SLUICE_RETURN_IF_ERROR(VerifyPiece(transfer, p, transfer.pieces_->Sums(transfer.data_, p)));
+  }
+  return VerifyPadding(transfer);
+}
+
+absl::Status BlockStore::VerifyPiece(const BlockTransfer& transfer, uint32_t piece,
+                                     const StripeSums& sums) {
   const PinnedBlock& what = transfer.what_;
-  const uint64_t found = SeededChecksum(transfer.data_, what.block, what.generation);
-  if (found == what.checksum) return absl::OkStatus();
+  const BlockPieces& pieces = *transfer.pieces_;
+  const uint64_t found = pieces.Checksum(sums, what.block, what.generation, piece);
+  const uint64_t expected = transfer.checksums_[piece];
+  if (found == expected) return absl::OkStatus();
+  std::vector<int64_t> places;
+  for (uint32_t c = 0; c < pieces.columns(); ++c)
+    places.push_back(transfer.offset.value() + static_cast<int64_t>(pieces.begin(piece, c)));
   return absl::DataLossError(fmt::format(
       "block {} of generation {}, {} bytes at {} of swap file {} on {}: checksum is {:016x}, "
       "not {:016x}: the drive returned other bytes than were written",
-      what.block.value(), what.generation, transfer.data_.size(), transfer.offset.value(),
-      transfer.file.value(), transfer.drive_->path, found, what.checksum));
+      what.block.value(), what.generation, pieces.size(piece), fmt::join(places, " and at "),
+      transfer.file.value(), transfer.drive_->path, found, expected));
+}
+
+absl::Status BlockStore::VerifyPadding(const BlockTransfer& transfer) {
+  const MemoryView padding = transfer.memory.subspan(transfer.data_.size());
+  const auto wrong = std::ranges::find_if(padding, [](std::byte b) { return b != std::byte{0}; });
+  if (wrong == padding.end()) return absl::OkStatus();
+  return absl::DataLossError(fmt::format(
+      "block {} of generation {}, the padding at {} of swap file {} on {}, is not zero: the drive "
+      "returned other bytes than were written",
+      transfer.what_.block.value(), transfer.what_.generation,
+      transfer.offset.value() + (&*wrong - transfer.memory.data()), transfer.file.value(),
+      transfer.drive_->path));
 }
 
 void BlockStore::PrepareWrite(BlockTransfer* transfer, BlockIndex block, MemoryView buffer,
@@ -118,10 +167,20 @@ void BlockStore::PrepareWrite(BlockTransfer* transfer, BlockIndex block, MemoryV
 }
 
 void BlockStore::Seal(BlockTransfer* transfer) {
+  for (uint32_t p = 0; p < transfer->pieces_->count(); ++p)
+    SealPiece(transfer, p, transfer->pieces_->Sums(transfer->data_, p));
+  EndSeal(transfer);
+}
+
+void BlockStore::SealPiece(BlockTransfer* transfer, uint32_t piece, const StripeSums& sums) {
+  const PinnedBlock& what = transfer->what_;
+  transfer->checksums_[piece] =
+      transfer->pieces_->Checksum(sums, what.block, what.generation, piece);
+}
+
+void BlockStore::EndSeal(BlockTransfer* transfer) {
   const size_t used = transfer->data_.size();
   std::memset(transfer->memory.data() + used, 0, transfer->memory.size() - used);
-  PinnedBlock& what = transfer->what_;
-  what.checksum = SeededChecksum(transfer->data_, what.block, what.generation);
   transfer->sealed_ = true;
 }
 
@@ -160,8 +219,7 @@ absl::StatusOr<PinnedBlock> BlockStore::Pin(BlockIndex block) {
   }
   if (b.generation == 0) return absl::FailedPreconditionError(NothingToRead(block).message());
   extents_.AddUser(b.current);
-  return PinnedBlock{
-      .block = block, .extent = b.current, .generation = b.generation, .checksum = b.checksum};
+  return PinnedBlock{.block = block, .extent = b.current, .generation = b.generation};
 }
 
 void BlockStore::Unpin(const PinnedBlock& pin) { extents_.RemoveUser(pin.extent); }
@@ -192,7 +250,8 @@ void BlockStore::EndWrite(const BlockTransfer& transfer) {
   const ExtentIndex next = std::exchange(b.next, kNoExtent);
   if (transfer.status().ok()) {
     b.generation = transfer.what_.generation;
-    b.checksum = transfer.what_.checksum;
+    std::ranges::copy(std::span(transfer.checksums_).first(transfer.pieces_->count()),
+                      ChecksumsOf(next, *transfer.pieces_).begin());
     if (next != b.current) extents_.RemoveUser(std::exchange(b.current, next));
   } else if (next != kNoExtent && next != b.current) {
     extents_.RemoveUser(next);

@@ -52,6 +52,7 @@ SegmentTable PlanSegments(std::span<const BlockShape> blocks, std::span<const Dr
   SegmentTable table;
   table.drives.assign(drives.begin(), drives.end());
   table.block_sizes.reserve(blocks.size());
+  table.pieces.reserve(blocks.size());
   table.extents.reserve(blocks.size());
   Filler filler(&table, options.segment_bytes);
   std::vector<Dealer> dealers;                               // by kind
@@ -63,6 +64,7 @@ SegmentTable PlanSegments(std::span<const BlockShape> blocks, std::span<const Dr
     while (dealers.size() <= block.kind) dealers.emplace_back(drives);
     const DriveIndex drive = dealers[block.kind].Next(length);
     table.block_sizes.push_back(block.size);
+    table.pieces.emplace_back(block.size, block.columns);
     filler.Add(drive, length);
     if (spares) ++lengths[{drive, length}];
   }

@@ -15,6 +15,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "core/checksum.h"
 #include "core/types.h"
 #include "nvme/direct_file.h"
 #include "nvme/drives.h"
@@ -32,12 +33,14 @@ inline constexpr Bytes kExtentAlignment = Bytes(4096);
 
 struct BlockShape {
   Bytes size;
-  uint32_t kind = 0;  // blocks of one kind are moved in one sweep; kinds are small numbers
+  uint32_t kind = 0;     // blocks of one kind are moved in one sweep; kinds are small numbers
+  uint32_t columns = 1;  // equal parts side by side, of which a checksum's piece has some each
 };
 
 struct SegmentTable {
   std::vector<Drive> drives;
   std::vector<Bytes> block_sizes;      // by block
+  std::vector<BlockPieces> pieces;     // by block: what has a checksum of its own
   std::vector<Extent> extents;         // first each block's own, by block; then the spare ones
   std::vector<Bytes> file_sizes;       // by file
   std::vector<DriveIndex> file_drive;  // by file

@@ -13,6 +13,8 @@
 #include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+// After the two that say which target this is.
+#include "core/checksum-inl.h"
 #include "optim/convert-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -20,8 +22,8 @@ namespace sluice {
 namespace HWY_NAMESPACE {
 namespace {
 
-// Elements between two prefetches: whole lines of fp32.
-constexpr size_t kBlock = 32;
+// Elements of a block: a stripe of each state.
+constexpr size_t kBlock = kStripeElements;
 constexpr size_t kLineBytes = 64;
 // How far ahead of its use a state is asked for: the hardware's own prefetchers stop at a page and
 // fall behind three streams that are written too. The gradients they follow; asking for these as
@@ -34,9 +36,44 @@ HWY_INLINE void PrefetchBlock(const float* values) {
     __builtin_prefetch(at + line, /*rw=*/1);
 }
 
+// The sums of the blocks of the three states; or nothing.
+template <bool kSums>
+struct BlockSums {
+  explicit BlockSums(const StateSums&) {}
+  void Add(const float*, const float*, const float*, size_t) {}
+  void AddTo(StripeSums*) const {}
+};
+
+#if SLUICE_VECTOR_SUMS
+template <>
+struct BlockSums<true> {
+  HWY_INLINE explicit BlockSums(const StateSums& to) : stripe(to.stripe) {}
+
+  // The block from element i on, which is in L1, or in what is still to be stored there.
+  HWY_INLINE void Add(const float* p, const float* m, const float* v, size_t i) {
+    AddState(p + i, stripe[0] + i / kBlock);
+    AddState(m + i, stripe[1] + i / kBlock);
+    AddState(v + i, stripe[2] + i / kBlock);
+  }
+  HWY_INLINE void AddState(const float* values, size_t at) {
+    constexpr size_t kPartElements = kSumLanes * sizeof(uint64_t) / sizeof(float);
+    const auto words = [](const float* from)
+                           HWY_ATTR { return hn::BitCast(kSumTag, hn::LoadU(DF(), from)); };
+    for (size_t part = 0; part < kSumParts; ++part) {
+      const float* const a = values + part * kPartElements;
+      sums.Add(words(a), words(a + kBlock / 2), KeysOf(at, part), part);
+    }
+  }
+  HWY_INLINE void AddTo(StripeSums* to) const { sums.AddTo(to); }
+
+  const std::array<size_t, 3> stripe;
+  VectorSums sums;
+};
+#endif
+
 // All in registers, one pass: a block of each span at a time, the last, incomplete one through
 // buffers. Mul and Add, never MulAdd: the latter is fused on some targets only.
-template <WeightDecayMode kDecay, FloatType kGrad, bool kParam, FloatType kParamType>
+template <WeightDecayMode kDecay, FloatType kGrad, bool kParam, FloatType kParamType, bool kSums>
 void Update(const AdamWCoefficients& c, const AdamWSpans& spans) {
   const DF d;
   const auto grad_scale = hn::Set(d, c.grad_scale);
@@ -87,14 +124,19 @@ void Update(const AdamWCoefficients& c, const AdamWSpans& spans) {
   auto* const params = static_cast<std::byte*>(spans.param_out);
   // The parameters are not read here, so they needn't be fetched to be written.
   const bool stream = kParam && kCanStream && IsAligned(params);
+  BlockSums<kSums> before(spans.sums), after(spans.sums);
   size_t i = 0;
   for (; i + kBlock <= n; i += kBlock) {
     PrefetchBlock(master + i);
     PrefetchBlock(exp_avg + i);
     PrefetchBlock(exp_avg_sq + i);
+    before.Add(master, exp_avg, exp_avg_sq, i);
     block(master + i, exp_avg + i, exp_avg_sq + i, grads + i * kGradSize,
           kParam ? params + i * kParamSize : nullptr, stream);
+    after.Add(master, exp_avg, exp_avg_sq, i);
   }
+  before.AddTo(spans.sums.before);
+  after.AddTo(spans.sums.after);
   if (i < n) {
     const size_t rest = n - i;
     alignas(64) float p[kBlock] = {}, m[kBlock] = {}, v[kBlock] = {}, g[kBlock] = {};
@@ -114,25 +156,33 @@ void Update(const AdamWCoefficients& c, const AdamWSpans& spans) {
 
 using UpdateFunction = void (*)(const AdamWCoefficients&, const AdamWSpans&);
 
-template <WeightDecayMode kDecay, FloatType kGrad>
+template <WeightDecayMode kDecay, FloatType kGrad, bool kSums>
 UpdateFunction ForParam(const AdamWSpans& spans) {
   using enum FloatType;
-  if (spans.param_out == nullptr) return Update<kDecay, kGrad, false, kF32>;
-  static constexpr UpdateFunction kTable[3] = {Update<kDecay, kGrad, true, kF32>,
-                                               Update<kDecay, kGrad, true, kBf16>,
-                                               Update<kDecay, kGrad, true, kF16>};
+  if (spans.param_out == nullptr) return Update<kDecay, kGrad, false, kF32, kSums>;
+  static constexpr UpdateFunction kTable[3] = {Update<kDecay, kGrad, true, kF32, kSums>,
+                                               Update<kDecay, kGrad, true, kBf16, kSums>,
+                                               Update<kDecay, kGrad, true, kF16, kSums>};
   return kTable[static_cast<size_t>(spans.param_type)];
+}
+
+template <WeightDecayMode kDecay, FloatType kGrad>
+UpdateFunction ForSums(const AdamWSpans& spans) {
+#if SLUICE_VECTOR_SUMS
+  if (spans.sums.before != nullptr) return ForParam<kDecay, kGrad, true>(spans);
+#endif
+  return ForParam<kDecay, kGrad, false>(spans);
 }
 
 template <WeightDecayMode kDecay>
 UpdateFunction ForGrad(const AdamWSpans& spans) {
   switch (spans.grad_type) {
     case FloatType::kF32:
-      return ForParam<kDecay, FloatType::kF32>(spans);
+      return ForSums<kDecay, FloatType::kF32>(spans);
     case FloatType::kBf16:
-      return ForParam<kDecay, FloatType::kBf16>(spans);
+      return ForSums<kDecay, FloatType::kBf16>(spans);
     case FloatType::kF16:
-      return ForParam<kDecay, FloatType::kF16>(spans);
+      return ForSums<kDecay, FloatType::kF16>(spans);
   }
   SLUICE_CHECK(false);
 }
@@ -141,7 +191,20 @@ void UpdateAny(const AdamWCoefficients& c, const AdamWSpans& spans) {
   const UpdateFunction update = c.decay_mode == WeightDecayMode::kL2
                                     ? ForGrad<WeightDecayMode::kL2>(spans)
                                     : ForGrad<WeightDecayMode::kDecoupled>(spans);
+#if SLUICE_VECTOR_SUMS
   update(c, spans);
+#else
+  const auto add = [&](StripeSums* to) {
+    if (to == nullptr) return;
+    const std::span<const float> states[] = {spans.master, spans.exp_avg, spans.exp_avg_sq};
+    for (size_t s = 0; s < 3; ++s)
+      AddStripes(to, std::as_bytes(states[s].first(SummedElements(states[s].size()))),
+                 spans.sums.stripe[s]);
+  };
+  add(spans.sums.before);
+  update(c, spans);
+  add(spans.sums.after);
+#endif
 }
 
 const char* TargetName() { return hwy::TargetName(HWY_TARGET); }

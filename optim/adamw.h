@@ -25,14 +25,19 @@
 // which are not read here, past them where `param_out` is aligned to a vector (64 bytes at most):
 // what the next forward reads comes from memory, and whoever is told that the update is done finds
 // them there.
+//
+// Sums: with StateSums the same pass also adds up what the states were and what they become
+// (core/checksum.h), in registers, while it waits for the divider.
 
 #ifndef SLUICE_OPTIM_ADAMW_H_
 #define SLUICE_OPTIM_ADAMW_H_
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 
+#include "core/checksum.h"
 #include "core/grid.h"
 
 namespace sluice {
@@ -63,6 +68,16 @@ struct AdamWCoefficients {
 };
 AdamWCoefficients MakeCoefficients(const AdamWHyper& hyper, int64_t step, float grad_scale);
 
+// Where the sums of whole stripes of each state go; what is left at the end, SummedElements(n) and
+// after, is for the caller to add.
+struct StateSums {
+  StripeSums* before = nullptr;  // null: no sums
+  StripeSums* after = nullptr;
+  std::array<size_t, 3> stripe{};  // of element 0 of master, exp_avg, exp_avg_sq
+};
+inline constexpr size_t kStripeElements = kStripeBytes / sizeof(float);
+constexpr size_t SummedElements(size_t n) { return n / kStripeElements * kStripeElements; }
+
 // Spans of equal length n; `grad` and `param_out` are n values of their types, aligned to those
 // types. `param_out` may be null: then no copy is written. None may overlap.
 struct AdamWSpans {
@@ -73,12 +88,13 @@ struct AdamWSpans {
   FloatType grad_type = FloatType::kF32;
   void* param_out = nullptr;
   FloatType param_type = FloatType::kF32;
+  StateSums sums;
 };
 
 void AdamWUpdate(const AdamWCoefficients& coefficients, const AdamWSpans& spans);
 
-// The vector target that AdamWUpdate runs on here, for `sluice doctor`: "AVX3", "AVX2", "SSE4",
-// "SSSE3", "SCALAR".
+// The vector target that AdamWUpdate runs on here, for `sluice doctor`: "AVX3_DL", "AVX3", "AVX2",
+// "SSE4", "SSSE3", "SCALAR".
 const char* VectorTarget();
 
 }  // namespace sluice

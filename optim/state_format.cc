@@ -20,6 +20,7 @@ class Fp32States final : public StateFormat {
   Bytes bytes(int64_t capacity, std::optional<FloatType>) const override {
     return Bytes(capacity * static_cast<int64_t>(fields().size() * sizeof(float)));
   }
+  uint32_t columns() const override { return static_cast<uint32_t>(fields().size()); }
   float* InPlace(const ChunkStates& chunk, size_t field) const override {
     return reinterpret_cast<float*>(chunk.data) + field * static_cast<size_t>(chunk.capacity);
   }

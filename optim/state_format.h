@@ -69,6 +69,8 @@ class StateFormat {
   virtual std::string name() const = 0;  // for reports and errors
   // Of the states of a chunk with room for `capacity` elements.
   virtual Bytes bytes(int64_t capacity, std::optional<FloatType> param_type) const = 0;
+  // How many arrays of equal size lie side by side in it; one if that isn't so.
+  virtual uint32_t columns() const { return 1; }
   virtual bool reads_param(std::optional<FloatType> param_type) const;
 
   // Where the chunk's values of a field lie, if they lie side by side as fp32: to be read and

@@ -9,15 +9,16 @@ BlockMap MapBlocks(const ModelLayout& layout, const Placement& placement) {
   map.states.resize(layout.chunks().size());
   map.params.resize(layout.chunks().size());
   enum Kind : uint32_t { kStates, kParams };
-  const auto add = [&map](Bytes size, Kind kind) {
-    map.shapes.push_back({.size = size, .kind = kind});
+  const auto add = [&map](Bytes size, Kind kind, uint32_t columns) {
+    map.shapes.push_back({.size = size, .kind = kind, .columns = columns});
     return BlockIndex(static_cast<uint32_t>(map.shapes.size() - 1));
   };
   for (size_t c = 0; c < layout.chunks().size(); ++c) {
     const ChunkLayout& chunk = layout.chunks()[c];
-    if (placement.state_home[c] == Tier::kNvme) map.states[c] = add(chunk.state_bytes(), kStates);
+    if (placement.state_home[c] == Tier::kNvme)
+      map.states[c] = add(chunk.state_bytes(), kStates, layout.format()->columns());
     if (placement.param_home[chunk.unit.value()] == Tier::kNvme) {
-      map.params[c] = add(chunk.param_bytes(), kParams);
+      map.params[c] = add(chunk.param_bytes(), kParams, 1);
     }
   }
   return map;

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <fstream>
 #include <iterator>
 #include <memory>
@@ -11,6 +13,7 @@
 #include <vector>
 
 #include "core/status.h"
+#include "fmt/format.h"
 #include "tests/nvme/temp_dir.h"
 
 namespace sluice {
@@ -34,8 +37,13 @@ class BlockStoreTest : public testing::Test {
   void SetUp() override {
     std::vector<BlockShape> shapes;
     for (int64_t b = 0; b < 40; ++b) shapes.push_back({.size = Bytes(20'000 + 4'001 * (b % 7))});
+    // Of several pieces each, the last one short, in each number of columns, two alike.
+    for (uint32_t columns = 1; columns <= kColumnsMax; ++columns) {
+      for (int i = 0; i < 2; ++i)
+        shapes.push_back({.size = Bytes(12 * 50'000), .kind = 1, .columns = columns});
+    }
     const Drive drives[] = {{.path = a_.path()}, {.path = b_.path()}};
-    table_ = PlanSegments(shapes, drives, {.segment_bytes = KiB(256), .spares = 1});
+    table_ = PlanSegments(shapes, drives, {.segment_bytes = KiB(640), .spares = 1});
     auto files = CreateSegments(table_);
     ASSERT_TRUE(files.ok()) << files.status();
     files_ = *std::move(files);
@@ -103,8 +111,9 @@ class BlockStoreTest : public testing::Test {
   std::vector<DirectFile> files_;
   std::unique_ptr<IoEngine> engine_;
   std::unique_ptr<BlockStore> store_;
-  AlignedBuffer buffer_{64 << 10};
-  AlignedBuffer other_{64 << 10};
+  static constexpr uint32_t kOfPieces = 40;  // the first of those
+  AlignedBuffer buffer_{640 << 10};
+  AlignedBuffer other_{640 << 10};
 };
 
 TEST_F(BlockStoreTest, ReadsTheLastGeneration) {
@@ -154,6 +163,114 @@ TEST_F(BlockStoreTest, AFlippedBitIsFound) {
   EXPECT_TRUE(Read(5).ok());
 }
 
+// Wherever it is: the error says which piece.
+TEST_F(BlockStoreTest, AFlippedBitIsFoundInItsPiece) {
+  for (uint32_t b = kOfPieces; b < table_.block_sizes.size(); ++b) {
+    ASSERT_TRUE(Write(b, b).ok());
+    const BlockPieces& pieces = table_.pieces[b];
+    ASSERT_GT(pieces.count(), 1u);
+    const MemoryView raw = Raw(b, &other_);
+    for (uint32_t p = 0; p < pieces.count(); ++p) {
+      for (uint32_t c = 0; c < pieces.columns(); ++c) {
+        // Of a vector, a stripe's half, a stripe, a sector, and the ends.
+        for (const size_t of_part : {0UL, 1UL, 3UL, 4UL, 7UL, 8UL, 63UL, 64UL, 127UL, 128UL, 511UL,
+                                     512UL, pieces.size(p) / 2, pieces.size(p) - 1}) {
+          std::byte& byte = raw[pieces.begin(p, c) + of_part];
+          byte ^= std::byte{0x10};
+          Overwrite(b, raw);
+          const absl::Status status = Read(b);
+          byte ^= std::byte{0x10};
+          ASSERT_TRUE(absl::IsDataLoss(status)) << of_part << " of piece " << p;
+          const int64_t offset = store_->extent(BlockIndex(b)).offset.value() +
+                                 static_cast<int64_t>(pieces.begin(p, 0));
+          ASSERT_THAT(Message(status),
+                      AllOf(HasSubstr(fmt::format("block {} of generation 1", b)),
+                            HasSubstr(fmt::format("{} bytes at {} ", pieces.size(p), offset)),
+                            HasSubstr(PathOf(b))));
+        }
+      }
+    }
+    Overwrite(b, raw);
+    EXPECT_TRUE(Read(b).ok());
+  }
+}
+
+// Pieces that changed places in their block, in a column of it, with another block's, or with those
+// of the generation before: each whole and once sealed, but not as this one.
+TEST_F(BlockStoreTest, APieceInAnothersPlaceIsFound) {
+  for (uint32_t b = kOfPieces; b < table_.block_sizes.size(); b += 2) {
+    ASSERT_TRUE(Write(b, 1).ok());
+    const MemoryView stale = Raw(b, &other_);
+    const std::vector<std::byte> old(stale.begin(), stale.end());
+    ASSERT_TRUE(Write(b + 1, 2).ok());
+    const MemoryView view = Raw(b + 1, &other_);
+    const std::vector<std::byte> neighbour(view.begin(), view.end());
+    ASSERT_TRUE(Write(b, 3).ok());
+    const MemoryView raw = Raw(b, &other_);
+    const std::vector<std::byte> whole(raw.begin(), raw.end());
+    const BlockPieces& pieces = table_.pieces[b];
+    const auto copy = [&](const std::vector<std::byte>& from, size_t at, size_t to, size_t n) {
+      std::copy_n(from.begin() + static_cast<std::ptrdiff_t>(at), n,
+                  raw.begin() + static_cast<std::ptrdiff_t>(to));
+    };
+    const auto expect_found = [&](const char* what) {
+      Overwrite(b, raw);
+      EXPECT_TRUE(absl::IsDataLoss(Read(b))) << what << ", " << pieces.columns() << " columns";
+      std::ranges::copy(whole, raw.begin());
+    };
+    for (uint32_t p = 0; p < pieces.count(); ++p) {
+      for (const auto* from : {&old, &neighbour}) {
+        for (uint32_t c = 0; c < pieces.columns(); ++c)
+          copy(*from, pieces.begin(p, c), pieces.begin(p, c), pieces.size(p));
+        expect_found("a whole piece");
+        copy(*from, pieces.begin(p, 0), pieces.begin(p, 0), pieces.size(p));
+        expect_found("a column of a piece");
+      }
+      if (pieces.size(p) != pieces.size(0)) continue;
+      for (uint32_t c = 0; c < pieces.columns() && p > 0; ++c) {
+        copy(whole, pieces.begin(0, c), pieces.begin(p, c), pieces.size(p));
+        copy(whole, pieces.begin(p, c), pieces.begin(0, c), pieces.size(p));
+        if (c + 1 == pieces.columns()) expect_found("two pieces");
+      }
+      if (pieces.columns() == 1) continue;
+      copy(whole, pieces.begin(p, 0), pieces.begin(p, 1), pieces.size(p));
+      copy(whole, pieces.begin(p, 1), pieces.begin(p, 0), pieces.size(p));
+      expect_found("two columns");
+    }
+    Overwrite(b, raw);
+    EXPECT_TRUE(Read(b).ok());
+  }
+}
+
+// Piece by piece, with sums made elsewhere, is the same as the whole.
+TEST_F(BlockStoreTest, PiecesAreSealedAndVerifiedOneByOne) {
+  for (uint32_t b = kOfPieces; b < table_.block_sizes.size(); ++b) {
+    const BlockPieces& pieces = table_.pieces[b];
+    Transfer write;
+    store_->PrepareWrite(&write, BlockIndex(b), buffer_.view());
+    FillRandom(write.data(), b);
+    for (uint32_t p = pieces.count(); p-- > 0;)
+      BlockStore::SealPiece(&write, p, pieces.Sums(write.data(), p));
+    BlockStore::EndSeal(&write);
+    store_->StartWrite(&write, IoPriority::kNormal);
+    WaitFor(write);
+    ASSERT_TRUE(Read(b).ok());
+    Transfer read;
+    store_->StartRead(&read, BlockIndex(b), buffer_.view(), IoPriority::kNormal);
+    WaitFor(read);
+    for (uint32_t p = 0; p < pieces.count(); ++p) {
+      const StripeSums sums = pieces.Sums(read.data(), p);
+      EXPECT_TRUE(BlockStore::VerifyPiece(read, p, sums).ok());
+      for (const size_t word : {0UL, 7UL}) {
+        StripeSums other = sums;
+        other.words[word] ^= uint64_t{1} << 63;
+        EXPECT_TRUE(absl::IsDataLoss(BlockStore::VerifyPiece(read, p, other)));
+      }
+    }
+    EXPECT_TRUE(BlockStore::VerifyPadding(read).ok());
+  }
+}
+
 TEST_F(BlockStoreTest, AStaleBlockIsFound) {
   ASSERT_TRUE(Write(6, 1).ok());
   const MemoryView old = Raw(6, &other_);
@@ -174,13 +291,23 @@ TEST_F(BlockStoreTest, AMisplacedBlockIsFound) {
   EXPECT_TRUE(Read(7).ok());
 }
 
-TEST_F(BlockStoreTest, WhatFollowsABlockIsZeroAndNotPartOfIt) {
+TEST_F(BlockStoreTest, WhatFollowsABlockIsZeroAndFoundToBe) {
   ASSERT_TRUE(Write(1, 1).ok());
   const MemoryView raw = Raw(1, &other_);
   const MemoryView padding = raw.subspan(table_.block_sizes[1].size());
   ASSERT_FALSE(padding.empty());
   for (std::byte b : padding) EXPECT_EQ(b, std::byte{0});
-  padding.back() = std::byte{1};
+  for (const size_t at : {size_t{0}, padding.size() / 2, padding.size() - 1}) {
+    padding[at] = std::byte{1};
+    Overwrite(1, raw);
+    const absl::Status status = Read(1);
+    EXPECT_TRUE(absl::IsDataLoss(status));
+    const int64_t offset = store_->extent(BlockIndex(1)).offset.value() +
+                           table_.block_sizes[1].value() + static_cast<int64_t>(at);
+    EXPECT_THAT(Message(status), AllOf(HasSubstr("block 1 of generation 1"), HasSubstr(PathOf(1)),
+                                       HasSubstr(fmt::format("the padding at {} of", offset))));
+    padding[at] = std::byte{0};
+  }
   Overwrite(1, raw);
   EXPECT_TRUE(Read(1).ok());
 }
@@ -200,10 +327,10 @@ TEST_F(BlockStoreTest, ACancelledWriteLeavesTheBlockAsItWas) {
 }
 
 TEST_F(BlockStoreTest, MoreThanFitsInTheEngineIsQueuedAndCounted) {
-  AlignedBuffer memory(table_.block_sizes.size() << 16);
-  std::vector<Transfer> transfers(table_.block_sizes.size());
+  AlignedBuffer memory(kOfPieces << 16);
+  std::vector<Transfer> transfers(kOfPieces);
   Bytes total;
-  for (uint32_t b = 0; b < table_.block_sizes.size(); ++b) {
+  for (uint32_t b = 0; b < kOfPieces; ++b) {
     store_->PrepareWrite(&transfers[b], BlockIndex(b), memory.view().subspan(b << 16, 1 << 16));
     FillRandom(transfers[b].data(), b);
     BlockStore::Seal(&transfers[b]);
@@ -212,13 +339,13 @@ TEST_F(BlockStoreTest, MoreThanFitsInTheEngineIsQueuedAndCounted) {
   }
   size_t ended = 0;
   while (!store_->idle()) ended += store_->Poll(kForever);
-  EXPECT_EQ(ended, table_.block_sizes.size());
+  EXPECT_EQ(ended, kOfPieces);
   for (const Transfer& transfer : transfers) {
     EXPECT_EQ(transfer.ended, 1);
     EXPECT_TRUE(transfer.status().ok()) << transfer.status();
   }
   ASSERT_TRUE(Read(9).ok());
-  EXPECT_EQ(metrics_.Get("nvme_writes")->value(), static_cast<int64_t>(table_.block_sizes.size()));
+  EXPECT_EQ(metrics_.Get("nvme_writes")->value(), int64_t{kOfPieces});
   EXPECT_EQ(metrics_.Get("nvme_write_bytes")->value(), total.value());
   EXPECT_EQ(metrics_.Get("nvme_reads")->value(), 1);
   EXPECT_EQ(metrics_.Get("nvme_read_bytes")->value(), store_->extent_length(BlockIndex(9)).value());

@@ -3,9 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <random>
 #include <span>
@@ -48,6 +50,58 @@ TEST(AdamWTest, EverySizeAndStartGivesTheReferencesBits) {
           AdamWUpdate(coefficients, data.spans(start, n));
           ExpectSameBits(data, expected);
         });
+      }
+    }
+  }
+}
+
+// Every pass also with sums: they are what AddStripes makes of the states before and after, whose
+// bits, and the parameters', are those of a pass without.
+TEST(AdamWTest, SumsAreThoseOfTheStatesBeforeAndAfter) {
+  const std::array<size_t, 3> stripe = {3, 512 + 3, 1024 + 3};
+  const auto sums_of = [&](const Data& data, size_t start, size_t n) {
+    StripeSums sums;
+    size_t state = 0;
+    for (const auto* values : {&data.master, &data.exp_avg, &data.exp_avg_sq}) {
+      AddStripes(&sums, std::as_bytes(std::span(*values).subspan(start, SummedElements(n))),
+                 stripe[state++]);
+    }
+    return sums;
+  };
+  for (const WeightDecayMode mode : kDecayModes) {
+    const AdamWCoefficients coefficients = MakeCoefficients(Hyper(mode), 3, 0.37F);
+    for (const FloatType grad_type : kTypes) {
+      for (int param = -1; param < 3; ++param) {
+        for (const size_t n : kSizes) {
+          SCOPED_TRACE(testing::Message() << n << " elements, gradients " << Name(grad_type)
+                                          << ", parameters " << param);
+          const size_t start = n % 4;
+          const Data before = RandomData(n + 8, static_cast<uint32_t>(n));
+          std::vector<float> grads(n), plain(n + 1), out(n + 1);  // room for any type
+          Convert(before.grad.data() + start, FloatType::kF32, grads.data(), grad_type, n);
+          const auto spans = [&](Data* data, std::vector<float>* params) {
+            AdamWSpans all = data->spans(start, n);
+            all.grad = grads.data();
+            all.grad_type = grad_type;
+            all.param_out = param < 0 ? nullptr : params->data();
+            all.param_type = param < 0 ? FloatType::kF32 : kTypes[param];
+            return all;
+          };
+          Data expected = before;
+          AdamWUpdate(coefficients, spans(&expected, &plain));
+          ForEachTarget([&] {
+            Data data = before;
+            std::ranges::fill(out, 0.0F);
+            StripeSums was, becomes;
+            AdamWSpans all = spans(&data, &out);
+            all.sums = {.before = &was, .after = &becomes, .stripe = stripe};
+            AdamWUpdate(coefficients, all);
+            ExpectSameBits(data, expected);
+            EXPECT_EQ(0, std::memcmp(plain.data(), out.data(), n * sizeof(float)));
+            EXPECT_EQ(sums_of(before, start, n), was);
+            EXPECT_EQ(sums_of(expected, start, n), becomes);
+          });
+        }
       }
     }
   }
