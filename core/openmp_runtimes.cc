@@ -25,6 +25,17 @@ std::vector<std::string> LoadedOpenMp() {
   return paths;
 }
 
+uint64_t LibrariesLoaded() {
+  uint64_t loads = 0;
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* found) {
+        *static_cast<uint64_t*>(found) = info->dlpi_adds;
+        return 1;  // of all; the same for each
+      },
+      &loads);
+  return loads;
+}
+
 std::vector<int> OpenMpPlaces() {
   std::set<int> cores;
   for (const std::string& path : LoadedOpenMp()) {

@@ -8,6 +8,7 @@
 #ifndef SLUICE_CORE_OPENMP_RUNTIMES_H_
 #define SLUICE_CORE_OPENMP_RUNTIMES_H_
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,9 @@ namespace sluice {
 
 // The paths of GNU's, LLVM's and Intel's.
 std::vector<std::string> LoadedOpenMp();
+
+// How many libraries were loaded in all: another number, and there may be another runtime.
+uint64_t LibrariesLoaded();
 
 // The hardware threads of the places that they bind their threads to, ascending; empty unless they
 // bind them (OMP_PROC_BIND, OMP_PLACES). Such a runtime binds the program's first thread too, and

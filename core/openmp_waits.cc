@@ -5,14 +5,18 @@
 #include <sys/resource.h>
 #include <time.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <filesystem>
+#include <fstream>
 #include <latch>
 #include <system_error>
 #include <thread>
 
 #include "core/config.h"
 #include "core/openmp_runtimes.h"
+#include "core/wait_policy.h"
 #include "fmt/format.h"
 
 namespace sluice {
@@ -73,92 +77,216 @@ struct LateRegion {
   int64_t sleeps_before = 0;
 };
 
+// What this process has done so far, as the kernel tells it.
+void Count(WaitSample* sample) {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  sample->sleeps = usage.ru_nvcsw;
+  std::error_code error;
+  for (std::filesystem::directory_iterator task("/proc/self/task", error), end;
+       !error && task != end; task.increment(error)) {
+    int64_t ran = 0, waited = 0;
+    if (std::ifstream(task->path() / "schedstat") >> ran >> waited) sample->waited += Nanos(waited);
+  }
+  sample->now = SteadyClock().Now();
+}
+
 }  // namespace
 
-// Threads of one libgomp that sleep. Their team is of the thread that began it, and ends with it.
+// Threads of one libgomp that sleep. Their team is of the thread that calls, always the same, and
+// ends with it.
 class OpenMpWaits::Team {
  public:
-  explicit Team(GompParallel parallel) : parallel_(parallel) {}
-  ~Team() {
-    stop_.count_down();
-    if (thread_.joinable()) thread_.join();
+  Team(const std::string& path, int cores, int cores_most) : path_(path) {
+    const bool own_stacks = GetEnv("OMP_STACKSIZE") || GetEnv("GOMP_STACKSIZE");
+    const bool is_gnu = path.find("libgomp", path.rfind('/') + 1) != std::string::npos;
+    if (is_gnu && own_stacks) note_ = ", since OMP_STACKSIZE is set";
+    // Of other stacks nobody here can try whether there is room.
+    if (!is_gnu || own_stacks) return;
+    void* const library = dlopen(path.c_str(), RTLD_LAZY | RTLD_NOLOAD | RTLD_NODELETE);
+    if (library == nullptr) return;
+    parallel_ = reinterpret_cast<GompParallel>(dlsym(library, "GOMP_parallel"));
+    pause_ = reinterpret_cast<OmpPause>(dlsym(library, "omp_pause_resource"));
+    host_ = reinterpret_cast<int (*)()>(dlsym(library, "omp_get_initial_device"));
+    dlclose(library);
+    // The mask of now may be narrower than the one that the runtime found.
+    for (const int threads : {cores + 1, cores_most + 1}) {
+      if (parallel_ == nullptr || is_short_) break;
+      threads_ = threads;
+      is_short_ = Start() && Sleeps();
+    }
+    if (!is_short_) End();
   }
 
-  // Whether waits are short once it has `threads`.
-  bool Start(int threads) {
-    if (!CanStart(threads)) return false;
-    try {
-      thread_ = std::thread([this, threads] { Work(static_cast<unsigned>(threads)); });
-    } catch (const std::system_error&) {
-      return false;
-    }
-    tried_.wait();
-    return is_short_;
+  // Whether waits are short now.
+  bool is_short() const { return is_short_; }
+  bool can_end() const { return pause_ != nullptr && host_ != nullptr; }
+
+  // Whether waits are short from now on, as they were once.
+  bool Start() {
+    // Twice: the kernel still counts threads a moment after they have ended.
+    if (!CanStart(2 * threads_)) return false;
+    parallel_([](void*) {}, nullptr, static_cast<unsigned>(threads_), 0);
+    return true;
+  }
+  void End() {
+    constexpr int kSoft = 1;  // omp_pause_soft
+    if (can_end()) pause_(kSoft, host_());
+  }
+
+  std::string description(bool spins) const {
+    return fmt::format("{}: {}{}", path_,
+                       !is_short_ ? "threads may spin where they wait for each other"
+                       : spins    ? "threads spin where they wait for each other, since that pays"
+                                  : "threads sleep where they wait for each other",
+                       note_);
   }
 
  private:
+  // What OpenMP 5.0 has to end the teams of the thread that calls.
+  using OmpPause = int (*)(int kind, int device);
+
   // Whether who waits for the team sleeps. On a busy machine one that spins takes little of a core
   // too, but it does not give it away.
-  bool Sleeps(unsigned threads) const {
+  bool Sleeps() const {
     for (int i = 0; i < kTries; ++i) {
       LateRegion region;
-      parallel_(&LateRegion::Run, &region, threads, 0);
+      parallel_(&LateRegion::Run, &region, static_cast<unsigned>(threads_), 0);
       if (!region.somebody || CpuTimeOfThread() - region.before >= kSpun) return false;
       if (SleepsOfThread() > region.sleeps_before) return true;
     }
     return false;
   }
 
-  void Work(unsigned threads) {
-    pthread_setname_np(pthread_self(), "sluice-idle");  // and so are those it starts
-    parallel_([](void*) {}, nullptr, threads, 0);       // starts them
-    is_short_ = Sleeps(threads);
-    tried_.count_down();
-    stop_.wait();
-  }
-
-  const GompParallel parallel_;
+  const std::string path_;
+  std::string note_;
+  GompParallel parallel_ = nullptr;
+  OmpPause pause_ = nullptr;
+  int (*host_)() = nullptr;
+  int threads_ = 0;
   bool is_short_ = false;
-  std::latch tried_{1};
-  std::latch stop_{1};
-  std::thread thread_;
 };
 
-OpenMpWaits::OpenMpWaits() = default;
-OpenMpWaits::~OpenMpWaits() = default;
+OpenMpWaits::OpenMpWaits(int cores, int cores_most, Mode mode)
+    : cores_(cores), cores_most_(cores_most), mode_(mode) {}
 
-std::unique_ptr<OpenMpWaits> OpenMpWaits::MakeShort(int cores, int cores_most) {
-  std::unique_ptr<OpenMpWaits> waits(new OpenMpWaits);
-  for (const std::string& path : LoadedOpenMp()) waits->Add(path, cores, cores_most);
-  if (waits->description_.empty())
-    waits->description_ = "no OpenMP runtime was loaded when this one was made";
+OpenMpWaits::~OpenMpWaits() {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  changed_.notify_all();
+  if (thread_.joinable()) thread_.join();
+}
+
+std::unique_ptr<OpenMpWaits> OpenMpWaits::Make(int cores, int cores_most, Mode mode) {
+  std::unique_ptr<OpenMpWaits> waits(new OpenMpWaits(cores, cores_most, mode));
+  try {
+    waits->thread_ = std::thread([raw = waits.get()] { raw->Work(); });
+  } catch (const std::system_error&) {
+    return waits;
+  }
+  std::unique_lock lock(waits->mutex_);
+  waits->changed_.wait(lock, [&waits] { return waits->found_; });
   return waits;
 }
 
-void OpenMpWaits::Add(const std::string& path, int cores, int cores_most) {
-  bool is_short = false;
-  // Of other stacks nobody here can try whether there is room.
-  const bool own_stacks = GetEnv("OMP_STACKSIZE") || GetEnv("GOMP_STACKSIZE");
-  const bool is_gnu = path.find("libgomp", path.rfind('/') + 1) != std::string::npos;
-  void* const library = !is_gnu || own_stacks
-                            ? nullptr
-                            : dlopen(path.c_str(), RTLD_LAZY | RTLD_NOLOAD | RTLD_NODELETE);
-  if (library != nullptr) {
-    const auto parallel = reinterpret_cast<GompParallel>(dlsym(library, "GOMP_parallel"));
-    // The mask of now may be narrower than the one that the runtime found.
-    for (const int threads : {cores + 1, cores_most + 1}) {
-      if (parallel == nullptr || is_short) break;
-      teams_.push_back(std::make_unique<Team>(parallel));
-      is_short = teams_.back()->Start(threads);
-      if (!is_short) teams_.pop_back();
+void OpenMpWaits::StepTaken() {
+  const Nanos now = SteadyClock().Now();
+  const std::lock_guard lock(mutex_);
+  ++steps_;
+  last_step_ = now;
+}
+
+bool OpenMpWaits::all_short() const {
+  const std::lock_guard lock(mutex_);
+  return found_ && std::all_of(teams_.begin(), teams_.end(),
+                               [](const auto& team) { return team->is_short(); });
+}
+
+std::string OpenMpWaits::description() const {
+  const std::lock_guard lock(mutex_);
+  if (!found_) return "threads may spin where they wait for each other: no thread can be started";
+  if (teams_.empty()) return "no OpenMP runtime is loaded";
+  std::string text;
+  for (const std::unique_ptr<Team>& team : teams_)
+    text += (text.empty() ? "" : "; ") + team->description(spinning_);
+  if (tries_ > 0) text += fmt::format("; spinning was tried {} times", tries_);
+  return text;
+}
+
+bool OpenMpWaits::Spin(bool spin) {
+  std::unique_lock lock(mutex_);
+  asked_ = spin;
+  changed_.notify_all();
+  changed_.wait(lock, [this] { return !asked_; });
+  return spinning_;
+}
+
+// Called by thread_, as all below.
+void OpenMpWaits::Work() {
+  pthread_setname_np(pthread_self(), "sluice-idle");  // and so are those it starts
+  constexpr std::chrono::seconds kIdle(1);
+  WaitPolicy policy;
+  int64_t steps = 0;
+  std::unique_lock lock(mutex_);
+  while (!stop_) {
+    lock.unlock();
+    Find();
+    lock.lock();
+    found_ = true;
+    changed_.notify_all();
+    const bool idle = mode_ == Mode::kSleep || steps_ == steps;
+    steps = steps_;
+    changed_.wait_for(lock, idle ? kIdle : WaitPolicy::kPeriod, [this] { return stop_ || asked_; });
+    if (stop_) return;
+    WaitSample sample{.steps = steps_, .last_step = last_step_};
+    const bool spins = spinning_;
+    const std::optional<bool> asked = asked_;
+    lock.unlock();  // a step never waits for what is counted and started here
+    bool spin = asked.value_or(spins);
+    if (!asked && mode_ == Mode::kSleepUnlessItPays && CanSwitch()) {
+      Count(&sample);
+      spin = policy.Next(sample);
     }
-    dlclose(library);
+    const bool done = spin == spins || (CanSwitch() && Switch(spin));
+    lock.lock();
+    if (done) spinning_ = spin;  // else it is tried again
+    tries_ = policy.tries();
+    if (asked) asked_.reset();
+    changed_.notify_all();
   }
-  all_short_ = all_short_ && is_short;
-  description_ += fmt::format("{}{}: {}{}", description_.empty() ? "" : "; ", path,
-                              is_short ? "threads sleep where they wait for each other"
-                                       : "threads may spin where they wait for each other",
-                              is_gnu && own_stacks ? ", since OMP_STACKSIZE is set" : "");
+}
+
+// Runtimes that were not there the last time.
+void OpenMpWaits::Find() {
+  const uint64_t loads = LibrariesLoaded();
+  if (loads == loads_) return;
+  loads_ = loads;
+  for (const std::string& path : LoadedOpenMp()) {
+    if (!paths_.insert(path).second) continue;
+    auto team = std::make_unique<Team>(path, cores_, cores_most_);
+    const std::lock_guard lock(mutex_);
+    if (spinning_ && team->is_short()) team->End();
+    teams_.push_back(std::move(team));
+  }
+}
+
+bool OpenMpWaits::CanSwitch() const {
+  return !teams_.empty() && std::all_of(teams_.begin(), teams_.end(), [](const auto& team) {
+    return team->is_short() && team->can_end();
+  });
+}
+
+bool OpenMpWaits::Switch(bool spin) {
+  bool done = true;
+  for (const std::unique_ptr<Team>& team : teams_) {
+    if (spin)
+      team->End();
+    else
+      done = team->Start() && done;
+  }
+  return done;
 }
 
 }  // namespace sluice

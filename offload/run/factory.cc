@@ -2,8 +2,10 @@
 
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <mutex>
 #include <utility>
 
 #include "core/budget.h"
@@ -31,6 +33,32 @@ SteadyClock* RealClock() {
 HugePageResource* RealMemory() {
   static auto* const resource = new HugePageResource;
   return resource;
+}
+
+// One for all runtimes of the process, as long as there is one. A child of fork makes its own: the
+// threads of its parent's are not there.
+std::shared_ptr<OpenMpWaits> RealOpenMpWaits(const Topology& topology) {
+  struct Shared {
+    std::mutex mutex;
+    pid_t process = 0;                 // guarded by mutex
+    std::weak_ptr<OpenMpWaits> waits;  // likewise
+    std::shared_ptr<OpenMpWaits> get() { return process == getpid() ? waits.lock() : nullptr; }
+  };
+  static auto* const shared = new Shared;
+  {
+    const std::lock_guard lock(shared->mutex);
+    if (auto waits = shared->get(); waits != nullptr) return waits;
+  }
+  // A quota counts time: spinning spends it.
+  const bool quota = topology.cores_allowed < static_cast<int>(topology.cores.size());
+  std::shared_ptr<OpenMpWaits> made =
+      OpenMpWaits::Make(topology.cores_allowed, topology.cores_machine,
+                        quota ? OpenMpWaits::Mode::kSleep : OpenMpWaits::Mode::kSleepUnlessItPays);
+  const std::lock_guard lock(shared->mutex);
+  if (auto waits = shared->get(); waits != nullptr) return waits;  // somebody was faster
+  shared->process = getpid();
+  shared->waits = made;
+  return made;
 }
 
 // One budget for the caller's threads and the workers: a core is the caller's, who updates on it
@@ -70,9 +98,8 @@ CoreUse CoresOf(const RuntimeConfig& config, const Topology& topology, DeviceKin
   use.allowed = topology.cores_allowed;
   use.machine = topology.cores_machine;
   use.callers_help = help;
-  use.openmp_waits = OpenMpWaits::MakeShort(topology.cores_allowed, topology.cores_machine);
-  use.compute = fmt::format("the caller's threads, on any of {} cores; {}", topology.cores_allowed,
-                            use.openmp_waits->description());
+  use.openmp_waits = RealOpenMpWaits(topology);
+  use.compute = fmt::format("the caller's threads, on any of {} cores", topology.cores_allowed);
   use.update = fmt::format(
       "{} workers ({}), on any of {}; {}", workers,
       config.workers > 0 ? "as asked for" : "one less than cores: the caller has one",

@@ -24,6 +24,11 @@ Json Tiers(Bytes hbm, Bytes pinned, Bytes nvme) {
   return {{"hbm", hbm.value()}, {"pinned", pinned.value()}, {"nvme", nvme.value()}};
 }
 
+std::string ComputeInWords(const CoreUse& cores) {
+  if (cores.openmp_waits == nullptr) return cores.compute;
+  return fmt::format("{}; {}", cores.compute, cores.openmp_waits->description());
+}
+
 std::string NodesInWords(const CoreUse& cores, ConstMemoryView arena) {
   const auto share = cores.node ? ShareOnNode(arena, *cores.node) : std::nullopt;
   if (!share) return cores.nodes;
@@ -149,7 +154,7 @@ std::string OffloadRuntime::ReportJson() const {
   report["cores"] = {{"allowed", seams_.cores.allowed},
                      {"machine", seams_.cores.machine},
                      {"workers", seams_.executor->concurrency()},
-                     {"compute", seams_.cores.compute},
+                     {"compute", ComputeInWords(seams_.cores)},
                      {"update", seams_.cores.update},
                      {"nodes", NodesInWords(seams_.cores, memory_.pinned.memory())}};
   report["device"] = seams_.device->description();

@@ -45,6 +45,7 @@ Ticket OffloadRuntime::PushGrads(std::vector<GivenGradient> given, CallerStream 
 }
 
 Ticket OffloadRuntime::Step(StepRequest request) {
+  if (seams_.cores.openmp_waits != nullptr) seams_.cores.openmp_waits->StepTaken();
   const Ticket ticket = tickets_.Make();
   Send({.run = &OffloadRuntime::RunTurn,
         .turn = TurnKind::kStep,

@@ -24,12 +24,12 @@ namespace sluice {
 struct CoreUse {
   int allowed = 0;  // hardware threads
   int machine = 0;
-  std::string compute;
+  std::string compute;  // without what openmp_waits says
   std::string update;
   std::string nodes;                          // of NUMA: what is bound, and why
   std::optional<int> node;                    // that the arenas are bound to
   bool callers_help = false;                  // who waits for a ticket updates meanwhile
-  std::unique_ptr<OpenMpWaits> openmp_waits;  // none in simulation
+  std::shared_ptr<OpenMpWaits> openmp_waits;  // of the process; none in simulation
 };
 
 // What the runtime stands on. Owned by it, except clock and host_memory, which outlive it.

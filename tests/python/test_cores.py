@@ -103,6 +103,23 @@ def test_a_thread_that_openmp_has_bound_binds_nobody_else(bind):
     assert allowed == eval(subprocess.run(plain, capture_output=True, text=True, check=True).stdout)[0]
 
 
+def idle_threads():
+    return [name for name in map(lambda task: open(f"/proc/self/task/{task}/comm").read(), os.listdir("/proc/self/task"))
+            if name.startswith("sluice-idle")]
+
+
+def test_engines_share_what_sleeps():
+    torch.ones(1 << 20).add_(1)
+    engines = [sluice.initialize(model=torch.nn.Linear(8, 8), config=CONFIG)[0]]
+    one = len(idle_threads())
+    engines += [sluice.initialize(model=torch.nn.Linear(8, 8), config=CONFIG)[0] for _ in range(3)]
+    assert len(idle_threads()) == one
+    for engine in engines[:3]:
+        engine.close()
+    assert len(idle_threads()) == one
+    engines[3].close()
+
+
 def test_what_sleeps_ends_with_the_engine():
     torch.ones(1 << 20).add_(1)
     before = set(os.listdir("/proc/self/task"))
