@@ -81,8 +81,15 @@ std::vector<UnitIndex> Residency::UnitOrder() const {
   return latest == nullptr ? std::vector<UnitIndex>() : latest->acquisitions();
 }
 
+void Residency::Suspend() {
+  if (suspended_) return;
+  suspended_ = true;
+  for (Unit& u : units_) SetDoor(&u);
+}
+
 void Residency::Replan() {
   suspended_ = false;
+  for (Unit& u : units_) SetDoor(&u);
   BuildPlan(false);
   Pump();
 }
@@ -109,6 +116,41 @@ void Residency::Acquire(UnitIndex unit, CallerStream stream, Acquired done) {
     if (next == nullptr || next->unit != unit || !next->possible) unplanned_ = true;
   }
   Pump();
+}
+
+void Residency::SetDoor(Unit* unit) {
+  const bool open = unit->state == State::kReady && unit->loaded && !unit->pending &&
+                    unit->waits.empty() && !suspended_ && failed_.ok();
+  if (open) {
+    unit->door.Open();
+  } else {
+    unit->door.Close();
+  }
+}
+
+bool Residency::Enter(UnitIndex unit, CallerStream stream) {
+  Unit& u = units_[unit.value()];
+  if (!u.door.Enter()) return false;
+  acquires_->Add();
+  const UnitLayout& layout = context_.layout->unit(unit);
+  views_.Show(unit, u.address, layout.elements, layout.types.param, stream);
+  return true;
+}
+
+void Residency::Entered(UnitIndex unit) {
+  const bool expected = book_.OnAcquire(unit);
+  departures_->Set(book_.departures());
+  Unit& u = units_[unit.value()];
+  ++u.acquired;
+  u.door.Announced();
+  if (!expected && book_.known()) BuildPlan(false);
+  Pump();
+}
+
+void Residency::SetLoaded(UnitIndex unit) {
+  Unit& u = units_[unit.value()];
+  u.loaded = true;
+  SetDoor(&u);
 }
 
 absl::Status Residency::Release(UnitIndex unit, Fences fences) {
@@ -141,6 +183,7 @@ void Residency::Serve(UnitIndex unit) {
     views_.Show(unit, u.address, layout.elements, layout.types.param, wait.stream);
     wait.done(absl::OkStatus());
   }
+  SetDoor(&u);
 }
 
 void Residency::OnFetched(UnitIndex unit, const absl::Status& status) {
@@ -154,12 +197,13 @@ void Residency::OnFetched(UnitIndex unit, const absl::Status& status) {
 
 absl::Status Residency::BeginUpdate(UnitIndex unit) {
   Unit& u = units_[unit.value()];
-  if (u.acquired > 0) {
+  if (acquired(unit)) {
     return absl::FailedPreconditionError(
         fmt::format("unit '{}' is acquired: release it before its values change",
                     context_.layout->unit(unit).name));
   }
   u.pending = true;
+  SetDoor(&u);
   const bool stale = Planted(context_, PlantedBug::kStaleGeneration);
   if (!u.fixed && u.state == State::kReady && !stale) Vacate(unit);
   return absl::OkStatus();
@@ -197,110 +241,9 @@ void Residency::OnFreed() {
   Pump();
 }
 
-// The trace from here on: the rest of the one followed, or, between iterations, the one expected
-// next.
-const IndexedTrace* Residency::Upcoming() const {
-  return book_.open() ? book_.followed() : book_.Latest(book_.Successor(book_.key()));
-}
-
-void Residency::BuildPlan(bool viewed_is_held) {
-  plan_waiting_.clear();
-  for (const UnitIndex unit : waiting_units_) {
-    if (units_[unit.value()].state == State::kAbsent) plan_waiting_.push_back(unit);
-  }
-  plan_position_ = book_.position();
-  const IndexedTrace* const upcoming = Upcoming();
-  const bool goes_on = upcoming != nullptr && book_.open() && !boundary_;
-  planner_.Begin({.waiting = plan_waiting_,
-                  .trace = upcoming,
-                  .happened = book_.open() ? book_.position() : 0,
-                  .next = goes_on ? book_.Latest(book_.Successor(book_.key())) : nullptr},
-                 segments_, [&](UnitIndex unit) {
-                   const Unit& u = units_[unit.value()];
-                   return u.acquired > 0 || !u.waits.empty() ||
-                          (viewed_is_held && views_.InUse(u.address));
-                 });
-  unplanned_ = false;
-  plan_dirty_ = false;
-}
-
-void Residency::Pump() {
-  if (suspended_ || !failed_.ok()) return;
-  for (;;) {
-    while (const Move* const move = planner_.Next()) {
-      if (!move->possible) {
-        unplanned_ = unplanned_ || !units_[move->unit.value()].waits.empty();
-      } else if (!TryMove(*move)) {
-        break;
-      }
-      planner_.Pop();
-    }
-    if (!std::exchange(misfit_, false) && (!plan_dirty_ || !UnplannedWait())) return;
-    BuildPlan(false);
-  }
-}
-
-// Whether somebody waits for a unit that no coming move brings.
-bool Residency::UnplannedWait() const {
-  return unplanned_ && std::ranges::any_of(waiting_units_, [this](UnitIndex unit) {
-           const Unit& u = units_[unit.value()];
-           return !u.pending && u.state == State::kAbsent;
-         });
-}
-
-bool Residency::MayEvict(SegmentList::Place place) const {
-  const SegmentList::Segment& segment = segments_.at(place);
-  if (segment.kind != Kind::kUnit) return segment.kind == Kind::kFree;
-  const Unit& u = units_[segment.unit.value()];
-  return u.acquired == 0 && u.waits.empty() && u.state == State::kReady &&
-         (!views_.InUse(u.address) || Planted(context_, PlantedBug::kEvictViewed));
-}
-
-// Begins `move` if it may begin. Returns whether it is done with: begun, or not needed any more.
-bool Residency::TryMove(const Move& move) {
-  Unit& u = units_[move.unit.value()];
-  if (u.state != State::kAbsent) return true;
-  if (u.pending) return false;
-  if (!context_.overlap && u.waits.empty()) return false;
-  const size_t waits = plan_waiting_.size();
-  if (move.not_before > waits && book_.position() - plan_position_ < move.not_before - waits)
-    return false;
-
-  const Bytes bytes = planner_.unit_bytes(move.unit);
-  if (!segments_.Begins(move.place, move.offset)) {
-    misfit_ = true;  // what lies there has changed since
-    return false;
-  }
-  SegmentList::Place last = move.place;
-  Bytes room;
-  for (SegmentList::Place p = move.place; room < bytes; p = segments_.at(p).after) {
-    if (p == kNoPlace) {
-      misfit_ = true;
-      return false;
-    }
-    if (!MayEvict(p)) return false;
-    room += segments_.at(p).size;
-    last = p;
-  }
-  for (SegmentList::Place p = move.place;; p = segments_.at(p).after) {
-    if (segments_.Is(p, Kind::kUnit)) {
-      Unit& evicted = units_[segments_.at(p).unit.value()];
-      evicted.state = State::kAbsent;
-      evicted.place = kNoPlace;
-      evictions_->Add();
-    }
-    if (p == last) break;
-  }
-  u.place = segments_.Put(move.place, last, move.unit, bytes);
-  u.address = AddressOf(u.place);
-  u.state = State::kFilling;
-  last_progress_ = context_.clock->Now();
-  fetcher_.Fetch(move.unit, u.address);
-  return true;
-}
-
 void Residency::Fail(const absl::Status& status) {
   if (failed_.ok()) failed_ = status;
+  for (Unit& u : units_) SetDoor(&u);
   for (uint32_t u = 0; u < units_.size(); ++u) {
     if (!MayBeWritten(UnitIndex(u))) EndWaits(UnitIndex(u), failed_);
   }

@@ -9,7 +9,11 @@
 // acquired, and comes back when the update has ended. A slot whose unit has left while it is in use
 // is a leftover: nobody's, but not free.
 //
-// Threads: the control thread, except what Views says of itself.
+// A unit that is ready, and that nothing is about to change, is taken by the caller's thread itself
+// (Enter); the control thread hears of it in the order of the calls (Entered) and till then leaves
+// the unit where it is.
+//
+// Threads: the control thread, except Enter, and what Views says of itself.
 
 #ifndef SLUICE_OFFLOAD_RUN_RESIDENCY_H_
 #define SLUICE_OFFLOAD_RUN_RESIDENCY_H_
@@ -23,6 +27,7 @@
 #include "offload/plan/schedule.h"
 #include "offload/plan/trace.h"
 #include "offload/run/context.h"
+#include "offload/run/door.h"
 #include "offload/run/fetcher.h"
 #include "offload/run/views.h"
 
@@ -44,6 +49,15 @@ class Residency final : public Fetcher::Observer {
   // it can't be had because everything is held. Acquisitions count, each to be released. What reads
   // the unit runs on `stream`.
   void Acquire(UnitIndex unit, CallerStream stream, Acquired done);
+  // Acquires the unit at once if it is there as it should be: any thread. Entered follows, before
+  // its release. Returns false otherwise: Acquire it then.
+  bool Enter(UnitIndex unit, CallerStream stream);
+  void Entered(UnitIndex unit);
+  // The unit has values, so that it may be entered.
+  void SetLoaded(UnitIndex unit);
+  // Whether acquisitions and releases may make something begin, so that they should be heard of
+  // soon.
+  bool heeds_calls() { return waiting_ > 0 || suspended_ || planner_.Next() != nullptr; }
   // The unit's slot stays as it is until `fences` are complete. Errors: FailedPrecondition if the
   // unit is not acquired.
   absl::Status Release(UnitIndex unit, Fences fences);
@@ -51,7 +65,7 @@ class Residency final : public Fetcher::Observer {
   // A unit's values are going to change. First Suspend, so that nothing is fetched from its home;
   // when nothing is moving(), which also means that the caller's streams have passed every fence,
   // BeginUpdate for each; then Replan. Errors: FailedPrecondition if it is acquired.
-  void Suspend() { suspended_ = true; }
+  void Suspend();
   bool moving() const { return fetcher_.active() > 0 || views_.fenced(); }
   absl::Status BeginUpdate(UnitIndex unit);
   void EndUpdate(UnitIndex unit);
@@ -64,7 +78,10 @@ class Residency final : public Fetcher::Observer {
   // Ends acquisitions that waited too long while nothing moved. Call now and then.
   void CheckStuck(TimePoint now);
 
-  bool acquired(UnitIndex unit) const { return units_[unit.value()].acquired > 0; }
+  bool acquired(UnitIndex unit) const {
+    const Unit& u = units_[unit.value()];
+    return u.acquired > 0 || u.door.anyone_inside();
+  }
   bool waiting() const { return waiting_ > 0; }
   bool boundary() const { return boundary_; }
   // The units in the order in which the latest iteration first acquired them.
@@ -85,6 +102,8 @@ class Residency final : public Fetcher::Observer {
     State state = State::kAbsent;
     bool fixed = false;    // lives in HBM for good
     bool pending = false;  // an update is under way
+    bool loaded = false;
+    Door door;  // open if ready and loaded and nothing is about to change it
     int acquired = 0;
     std::byte* address = nullptr;
     SegmentList::Place place = SegmentList::kNone;  // in the cache, if it is there
@@ -94,6 +113,8 @@ class Residency final : public Fetcher::Observer {
   void Pump();
   bool TryMove(const Move& move);
   bool MayEvict(SegmentList::Place place) const;
+  bool CloseDoors(SegmentList::Place first, SegmentList::Place last);
+  void SetDoor(Unit* unit);
   bool UnplannedWait() const;
   void BuildPlan(bool viewed_is_held);
   const IndexedTrace* Upcoming() const;

@@ -90,7 +90,10 @@ absl::Status OffloadRuntime::Init() {
 
 void OffloadRuntime::RunOnce(Deadline deadline) {
   const bool any = inbox_.HandleAll();
-  store_->Poll(any || !inbox_.empty() ? kNoWait : deadline);
+  if (calls_ > 0) RunCommands();
+  heeds_calls_ = HeedsCalls();
+  const bool more = any || !inbox_.empty() || (heeds_calls_ && calls_ > 0);
+  store_->Poll(more ? kNoWait : deadline);
   if (residency_->waiting()) residency_->CheckStuck(seams_.clock->Now());
   Advance();
   RunQueue();
@@ -98,13 +101,25 @@ void OffloadRuntime::RunOnce(Deadline deadline) {
   CheckEndedWriting();
 }
 
+void OffloadRuntime::Heard() {
+  const std::lock_guard lock(mutex_);
+  announced_ = false;  // here, where the inbox no longer has the event, and nowhere else
+}
+
 void OffloadRuntime::RunCommands() {
   {
     const std::lock_guard lock(mutex_);
     for (Command& command : commands_) queue_.push_back(std::move(command));
     commands_.clear();
+    calls_ = 0;
   }
   RunQueue();
+}
+
+// Whether something may begin when a unit is acquired or released. Else it need not be heard of
+// before something else is.
+bool OffloadRuntime::HeedsCalls() {
+  return !turns_.empty() || !drains_.empty() || residency_->heeds_calls();
 }
 
 // Calls take effect in their order: none overtakes a turn.
@@ -126,6 +141,8 @@ void OffloadRuntime::RunAcquire(Command& command) {
                         tickets_.Complete(ticket, status);
                       });
 }
+
+void OffloadRuntime::RunEntered(Command& command) { residency_->Entered(command.unit); }
 
 void OffloadRuntime::RunRelease(Command& command) {
   if (!residency_->Release(command.unit, std::move(command.fences)).ok())

@@ -22,6 +22,7 @@
 #ifndef SLUICE_OFFLOAD_RUN_RUNTIME_H_
 #define SLUICE_OFFLOAD_RUN_RUNTIME_H_
 
+#include <atomic>
 #include <deque>
 #include <memory>
 #include <mutex>
@@ -121,7 +122,10 @@ class OffloadRuntime final : public Updater::Observer {
   };
   struct CommandsArrived final : Event {
     explicit CommandsArrived(OffloadRuntime* runtime) : runtime(runtime) {}
-    void Handle() override { runtime->RunCommands(); }
+    void Handle() override {
+      runtime->Heard();
+      runtime->RunCommands();
+    }
     OffloadRuntime* const runtime;
   };
   // Steps, value requests and the forgetting of gradients wait here, and are begun in order: one at
@@ -141,9 +145,16 @@ class OffloadRuntime final : public Updater::Observer {
                  Seams seams);
   absl::Status Init();
   void Send(Command command);
+  // The same, but the control thread may hear of it when it next hears of anything.
+  void SendQuietly(Command command);
+  size_t Put(Command command);
+  void Announce();
+  void Heard();
   void RunCommands();
+  bool HeedsCalls();
   void RunQueue();
   void RunAcquire(Command& command);
+  void RunEntered(Command& command);
   void RunRelease(Command& command);
   void RunPushGrads(Command& command);
   void RunBegin(Command& command);
@@ -156,6 +167,7 @@ class OffloadRuntime final : public Updater::Observer {
   bool AdvanceValue(Turn& turn);
   bool AdvanceClearGrads(std::optional<TensorIndex> tensor);
   absl::Status CheckLoaded(TensorIndex tensor) const;
+  void NoteLoaded(TensorIndex tensor);
   absl::Status CheckValueRequest(const ValueRequest& request) const;
   absl::Status CheckStep(const StepRequest& request) const;
   absl::Status CheckReleased() const;
@@ -213,12 +225,16 @@ class OffloadRuntime final : public Updater::Observer {
 
   mutable std::mutex mutex_;
   std::vector<Command> commands_;      // guarded by mutex_
+  bool announced_ = false;             // guarded by mutex_; commands_arrived_ is in the inbox
   bool stopping_ = false;              // guarded by mutex_
   StepResult last_step_;               // guarded by mutex_
   std::vector<int64_t> tensor_steps_;  // guarded by mutex_
   std::set<std::string> span_names_;   // guarded by mutex_; entries stay
   absl::Status failure_;               // guarded by mutex_
   CommandsArrived commands_arrived_{this};
+  std::atomic<size_t> calls_{0};         // in commands_
+  std::atomic<int> turns_called_{0};     // and not ended: acquisitions come after them
+  std::atomic<bool> heeds_calls_{true};  // those that were sent quietly should be announced
   const std::shared_ptr<Closing> closing_ = std::make_shared<Closing>();
   std::thread thread_;
 };

@@ -10,20 +10,45 @@
 
 namespace sluice {
 
-void OffloadRuntime::Send(Command command) {
-  bool first = false;
+namespace {
+constexpr size_t kQuietMax = 256;  // so many calls are announced, heeded or not
+}  // namespace
+
+size_t OffloadRuntime::Put(Command command) {
+  if (command.turn != TurnKind::kNone) ++turns_called_;
+  const std::lock_guard lock(mutex_);
+  commands_.push_back(std::move(command));
+  return ++calls_;
+}
+
+void OffloadRuntime::Announce() {
   {
     const std::lock_guard lock(mutex_);
-    first = commands_.empty();
-    commands_.push_back(std::move(command));
+    if (commands_.empty() || std::exchange(announced_, true)) return;
   }
-  if (first) inbox_.Post(&commands_arrived_);
+  inbox_.Post(&commands_arrived_);
+}
+
+void OffloadRuntime::Send(Command command) {
+  Put(std::move(command));
+  Announce();
+}
+
+// Either this sees that calls are heeded, or the control thread, before it sleeps, that there is
+// one.
+void OffloadRuntime::SendQuietly(Command command) {
+  if (Put(std::move(command)) >= kQuietMax || heeds_calls_) Announce();
 }
 
 Ticket OffloadRuntime::Acquire(UnitIndex unit, CallerStream stream) {
+  const absl::Status usable = seams_.device->CheckStream(stream);
+  if (usable.ok() && turns_called_ == 0 && residency_->Enter(unit, stream)) {
+    SendQuietly({.run = &OffloadRuntime::RunEntered, .unit = unit});
+    return tickets_.MakeDone();
+  }
   const Ticket ticket = tickets_.Make();
-  if (const absl::Status status = seams_.device->CheckStream(stream); !status.ok()) {
-    tickets_.Complete(ticket, status);
+  if (!usable.ok()) {
+    tickets_.Complete(ticket, usable);
     return ticket;
   }
   Send({.run = &OffloadRuntime::RunAcquire, .unit = unit, .ticket = ticket, .stream = stream});
@@ -80,7 +105,7 @@ absl::Status OffloadRuntime::Release(UnitIndex unit, CallerStream stream) {
         "unit '{}' is not acquired: there is nothing to release", layout_.unit(unit).name));
   }
   SLUICE_ASSIGN_OR_RETURN(Fences fences, residency_->views()->RecordRelease(unit, stream));
-  Send({.run = &OffloadRuntime::RunRelease, .unit = unit, .fences = std::move(fences)});
+  SendQuietly({.run = &OffloadRuntime::RunRelease, .unit = unit, .fences = std::move(fences)});
   return absl::OkStatus();
 }
 

@@ -1,6 +1,7 @@
 // The turns of a runtime: steps, values and the forgetting of gradients, one after another, each as
 // far as it can go.
 
+#include <algorithm>
 #include <utility>
 
 #include "core/status.h"
@@ -136,6 +137,14 @@ absl::Status OffloadRuntime::CheckLoaded(TensorIndex tensor) const {
                   layout_.unit(t.unit).name));
 }
 
+void OffloadRuntime::NoteLoaded(TensorIndex tensor) {
+  loaded_[tensor.value()] = true;
+  const UnitIndex unit = layout_.tensor(tensor).unit;
+  const bool all = std::ranges::all_of(layout_.unit(unit).tensors,
+                                       [this](TensorIndex t) { return loaded_[t.value()]; });
+  if (all) residency_->SetLoaded(unit);
+}
+
 absl::Status OffloadRuntime::CheckValueRequest(const ValueRequest& request) const {
   const TensorLayout& tensor = layout_.tensor(request.tensor);
   if (!request.of_gradient() && !request.of_parameter())
@@ -181,7 +190,7 @@ bool OffloadRuntime::AdvanceValue(Turn& turn) {
                   loads = request.renews() && request.of_parameter()](const absl::Status& status) {
     const absl::Status failed = failure();  // a write before this one
     if (!status.ok() && write) Fail(status);
-    if (status.ok() && loads) loaded_[tensor.value()] = true;
+    if (status.ok() && loads) NoteLoaded(tensor);
     if (status.ok() && write && !renews) gradients_->Replaced(tensor);
     if (renews && !values_->Renews(unit)) residency_->EndUpdate(unit);
     --values_begun_;
@@ -207,6 +216,7 @@ void OffloadRuntime::EndTurn(const absl::Status& status) {
   const bool was_value = turns_.front().kind == TurnKind::kValue;
   if (turns_.front().ticket != 0) tickets_.Complete(turns_.front().ticket, status);
   turns_.pop_front();
+  --turns_called_;
   if (was_value && (turns_.empty() || turns_.front().kind != TurnKind::kValue)) {
     residency_->Replan();
     ReadAheadIfUseful();

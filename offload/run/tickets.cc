@@ -14,7 +14,7 @@ constexpr char kNotOpen[] = "sluice/ticket_not_open";  // a payload: a mark that
 
 }  // namespace
 
-Ticket Tickets::Make() {
+Ticket Tickets::Make(bool done) {
   const std::lock_guard lock(mutex_);
   if (free_.empty()) {
     free_.push_back(static_cast<uint32_t>(entries_.size()));
@@ -24,7 +24,7 @@ Ticket Tickets::Make() {
   free_.pop_back();
   Entry& entry = entries_[index];
   entry.open = true;
-  entry.done = false;
+  entry.done = done;
   entry.status = absl::OkStatus();
   return (static_cast<uint64_t>(entry.generation) << 32) | index;
 }

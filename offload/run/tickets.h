@@ -30,7 +30,8 @@ class Tickets {
   explicit Tickets(Executor* helped = nullptr, uint32_t first_generation = 1)
       : helped_(helped), first_generation_(first_generation) {}
 
-  Ticket Make();
+  Ticket Make() { return Make(false); }
+  Ticket MakeDone() { return Make(true); }  // of what has gone well already
   void Complete(Ticket ticket, const absl::Status& status);
 
   // The result, and the ticket is used up; nothing if it is not done by the end of `timeout`.
@@ -47,6 +48,7 @@ class Tickets {
     bool done = false;
     absl::Status status;
   };
+  Ticket Make(bool done);
   Entry* Find(Ticket ticket);
   bool Ready(Ticket ticket);  // mutex_ is held
 

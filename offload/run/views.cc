@@ -139,10 +139,11 @@ void Views::Show(UnitIndex unit, std::byte* address, int64_t elements, ElementTy
 
 void Views::Hide(UnitIndex unit) {
   const std::lock_guard lock(shared_->mutex);
-  const Shared::Shown shown = std::exchange(shared_->shown[unit.value()], {});
+  Shared::Shown& shown = shared_->shown[unit.value()];
   Shared::Slot& slot = shared_->slots[shown.address];
+  if (slot.acquired > 0) return;
+  shown = {};
   slot.shown = false;
-  slot.acquired = 0;
   for (Shared::User& user : slot.users) user.acquired = 0;
   slot.ForgetUsers();
 }
@@ -166,12 +167,12 @@ absl::StatusOr<Fences> Views::RecordRelease(UnitIndex unit, CallerStream stream)
   {
     const std::lock_guard lock(shared_->mutex);
     const Shared::Shown* shown = shared_->Find(unit);
-    if (shown == nullptr) {
+    if (shown == nullptr || shared_->slots[shown->address].acquired == 0) {
       return absl::FailedPreconditionError(
           fmt::format("unit {} is not acquired any more", unit.value()));
     }
     Shared::Slot& slot = shared_->slots[shown->address];
-    const bool last = --slot.acquired <= 0;
+    const bool last = --slot.acquired == 0;
     for (const Shared::User& user : slot.users) {
       if (last && user.acquired > 0 && user.stream != stream) streams.push_back(user.stream);
     }

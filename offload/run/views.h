@@ -7,9 +7,9 @@
 // no view is alive, whichever view it reads. A view keeps the HBM arena alive, also beyond the
 // runtime's end.
 //
-// Threads: the control thread, but MakeView, Shown, RecordRelease and deleters on any. In a forked
-// child deleters do nothing. Allocates when more views have died or more fences are waited for than
-// ever before.
+// Threads: the control thread, but Show, MakeView, Shown, RecordRelease and deleters on any. In a
+// forked child deleters do nothing. Allocates when more views have died or more fences are waited
+// for than ever before.
 
 #ifndef SLUICE_OFFLOAD_RUN_VIEWS_H_
 #define SLUICE_OFFLOAD_RUN_VIEWS_H_
@@ -44,9 +44,10 @@ class Views {
   void End();
 
   // From Show to Hide, MakeView(unit) gives views of `elements` values of `type` at `address`.
-  // Shown again for each stream that uses it.
+  // Shown again for each acquisition. Any thread.
   void Show(UnitIndex unit, std::byte* address, int64_t elements, ElementType type,
             CallerStream stream);
+  // Unless it has been shown again since the last RecordRelease.
   void Hide(UnitIndex unit);
   bool Shown(UnitIndex unit) const;  // any thread
 

@@ -73,6 +73,7 @@ TEST_F(ViewsTest, OnlyWhatIsShownCanBeViewed) {
   views_->Show(UnitIndex(0), base_, 10, FloatType::kBf16, {});
   EXPECT_TRUE(views_->Shown(UnitIndex(0)));
   EXPECT_FALSE(views_->Shown(UnitIndex(1)));
+  EXPECT_TRUE(views_->RecordRelease(UnitIndex(0), {}).ok());
   views_->Hide(UnitIndex(0));
   EXPECT_FALSE(views_->Shown(UnitIndex(0)));
   EXPECT_TRUE(absl::IsFailedPrecondition(views_->MakeView(UnitIndex(0)).status()));
@@ -83,6 +84,7 @@ TEST_F(ViewsTest, MemoryIsInUseWhileAnyViewOfItLives) {
   EXPECT_FALSE(views_->InUse(base_));
   DlManagedTensor* first = View(0);
   DlManagedTensor* second = View(0);
+  EXPECT_TRUE(views_->RecordRelease(UnitIndex(0), {}).ok());
   views_->Hide(UnitIndex(0));
   EXPECT_TRUE(views_->InUse(base_)) << "released, but viewed";
   EXPECT_FALSE(views_->InUse(base_ + 4096));
