@@ -184,6 +184,7 @@ class InlineDevice final : public Device {
   absl::Status RegisterHost(MemoryView) override { return absl::OkStatus(); }
   absl::Status CheckStream(CallerStream) override { return absl::OkStatus(); }
   absl::StatusOr<Fence> RecordFence(CallerStream) override { return Fence(); }
+  bool host_addressable() const override { return true; }
   DlDevice dl_device() const override { return {.device_type = kDlCpu, .device_id = 0}; }
   std::string description() const override { return "inline"; }
 };

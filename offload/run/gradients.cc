@@ -215,7 +215,7 @@ void Gradients::Lend(TensorIndex tensor, ConstMemoryView data) {
 void Gradients::Begin(PushOp* push) {
   push->adding = tensors_[push->tensor.value()].present;
   if (!push->adding) return CopyPiece(push);
-  if (in_hbm() || !context_.placement->hbm_in_place || !push->fence.Complete())
+  if (in_hbm() || !context_.placement->hbm_in_place || !push->fence->Complete())
     return buffers()->Take(push);
   push->piece = push->data.size();
   context_.executor->Submit(push);
