@@ -1,19 +1,26 @@
 """Who gets the cores: a step with all states in RAM, one with all on the drive, and plain PyTorch's forward and backward, alone
 and under k other busy processes, with PyTorch's threads waiting as they do by default and passively (OMP_WAIT_POLICY).
 
-    .venv/bin/python bench/contention.py [--busy 0,1,2,4] [--rounds N] [--steps N] [--tokens N] [--threads N] [--json FILE]
+    .venv/bin/python bench/contention.py [--busy 0,1,2,4] [--rounds N] [--steps N] [--tokens N,N] [--threads N,N] [--json FILE]
+    .venv/bin/python bench/contention.py --table [--minutes 15] [--json FILE]
 
 Each case is a process that lives through the whole run and steps when it is its turn; the others sleep then. A round goes
 through all cases for every k, so a machine that wanders does so for all. Printed are medians over all steps of a case: seconds,
 and ratios that are made within rounds. Of a case's threads it also says how long they ran and how long they waited for a core
 (/proc/self/task/*/schedstat), a step: those that compute, and Sluice's.
 
-A peer is one more entry of CASES: any program that answers "N" on its standard input, a line, with the JSON object that
-child() prints, after N steps. DeepSpeed's is child() with deepspeed.initialize(model=..., config=ds_config).
+--table goes through 16, 64 and 512 tokens a step on 1 and 2 threads beside 0, 1, 2 and 4 processes, twice, for as many
+steps as the minutes allow, and prints the rows of the table in docs/benchmarks.md.
+
+A peer is one more entry of CASES: any program that answers a line {"steps": N, "seconds": S, "tokens": N, "threads": N} on its
+standard input with the JSON object that child() prints, after so many steps or so much time, if that is not null.
+DeepSpeed's is child() with deepspeed.initialize(model=..., config=ds_config).
 """
 
 import argparse
+import itertools
 import json
+import math
 import os
 import pathlib
 import platform
@@ -59,26 +66,24 @@ def thread_times():
 
 
 def make_step(kind, args):
-    """A function that takes one step, with everything that a user's loop has in it."""
+    """A function that takes one step of so many tokens, with everything that a user's loop has in it."""
     import torch
 
     sys.path.insert(0, str(REPOSITORY / "examples"))
     import gpt
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    length = min(args.tokens, 64)
+    length = 64
     text = gpt.Text(None, 0)
 
-    def batch():
-        return text.batch(max(1, args.tokens // length), length)
+    def batch(tokens):
+        return text.batch(max(1, tokens // length), min(tokens, length))
 
     if kind == "plain":
         model = gpt.GPT(args.layers, args.hidden, length).bfloat16()
 
-        def step():
+        def step(tokens):
             model.zero_grad()
-            model(*batch()).backward()
+            model(*batch(tokens)).backward()
 
         return step, {}
 
@@ -90,7 +95,7 @@ def make_step(kind, args):
     # Gradients and parameters in RAM in either case; states too, or none of them.
     pinned = parameters * 16 + (256 << 20) if kind == "ram" else parameters * 2 + (16 << 20)
     config = {
-        "train_batch_size": max(1, args.tokens // length),
+        "train_batch_size": 1,
         "gradient_clipping": 1.0,
         "bf16": {"enabled": True},
         "zero_optimization": {"stage": 3, "offload_optimizer": offload, "offload_param": dict(offload)},
@@ -101,8 +106,8 @@ def make_step(kind, args):
         model = gpt.GPT(args.layers, args.hidden, length)
     engine, *_ = sluice.initialize(model=model, config=config)
 
-    def step():
-        engine.backward(engine(*batch()))
+    def step(tokens):
+        engine.backward(engine(*batch(tokens)))
         engine.step()
 
     report = engine.report()
@@ -110,20 +115,24 @@ def make_step(kind, args):
 
 
 def child(args):
+    import torch
+
     step, about = make_step(args.child, args)
+    usual = torch.get_num_threads()
     for _ in range(3):
-        step()
+        step(64)
     print(json.dumps(about), flush=True)
     for line in sys.stdin:
-        count = int(line)
-        step()  # the caches and the clock's frequency are another's
+        asked = json.loads(line)
+        torch.set_num_threads(asked["threads"] or usual)
+        step(asked["tokens"])  # the caches and the clock's frequency are another's
         seconds, before = [], thread_times()
-        for _ in range(count):
+        while len(seconds) < asked["steps"] and (not seconds or sum(seconds) < (asked["seconds"] or math.inf)):
             began = time.perf_counter()
-            step()
+            step(asked["tokens"])
             seconds.append(time.perf_counter() - began)
         after = thread_times()
-        threads = {name: [(a - b) / count for a, b in zip(after[name], before[name])] for name in after}
+        threads = {name: [(a - b) / len(seconds) for a, b in zip(after[name], before[name])] for name in after}
         print(json.dumps({"seconds": seconds, "threads": threads}), flush=True)
 
 
@@ -144,8 +153,8 @@ class Case:
             sys.exit(f"{self._process.args} ended with {self._process.wait()}")
         return json.loads(line)
 
-    def steps(self, count):
-        self._process.stdin.write(f"{count}\n")
+    def steps(self, **asked):
+        self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
         return self._answer()
 
@@ -159,13 +168,13 @@ def busy_processes(count, nice):
     return [subprocess.Popen([sys.executable, "-c", program]) for _ in range(count)]
 
 
-def one_round(cases, loads, args):
+def one_round(cases, loads, args, **asked):
     """By load and case: what Case.steps answers."""
     answers = {}
     for load in loads:
         busy = busy_processes(load, args.busy_nice)
         try:
-            answers[load] = {name: case.steps(args.steps) for name, case in cases.items()}
+            answers[load] = {name: case.steps(**asked) for name, case in cases.items()}
         finally:
             for process in busy:
                 process.kill()
@@ -222,6 +231,21 @@ def show(summary):
             print(f"  {name:<28} {ratio['median']:.2f}  ({', '.join(f'{r:.2f}' for r in ratio['rounds'])})")
 
 
+def show_rows(summaries, loads):
+    """The rows of the docs' table. A name's ratio to passive is the median of the rounds."""
+    titles = ["tokens", "threads", "others", "plain", "RAM", "drive", "RAM: default to passive", "drive: default to passive"]
+    print("| " + " | ".join([*titles, "slowed: plain, RAM, drive"]) + " |")
+    print("|---" * (len(titles) + 1) + "|")
+    for (tokens, threads), summary in summaries.items():
+        for load in loads:
+            cells, ratios = summary[load]["cases"], summary[load]["ratios"]
+            row = [tokens, threads or "all", load]
+            row += [f"{cells[name]['seconds']:.3f}" for name in ("plain", "RAM", "drive")]
+            row += [f"{ratios[f'{name}: default to passive']['median']:.2f}" for name in ("RAM", "drive")]
+            row.append(", ".join(f"{cells[name].get('slowed', 1):.2f}" for name in ("plain", "RAM", "drive")))
+            print("| " + " | ".join(map(str, row)) + " |")
+
+
 def setup(args):
     commit = subprocess.run(["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     model = next((line.split(": ")[1] for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
@@ -246,32 +270,46 @@ def main():
     parser.add_argument("--nvme-path", metavar="DIR", default=tempfile.gettempdir())
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--hidden", type=int, default=1024)
-    parser.add_argument("--tokens", type=int, default=64, help="in a step (default 64)")
-    parser.add_argument("--threads", type=int, help="of PyTorch (default: its own choice)")
+    parser.add_argument("--tokens", default="64", help="in a step; several one after the other (default 64)")
+    parser.add_argument("--threads", default="0", help="of PyTorch, likewise (default 0: its own choice)")
+    parser.add_argument("--seconds", type=float, help="at most so long for the steps of a case in a round, and at least one")
+    parser.add_argument("--table", action="store_true", help="all of the docs' table")
+    parser.add_argument("--minutes", type=float, default=15, help="for --table (default 15)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         return child(args)
+    began = time.monotonic()
+    if args.table:
+        args.tokens, args.threads, args.busy, args.rounds, args.steps, args.cases = "16,64,512", "1,2", "0,1,2,4", 2, 99, None
     loads = [int(n) for n in args.busy.split(",")]
+    kinds = list(itertools.product(map(int, args.tokens.split(",")), map(int, args.threads.split(","))))
     names = args.cases.split(";") if args.cases else list(CASES)
-    options = [
-        text
-        for option in ("nvme_path", "layers", "hidden", "tokens", "threads")
-        if getattr(args, option) is not None
-        for text in (f"--{option.replace('_', '-')}", str(getattr(args, option)))
-    ]
+    options = [text for o in ("nvme_path", "layers", "hidden") for text in (f"--{o.replace('_', '-')}", str(getattr(args, o)))]
     cases = {name: Case(*CASES[name], options) for name in names}
-    rounds = []
+    rounds = {kind: [] for kind in kinds}
     for number in range(args.rounds):
-        rounds.append(one_round(cases, loads, args))
+        for done, kind in enumerate(kinds):
+            if args.table:  # what is left of the time, half of it for first steps and a last one that takes longer
+                left = (args.rounds - number) * len(kinds) - done
+                args.seconds = max(0.1, (60 * args.minutes - time.monotonic() + began) / left / len(loads) / len(names) / 2)
+            asked = {"steps": args.steps, "seconds": args.seconds, "tokens": kind[0], "threads": kind[1]}
+            rounds[kind].append(one_round(cases, loads, args, **asked))
         print(f"round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
     about = {name: case.about for name, case in cases.items()}
     for case in cases.values():
         case.close()
-    summary = summarize(rounds, loads, names)
-    show(summary)
+    summaries = {kind: summarize(rounds[kind], loads, names) for kind in kinds}
+    for (tokens, threads), summary in summaries.items():
+        print(f"{tokens} tokens a step, threads: {threads or 'PyTorch chooses'}")
+        show(summary)
+    if args.table:
+        show_rows(summaries, loads)
     if args.json:
-        result = {"setup": setup(args), "cases": about, "summary": summary, "rounds": rounds}
+        runs = [
+            {"tokens": kind[0], "threads": kind[1], "summary": summaries[kind], "rounds": rounds[kind]} for kind in kinds
+        ]
+        result = {"setup": setup(args), "cases": about, "runs": runs}
         pathlib.Path(args.json).write_text(json.dumps(result, indent=1))
 
 
