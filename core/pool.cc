@@ -37,7 +37,13 @@ void BufferPool::Take(Waiter* waiter) {
   }
 }
 
-void BufferPool::Cancel(Waiter* waiter) { std::erase(waiters_, waiter); }
+void BufferPool::Cancel(Waiter* waiter) {
+  for (size_t left = waiters_.size(); left > 0; --left) {
+    Waiter* const next = waiters_.front();
+    waiters_.pop_front();
+    if (next != waiter) waiters_.push_back(next);
+  }
+}
 
 size_t BufferPool::IndexOf(MemoryView buffer) const {
   const auto offset = static_cast<size_t>(buffer.data() - memory_.data());

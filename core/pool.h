@@ -10,9 +10,9 @@
 #define SLUICE_CORE_POOL_H_
 
 #include <cstdint>
-#include <deque>
 #include <vector>
 
+#include "core/ring_queue.h"
 #include "core/types.h"
 
 namespace sluice {
@@ -59,7 +59,7 @@ class BufferPool {
   Bytes buffer_size_;
   std::vector<uint32_t> free_;
   std::vector<bool> taken_;
-  std::deque<Waiter*> waiters_;
+  RingQueue<Waiter*> waiters_;
   Keeper* keeper_ = nullptr;
   size_t taken_max_ = 0;
 };

@@ -13,12 +13,12 @@
 #ifndef SLUICE_OFFLOAD_RUN_GRADIENTS_H_
 #define SLUICE_OFFLOAD_RUN_GRADIENTS_H_
 
-#include <deque>
 #include <functional>
 #include <memory>
 #include <span>
 #include <vector>
 
+#include "core/ring_queue.h"
 #include "offload/run/context.h"
 
 namespace sluice {
@@ -83,7 +83,7 @@ class Gradients {
     bool present = false;
     bool summed = false;
     int sums_left = 0;
-    std::deque<PushOp*> queue;  // the first is under way
+    RingQueue<PushOp*> queue;  // the first is under way
     std::vector<std::unique_ptr<SumTask>> sums;
   };
 

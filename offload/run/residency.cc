@@ -76,9 +76,9 @@ void Residency::EndIteration() {
   Pump();
 }
 
-std::vector<UnitIndex> Residency::UnitOrder() const {
+std::span<const UnitIndex> Residency::UnitOrder() const {
   const IndexedTrace* latest = book_.Latest(book_.key());
-  return latest == nullptr ? std::vector<UnitIndex>() : latest->acquisitions();
+  return latest == nullptr ? std::span<const UnitIndex>() : latest->acquisitions();
 }
 
 void Residency::Suspend() {

@@ -18,11 +18,12 @@
 #ifndef SLUICE_OFFLOAD_RUN_RESIDENCY_H_
 #define SLUICE_OFFLOAD_RUN_RESIDENCY_H_
 
-#include <deque>
 #include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
+#include "core/ring_queue.h"
 #include "offload/plan/cache_segments.h"
 #include "offload/plan/schedule.h"
 #include "offload/plan/trace.h"
@@ -85,7 +86,7 @@ class Residency final : public Fetcher::Observer {
   bool waiting() const { return waiting_ > 0; }
   bool boundary() const { return boundary_; }
   // The units in the order in which the latest iteration first acquired them.
-  std::vector<UnitIndex> UnitOrder() const;
+  std::span<const UnitIndex> UnitOrder() const;
   Views* views() { return &views_; }
 
   void OnFetched(UnitIndex unit, const absl::Status& status) override;
@@ -107,7 +108,7 @@ class Residency final : public Fetcher::Observer {
     int acquired = 0;
     std::byte* address = nullptr;
     SegmentList::Place place = SegmentList::kNone;  // in the cache, if it is there
-    std::deque<Wait> waits;
+    RingQueue<Wait> waits;
   };
 
   void Pump();

@@ -27,6 +27,7 @@ OffloadRuntime::OffloadRuntime(ModelLayout layout, Placement placement,
       scaler_(options.loss_scale),
       tensor_steps_(layout_.tensors().size(), 0) {
   last_step_.loss_scale = scaler_.scale();
+  commands_.reserve(2 * kQuietMax);
 }
 
 absl::StatusOr<std::unique_ptr<OffloadRuntime>> OffloadRuntime::Create(
@@ -222,7 +223,8 @@ void OffloadRuntime::CheckDrained() {
   if (drains_.empty()) return;
   const absl::Status status = failure();
   if (status.ok() ? !Quiet() : updater_->computing() || gradients_->summing_lent()) return;
-  for (Ticket ticket : std::exchange(drains_, {})) tickets_.Complete(ticket, status);
+  for (Ticket ticket : drains_) tickets_.Complete(ticket, status);
+  drains_.clear();
 }
 
 void OffloadRuntime::Fail(const absl::Status& status) {

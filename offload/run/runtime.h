@@ -23,7 +23,6 @@
 #define SLUICE_OFFLOAD_RUN_RUNTIME_H_
 
 #include <atomic>
-#include <deque>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -33,6 +32,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "core/ring_queue.h"
 #include "offload/plan/traffic.h"
 #include "offload/run/closing.h"
 #include "offload/run/gradient_calls.h"
@@ -61,7 +61,6 @@ class OffloadRuntime final : public Updater::Observer {
   static absl::Status Close(std::unique_ptr<OffloadRuntime> runtime);
 
   const ModelLayout& layout() const { return layout_; }
-
   // Operations with a ticket; see sluice.h for what each promises. Indices are valid (checked by
   // the caller). A stream's point is taken in the calling thread.
   Ticket Acquire(UnitIndex unit, CallerStream stream = {});
@@ -102,6 +101,7 @@ class OffloadRuntime final : public Updater::Observer {
   std::string Unsettled() const;
 
  private:
+  static constexpr size_t kQuietMax = 256;  // so many calls are announced, heeded or not
   // How often is looked after what nothing wakes the loop for.
   static constexpr Nanos kTurn = std::chrono::milliseconds(20);
 
@@ -145,8 +145,7 @@ class OffloadRuntime final : public Updater::Observer {
                  Seams seams);
   absl::Status Init();
   void Send(Command command);
-  // The same, but the control thread may hear of it when it next hears of anything.
-  void SendQuietly(Command command);
+  void SendQuietly(Command command);  // to be heard of when anything else is
   size_t Put(Command command);
   void Announce();
   void Heard();
@@ -161,7 +160,6 @@ class OffloadRuntime final : public Updater::Observer {
   void RunEnd(Command& command);
   void RunTurn(Command& command);
   void RunDrain(Command& command);
-
   void Advance();  // begins whatever turn can begin
   bool AdvanceStep(Turn& turn);
   bool AdvanceValue(Turn& turn);
@@ -214,9 +212,11 @@ class OffloadRuntime final : public Updater::Observer {
   std::unique_ptr<GradientCalls> gradient_calls_;
 
   // The control thread's.
-  std::deque<Command> queue_;  // calls that have come, in order
-  std::deque<Turn> turns_;
-  size_t values_begun_ = 0;  // at the front of turns_
+  RingQueue<Command> queue_;  // calls that have come, in order
+  RingQueue<Turn> turns_;
+  size_t values_begun_ = 0;                                    // at the front of turns_
+  std::vector<std::optional<Updater::TensorUpdate>> updates_;  // while a step is begun
+  std::vector<bool> changes_;                                  // by unit, likewise
   std::vector<Ticket> drains_;
   std::vector<bool> loaded_;  // by tensor: the master was written
   LossScaler scaler_;

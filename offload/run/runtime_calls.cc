@@ -10,10 +10,6 @@
 
 namespace sluice {
 
-namespace {
-constexpr size_t kQuietMax = 256;  // so many calls are announced, heeded or not
-}  // namespace
-
 size_t OffloadRuntime::Put(Command command) {
   if (command.turn != TurnKind::kNone) ++turns_called_;
   const std::lock_guard lock(mutex_);

@@ -102,25 +102,25 @@ void OffloadRuntime::DecideStep(Turn& turn) {
 
 void OffloadRuntime::StartUpdate(Turn& turn, float grad_scale) {
   updater_->SetOrder(residency_->UnitOrder());
-  std::vector<std::optional<Updater::TensorUpdate>> updates(layout_.tensors().size());
-  turn.step.lent.resize(layout_.tensors().size());
-  std::vector<bool> changes(layout_.units().size(), false);
+  updates_.assign(layout_.tensors().size(), std::nullopt);
+  changes_.assign(layout_.units().size(), false);
+  const std::vector<ParamPlace>& lent = turn.step.lent;
   {
     const std::lock_guard lock(mutex_);
     for (uint32_t t = 0; t < layout_.tensors().size(); ++t) {
       if (!gradients_->present(TensorIndex(t))) continue;
       const TensorLayout& tensor = layout_.tensors()[t];
-      updates[t] = {
+      updates_[t] = {
           update_.rule().Scalars(turn.step.groups[tensor.group], ++tensor_steps_[t], grad_scale),
-          turn.step.lent[t], gradients_->lent(TensorIndex(t))};
-      changes[tensor.unit.value()] = true;
+          t < lent.size() ? lent[t] : ParamPlace(), gradients_->lent(TensorIndex(t))};
+      changes_[tensor.unit.value()] = true;
     }
   }
-  for (uint32_t u = 0; u < changes.size(); ++u) {
-    if (changes[u]) SLUICE_CHECK(residency_->BeginUpdate(UnitIndex(u)).ok());
+  for (uint32_t u = 0; u < changes_.size(); ++u) {
+    if (changes_[u]) SLUICE_CHECK(residency_->BeginUpdate(UnitIndex(u)).ok());
   }
   gradients_->ClearAll();
-  updater_->Start(std::move(updates));
+  updater_->Start(&updates_);
   backward_begun_ = false;
   residency_->Replan();
   if (!options_.overlap && updater_->updating()) {

@@ -49,24 +49,24 @@ Updater::Updater(const Context& context, Observer* observer)
 
 Updater::~Updater() { context_.memory->param_buffers.SetKeeper(nullptr); }
 
-void Updater::SetOrder(const std::vector<UnitIndex>& order) {
-  std::vector<bool> named(unit_order_.size(), false);
-  std::vector<UnitIndex> next;
-  for (const std::vector<UnitIndex>& list : {order, std::vector<UnitIndex>(unit_order_)}) {
+void Updater::SetOrder(std::span<const UnitIndex> order) {
+  named_.assign(unit_order_.size(), false);
+  next_order_.clear();
+  for (const std::span<const UnitIndex> list : {order, std::span<const UnitIndex>(unit_order_)}) {
     for (UnitIndex unit : list) {
-      if (!named[unit.value()]) next.push_back(unit);
-      named[unit.value()] = true;
+      if (!named_[unit.value()]) next_order_.push_back(unit);
+      named_[unit.value()] = true;
     }
   }
-  if (next == unit_order_) return;
-  next_order_ = std::move(next);
+  if (next_order_ == unit_order_) return next_order_.clear();
   if (idle() && staged_.empty()) Order();
 }
 
 // Splits the chunks, in the order of their units, by where their states live. Not while a step or
 // what was read for one goes through the present order.
 void Updater::Order() {
-  if (!next_order_.empty()) unit_order_ = std::exchange(next_order_, {});
+  if (!next_order_.empty()) unit_order_.swap(next_order_);
+  next_order_.clear();
   streaming_.Clear();
   resident_.clear();
   for (UnitIndex u : unit_order_) {
@@ -100,7 +100,11 @@ void Updater::StopReadAhead() {
 
 void Updater::Fail() {
   failed_ = true;
-  for (ChunkWork* work : std::exchange(staged_, {})) Retire(work);
+  while (!staged_.empty()) {
+    ChunkWork* const work = staged_.front();
+    staged_.pop_front();
+    Retire(work);
+  }
   for (const auto& piece : piece_pool_) Settle(piece.get());
 }
 
@@ -111,9 +115,9 @@ bool Updater::Active(ChunkIndex chunk) const {
   return false;
 }
 
-void Updater::Start(std::vector<std::optional<TensorUpdate>> updates) {
+void Updater::Start(std::vector<std::optional<TensorUpdate>>* updates) {
   SLUICE_CHECK(!started_ && stores_left_ == 0);
-  updates_ = std::move(updates);
+  updates_.swap(*updates);
   for (uint32_t c = 0; c < context_.layout->chunks().size(); ++c) {
     if (!Active(ChunkIndex(c))) continue;
     stores_left_ += 2;
@@ -128,9 +132,12 @@ void Updater::Start(std::vector<std::optional<TensorUpdate>> updates) {
   next_resident_ = 0;
   begun_.assign(begun_.size(), false);
   // The works that read ahead go on; those that are still reading join when they are done.
-  std::deque<ChunkWork*> staged = std::exchange(staged_, {});
-  if (Planted(context_, PlantedBug::kDroppedEvent) && !staged.empty()) staged.pop_back();
-  for (ChunkWork* work : staged) OnRead(work, absl::OkStatus());
+  if (Planted(context_, PlantedBug::kDroppedEvent) && !staged_.empty()) staged_.pop_back();
+  while (!staged_.empty()) {
+    ChunkWork* const work = staged_.front();
+    staged_.pop_front();
+    OnRead(work, absl::OkStatus());
+  }
   Pump();
 }
 
@@ -143,7 +150,7 @@ void Updater::Pump() {
   PumpReads();
 }
 
-Updater::ChunkWork* Updater::Take(std::deque<ChunkWork*>* idle) {
+Updater::ChunkWork* Updater::Take(RingQueue<ChunkWork*>* idle) {
   ChunkWork* work = idle->front();
   idle->pop_front();
   ++busy_;

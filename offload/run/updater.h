@@ -24,11 +24,12 @@
 #define SLUICE_OFFLOAD_RUN_UPDATER_H_
 
 #include <atomic>
-#include <deque>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
+#include "core/ring_queue.h"
 #include "offload/run/context.h"
 #include "offload/run/read_order.h"
 
@@ -48,7 +49,7 @@ class Updater : private BufferPool::Keeper {
 
   // The order of the units in forward; units not named come last. Taken over when nothing goes
   // through the present one: now, or when the next step has ended.
-  void SetOrder(const std::vector<UnitIndex>& order);
+  void SetOrder(std::span<const UnitIndex> order);
 
   // From now on states may be read ahead of Start.
   void AllowReadAhead();
@@ -65,8 +66,8 @@ class Updater : private BufferPool::Keeper {
     const std::byte* lent_grad = nullptr;  // likewise its gradient, if it is not at home
   };
   // Starts one step: by tensor, none for a tensor that is left alone. Precondition: !updating().
-  // Calls no observer before it returns.
-  void Start(std::vector<std::optional<TensorUpdate>> updates);
+  // Calls no observer before it returns. `updates` is what the one before was, afterwards.
+  void Start(std::vector<std::optional<TensorUpdate>>* updates);
 
   bool updating() const { return stores_left_ > 0; }
   bool idle() const { return !busy() && stores_left_ == 0; }
@@ -88,7 +89,7 @@ class Updater : private BufferPool::Keeper {
   BlockIndex BlockToRead(ChunkIndex chunk) const;  // that holds the states of `chunk`
   void PumpResident();
   bool MayBegin() const;
-  ChunkWork* Take(std::deque<ChunkWork*>* idle);
+  ChunkWork* Take(RingQueue<ChunkWork*>* idle);
   void FailChunk(ChunkIndex chunk, const absl::Status& status);
   void OnRead(ChunkWork* work, const absl::Status& status);
   void BeginCompute(ChunkWork* work);
@@ -115,11 +116,12 @@ class Updater : private BufferPool::Keeper {
   const Context context_;
   Observer* const observer_;
   std::vector<std::unique_ptr<ChunkWork>> works_;
-  std::deque<ChunkWork*> idle_streaming_;  // for chunks on NVMe
-  std::deque<ChunkWork*> idle_resident_;
-  std::deque<ChunkWork*> staged_;  // read ahead of Start
+  RingQueue<ChunkWork*> idle_streaming_;  // for chunks on NVMe
+  RingQueue<ChunkWork*> idle_resident_;
+  RingQueue<ChunkWork*> staged_;  // read ahead of Start
   std::vector<UnitIndex> unit_order_;
   std::vector<UnitIndex> next_order_;  // to be taken over when this step has ended; empty: none
+  std::vector<bool> named_;            // while an order is set
   ReadOrder streaming_;                // chunks on NVMe
   std::vector<ChunkIndex> resident_;
   size_t next_resident_ = 0;

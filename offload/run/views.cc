@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <map>
+#include <memory_resource>
 #include <mutex>
 #include <utility>
 
@@ -11,6 +12,13 @@
 #include "fmt/format.h"
 
 namespace sluice {
+
+// One view: the tensor that is passed, and what it needs alive.
+struct Views::View {
+  DlManagedTensor tensor{};
+  int64_t shape = 0;
+  std::shared_ptr<Shared> keep;  // while it is alive
+};
 
 // What views and the runtime share; lives as long as either.
 struct Views::Shared final : Event {
@@ -29,12 +37,13 @@ struct Views::Shared final : Event {
     int64_t views = 0;
     int acquired = 0;  // by all users, and not released
     bool shown = false;
-    std::vector<User> users;
+    absl::InlinedVector<User, 2> users;
 
     // Streams that have released it are not asked any more once no view is alive: they may be gone.
     void ForgetUsers() {
       if (views > 0) return;
-      std::erase_if(users, [this](const User& user) { return !shown || user.acquired == 0; });
+      const auto gone = [this](const User& user) { return !shown || user.acquired == 0; };
+      users.erase(std::remove_if(users.begin(), users.end(), gone), users.end());
     }
   };
 
@@ -53,15 +62,18 @@ struct Views::Shared final : Event {
   }
 
   mutable std::mutex mutex;
-  std::shared_ptr<Arena> arena;            // constant
-  DlDevice device;                         // constant
-  pid_t pid;                               // constant
-  Views* owner;                            // control thread
-  Inbox* inbox;                            // guarded by mutex; null once the runtime is gone
-  bool posted = false;                     // guarded by mutex
-  std::vector<Shown> shown;                // guarded by mutex; by unit
-  std::vector<const std::byte*> deaths;    // guarded by mutex; not yet seen by the control thread
-  std::map<const std::byte*, Slot> slots;  // guarded by mutex; entries stay
+  std::shared_ptr<Arena> arena;          // constant
+  DlDevice device;                       // constant
+  pid_t pid;                             // constant
+  Views* owner;                          // control thread
+  Inbox* inbox;                          // guarded by mutex; null once the runtime is gone
+  bool posted = false;                   // guarded by mutex
+  std::vector<Shown> shown;              // guarded by mutex; by unit
+  std::vector<const std::byte*> deaths;  // guarded by mutex; not yet seen by the control thread
+  std::pmr::monotonic_buffer_resource slot_memory{size_t{128} << 10};  // guarded by mutex
+  std::pmr::map<const std::byte*, Slot> slots{&slot_memory};  // guarded by mutex; entries stay
+  std::vector<std::unique_ptr<View>> views;  // guarded by mutex; all there ever were
+  std::vector<View*> free_views;             // guarded by mutex; of these
 };
 
 // Memory that is in use until a fence is complete: an operation that only waits for it.
@@ -77,13 +89,6 @@ struct Views::Hold final : Event {
 namespace {
 
 using Streams = absl::InlinedVector<CallerStream, 2>;
-
-// One view: the tensor that is passed, and what it needs alive.
-struct View {
-  DlManagedTensor tensor{};
-  int64_t shape = 0;
-  std::shared_ptr<void> keep;
-};
 
 DlDataType DlTypeOf(ElementType type) {
   constexpr uint8_t kUInt = 1;
@@ -193,7 +198,7 @@ absl::StatusOr<Fences> Views::RecordRelease(UnitIndex unit, CallerStream stream)
 }
 
 absl::StatusOr<DlManagedTensor*> Views::MakeView(UnitIndex unit) {
-  auto view = std::make_unique<View>();
+  View* view = nullptr;
   {
     const std::lock_guard lock(shared_->mutex);
     const Shared::Shown* shown = shared_->Find(unit);
@@ -201,6 +206,13 @@ absl::StatusOr<DlManagedTensor*> Views::MakeView(UnitIndex unit) {
       return absl::FailedPreconditionError(fmt::format(
           "unit {} is not acquired: wait for the ticket of sluice_acquire first", unit.value()));
     }
+    if (shared_->free_views.empty()) {
+      shared_->views.push_back(std::make_unique<View>());
+      shared_->free_views.push_back(shared_->views.back().get());
+      shared_->free_views.reserve(shared_->views.size());
+    }
+    view = shared_->free_views.back();
+    shared_->free_views.pop_back();
     view->shape = shown->elements;
     view->tensor.dl_tensor.dtype = DlTypeOf(shown->type);
     view->tensor.dl_tensor.data = shown->address;
@@ -213,21 +225,21 @@ absl::StatusOr<DlManagedTensor*> Views::MakeView(UnitIndex unit) {
   t.device = shared_->device;
   t.ndim = 1;
   t.shape = &view->shape;
-  view->tensor.manager_ctx = view.get();
+  view->tensor.manager_ctx = view;
   view->tensor.deleter = [](DlManagedTensor* self) {
     auto* dying = static_cast<View*>(self->manager_ctx);
-    auto* shared = static_cast<Shared*>(dying->keep.get());
-    if (getpid() != shared->pid) return;  // a forked child: the memory isn't ours
+    if (getpid() != dying->keep->pid) return;  // a forked child: the memory isn't ours
+    const std::shared_ptr<Shared> shared = std::move(dying->keep);
     {
       const std::lock_guard lock(shared->mutex);
       if (shared->inbox != nullptr) {
         shared->deaths.push_back(static_cast<const std::byte*>(self->dl_tensor.data));
-        if (!std::exchange(shared->posted, true)) shared->inbox->Post(shared);
+        if (!std::exchange(shared->posted, true)) shared->inbox->Post(shared.get());
       }
+      shared->free_views.push_back(dying);
     }
-    delete dying;
   };
-  return &view.release()->tensor;
+  return &view->tensor;
 }
 
 // A view that died leaves its memory in use until the streams that use it have passed the points

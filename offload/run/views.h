@@ -8,7 +8,7 @@
 // runtime's end.
 //
 // Threads: the control thread, but Show, MakeView, Shown, RecordRelease and deleters on any. In a
-// forked child deleters do nothing. Allocates when more views have died or more fences are waited
+// forked child deleters do nothing. Allocates when more views are alive or more fences are waited
 // for than ever before.
 
 #ifndef SLUICE_OFFLOAD_RUN_VIEWS_H_
@@ -70,6 +70,7 @@ class Views {
 
  private:
   struct Shared;
+  struct View;
   struct Hold;
   absl::StatusOr<Fences> Record(std::span<const CallerStream> streams) const;
   void HoldOne(const std::byte* address, Fence fence);

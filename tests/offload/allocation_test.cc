@@ -1,0 +1,150 @@
+// A warm step allocates nothing, on whatever thread: every allocation of the process is counted.
+
+#include <gtest/gtest.h>
+#include <malloc.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <string>
+
+#include "offload/run/factory.h"
+#include "tests/nvme/temp_dir.h"
+#include "tests/offload/smallest_budget.h"
+#include "tests/offload/trainer.h"
+
+namespace {
+std::atomic<bool> counting{false};
+std::atomic<int64_t> allocations{0};
+void Count() {
+  if (counting.load(std::memory_order_relaxed)) ++allocations;
+}
+}  // namespace
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+extern "C" {
+void* __libc_malloc(size_t);
+void* __libc_calloc(size_t, size_t);
+void* __libc_realloc(void*, size_t);
+void* __libc_memalign(size_t, size_t);
+void* malloc(size_t size) {
+  Count();
+  return __libc_malloc(size);
+}
+void* calloc(size_t n, size_t size) {
+  Count();
+  return __libc_calloc(n, size);
+}
+void* realloc(void* p, size_t size) {
+  Count();
+  return __libc_realloc(p, size);
+}
+void* aligned_alloc(size_t alignment, size_t size) {
+  Count();
+  return __libc_memalign(alignment, size);
+}
+}
+#endif
+
+namespace sluice {
+namespace {
+
+using testing::OddModel;
+
+class AllocationTest : public ::testing::TestWithParam<IoEngineKind> {
+ protected:
+  void Wait(Ticket ticket) {
+    for (;;) {
+      const auto result = runtime_->Wait(ticket, std::chrono::milliseconds(100));
+      if (!result) continue;
+      SLUICE_CHECK_MSG(result->ok(), result->ToString());
+      return;
+    }
+  }
+  // A forward, a backward, and the step, whose request is the caller's.
+  void Iterate(StepRequest request) {
+    runtime_->BeginIteration(0, true);
+    const auto units = static_cast<uint32_t>(spec_.units.size());
+    for (uint32_t i = 0; i < 2 * units; ++i) {
+      const UnitIndex unit(i < units ? i : 2 * units - 1 - i);
+      Wait(runtime_->Acquire(unit));
+      auto view = runtime_->MakeView(unit);
+      SLUICE_CHECK(view.ok());
+      (*view)->deleter(*view);
+      for (const TensorIndex t : runtime_->layout().unit(unit).tensors) {
+        if (i < units) continue;
+        const auto bytes = static_cast<size_t>(2 * spec_.tensors[t.value()].elements);
+        Wait(runtime_->PushGrad(t, std::span(grads_).first(bytes)));
+      }
+      SLUICE_CHECK(runtime_->Release(unit).ok());
+    }
+    runtime_->EndIteration();
+    Wait(runtime_->Step(std::move(request)));
+    Wait(runtime_->Drain());
+  }
+
+  TempDir dir_;
+  ModelSpec spec_ = OddModel();
+  std::vector<std::byte> grads_;
+  std::unique_ptr<OffloadRuntime> runtime_;
+};
+
+TEST_P(AllocationTest, AWarmStepAllocatesNothing) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "the sanitizer has its own allocator";
+#endif
+  RuntimeConfig config;
+  config.chunk_elements = 2 * kCellElements;
+  config.types = {.param = FloatType::kBf16, .grad = FloatType::kBf16};
+  config.placement.resident_elements_max = 100;
+  config.placement.state_buffers = 4;
+  config.placement.param_buffers = 4;
+  config.engine = GetParam();
+  config.nvme_paths = {dir_.path()};
+  config.budgets = {Bytes(0), Bytes(0), GiB(1)};
+  for (;;) {
+    const auto plan = MakePlan(spec_, config);
+    if (plan.ok()) break;
+    (TierNamed(plan.status()) == "hbm" ? config.budgets.hbm : config.budgets.pinned) =
+        *SmallestNamed(plan.status());
+  }
+  config.budgets.hbm = config.budgets.hbm * 2;
+  config.budgets.pinned += KiB(300);  // some of both fits in RAM
+  auto runtime = MakeRuntime(spec_, config);
+  if (absl::IsUnavailable(runtime.status())) GTEST_SKIP() << runtime.status();
+  ASSERT_TRUE(runtime.ok()) << runtime.status();
+  runtime_ = *std::move(runtime);
+  testing::Trainer trainer(runtime_.get(), spec_, {});
+  ASSERT_TRUE(trainer.Load().ok());
+  int64_t most = 0;
+  for (const ModelSpec::Tensor& t : spec_.tensors) most = std::max(most, t.elements);
+  grads_.resize(static_cast<size_t>(2 * most));
+  const StepRequest request{.groups = testing::Groups(), .lent = {}, .clip_norm = 1.0};
+  for (int warm = 0; warm < 20; ++warm) Iterate(request);
+  for (int step = 0; step < 10; ++step) {
+    StepRequest copy = request;
+    allocations = 0;
+    counting = true;
+    Iterate(std::move(copy));
+    counting = false;
+    EXPECT_EQ(allocations, 0) << "step " << step;
+  }
+}
+
+TEST(AllocationCountTest, CountsWhatLibrariesTake) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "the sanitizer has its own allocator";
+#endif
+  allocations = 0;
+  counting = true;
+  const auto text = std::make_unique<std::string>(100, 'x');
+  counting = false;
+  EXPECT_EQ(allocations, 2) << *text;
+}
+
+INSTANTIATE_TEST_SUITE_P(Engines, AllocationTest,
+                         ::testing::Values(IoEngineKind::kThreads, IoEngineKind::kLibaio,
+                                           IoEngineKind::kIoUring));
+
+}  // namespace
+}  // namespace sluice
