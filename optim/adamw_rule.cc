@@ -23,7 +23,11 @@ void UpdateFp32(void* stream, const StepScalars& scalars, const StateFormat& for
                  .grad = run.grad,
                  .grad_type = run.grad_type,
                  .param_out = run.param_out,
-                 .param_type = run.param_type});
+                 .param_type = run.param_type,
+                 .sums = {.before = run.before,
+                          .after = run.after,
+                          .stripe = {run.stripe, run.stripe + run.column_stripes,
+                                     run.stripe + 2 * run.column_stripes}}});
 }
 
 class AdamW final : public UpdateRule {
@@ -42,7 +46,7 @@ class AdamW final : public UpdateRule {
   }
   UpdateKernel KernelFor(const StateFormat& format) const override {
     if (!format.all_in_place()) return {};
-    return {.run = UpdateFp32, .on_gpus = true};
+    return {.run = UpdateFp32, .on_gpus = true, .adds_sums = true};
   }
 };
 

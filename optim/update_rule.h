@@ -20,6 +20,7 @@
 #include <type_traits>
 
 #include "absl/status/status.h"
+#include "core/checksum.h"
 #include "core/grid.h"
 #include "core/status.h"
 #include "optim/state_format.h"
@@ -70,6 +71,12 @@ struct UpdateRun {
   FloatType grad_type = FloatType::kF32;
   void* param_out = nullptr;  // null: no copy is written
   FloatType param_type = FloatType::kF32;
+  // Where a kernel that adds sums adds those of the states that it finds and leaves, of whole
+  // stripes (core/checksum.h); the rest at the end of the run is the caller's. Null: nowhere.
+  StripeSums* before = nullptr;
+  StripeSums* after = nullptr;
+  size_t stripe = 0;          // of the run's first element in its piece
+  size_t column_stripes = 0;  // of a piece, in one field
 };
 
 class UpdateRule;
@@ -79,6 +86,7 @@ struct UpdateKernel {
   void (*run)(void* stream, const StepScalars& scalars, const StateFormat& format,
               const ChunkStates& chunk, const UpdateRun& run) = nullptr;  // null: there is none
   bool on_gpus = false;
+  bool adds_sums = false;  // on the CPU
 };
 
 class UpdateRule {
@@ -115,6 +123,8 @@ class StateUpdate {
   // Whether `field` is among the states. Errors: InvalidArgument, naming the rule and what it
   // keeps.
   absl::Status CheckKeeps(Field field) const;
+  // Whether Run heeds UpdateRun's sums.
+  bool adds_sums() const { return kernel_.run != nullptr && kernel_.adds_sums; }
   // Where `stream` is not null, CheckGpu is ok.
   void Run(void* stream, const StepScalars& scalars, const ChunkStates& chunk,
            const UpdateRun& run) const {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/status.h"
 #include "offload/run/planted_bug.h"
 
 namespace sluice {
@@ -28,6 +29,7 @@ void Updater::ChunkWork::Submit() {
     Part& part = parts_[part_count_++];
     part.first = at;
     part.last = std::min(at + task, elements);
+    part.status = absl::OkStatus();
   }
   parts_left_.store(part_count_, std::memory_order_relaxed);
   if (!on_device) return c.executor->Submit(&parts_[0]);
@@ -43,14 +45,17 @@ void Updater::ChunkWork::RunPart(Part* part) {
   const Context& c = owner_->context_;
   part->begin = c.clock->Now();
   if (part == &parts_[0]) {
-    if (!Verifies()) return c.inbox->Post(this);
+    if (!ChecksOnTheWay() && !Verifies()) return c.inbox->Post(this);
     for (size_t i = 1; i < part_count_; ++i) c.executor->Submit(&parts_[i]);
   }
-  Update(nullptr, part->first, part->last);
+  if (ChecksOnTheWay()) {
+    part->status = UpdateInPieces(part->first, part->last);
+  } else {
+    Update(nullptr, part->first, part->last, {});
+  }
   part->end = c.clock->Now();
   if (parts_left_.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
-  if (streaming) BlockStore::Seal(&write);
-  if (param_on_nvme) BlockStore::Seal(&param_write);
+  status = EndParts();
   part->end = c.clock->Now();
   c.inbox->Post(this);
 }
@@ -71,11 +76,94 @@ void Updater::ChunkWork::Handle() {
   owner_->OnComputed(this);
 }
 
-void Updater::ChunkWork::Launch(void* stream) {
-  Update(stream, 0, owner_->context_.layout->chunk(chunk).elements);
+// What is lent is adopted into the masters first, so they must have been checked.
+bool Updater::ChunkWork::ChecksOnTheWay() const {
+  const Context& c = owner_->context_;
+  return streaming && c.update->adds_sums() && c.layout->chunk(chunk).keep != Keep::kStates;
 }
 
-void Updater::ChunkWork::Update(void* stream, int64_t first, int64_t last) {
+void Updater::ChunkWork::Launch(void* stream) {
+  Update(stream, 0, owner_->context_.layout->chunk(chunk).elements, {});
+}
+
+// Until all of the chunk has been found to be what was written, nothing of it leaves the chunk's
+// buffers: parameters that others see are made of the masters at the end.
+absl::Status Updater::ChunkWork::UpdateInPieces(int64_t first, int64_t last) {
+  const bool verifies = !Planted(owner_->context_, PlantedBug::kUnverifiedRead);
+  const BlockPieces& pieces = read.pieces();
+  const ChunkLayout& layout = owner_->context_.layout->chunk(chunk);
+  const auto piece_elements = static_cast<int64_t>(pieces.column_bytes() / sizeof(float));
+  SLUICE_CHECK(first % piece_elements == 0);
+  for (int64_t begin = first; begin < last; begin += piece_elements) {
+    const auto p = static_cast<uint32_t>(begin / piece_elements);
+    const int64_t end = std::min(begin + piece_elements, layout.capacity);
+    StripeSums before, after;
+    AddUnsummed(&before, begin, end);
+    Update(nullptr, begin, end, {&before, &after, pieces.column_stripes()});
+    AddUnsummed(&after, begin, end);
+    if (verifies) SLUICE_RETURN_IF_ERROR(BlockStore::VerifyPiece(read, p, before));
+    BlockStore::SealPiece(&write, p, after);
+  }
+  return absl::OkStatus();
+}
+
+// By whoever ends the last part.
+absl::Status Updater::ChunkWork::EndParts() {
+  for (const Part& part : parts()) SLUICE_RETURN_IF_ERROR(part.status);
+  if (ChecksOnTheWay()) {
+    if (!Planted(owner_->context_, PlantedBug::kUnverifiedRead))
+      SLUICE_RETURN_IF_ERROR(BlockStore::VerifyPadding(read));
+    BlockStore::EndSeal(&write);
+    if (piece == nullptr) PublishParams();
+  } else if (streaming) {
+    BlockStore::Seal(&write);
+  }
+  if (param_on_nvme) BlockStore::Seal(&param_write);
+  return absl::OkStatus();
+}
+
+// What of the elements from `first` on, up to `last`, the update's kernel does not add: what no run
+// has that is updated, and ends of runs that fill no stripe.
+void Updater::ChunkWork::AddUnsummed(StripeSums* sums, int64_t first, int64_t last) const {
+  const Context& c = owner_->context_;
+  const ChunkLayout& layout = c.layout->chunk(chunk);
+  const BlockPieces& pieces = read.pieces();
+  const auto add = [&](int64_t begin, int64_t end) {
+    if (begin >= end) return;
+    for (uint32_t field = 0; field < pieces.columns(); ++field) {
+      const int64_t at = field * layout.capacity + begin;
+      AddStripes(sums,
+                 {states + at * sizeof(float), static_cast<size_t>(end - begin) * sizeof(float)},
+                 field * pieces.column_stripes() +
+                     static_cast<size_t>(begin - first) * sizeof(float) / kStripeBytes);
+    }
+  };
+  constexpr int64_t kElements = kStripeBytes / sizeof(float);  // of a stripe
+  int64_t done = first;
+  for (const ChunkRun& run : c.layout->runs(layout)) {
+    const int64_t begin = std::max(first, run.chunk_offset);
+    const int64_t end = std::min(last, run.chunk_offset + run.elements);
+    if (begin >= end || !owner_->updates_[run.tensor.value()]) continue;
+    add(done, begin);
+    done = begin + (end - begin) / kElements * kElements;
+  }
+  add(done, last);
+}
+
+void Updater::ChunkWork::PublishParams() const {
+  const Context& c = owner_->context_;
+  const ChunkLayout& layout = c.layout->chunk(chunk);
+  const FloatType type = layout.types.param.floats();
+  std::byte* const params = c.memory->ParamsOf(layout);
+  for (const ChunkRun& run : c.layout->runs(layout)) {
+    if (!owner_->updates_[run.tensor.value()]) continue;
+    c.layout->format()->Read(StatesAt(layout, states, params), kMasterIndex, run.chunk_offset,
+                             params + run.chunk_offset * SizeOf(type), type,
+                             static_cast<size_t>(run.elements));
+  }
+}
+
+void Updater::ChunkWork::Update(void* stream, int64_t first, int64_t last, const Sums& sums) {
   const Context& c = owner_->context_;
   const ChunkLayout& layout = c.layout->chunk(chunk);
   const FloatType param_type = layout.types.param.floats();
@@ -95,16 +183,21 @@ void Updater::ChunkWork::Update(void* stream, int64_t first, int64_t last) {
       std::byte* const out =
           lent ? update->lent.data + of_tensor * SizeOf(type) : params + begin * SizeOf(type);
       if (lent) c.layout->format()->Adopt(all, begin, out, type, n);
+      const bool hidden = sums.before != nullptr && piece == nullptr;
       c.update->Run(stream, update->scalars, all,
                     {.at = begin,
                      .elements = n,
-                      .grad = update->lent_grad != nullptr
-                                  ? update->lent_grad + of_tensor * SizeOf(grad_type)
-                                  : grads + begin * SizeOf(grad_type),
+                     .grad = update->lent_grad != nullptr
+                                 ? update->lent_grad + of_tensor * SizeOf(grad_type)
+                                 : grads + begin * SizeOf(grad_type),
                      .grad_type = grad_type,
-                     .param_out = out,
-                     .param_type = type});
-    } else if (piece != nullptr) {
+                     .param_out = hidden ? nullptr : out,
+                     .param_type = type,
+                     .before = sums.before,
+                     .after = sums.after,
+                     .stripe = static_cast<size_t>(begin - first) * sizeof(float) / kStripeBytes,
+                     .column_stripes = sums.column_stripes});
+    } else if (piece != nullptr) {  // never on the device
       // The buffer replaces the whole chunk, so it also needs what is left alone.
       c.layout->format()->Read(all, kMasterIndex, begin, params + begin * SizeOf(param_type),
                                param_type, n);

@@ -27,14 +27,16 @@ class Updater::ChunkWork final : public DeviceWork, public Event {
   void Launch(void* stream) override;
   void Handle() override;
 
-  // The elements from `first` to `last` of the chunk. The first part checks what was read before
-  // the others are submitted; the last to end seals what will be written.
+  // The elements from `first` to `last` of the chunk: whole pieces of its block's, or to the end.
+  // Each checks and seals its own where the update's kernel adds sums; otherwise the first checks
+  // what was read before the others are submitted, and the last to end seals what will be written.
   struct Part final : Task {
     void Run() override { work->RunPart(this); }
     Nanos cost() const override { return Nanos((last - first) / 2 + 500); }
     ChunkWork* work = nullptr;
     int64_t first = 0;
     int64_t last = 0;
+    absl::Status status;
     TimePoint begin{0};
     TimePoint end{0};
   };
@@ -68,9 +70,21 @@ class Updater::ChunkWork final : public DeviceWork, public Event {
   Transfer param_read;
 
  private:
+  // Where the update adds what it finds and leaves of a piece; none: nowhere.
+  struct Sums {
+    StripeSums* before = nullptr;
+    StripeSums* after = nullptr;
+    size_t column_stripes = 0;
+  };
   void RunPart(Part* part);
   bool Verifies();
-  void Update(void* stream, int64_t first, int64_t last);
+  bool ChecksOnTheWay() const;
+  absl::Status UpdateInPieces(int64_t first, int64_t last);
+  absl::Status EndParts();
+  void AddUnsummed(StripeSums* sums, int64_t first, int64_t last) const;
+  void PublishParams() const;
+  // Of the elements from `first` on, up to `last`.
+  void Update(void* stream, int64_t first, int64_t last, const Sums& sums);
 
   Updater* const owner_;
   std::vector<Part> parts_;  // room for those of any chunk

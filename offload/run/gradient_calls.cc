@@ -62,7 +62,9 @@ void GradientCalls::EndOne(Call* call, const absl::Status& status) {
 }
 
 void GradientCalls::GoOn(UnitIndex unit) {
-  for (const Held& held : std::exchange(held_[unit.value()], {})) HandOn(held);
+  going_on_.swap(held_[unit.value()]);
+  for (const Held& held : going_on_) HandOn(held);
+  going_on_.clear();
 }
 
 void GradientCalls::Forget(std::optional<TensorIndex> tensor) {

@@ -60,6 +60,7 @@ class GradientCalls {
   std::vector<std::unique_ptr<Call>> calls_;
   std::vector<Call*> free_calls_;
   std::vector<std::vector<Held>> held_;  // by unit
+  std::vector<Held> going_on_;           // of these, while they go on
 };
 
 }  // namespace sluice
