@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <span>
-#include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "offload/abi/c_api_internal.h"
 
 using namespace sluice;         // NOLINT: the C ABI is outside the namespace
@@ -20,8 +20,12 @@ absl::Status CheckLendable(const sluice_gradient& gradient, const TensorLayout& 
       "the gradient of tensor '{}' is not aligned to its type, so it can't be lent", tensor.name));
 }
 
+// Those of a unit, as a rule; more take memory.
+template <typename T>
+using OfUnit = absl::InlinedVector<T, 16>;
+
 absl::Status CheckOnce(std::span<const GivenGradient> given, const ModelLayout& layout) {
-  std::vector<TensorIndex> tensors;
+  OfUnit<TensorIndex> tensors;
   tensors.reserve(given.size());
   for (const GivenGradient& gradient : given) tensors.push_back(gradient.tensor);
   std::sort(tensors.begin(), tensors.end());
@@ -31,10 +35,10 @@ absl::Status CheckOnce(std::span<const GivenGradient> given, const ModelLayout& 
       fmt::format("tensor '{}' is named twice", layout.tensor(*twice).name));
 }
 
-absl::StatusOr<std::vector<GivenGradient>> ToGiven(std::span<const sluice_gradient> gradients,
-                                                   const OffloadRuntime& runtime) {
+absl::StatusOr<OfUnit<GivenGradient>> ToGiven(std::span<const sluice_gradient> gradients,
+                                              const OffloadRuntime& runtime) {
   const ModelLayout& layout = runtime.layout();
-  std::vector<GivenGradient> given;
+  OfUnit<GivenGradient> given;
   for (const sluice_gradient& gradient : gradients) {
     SLUICE_RETURN_IF_ERROR(CheckTensor(runtime, gradient.tensor));
     SLUICE_RETURN_IF_ERROR(NotNull(gradient.data, "data"));
@@ -60,9 +64,9 @@ sluice_status sluice_grads(sluice_runtime runtime, const sluice_gradient* gradie
     SLUICE_RETURN_IF_ERROR(NotNull(gradients, "gradients"));
     SLUICE_RETURN_IF_ERROR(NotNull(ticket, "ticket"));
     if (count == 0) return absl::InvalidArgumentError("count is 0: there are no gradients");
-    SLUICE_ASSIGN_OR_RETURN(std::vector<GivenGradient> given,
+    SLUICE_ASSIGN_OR_RETURN(const OfUnit<GivenGradient> given,
                             ToGiven(std::span(gradients, count), *r));
-    *ticket = r->PushGrads(std::move(given), {stream});
+    *ticket = r->PushGrads(given, {stream});
     return absl::OkStatus();
   });
 }

@@ -184,19 +184,19 @@ void Updater::ChunkWork::Update(void* stream, int64_t first, int64_t last, const
           lent ? update->lent.data + of_tensor * SizeOf(type) : params + begin * SizeOf(type);
       if (lent) c.layout->format()->Adopt(all, begin, out, type, n);
       const bool hidden = sums.before != nullptr && piece == nullptr;
-      c.update->Run(stream, update->scalars, all,
-                    {.at = begin,
-                     .elements = n,
-                     .grad = update->lent_grad != nullptr
-                                 ? update->lent_grad + of_tensor * SizeOf(grad_type)
-                                 : grads + begin * SizeOf(grad_type),
-                     .grad_type = grad_type,
-                     .param_out = hidden ? nullptr : out,
-                     .param_type = type,
-                     .before = sums.before,
-                     .after = sums.after,
-                     .stripe = static_cast<size_t>(begin - first) * sizeof(float) / kStripeBytes,
-                     .column_stripes = sums.column_stripes});
+      c.update->Run(
+          stream, update->scalars, all,
+          {.at = begin,
+           .elements = n,
+           .grad = update->lent_grad != nullptr ? update->lent_grad + of_tensor * SizeOf(grad_type)
+                                                : grads + begin * SizeOf(grad_type),
+           .grad_type = grad_type,
+           .param_out = hidden ? nullptr : out,
+           .param_type = type,
+           .before = sums.before,
+           .after = sums.after,
+           .stripe = static_cast<size_t>(begin - first) * sizeof(float) / kStripeBytes,
+           .column_stripes = sums.column_stripes});
     } else if (piece != nullptr) {  // never on the device
       // The buffer replaces the whole chunk, so it also needs what is left alone.
       c.layout->format()->Read(all, kMasterIndex, begin, params + begin * SizeOf(param_type),

@@ -156,9 +156,16 @@ void OffloadRuntime::RunPushGrads(Command& command) {
     if (status.ok()) status = gradients_->CheckGiven(gradient);
     if (status.ok()) status = CheckLoaded(gradient.tensor);
   }
-  if (!status.ok()) return tickets_.Complete(command.ticket, status);
-  const bool any =
-      gradient_calls_->Take(command.given, std::move(command.fences.front()), command.ticket);
+  bool any = false;
+  if (status.ok()) {
+    any = gradient_calls_->Take(command.given, std::move(command.fences.front()), command.ticket);
+  } else {
+    tickets_.Complete(command.ticket, status);
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    spare_given_.push_back(std::move(command.given));
+  }
   if (any && !backward_begun_) {
     backward_begun_ = true;
     ReadAheadIfUseful();

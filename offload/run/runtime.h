@@ -64,9 +64,10 @@ class OffloadRuntime final : public Updater::Observer {
   // Operations with a ticket; see sluice.h for what each promises. Indices are valid (checked by
   // the caller). A stream's point is taken in the calling thread.
   Ticket Acquire(UnitIndex unit, CallerStream stream = {});
-  Ticket PushGrads(std::vector<GivenGradient> given, CallerStream stream = {});
+  Ticket PushGrads(std::span<const GivenGradient> given, CallerStream stream = {});
   Ticket PushGrad(TensorIndex tensor, ConstMemoryView data, CallerStream stream = {}) {
-    return PushGrads({{.tensor = tensor, .data = data}}, stream);
+    const GivenGradient one{.tensor = tensor, .data = data};
+    return PushGrads(std::span(&one, 1), stream);
   }
   Ticket Step(StepRequest request);
   Ticket Access(ValueRequest request);  // `request.done` is set here
@@ -224,6 +225,7 @@ class OffloadRuntime final : public Updater::Observer {
   Ticket step_ticket_ = 0;       // without overlap: completed when the update has ended
 
   mutable std::mutex mutex_;
+  std::vector<std::vector<GivenGradient>> spare_given_;  // guarded by mutex_; of calls to come
   std::vector<Command> commands_;      // guarded by mutex_
   bool announced_ = false;             // guarded by mutex_; commands_arrived_ is in the inbox
   bool stopping_ = false;              // guarded by mutex_

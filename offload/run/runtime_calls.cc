@@ -51,15 +51,22 @@ Ticket OffloadRuntime::Acquire(UnitIndex unit, CallerStream stream) {
   return ticket;
 }
 
-Ticket OffloadRuntime::PushGrads(std::vector<GivenGradient> given, CallerStream stream) {
+Ticket OffloadRuntime::PushGrads(std::span<const GivenGradient> given, CallerStream stream) {
   const Ticket ticket = tickets_.Make();
   absl::StatusOr<Fence> fence = seams_.device->RecordFence(stream);
   if (!fence.ok()) {
     tickets_.Complete(ticket, fence.status());
     return ticket;
   }
-  Command command{
-      .run = &OffloadRuntime::RunPushGrads, .given = std::move(given), .ticket = ticket};
+  Command command{.run = &OffloadRuntime::RunPushGrads, .ticket = ticket};
+  {
+    const std::lock_guard lock(mutex_);
+    if (!spare_given_.empty()) {
+      command.given = std::move(spare_given_.back());
+      spare_given_.pop_back();
+    }
+  }
+  command.given.assign(given.begin(), given.end());
   command.fences.push_back(*std::move(fence));
   Send(std::move(command));
   return ticket;
