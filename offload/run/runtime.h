@@ -226,7 +226,7 @@ class OffloadRuntime final : public Updater::Observer {
 
   mutable std::mutex mutex_;
   std::vector<std::vector<GivenGradient>> spare_given_;  // guarded by mutex_; of calls to come
-  std::vector<Command> commands_;      // guarded by mutex_
+  std::vector<Command> commands_;                        // guarded by mutex_
   bool announced_ = false;             // guarded by mutex_; commands_arrived_ is in the inbox
   bool stopping_ = false;              // guarded by mutex_
   StepResult last_step_;               // guarded by mutex_

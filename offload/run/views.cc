@@ -33,11 +33,14 @@ struct Views::Shared final : Event {
   };
   // What is known of an address.
   struct Slot {
-    int64_t uses = 0;  // views and holds
+    const std::byte* address = nullptr;  // once it has had a view
+    int64_t uses = 0;                    // views and holds
     int64_t views = 0;
     int acquired = 0;  // by all users, and not released
     bool shown = false;
     absl::InlinedVector<User, 2> users;
+    int64_t deaths = 0;  // of views, not yet seen by the control thread
+    Slot* next_dead = nullptr;
 
     // Streams that have released it are not asked any more once no view is alive: they may be gone.
     void ForgetUsers() {
@@ -55,6 +58,12 @@ struct Views::Shared final : Event {
     owner->Settle();
   }
 
+  // `mutex` is held.
+  void AddDeaths(Slot* slot, int64_t count) {
+    if (slot->deaths == 0) slot->next_dead = std::exchange(dead, slot);
+    slot->deaths += count;
+  }
+
   // `mutex` is held. Null if the unit is not shown.
   const Shown* Find(UnitIndex unit) const {
     const bool known = unit.value() < shown.size() && shown[unit.value()].address != nullptr;
@@ -62,14 +71,14 @@ struct Views::Shared final : Event {
   }
 
   mutable std::mutex mutex;
-  std::shared_ptr<Arena> arena;          // constant
-  DlDevice device;                       // constant
-  pid_t pid;                             // constant
-  Views* owner;                          // control thread
-  Inbox* inbox;                          // guarded by mutex; null once the runtime is gone
-  bool posted = false;                   // guarded by mutex
-  std::vector<Shown> shown;              // guarded by mutex; by unit
-  std::vector<const std::byte*> deaths;  // guarded by mutex; not yet seen by the control thread
+  std::shared_ptr<Arena> arena;  // constant
+  DlDevice device;               // constant
+  pid_t pid;                     // constant
+  Views* owner;                  // control thread
+  Inbox* inbox;                  // guarded by mutex; null once the runtime is gone
+  bool posted = false;           // guarded by mutex
+  std::vector<Shown> shown;      // guarded by mutex; by unit
+  Slot* dead = nullptr;          // guarded by mutex; the first whose views have died
   std::pmr::monotonic_buffer_resource slot_memory{size_t{128} << 10};  // guarded by mutex
   std::pmr::map<const std::byte*, Slot> slots{&slot_memory};  // guarded by mutex; entries stay
   std::vector<std::unique_ptr<View>> views;  // guarded by mutex; all there ever were
@@ -217,6 +226,7 @@ absl::StatusOr<DlManagedTensor*> Views::MakeView(UnitIndex unit) {
     view->tensor.dl_tensor.dtype = DlTypeOf(shown->type);
     view->tensor.dl_tensor.data = shown->address;
     Shared::Slot& slot = shared_->slots[shown->address];
+    slot.address = shown->address;
     ++slot.uses;
     ++slot.views;
   }
@@ -233,7 +243,7 @@ absl::StatusOr<DlManagedTensor*> Views::MakeView(UnitIndex unit) {
     {
       const std::lock_guard lock(shared->mutex);
       if (shared->inbox != nullptr) {
-        shared->deaths.push_back(static_cast<const std::byte*>(self->dl_tensor.data));
+        shared->AddDeaths(&shared->slots[static_cast<const std::byte*>(self->dl_tensor.data)], 1);
         if (!std::exchange(shared->posted, true)) shared->inbox->Post(shared.get());
       }
       shared->free_views.push_back(dying);
@@ -246,17 +256,21 @@ absl::StatusOr<DlManagedTensor*> Views::MakeView(UnitIndex unit) {
 // where they are now. Where one can't be asked now, because it is being captured, all are asked
 // again later; until then the memory stays in use, and for good if the device refuses.
 void Views::Settle() {
-  settling_.clear();
+  Shared::Slot* next;
   {
     const std::lock_guard lock(shared_->mutex);
-    settling_.swap(shared_->deaths);
+    next = std::exchange(shared_->dead, nullptr);
   }
   bool freed = false;
-  for (const std::byte* address : settling_) {
+  while (next != nullptr) {
+    Shared::Slot& slot = *next;
+    int64_t deaths;
     Streams streams;
     {
       const std::lock_guard lock(shared_->mutex);
-      for (const Shared::User& user : shared_->slots[address].users) streams.push_back(user.stream);
+      deaths = std::exchange(slot.deaths, 0);
+      next = slot.next_dead;
+      for (const Shared::User& user : slot.users) streams.push_back(user.stream);
     }
     absl::StatusOr<Fences> fences = Record(streams);
     if (!fences.ok() && !absl::IsFailedPrecondition(fences.status())) {
@@ -265,15 +279,15 @@ void Views::Settle() {
     }
     if (!fences.ok()) {
       const std::lock_guard lock(shared_->mutex);
-      shared_->deaths.push_back(address);
+      shared_->AddDeaths(&slot, deaths);
       continue;
     }
-    HoldUntil(address, *std::move(fences));
+    HoldUntil(slot.address, *std::move(fences));
     const std::lock_guard lock(shared_->mutex);
-    Shared::Slot& slot = shared_->slots[address];
-    --slot.views;
+    slot.views -= deaths;
+    slot.uses -= deaths;
     slot.ForgetUsers();
-    freed = --slot.uses == 0 || freed;
+    freed = slot.uses == 0 || freed;
   }
   if (freed) on_free_();
 }

@@ -83,7 +83,6 @@ class Views {
   const std::function<void(const absl::Status&)> on_error_;
   std::vector<std::unique_ptr<Hold>> holds_;
   std::vector<Hold*> free_holds_;
-  std::vector<const std::byte*> settling_;  // deaths that are looked after
   int fenced_ = 0;
 };
 
