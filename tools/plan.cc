@@ -108,15 +108,18 @@ void AddPlacement(const Plan& plan, Page* page) {
     page->Row(tier, TierText(planned, budget, parts), kTierColumns);
   };
   row("hbm", p.hbm(), plan.budgets.hbm,
-      Parts({{"parameters for good", p.hbm_fixed}, {"room for the others", p.hbm_cache}}));
+      Parts({{"parameters for good", p.hbm_fixed},
+             {"room for the others", p.hbm_cache},
+             {"gradients", p.grads_hbm},
+             {"states", p.states_hbm}}));
   row("pinned", p.pinned(), plan.budgets.pinned,
-      Parts({{"gradients", p.grads},
+      Parts({{"gradients", p.grads_pinned},
              {"parameters", p.params_pinned},
              {"states", p.states_pinned},
-             {"buffers",
-              p.state_buffer_bytes * p.state_buffers + p.param_buffer_bytes * p.param_buffers}}));
+             {"buffers", p.buffers()}}));
   row("nvme", p.nvme(), plan.budgets.nvme,
-      Parts({{"parameters", p.params_nvme}, {"states", p.states_nvme}}));
+      Parts(
+          {{"gradients", p.grads_nvme}, {"parameters", p.params_nvme}, {"states", p.states_nvme}}));
   std::string least = p.least_pinned.Sentence();
   if (plan.device.kind == DeviceKind::kHost)
     least += fmt::format("; and {} of HBM, which is RAM on the host device", FormatBytes(p.hbm()));

@@ -15,16 +15,19 @@ FloorTerms Floor(const StepTraffic& traffic, const HardwareRates& rates) {
   FloorTerms t;
   t.forward = rates.forward_seconds;
   t.backward = rates.backward_seconds;
-  t.io = Over(traffic.nvme_read + traffic.nvme_written - traffic.read_ahead, rates.nvme_bytes);
+  t.spill = Over(traffic.spilled, rates.nvme_bytes);
+  t.io = Over(traffic.nvme_read + traffic.nvme_written - traffic.read_ahead - traffic.spilled,
+              rates.nvme_bytes);
   t.update = Over(static_cast<double>(traffic.elements_updated), rates.update_elements);
   t.checksum = Over(traffic.checksummed, rates.checksum_bytes);
   t.copies = Over(traffic.to_hbm, rates.copy_bytes);
   t.gradients = Over(traffic.grads, rates.copy_bytes);
   if (rates.shared_cores) {
-    t.total =
-        t.backward + t.gradients + std::max(t.forward + t.update + t.checksum + t.copies, t.io);
+    t.total = std::max(t.backward + t.gradients, t.spill) +
+              std::max(t.forward + t.update + t.checksum + t.copies, t.io);
   } else {
-    t.total = t.backward + std::max({t.forward, t.io, t.update + t.checksum, t.copies});
+    t.total = std::max(t.backward, t.spill) +
+              std::max({t.forward, t.io, t.update + t.checksum, t.copies});
   }
   return t;
 }

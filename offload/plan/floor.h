@@ -3,19 +3,18 @@
 // The floor: the shortest time that a step can take on given hardware, whoever schedules it. Pure.
 //
 // With clipping or an overflow check no update can start before the last gradient, so
-//     floor = backward + max(forward, io)
+//     floor = max(backward, spill) + max(forward, io)
 // where, term by term,
 //     backward  the compute of the backward passes; on shared cores also the gradients' way to
-//     pinned memory and their
-//               norm, since the same cores do it
+//               pinned memory and their norm, since the same cores do it
+//     spill     the gradients that go to NVMe meanwhile
 //     forward   the compute of the forward passes; on shared cores also the update's arithmetic,
-//     the checksums of what
-//               is read and written, and the copies into HBM
-//     io        what must be read and written (states and parameters that live on NVMe), less what
-//     the buffers can read
-//               ahead during backward, over the drives' rate for mixed traffic
+//               the checksums of what is read and written, and the copies into HBM
+//     io        what else must be read and written (states, parameters and gradients that live on
+//               NVMe), less what the buffers can read ahead during backward, over the drives' rate
+//               for mixed traffic
 // Without shared cores (a GPU), update, checksums and copies run beside compute: then
-//     floor = backward + max(forward, io, update + checksums, link).
+//     floor = max(backward, spill) + max(forward, io, update + checksums, link).
 
 #ifndef SLUICE_OFFLOAD_PLAN_FLOOR_H_
 #define SLUICE_OFFLOAD_PLAN_FLOOR_H_
@@ -40,6 +39,7 @@ struct FloorTerms {
   double total = 0;
   double forward = 0;
   double backward = 0;
+  double spill = 0;
   double io = 0;
   double update = 0;
   double checksum = 0;

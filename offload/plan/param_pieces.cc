@@ -9,13 +9,17 @@ ParamPieces::ParamPieces(const ModelLayout& layout, const Placement& placement)
   for (size_t u = 0; u < layout.units().size(); ++u) {
     const UnitLayout& unit = layout.units()[u];
     const bool from_nvme = placement.param_home[u] == Tier::kNvme;
-    if (unit.lent || (!from_nvme && !placement.CopiesUpdates(layout, u))) continue;
-    Bytes used = placement.param_buffer_bytes;
+    if (unit.lent) continue;
+    Bytes used = placement.param_buffer_bytes;  // of the last piece: no more goes into it
     for (uint32_t c = unit.first_chunk; c < unit.first_chunk + unit.chunk_count; ++c) {
+      if (!from_nvme && !placement.CopiesUpdate(layout, c)) {
+        used = placement.param_buffer_bytes;
+        continue;
+      }
       // Chunks in HBM begin where their neighbours' capacity ends.
       const Bytes bytes = layout.chunks()[c].param_bytes();
       const Bytes room = from_nvme ? RoundUp(bytes, placement.io_alignment) : bytes;
-      if (used + room > placement.param_buffer_bytes || c == unit.first_chunk) {
+      if (pieces_.empty() || used + room > placement.param_buffer_bytes) {
         pieces_.push_back({.first = c, .count = 0});
         used = Bytes(0);
       }

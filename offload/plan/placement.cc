@@ -26,55 +26,39 @@ absl::Status TooSmall(const char* tier, Bytes budget, Bytes smallest, std::strin
   return status;
 }
 
-// Fills one Placement, tier by tier.
+// Chooses homes and buffers, tier by tier.
 class Placer {
  public:
   Placer(const ModelLayout& layout, const Budgets& budgets, const PlacementOptions& options)
       : layout_(layout), budgets_(budgets), options_(options) {}
 
   absl::StatusOr<Placement> Run() {
-    const bool all_in_hbm = options_.lowest_state_tier == Tier::kHbm;
     p_.io_alignment = options_.io_alignment;
     p_.hbm_in_place = options_.hbm_in_place;
     p_.task_elements = options_.task_elements;
-    MeasureGradients();
-    SLUICE_RETURN_IF_ERROR(all_in_hbm ? PlaceAllInHbm() : PlaceInHbm());
+    for (const UnitLayout& unit : layout_.units())
+      slots_.push_back(RoundUp(unit.param_bytes(), kSlotAlignment));
+    SLUICE_RETURN_IF_ERROR(states_in_hbm() ? PlaceAllInHbm() : PlaceInHbm());
     SLUICE_RETURN_IF_ERROR(PlaceInPinned());
+    SumUp(layout_, &p_);
     if (p_.nvme() > budgets_.nvme) {
-      return TooSmall("nvme", budgets_.nvme, p_.nvme(),
-                      "states and parameters beyond the pinned budget need more",
+      return TooSmall("nvme", budgets_.nvme, p_.nvme(), "what the pinned budget can't hold is more",
                       "; or raise the pinned budget");
     }
     return std::move(p_);
   }
 
  private:
+  bool states_in_hbm() const { return options_.lowest_state_tier == Tier::kHbm; }
   bool StaysInHbm(const UnitLayout& unit) const {
     return unit.lent || unit.stays_in_hbm || unit.elements <= options_.resident_elements_max;
   }
 
-  void MeasureGradients() {
-    for (const UnitLayout& unit : layout_.units())
-      p_.grads += RoundUp(unit.grad_bytes(), kSlotAlignment);
-  }
-
   absl::Status PlaceAllInHbm() {
-    for (const UnitLayout& unit : layout_.units()) {
-      p_.slot_bytes.push_back(RoundUp(unit.param_bytes(), kSlotAlignment));
-      p_.param_home.push_back(Tier::kHbm);
-      p_.hbm_fixed += p_.slot_bytes.back();
-    }
-    for (const ChunkLayout& chunk : layout_.chunks()) {
-      p_.state_home.push_back(Tier::kHbm);
-      if (chunk.keep == Keep::kParam) continue;
-      p_.states_hbm += RoundUp(chunk.state_bytes(), kSlotAlignment);
-      p_.grad_buffer_bytes =
-          std::max(p_.grad_buffer_bytes, RoundUp(chunk.grad_bytes(), kSlotAlignment));
-    }
-    p_.grad_home = Tier::kHbm;
-    p_.grad_buffers = kBuffersMin;
-    p_.sums =
-        RoundUp(Bytes(layout_.cell_count() * static_cast<int64_t>(sizeof(double))), kSlotAlignment);
+    p_.param_home.assign(layout_.units().size(), Tier::kHbm);
+    p_.state_home.assign(layout_.chunks().size(), Tier::kHbm);
+    p_.grad_home.assign(layout_.chunks().size(), Tier::kHbm);
+    SumUp(layout_, &p_);
     if (p_.hbm() <= budgets_.hbm) return absl::OkStatus();
     return TooSmall("hbm", budgets_.hbm, p_.hbm(),
                     "states, gradients and parameters must all stay there",
@@ -83,14 +67,12 @@ class Placer {
 
   absl::Status PlaceInHbm() {
     Bytes all, largest, fixed;
-    for (const UnitLayout& unit : layout_.units()) {
-      const Bytes slot = RoundUp(unit.param_bytes(), kSlotAlignment);
-      p_.slot_bytes.push_back(slot);
-      all += slot;
-      if (StaysInHbm(unit)) {
-        fixed += slot;
+    for (size_t u = 0; u < slots_.size(); ++u) {
+      all += slots_[u];
+      if (StaysInHbm(layout_.units()[u])) {
+        fixed += slots_[u];
       } else {
-        largest = std::max(largest, slot);
+        largest = std::max(largest, slots_[u]);
       }
     }
     const bool whole = all <= budgets_.hbm;
@@ -105,90 +87,94 @@ class Placer {
     for (const UnitLayout& unit : layout_.units()) {
       p_.param_home.push_back(whole || StaysInHbm(unit) ? Tier::kHbm : Tier::kPinned);
     }
-    p_.hbm_fixed = whole ? all : fixed;
-    const Bytes wanted = all - p_.hbm_fixed;
-    const Bytes left = budgets_.hbm - p_.hbm_fixed;
-    p_.hbm_cache =
-        std::min(wanted, Bytes(left.value() / kSlotAlignment.value() * kSlotAlignment.value()));
+    const Bytes resident = whole ? all : fixed;
+    const Bytes left = budgets_.hbm - resident;
+    p_.hbm_cache = std::min(all - resident,
+                            Bytes(left.value() / kSlotAlignment.value() * kSlotAlignment.value()));
     return absl::OkStatus();
   }
 
   absl::Status PlaceInPinned() {
-    const bool states_elsewhere = !p_.state_home.empty();
-    Bytes all_states, all_params;
-    Bytes largest_states, largest_params;
-    for (const ChunkLayout& chunk : layout_.chunks()) {
-      if (!states_elsewhere) all_states += RoundUp(chunk.state_bytes(), kSlotAlignment);
-      largest_states =
-          std::max(largest_states, RoundUp(chunk.state_bytes(), options_.io_alignment));
-      largest_params =
-          std::max(largest_params, RoundUp(chunk.param_bytes(), options_.io_alignment));
-    }
-    for (uint32_t u = 0; u < layout_.units().size(); ++u) {
-      if (p_.param_home[u] == Tier::kPinned) all_params += p_.slot_bytes[u];
-    }
-    p_.state_buffer_bytes = largest_states;
-    p_.param_buffer_bytes = largest_params;
-
-    // The least: buffers for two of each, and what may not go further down.
-    p_.state_buffers = StatesMove() ? kBuffersMin : 0;
-    p_.param_buffers = kBuffersMin;
     const bool states_stay = options_.lowest_state_tier != Tier::kNvme;
     const bool params_stay = options_.lowest_param_tier != Tier::kNvme;
-    p_.least_pinned = {
-        .gradients = p_.grad_home == Tier::kHbm ? p_.sums : p_.grads,
-        .buffers = p_.state_buffer_bytes * p_.state_buffers + p_.param_buffer_bytes * kBuffersMin,
-        .states = states_stay ? all_states : Bytes(0),
-        .params = params_stay ? all_params : Bytes(0)};
+    // As if everything stayed: what it takes, and how large the buffers are.
+    if (!states_in_hbm()) {
+      p_.state_home.assign(layout_.chunks().size(), Tier::kPinned);
+      p_.grad_home.assign(layout_.chunks().size(), Tier::kPinned);
+    }
+    SumUp(layout_, &p_);
+    const Bytes grads = p_.grads_pinned + p_.sums;
+    const Bytes states = p_.states_pinned;
+    const Bytes params = p_.params_pinned;
+    states_move_ = p_.state_buffer_bytes > Bytes(0);
+    p_.state_buffers = states_move_ ? kBuffersMin : 0;
+    p_.param_buffers = kBuffersMin;
+    const Bytes buffers =
+        p_.state_buffer_bytes * p_.state_buffers + p_.param_buffer_bytes * kBuffersMin;
+    const Bytes grad_buffers = p_.grad_buffer_bytes * kBuffersMin;
+
+    const bool grads_may_go = !states_stay && grad_buffers < grads;
+    p_.least_pinned = {.gradients = grads_may_go ? Bytes(0) : grads,
+                       .buffers = grads_may_go ? buffers + grad_buffers : buffers,
+                       .states = states_stay ? states : Bytes(0),
+                       .params = params_stay ? params : Bytes(0)};
     const Bytes least = p_.least_pinned.total();
     if (least > budgets_.pinned) {
       return TooSmall(
           "pinned", budgets_.pinned, least, p_.least_pinned.Sentence(),
           states_stay || params_stay ? "; or let states and parameters go to NVMe" : "");
     }
+    grads_move_ = grads_may_go && least - grad_buffers + grads > budgets_.pinned;
+    p_.grad_buffers = grads_move_ ? kBuffersMin : 0;
     Bytes left = budgets_.pinned - least;
+    if (grads_may_go && !grads_move_) left = left + grad_buffers - grads;
     // If it all fits, buffers get what is left over; otherwise as many as keep the drive busy,
     // before anything stays for good.
-    const Bytes all = (states_stay ? Bytes(0) : all_states) + (params_stay ? Bytes(0) : all_params);
-    all_fit_ = all <= left;
+    const Bytes all = (states_stay ? Bytes(0) : states) + (params_stay ? Bytes(0) : params);
+    all_fit_ = !grads_move_ && all <= left;
     left -= AddBuffers(all_fit_ ? left - all : left / 2);
-    HomeParams(params_stay ? &unlimited_ : &left);
-    if (!states_elsewhere) HomeStates(states_stay ? &unlimited_ : &left);
+    if (grads_move_) HomeGrads(&left);
+    if (!params_stay) HomeParams(&left);
+    if (!states_stay) HomeStates(&left);
     return absl::OkStatus();
   }
 
-  bool StatesMove() const { return p_.state_buffer_bytes > Bytes(0); }  // there are any
-
-  // More buffers of both kinds, as many as wanted and as `room` holds, those for parameters as
+  // More buffers of every kind, as many as wanted and as `room` holds, those for parameters as
   // large as copies are to be. Returns their bytes.
   Bytes AddBuffers(Bytes room) {
+    struct Kind {
+      int* count;
+      int wanted;
+      Bytes size;
+    };
     const Bytes chunk = p_.param_buffer_bytes;
     Bytes used = EnlargeParamBuffers(room / 2);
-    const int states = StatesMove() && !all_fit_ ? options_.state_buffers : 0;
-    const int params = ParamBuffersWanted(chunk);
+    const Kind kinds[] = {
+        {&p_.state_buffers, states_move_ && !all_fit_ ? options_.state_buffers : 0,
+         p_.state_buffer_bytes},
+        {&p_.param_buffers, ParamBuffersWanted(chunk), p_.param_buffer_bytes},
+        {&p_.grad_buffers, grads_move_ ? options_.grad_buffers : 0, p_.grad_buffer_bytes}};
     while (true) {
-      const bool add_states = p_.state_buffers < states;
-      const bool add_params = p_.param_buffers < params;
-      const Bytes more = (add_states ? p_.state_buffer_bytes : Bytes(0)) +
-                         (add_params ? p_.param_buffer_bytes : Bytes(0));
+      Bytes more;
+      for (const Kind& kind : kinds) more += *kind.count < kind.wanted ? kind.size : Bytes(0);
       if (more == Bytes(0) || used + more > room) return used;
-      p_.state_buffers += add_states ? 1 : 0;
-      p_.param_buffers += add_params ? 1 : 0;
+      for (const Kind& kind : kinds) *kind.count += *kind.count < kind.wanted ? 1 : 0;
       used += more;
     }
   }
 
   // To what holds copy_bytes of whole chunks, or the largest unit that crosses the link in chunks.
   Bytes EnlargeParamBuffers(Bytes room) {
-    if (p_.hbm_in_place || p_.grad_home == Tier::kHbm) return Bytes(0);
+    if (p_.hbm_in_place || states_in_hbm()) return Bytes(0);
     Bytes largest;
     for (uint32_t u = 0; u < layout_.units().size(); ++u) {
       const UnitLayout& unit = layout_.units()[u];
       const bool may_come_from_nvme = p_.param_home[u] != Tier::kHbm && !all_fit_;
-      if (!p_.CopiesUpdates(layout_, u) && !may_come_from_nvme) continue;
       Bytes sum;
-      for (const ChunkLayout& chunk : layout_.chunks().subspan(unit.first_chunk, unit.chunk_count))
-        sum += RoundUp(chunk.param_bytes(), options_.io_alignment);
+      for (uint32_t c = unit.first_chunk; c < unit.first_chunk + unit.chunk_count; ++c) {
+        if (may_come_from_nvme || p_.CopiesUpdate(layout_, c))
+          sum += RoundUp(layout_.chunks()[c].param_bytes(), options_.io_alignment);
+      }
       largest = std::max(largest, sum);
     }
     const Bytes chunk = p_.param_buffer_bytes;
@@ -196,7 +182,7 @@ class Placer {
     const Bytes wanted = std::max(chunk, std::min(largest, enough));
     const Bytes more = (wanted - chunk) * p_.param_buffers;
     if (more > room) return Bytes(0);
-    p_.param_buffer_bytes = wanted;
+    p_.copy_room = p_.param_buffer_bytes = wanted;
     return more;
   }
 
@@ -204,8 +190,8 @@ class Placer {
   // beginning of what others hold the end of, and one that is being copied.
   int ParamBuffersWanted(Bytes chunk) const {
     int64_t chunks = all_fit_ ? 0 : options_.param_buffers;
-    for (uint32_t u = 0; u < layout_.units().size(); ++u) {
-      if (p_.CopiesUpdates(layout_, u))
+    for (uint32_t c = 0; c < layout_.chunks().size(); ++c) {
+      if (p_.CopiesUpdate(layout_, c))
         chunks = std::max<int64_t>(chunks, ResidentUpdates(options_.workers));
     }
     if (p_.param_buffer_bytes > chunk)
@@ -213,39 +199,50 @@ class Placer {
     return static_cast<int>(chunks);
   }
 
+  void HomeGrads(Bytes* left) {
+    UnitIndex unit;
+    Bytes here;  // of `unit`
+    bool full = false;
+    for (size_t c = 0; c < p_.grad_home.size(); ++c) {
+      const ChunkLayout& chunk = layout_.chunks()[c];
+      if (chunk.grad_bytes() == Bytes(0)) continue;
+      if (c == 0 || chunk.unit != unit) here = Bytes(0);
+      unit = chunk.unit;
+      const Bytes more =
+          RoundUp(here + chunk.grad_bytes(), kSlotAlignment) - RoundUp(here, kSlotAlignment);
+      full = full || more > *left;
+      if (full) {
+        p_.grad_home[c] = Tier::kNvme;
+      } else {
+        here += chunk.grad_bytes();
+        *left -= more;
+      }
+    }
+  }
+
   void HomeParams(Bytes* left) {
     bool full = false;
-    for (uint32_t u = 0; u < p_.param_home.size(); ++u) {
+    for (size_t u = 0; u < p_.param_home.size(); ++u) {
       if (p_.param_home[u] != Tier::kPinned) continue;
-      full = full || p_.slot_bytes[u] > *left;
-      if (!full) {
-        *left -= p_.slot_bytes[u];
-        p_.params_pinned += p_.slot_bytes[u];
-        continue;
-      }
-      p_.param_home[u] = Tier::kNvme;
-      for (uint32_t c = 0; c < layout_.units()[u].chunk_count; ++c) {
-        const ChunkLayout& chunk = layout_.chunks()[layout_.units()[u].first_chunk + c];
-        p_.params_nvme += RoundUp(chunk.param_bytes(), options_.io_alignment);
+      full = full || p_.home_bytes[u] > *left;
+      if (full) {
+        p_.param_home[u] = Tier::kNvme;
+      } else {
+        *left -= p_.home_bytes[u];
       }
     }
   }
 
   void HomeStates(Bytes* left) {
     bool full = false;
-    for (const ChunkLayout& chunk : layout_.chunks()) {
-      const Bytes bytes = RoundUp(chunk.state_bytes(), kSlotAlignment);
+    for (size_t c = 0; c < p_.state_home.size(); ++c) {
+      const Bytes bytes = RoundUp(layout_.chunks()[c].state_bytes(), kSlotAlignment);
       full = full || bytes > *left;
-      if (bytes == Bytes(0)) {
-        p_.state_home.push_back(Tier::kPinned);  // there are none
-        continue;
-      }
-      p_.state_home.push_back(full ? Tier::kNvme : Tier::kPinned);
+      if (bytes == Bytes(0)) continue;  // there are none
       if (full) {
-        p_.states_nvme += RoundUp(chunk.state_bytes(), options_.io_alignment);
+        p_.state_home[c] = Tier::kNvme;
       } else {
         *left -= bytes;
-        p_.states_pinned += bytes;
       }
     }
   }
@@ -253,12 +250,90 @@ class Placer {
   const ModelLayout& layout_;
   const Budgets& budgets_;
   const PlacementOptions& options_;
-  Bytes unlimited_ = Bytes(INT64_MAX / 2);
+  std::vector<Bytes> slots_;
+  bool states_move_ = false;  // there are any
+  bool grads_move_ = false;
   bool all_fit_ = false;
   Placement p_;
 };
 
 }  // namespace
+
+std::vector<GradStretch> GradStretches(const ModelLayout& layout,
+                                       const std::vector<Tier>& grad_home) {
+  std::vector<GradStretch> stretches;
+  const auto of = [&layout](uint32_t c) -> const ChunkLayout& { return layout.chunks()[c]; };
+  for (uint32_t c = 0; c < grad_home.size(); ++c) {
+    if (grad_home[c] == Tier::kNvme || of(c).grad_bytes() == Bytes(0)) continue;
+    GradStretch stretch{.tier = grad_home[c], .first_chunk = c, .chunk_count = 1, .bytes = {}};
+    while (c + 1 < grad_home.size() && grad_home[c + 1] == stretch.tier &&
+           of(c + 1).unit == of(c).unit && of(c + 1).grad_bytes() > Bytes(0)) {
+      ++c;
+      ++stretch.chunk_count;
+    }
+    const int64_t elements = of(c).offset + of(c).capacity - of(stretch.first_chunk).offset;
+    stretch.bytes = RoundUp(Bytes(elements * SizeOf(of(c).types.grad)), kSlotAlignment);
+    stretches.push_back(stretch);
+  }
+  return stretches;
+}
+
+namespace {
+
+void SumUpUnits(const ModelLayout& layout, Placement* p) {
+  p->slot_bytes.clear();
+  p->home_bytes.clear();
+  p->hbm_fixed = p->params_pinned = Bytes(0);
+  for (size_t u = 0; u < layout.units().size(); ++u) {
+    p->slot_bytes.push_back(RoundUp(layout.units()[u].param_bytes(), kSlotAlignment));
+    p->home_bytes.push_back(p->slot_bytes.back());  // one rank keeps all of it
+    if (p->param_home[u] == Tier::kHbm) p->hbm_fixed += p->slot_bytes[u];
+    if (p->param_home[u] == Tier::kPinned) p->params_pinned += p->home_bytes[u];
+  }
+}
+
+}  // namespace
+
+void SumUp(const ModelLayout& layout, Placement* p) {
+  SumUpUnits(layout, p);
+  p->states_hbm = p->states_pinned = p->states_nvme = Bytes(0);
+  p->params_nvme = p->grads_nvme = Bytes(0);
+  p->state_buffer_bytes = Bytes(0);
+  p->param_buffer_bytes = p->copy_room;
+  p->grad_buffer_bytes = p->add_buffer_bytes = Bytes(0);
+  for (size_t c = 0; c < layout.chunks().size(); ++c) {
+    const ChunkLayout& chunk = layout.chunks()[c];
+    const Bytes states = RoundUp(chunk.state_bytes(), p->io_alignment);
+    const Bytes params = RoundUp(chunk.param_bytes(), p->io_alignment);
+    const Bytes grads = RoundUp(chunk.grad_bytes(), p->io_alignment);
+    // Values of states in HBM, and gradients, pass through the same buffers.
+    p->state_buffer_bytes = std::max(p->state_buffer_bytes, states);
+    p->param_buffer_bytes = std::max(p->param_buffer_bytes, params);
+    p->grad_buffer_bytes = std::max(p->grad_buffer_bytes, grads);
+    if (p->state_home[c] == Tier::kNvme) {
+      p->states_nvme += states;
+    } else {
+      (p->state_home[c] == Tier::kHbm ? p->states_hbm : p->states_pinned) +=
+          RoundUp(chunk.state_bytes(), kSlotAlignment);
+    }
+    if (p->param_home[chunk.unit.value()] == Tier::kNvme) p->params_nvme += params;
+    if (p->grad_home[c] == Tier::kNvme) p->grads_nvme += grads;
+    if (p->grad_home[c] == Tier::kHbm) {
+      p->add_buffer_bytes =
+          std::max(p->add_buffer_bytes, RoundUp(chunk.grad_bytes(), kSlotAlignment));
+    }
+  }
+  p->grads_hbm = p->grads_pinned = Bytes(0);
+  for (const GradStretch& stretch : GradStretches(layout, p->grad_home))
+    (stretch.tier == Tier::kHbm ? p->grads_hbm : p->grads_pinned) += stretch.bytes;
+  const bool any_in_hbm = std::count(p->grad_home.begin(), p->grad_home.end(), Tier::kHbm) > 0;
+  p->add_buffers = any_in_hbm ? kBuffersMin : 0;
+  p->sums = Bytes(0);
+  if (any_in_hbm) {
+    p->sums =
+        RoundUp(Bytes(layout.cell_count() * static_cast<int64_t>(sizeof(double))), kSlotAlignment);
+  }
+}
 
 std::string LeastPinned::Sentence() const {
   const std::pair<Bytes, const char*> parts[] = {{gradients, "gradients"},
@@ -286,50 +361,6 @@ std::optional<Bytes> SmallestThatWould(const absl::Status& status) {
   const auto payload = status.GetPayload(kSmallest);
   if (!payload) return std::nullopt;
   return Bytes(std::stoll(std::string(*payload)));
-}
-
-namespace {
-
-// What HBM must hold if everything lives there.
-Bytes AllInHbm(const ModelLayout& layout, const PlacementOptions& options) {
-  constexpr Bytes kUnlimited = Bytes(INT64_MAX / 2);
-  const absl::StatusOr<Placement> placement =
-      MakePlacement(layout, {kUnlimited, kUnlimited, kUnlimited}, options);
-  SLUICE_CHECK(placement.ok());
-  return placement->hbm();
-}
-
-}  // namespace
-
-Budgets DefaultBudgets(const Budgets& given, const ModelLayout& layout,
-                       const PlacementOptions& options, Bytes available,
-                       std::optional<Bytes> gpu_available) {
-  Bytes params, grads_and_states;
-  for (const UnitLayout& unit : layout.units()) {
-    params += RoundUp(unit.param_bytes(), kSlotAlignment);
-    grads_and_states += RoundUp(Bytes(unit.updated_elements * 4), kSlotAlignment);
-  }
-  for (const ChunkLayout& chunk : layout.chunks())
-    grads_and_states += RoundUp(chunk.state_bytes(), kSlotAlignment);
-
-  Budgets budgets = given;
-  if (budgets.hbm < Bytes(0) && options.lowest_state_tier == Tier::kHbm) {
-    budgets.hbm = std::min(AllInHbm(layout, options), gpu_available.value_or(available / 4));
-  } else if (budgets.hbm < Bytes(0)) {
-    budgets.hbm = std::min(params, gpu_available ? *gpu_available / 2 : available / 4);
-  }
-  if (budgets.pinned < Bytes(0)) {
-    const Bytes reserve =
-        std::max(MiB(256), available / 8);  // for the process: activations, PyTorch, code
-    const bool all_in_hbm = options.lowest_state_tier == Tier::kHbm;
-    const Bytes hbm_used = all_in_hbm ? budgets.hbm : std::min(budgets.hbm, params);
-    const Bytes hbm_here = gpu_available ? Bytes(0) : hbm_used;
-    const Bytes most = std::max(Bytes(0), available - hbm_here - reserve);
-    // Never more than all of it could use: gradients and states, parameters, and movement buffers.
-    budgets.pinned = std::min(most, grads_and_states + params + MiB(256));
-  }
-  if (budgets.nvme < Bytes(0)) budgets.nvme = Bytes(INT64_MAX / 2);
-  return budgets;
 }
 
 }  // namespace sluice

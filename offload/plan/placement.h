@@ -1,16 +1,18 @@
 // offload/plan/placement.h
 //
 // What lives where: a pure function from the model's layout and the three budgets to a home for
-// every unit's parameters and every chunk's states, and to the exact size of each tier's arena. It
-// decides nothing about time.
+// every unit's parameters and every chunk's states and gradients, and to the exact size of each
+// tier's arena. It decides nothing about time.
 //
 // HBM: if all parameters fit, all live there. Otherwise small units, and those that were asked to
 // stay, live there for good, and what is left of the budget is a cache that the schedule moves the
-// other units through. Pinned RAM:
-// gradients first (they have no other home), the buffers that movements need, then the parameters
-// that don't live in HBM, then states, both in forward order: what a step needs first stays
-// nearest. A byte of parameters is moved up to three times a step, a byte of states twice. NVMe:
-// the rest. Frozen tensors need no states and no gradients, lent ones no room for parameters.
+// other units through. Pinned RAM: the buffers that movements need, gradients, then the parameters
+// that don't live in HBM, then states, all in forward order: what a step needs first stays nearest,
+// and gradients of the last units, which are there the longest, are the first to go. A byte of
+// parameters is moved up to three times a step, a byte of states twice, and a byte of gradients
+// twice in every micro-step. NVMe: the rest; gradients only where states may go there too, and only
+// when they don't all fit. Frozen tensors need no states and no gradients, lent ones no room for
+// parameters.
 //
 // Where states may not leave HBM, everything lives there, gradients too, and the update runs there;
 // pinned memory then holds what values pass through on their way in and out.
@@ -49,6 +51,7 @@ struct PlacementOptions {
   int state_buffers =
       32;  // wanted for moving states, if any state is on NVMe; at least 2 are needed
   int param_buffers = 24;  // wanted for moving parameters, if a copy passes through; at least 2
+  int grad_buffers = 24;   // wanted for moving gradients, if any are on NVMe; at least 2
   // Of transfers to and from the drives: a power of two, from kSlotAlignment to 2 MiB.
   Bytes io_alignment = kSlotAlignment;
   // HBM is memory of the host, behind no link: updated parameters are written in place.
@@ -64,8 +67,9 @@ struct PlacementOptions {
 
 // What pinned memory must hold whatever the budgets: the smallest pinned budget, and of what it is.
 struct LeastPinned {
-  Bytes gradients;  // or the sums of their squares, where they live in HBM
-  Bytes buffers;    // two for moving states and two for parameters
+  Bytes gradients;  // that may not go to NVMe, or are less than what moves them; or the sums of
+                    // their squares, where they live in HBM
+  Bytes buffers;    // two for moving states, two for parameters, and two for gradients
   Bytes states;     // that may not go to NVMe
   Bytes params;     // likewise, of those that do not live in HBM
 
@@ -74,47 +78,71 @@ struct LeastPinned {
   std::string Sentence() const;
 };
 
+// First the homes and the numbers of buffers, then what follows from them (SumUp). Any mix of homes
+// can be carried out in which states that live in HBM have their gradients and parameters there,
+// and no other gradients are there.
 struct Placement {
-  std::vector<Tier> param_home;    // by unit
-  std::vector<Tier> state_home;    // by chunk; kHbm for all or for none
-  Tier grad_home = Tier::kPinned;  // or kHbm, where the states are
-  std::vector<Bytes> slot_bytes;   // by unit: room in HBM, aligned
-  Bytes hbm_fixed;                 // units that live in HBM
-  Bytes hbm_cache;                 // the room that the others are moved through
-  Bytes states_hbm;
-  Bytes grads;
-  Bytes sums;  // of squares, if gradients live in HBM: there, and as much in pinned memory
-  Bytes grad_buffer_bytes;  // of one; in HBM, if gradients live there
-  int grad_buffers = 0;
-  Bytes params_pinned;
-  Bytes states_pinned;
-  Bytes state_buffer_bytes;  // of one
-  Bytes param_buffer_bytes;  // room for several chunks, if copies into HBM are to be larger
-  Bytes io_alignment;        // of both kinds of buffers, and of extents
-  bool hbm_in_place = false;
-  int64_t task_elements = 0;
+  std::vector<Tier> param_home;  // by unit
+  std::vector<Tier> state_home;  // by chunk
+  std::vector<Tier> grad_home;   // by chunk; of frozen ones it says nothing
+  Bytes hbm_cache;               // the room that units which don't live in HBM are moved through
+  Bytes io_alignment;            // of buffers that drives use, and of extents
   int state_buffers = 0;
   int param_buffers = 0;
+  int grad_buffers = 0;
+  Bytes copy_room;  // that each parameter buffer has at least, if copies into HBM are to be larger
+  bool hbm_in_place = false;
+  int64_t task_elements = 0;
+
+  std::vector<Bytes> slot_bytes;  // by unit: room in HBM for compute, aligned
+  std::vector<Bytes> home_bytes;  // by unit: what this rank keeps of its parameters, aligned
+  Bytes hbm_fixed;                // units that live in HBM
+  Bytes states_hbm;
+  Bytes states_pinned;
   Bytes states_nvme;  // extents
+  Bytes params_pinned;
   Bytes params_nvme;
+  Bytes grads_hbm;
+  Bytes grads_pinned;
+  Bytes grads_nvme;
+  Bytes sums;  // of squares, if gradients live in HBM: there, and as much in pinned memory
+  Bytes state_buffer_bytes;  // of one
+  Bytes param_buffer_bytes;  // of the largest chunk, or several
+  Bytes grad_buffer_bytes;
+  Bytes add_buffer_bytes;  // in HBM: what is added to gradients there passes through
+  int add_buffers = 0;
+
   LeastPinned least_pinned;
 
   Bytes hbm() const {
-    const Bytes grads_here = grad_home == Tier::kHbm ? grads + sums : Bytes(0);
-    return hbm_fixed + hbm_cache + states_hbm + grads_here + grad_buffer_bytes * grad_buffers;
+    return hbm_fixed + hbm_cache + states_hbm + grads_hbm + sums + add_buffer_bytes * add_buffers;
   }
-  Bytes pinned() const {
-    return (grad_home == Tier::kHbm ? sums : grads) + params_pinned + states_pinned +
-           state_buffer_bytes * state_buffers + param_buffer_bytes * param_buffers;
+  Bytes buffers() const {  // in pinned memory
+    return state_buffer_bytes * state_buffers + param_buffer_bytes * param_buffers +
+           grad_buffer_bytes * grad_buffers;
   }
-  Bytes nvme() const { return states_nvme + params_nvme; }
-  // Whether the unit's updated parameters cross a link, chunk by chunk or several at a time.
-  bool CopiesUpdates(const ModelLayout& layout, size_t unit) const {
-    const UnitLayout& u = layout.units()[unit];
-    return param_home[unit] == Tier::kHbm && grad_home != Tier::kHbm && !hbm_in_place && !u.lent &&
-           u.updated_elements > 0;
+  Bytes pinned() const { return grads_pinned + sums + params_pinned + states_pinned + buffers(); }
+  Bytes nvme() const { return states_nvme + params_nvme + grads_nvme; }
+  // Whether the chunk's parameters cross a link when they were updated.
+  bool CopiesUpdate(const ModelLayout& layout, size_t chunk) const {
+    const ChunkLayout& c = layout.chunks()[chunk];
+    return c.keep == Keep::kAll && param_home[c.unit.value()] == Tier::kHbm &&
+           state_home[chunk] != Tier::kHbm && !hbm_in_place;
   }
 };
+
+// Sets every other field of `placement` from its homes and numbers of buffers, but least_pinned.
+void SumUp(const ModelLayout& layout, Placement* placement);
+
+// Chunks of a unit, one after another, whose gradients lie together in HBM or in pinned memory.
+struct GradStretch {
+  Tier tier;
+  uint32_t first_chunk;
+  uint32_t chunk_count;
+  Bytes bytes;  // aligned
+};
+std::vector<GradStretch> GradStretches(const ModelLayout& layout,
+                                       const std::vector<Tier>& grad_home);
 
 // Errors: ResourceExhausted naming the tier, the smallest budget that would work, and what else
 // could be changed.
@@ -123,15 +151,6 @@ absl::StatusOr<Placement> MakePlacement(const ModelLayout& layout, const Budgets
 
 // The smallest budget that an error of MakePlacement names. Nothing of another error.
 std::optional<Bytes> SmallestThatWould(const absl::Status& status);
-
-// Budgets for tiers that were not given one (negative): from what the machine and its cgroup have
-// left, `available`, and what a GPU has, `gpu_available` (none: HBM is memory of the host). HBM: if
-// all must live there, what that takes; else all parameters if they fit in half of the GPU's
-// memory, or a quarter of the host's, else that share; pinned what remains of the host's after a
-// reserve for the process; NVMe without limit (the free space is checked when files are made).
-Budgets DefaultBudgets(const Budgets& given, const ModelLayout& layout,
-                       const PlacementOptions& options, Bytes available,
-                       std::optional<Bytes> gpu_available);
 
 }  // namespace sluice
 

@@ -12,6 +12,8 @@ Updater::ChunkWork::ChunkWork(Updater* owner)
       write(this, &Updater::OnStatesStored),
       param_write(this, &Updater::OnParamsWritten),
       param_read(this, &Updater::OnParamsRead),
+      grad_read(this, &Updater::OnGradsRead),
+      grads_come(this),
       owner_(owner) {
   const Context& c = owner->context_;
   const int64_t task = c.placement->task_elements;
@@ -45,7 +47,7 @@ void Updater::ChunkWork::RunPart(Part* part) {
   const Context& c = owner_->context_;
   part->begin = c.clock->Now();
   if (part == &parts_[0]) {
-    if (!ChecksOnTheWay() && !Verifies()) return c.inbox->Post(this);
+    if (!Verifies()) return c.inbox->Post(this);
     for (size_t i = 1; i < part_count_; ++i) c.executor->Submit(&parts_[i]);
   }
   if (ChecksOnTheWay()) {
@@ -60,9 +62,11 @@ void Updater::ChunkWork::RunPart(Part* part) {
   c.inbox->Post(this);
 }
 
+// What was read, but for states that each part checks as it updates them.
 bool Updater::ChunkWork::Verifies() {
   if (Planted(owner_->context_, PlantedBug::kUnverifiedRead)) return true;
-  if (streaming) status = BlockStore::Verify(read);
+  if (streaming && !ChecksOnTheWay()) status = BlockStore::Verify(read);
+  if (!grad_buffer.empty() && status.ok()) status = BlockStore::Verify(grad_read);
   if (params_read && status.ok()) status = BlockStore::Verify(param_read);
   return status.ok();
 }
@@ -169,7 +173,8 @@ void Updater::ChunkWork::Update(void* stream, int64_t first, int64_t last, const
   const FloatType param_type = layout.types.param.floats();
   const FloatType grad_type = layout.types.grad;
   const bool lent = layout.keep == Keep::kStates;
-  const std::byte* const grads = c.memory->GradsOf(layout);
+  const std::byte* const grads =
+      grad_buffer.empty() ? c.memory->grad_home[chunk.value()] : grad_buffer.data();
   const ChunkStates all = StatesAt(layout, states, params);
   for (const ChunkRun& run : c.layout->runs(layout)) {
     const int64_t begin = std::max(first, run.chunk_offset);

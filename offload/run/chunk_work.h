@@ -51,6 +51,16 @@ class Updater::ChunkWork final : public DeviceWork, public Event {
     const Next next;
   };
 
+  // Takes the buffer that its gradients come into, if they live on NVMe.
+  struct GradsCome final : BufferPool::Waiter {
+    explicit GradsCome(ChunkWork* work) : work(work) {}
+    void OnBuffer(MemoryView buffer) override {
+      work->grad_buffer = buffer;
+      work->owner_->OnGradBuffer(work);
+    }
+    ChunkWork* const work;
+  };
+
   ChunkIndex chunk;
   bool streaming = false;  // states come from and go to NVMe
   DriveIndex drive;        // if streaming: whose share of the buffers this one is of
@@ -59,6 +69,7 @@ class Updater::ChunkWork final : public DeviceWork, public Event {
   bool params_read = false;  // the copies are read from NVMe, as part of the masters
   std::byte* states = nullptr;
   MemoryView state_buffer;      // if streaming
+  MemoryView grad_buffer;       // if the gradients live on NVMe
   ParamPiece* piece = nullptr;  // whose buffer the copies pass through; null: through none
   MemoryView param_part;        // of that buffer
   std::byte* params = nullptr;  // where the copies are written; null: they are lent
@@ -68,6 +79,8 @@ class Updater::ChunkWork final : public DeviceWork, public Event {
   Transfer write;
   Transfer param_write;
   Transfer param_read;
+  Transfer grad_read;
+  GradsCome grads_come;
 
  private:
   // Where the update adds what it finds and leaves of a piece; none: nowhere.

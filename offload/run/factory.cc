@@ -14,6 +14,7 @@
 #include "core/status.h"
 #include "core/topology.h"
 #include "fmt/format.h"
+#include "offload/plan/default_budgets.h"
 #include "offload/plan/ram_need.h"
 
 namespace sluice {

@@ -5,7 +5,7 @@
 
 #include "core/status.h"
 #include "fmt/format.h"
-#include "optim/on_stream.h"
+#include "offload/run/gradient_ops.h"
 
 namespace sluice {
 
@@ -13,143 +13,67 @@ namespace {
 constexpr int64_t kCellsPerSum = 256;  // a task's worth: a million elements
 }  // namespace
 
-// One gradient on its way in. The first of a window is copied whole; later ones are added on a
-// worker or by the device: where they lie, if the host can read them, else piece by piece as they
-// pass through a buffer.
-class Gradients::PushOp final : public Event,
-                                public Task,
-                                public DeviceWork,
-                                public BufferPool::Waiter {
- public:
-  explicit PushOp(Gradients* owner) : added(this), owner_(owner) {}
-
-  void Handle() override { owner_->OnCopied(this); }  // of the device's copy
-  void OnBuffer(MemoryView view) override {
-    buffer = view;
-    owner_->CopyPiece(this);
-  }
-  void Run() override {
-    Launch(nullptr);
-    owner_->context_.inbox->Post(&added);
-  }
-  void Launch(void* stream) override {
-    const FloatType type = owner_->TypeOf(tensor);
-    const std::byte* const from = buffer.empty() ? data.data() : buffer.data();
-    AccumulateOn(stream, owner_->Home(tensor) + offset, from, type,
-                 piece / static_cast<size_t>(SizeOf(type)));
-  }
-  Nanos cost() const override { return Nanos(static_cast<int64_t>(piece) / 8 + 200); }
-
-  struct Added final : Event {
-    explicit Added(PushOp* push) : push(push) {}
-    void Handle() override { push->owner_->OnAdded(push); }
-    PushOp* const push;
-  };
-
-  TensorIndex tensor;
-  ConstMemoryView data;
-  const Fence* fence = nullptr;
-  Done done;
-  bool adding = false;
-  size_t offset = 0;  // of the piece, in bytes
-  size_t piece = 0;
-  MemoryView buffer;
-  DeviceOp copy;
-  DeviceOp addition;  // if the device adds
-  Added added;
-
- private:
-  Gradients* const owner_;
-};
-
-// The sums of squares of up to kCellsPerSum cells of one tensor.
-class Gradients::SumTask final : public Task, public DeviceWork, public Event {
- public:
-  SumTask(Gradients* owner, TensorIndex tensor, int64_t first, int64_t last)
-      : owner_(owner), tensor_(tensor), first_(first), last_(last) {}
-
-  void Start() {
-    const Context& c = owner_->context_;
-    if (!owner_->in_hbm()) return c.executor->Submit(this);
-    op_.stream = StreamKind::kCompute;
-    op_.work = this;
-    op_.from = {c.memory->sums_hbm + SumsOffset(), SumsBytes()};
-    op_.to = c.memory->sums + SumsOffset();
-    op_.inbox = c.inbox;
-    op_.event = this;
-    c.device->Enqueue(&op_);
-  }
-  void Run() override {
-    const Context& c = owner_->context_;
-    op_.started = c.clock->Now();
-    Sum(nullptr, &owner_->cells_[static_cast<size_t>(FirstCell())]);
-    op_.finished = c.clock->Now();
-    c.inbox->Post(this);
-  }
-  void Launch(void* stream) override {
-    Sum(stream, reinterpret_cast<double*>(owner_->context_.memory->sums_hbm + SumsOffset()));
-  }
-  Nanos cost() const override { return Nanos((last_ - first_) * kCellElements / 4 + 200); }
-  void Handle() override {
-    const Context& c = owner_->context_;
-    c.trace->Record(owner_->sum_track_, "norm", tensor_.value(), op_.started, op_.finished);
-    if (!op_.status.ok()) {
-      c.fail(Annotate(op_.status, fmt::format("the norm of the gradient of tensor '{}'",
-                                              c.layout->tensor(tensor_).name)));
-    }
-    owner_->OnSummed(tensor_);
-  }
-
- private:
-  int64_t FirstCell() const { return owner_->context_.layout->tensor(tensor_).first_cell + first_; }
-  size_t SumsOffset() const { return static_cast<size_t>(FirstCell()) * sizeof(double); }
-  size_t SumsBytes() const { return static_cast<size_t>(last_ - first_) * sizeof(double); }
-
-  void Sum(void* stream, double* sums) {
-    const Context& c = owner_->context_;
-    const FloatType type = owner_->TypeOf(tensor_);
-    const int64_t begin = first_ * kCellElements;
-    const int64_t end = std::min(last_ * kCellElements, c.layout->tensor(tensor_).elements);
-    CellSquareSumsOn(stream, owner_->Where(tensor_) + begin * SizeOf(type), type,
-                     static_cast<size_t>(end - begin), sums);
-  }
-
-  Gradients* const owner_;
-  const TensorIndex tensor_;
-  const int64_t first_;
-  const int64_t last_;
-  DeviceOp op_;  // its times also where a worker sums
-};
-
 Gradients::Gradients(const Context& context)
     : context_(context), tensors_(context.layout->tensors().size()) {
   const auto cell_count = static_cast<size_t>(context.layout->cell_count());
-  if (!in_hbm()) own_cells_.resize(cell_count);
-  cells_ = in_hbm() ? std::span(reinterpret_cast<double*>(context.memory->sums), cell_count)
-                    : std::span(own_cells_);
+  const bool any_in_hbm = context.memory->sums != nullptr;
+  if (!any_in_hbm) own_cells_.resize(cell_count);
+  cells_ = any_in_hbm ? std::span(reinterpret_cast<double*>(context.memory->sums), cell_count)
+                      : std::span(own_cells_);
   std::fill(cells_.begin(), cells_.end(), 0.0);
+  context.metrics->Get("nvme_gradient_write_bytes");  // also where it stays 0
   copy_track_ = context.trace->AddTrack("gradients to host");
   sum_track_ = context.trace->AddTrack("gradient norm");
+  AddParts();
   for (uint32_t t = 0; t < tensors_.size(); ++t) {
-    const int64_t cells = CellCount(context.layout->tensor(TensorIndex(t)).elements);
-    for (int64_t first = 0; first < cells; first += kCellsPerSum) {
-      tensors_[t].sums.push_back(std::make_unique<SumTask>(this, TensorIndex(t), first,
-                                                           std::min(cells, first + kCellsPerSum)));
-    }
+    const auto add = [&](const Part& part, std::vector<std::unique_ptr<SumTask>>* sums) {
+      const int64_t cells = CellCount(part.elements);
+      for (int64_t first = 0; first < cells; first += kCellsPerSum) {
+        sums->push_back(std::make_unique<SumTask>(this, TensorIndex(t), part, first,
+                                                  std::min(cells, first + kCellsPerSum)));
+      }
+    };
+    const TensorLayout& tensor = context.layout->tensor(TensorIndex(t));
+    for (const Part& part : tensors_[t].parts) add(part, &tensors_[t].sums);
+    if (tensor.keep == Keep::kStates)
+      add({.begin = 0, .elements = tensor.elements, .home = nullptr, .in_hbm = false},
+          &tensors_[t].sums_of_lent);
     pushes_.push_back(std::make_unique<PushOp>(this));
     free_pushes_.push_back(pushes_.back().get());
   }
+  if (context.placement->grads_nvme > Bytes(0))
+    spill_ = std::make_unique<GradSpill>(context, cells_, [this] { CheckFinished(); });
 }
 
 Gradients::~Gradients() = default;
 
-std::byte* Gradients::Home(TensorIndex tensor) const {
-  return context_.memory->GradsOf(context_.layout->tensor(tensor));
+// Neighbouring chunks of a tensor whose gradients lie side by side are one part.
+void Gradients::AddParts() {
+  const ModelLayout& layout = *context_.layout;
+  for (uint32_t c = 0; c < layout.chunks().size(); ++c) {
+    const ChunkLayout& chunk = layout.chunks()[c];
+    std::byte* const home = context_.memory->grad_home[c];
+    if (home == nullptr) continue;
+    const int64_t size = SizeOf(chunk.types.grad);
+    for (const ChunkRun& run : layout.runs(chunk)) {
+      std::vector<Part>& parts = tensors_[run.tensor.value()].parts;
+      std::byte* const at = home + run.chunk_offset * size;
+      if (!parts.empty() && parts.back().home + parts.back().elements * size == at &&
+          parts.back().begin + parts.back().elements == run.tensor_offset) {
+        parts.back().elements += run.elements;
+      } else {
+        parts.push_back({.begin = run.tensor_offset,
+                         .elements = run.elements,
+                         .home = at,
+                         .in_hbm = context_.placement->grad_home[c] == Tier::kHbm});
+      }
+    }
+  }
 }
 
-const std::byte* Gradients::Where(TensorIndex tensor) const {
-  const std::byte* const lent = tensors_[tensor.value()].lent;
-  return lent != nullptr ? lent : Home(tensor);
+void Gradients::SetBoundary(bool boundary) {
+  boundary_ = boundary;
+  if (spill_ != nullptr) spill_->SetBoundary(boundary);
 }
 
 absl::Status Gradients::CheckTakes(TensorIndex tensor) const {
@@ -182,8 +106,8 @@ void Gradients::Expect(const GivenGradient& gradient) {
   tensors_[gradient.tensor.value()].given = gradient.lent ? Given::kLent : Given::kCopied;
 }
 
-BufferPool* Gradients::buffers() const {
-  return in_hbm() ? &context_.memory->grad_buffers : &context_.memory->param_buffers;
+BufferPool* Gradients::buffers(const Part& part) const {
+  return part.in_hbm ? &context_.memory->add_buffers : &context_.memory->param_buffers;
 }
 
 void Gradients::Push(TensorIndex tensor, ConstMemoryView data, const Fence* fence, Done done) {
@@ -197,7 +121,6 @@ void Gradients::Push(TensorIndex tensor, ConstMemoryView data, const Fence* fenc
   push->data = data;
   push->fence = fence;
   push->done = std::move(done);
-  push->offset = 0;
   ++active_;
   Tensor& t = tensors_[tensor.value()];
   t.queue.push_back(push);
@@ -214,20 +137,42 @@ void Gradients::Lend(TensorIndex tensor, ConstMemoryView data) {
 
 void Gradients::Begin(PushOp* push) {
   push->adding = tensors_[push->tensor.value()].present;
+  push->status = absl::OkStatus();
+  push->next_part = push->offset = 0;
+  push->ways_left = 1;
+  if (spill_ != nullptr && spill_->Holds(push->tensor)) {
+    ++push->ways_left;
+    push->spilled.tensor = push->tensor;
+    push->spilled.data = push->data;
+    push->spilled.fence = push->fence;
+    push->spilled.adding = push->adding;
+    spill_->Put(&push->spilled);
+  }
+  NextPart(push);
+}
+
+void Gradients::NextPart(PushOp* push) {
+  if (push->next_part == tensors_[push->tensor.value()].parts.size())
+    return EndWay(push, absl::OkStatus());
+  const Part& part = push->part();
+  push->offset = 0;
   if (!push->adding) return CopyPiece(push);
-  if (in_hbm() || !context_.placement->hbm_in_place || !push->fence->Complete())
-    return buffers()->Take(push);
-  push->piece = push->data.size();
+  if (part.in_hbm || !context_.placement->hbm_in_place || !push->fence->Complete())
+    return buffers(part)->Take(push);
+  push->piece = static_cast<size_t>(part.elements * SizeOf(TypeOf(push->tensor)));
   context_.executor->Submit(push);
 }
 
 void Gradients::CopyPiece(PushOp* push) {
-  const size_t left = push->data.size() - push->offset;
+  const Part& part = push->part();
+  const int64_t size = SizeOf(TypeOf(push->tensor));
+  const size_t left = static_cast<size_t>(part.elements * size) - push->offset;
   push->piece = push->adding ? std::min(left, push->buffer.size()) : left;
   push->copy.stream = StreamKind::kDeviceToHost;
   push->copy.after = push->fence;
-  push->copy.from = push->data.subspan(push->offset, push->piece);
-  push->copy.to = push->adding ? push->buffer.data() : Home(push->tensor);
+  push->copy.from =
+      push->data.subspan(static_cast<size_t>(part.begin * size) + push->offset, push->piece);
+  push->copy.to = push->adding ? push->buffer.data() : part.home;
   push->copy.inbox = context_.inbox;
   push->copy.event = push;
   context_.device->Enqueue(&push->copy);
@@ -237,12 +182,12 @@ void Gradients::OnCopied(PushOp* push) {
   context_.trace->Record(copy_track_, "gradient", push->tensor.value(), push->copy.started,
                          push->copy.finished);
   if (!push->copy.status.ok()) {
-    return End(
+    return EndPart(
         push, Annotate(push->copy.status, fmt::format("taking the gradient of tensor '{}'",
                                                       context_.layout->tensor(push->tensor).name)));
   }
-  if (!push->adding) return End(push, absl::OkStatus());
-  if (!in_hbm()) return context_.executor->Submit(push);
+  if (!push->adding) return EndPart(push, absl::OkStatus());
+  if (!push->part().in_hbm) return context_.executor->Submit(push);
   push->addition.stream = StreamKind::kCompute;
   push->addition.work = push;
   push->addition.inbox = context_.inbox;
@@ -252,23 +197,36 @@ void Gradients::OnCopied(PushOp* push) {
 
 void Gradients::OnAdded(PushOp* push) {
   if (!push->addition.status.ok()) {
-    return End(push, Annotate(push->addition.status,
-                              fmt::format("adding to the gradient of tensor '{}'",
-                                          context_.layout->tensor(push->tensor).name)));
+    return EndPart(push, Annotate(push->addition.status,
+                                  fmt::format("adding to the gradient of tensor '{}'",
+                                              context_.layout->tensor(push->tensor).name)));
   }
   push->offset += push->piece;
-  if (push->offset < push->data.size()) return CopyPiece(push);
-  End(push, absl::OkStatus());
+  if (push->offset < static_cast<size_t>(push->part().elements * SizeOf(TypeOf(push->tensor))))
+    return CopyPiece(push);
+  EndPart(push, absl::OkStatus());
 }
 
-void Gradients::End(PushOp* push, const absl::Status& status) {
-  if (!push->buffer.empty()) buffers()->Give(std::exchange(push->buffer, {}));
+void Gradients::EndPart(PushOp* push, const absl::Status& status) {
+  if (!push->buffer.empty()) buffers(push->part())->Give(std::exchange(push->buffer, {}));
+  if (!status.ok()) return EndWay(push, status);
+  ++push->next_part;
+  NextPart(push);
+}
+
+void Gradients::EndWay(PushOp* push, const absl::Status& status) {
+  if (push->status.ok()) push->status = status;
+  if (--push->ways_left == 0) End(push);
+}
+
+void Gradients::End(PushOp* push) {
+  const absl::Status status = push->status;
   Tensor& t = tensors_[push->tensor.value()];
   const TensorIndex tensor = push->tensor;
   t.queue.pop_front();
   if (status.ok()) {
     t.present = true;
-    t.summed = false;
+    t.summed = t.parts.empty();
   } else {
     context_.fail(status);
   }
@@ -286,10 +244,11 @@ void Gradients::End(PushOp* push, const absl::Status& status) {
 
 void Gradients::StartSums(TensorIndex tensor) {
   Tensor& t = tensors_[tensor.value()];
-  t.sums_left = static_cast<int>(t.sums.size());
+  const auto& sums = t.lent != nullptr ? t.sums_of_lent : t.sums;
+  t.sums_left = static_cast<int>(sums.size());
   active_ += t.sums_left;
   if (t.lent != nullptr) lent_sums_ += t.sums_left;
-  for (const auto& sum : t.sums) sum->Start();
+  for (const auto& sum : sums) sum->Start();
 }
 
 void Gradients::OnSummed(TensorIndex tensor) {
@@ -317,15 +276,21 @@ void Gradients::CheckFinished() {
   for (uint32_t i = 0; i < tensors_.size(); ++i) {
     if (tensors_[i].present && !tensors_[i].summed) return StartSums(TensorIndex(i));
   }
+  if (spill_ != nullptr && !spill_->Finish()) return;
   std::exchange(finish_, nullptr)();
 }
 
+void Gradients::StoreKept() {
+  if (spill_ != nullptr) spill_->StoreKept();
+}
+
 void Gradients::Replaced(TensorIndex tensor) {
-  SLUICE_CHECK(active_ == 0);
+  SLUICE_CHECK(idle());
   Tensor& t = tensors_[tensor.value()];
   t.given = Given::kCopied;
   t.present = true;
-  t.summed = false;  // by the step: more may be written before
+  t.summed = t.parts.empty();  // by the step: more may be written before
+  if (spill_ != nullptr) spill_->Replaced(tensor);
 }
 
 void Gradients::Forget(Tensor* tensor) {
@@ -335,17 +300,23 @@ void Gradients::Forget(Tensor* tensor) {
 }
 
 void Gradients::Clear(TensorIndex tensor) {
-  SLUICE_CHECK(active_ == 0);
+  SLUICE_CHECK(idle());
   Forget(&tensors_[tensor.value()]);
   const TensorLayout& t = context_.layout->tensor(tensor);
   const auto first = cells_.begin() + t.first_cell;
   std::fill(first, first + CellCount(t.elements), 0.0);
+  if (spill_ != nullptr) spill_->Clear(tensor);
 }
 
 void Gradients::ClearAll() {
-  SLUICE_CHECK(active_ == 0);
+  SLUICE_CHECK(idle());
   for (Tensor& t : tensors_) Forget(&t);
   std::fill(cells_.begin(), cells_.end(), 0.0);
+  if (spill_ != nullptr) spill_->ClearAll();
+}
+
+void Gradients::Fail(const absl::Status& failure) {
+  if (spill_ != nullptr) spill_->Fail(failure);
 }
 
 }  // namespace sluice

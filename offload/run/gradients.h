@@ -1,9 +1,10 @@
 // offload/run/gradients.h
 //
-// The gradients of one accumulation window, in their home, which is pinned memory or HBM: takes
-// them as they are handed over, adds what comes again, and keeps the sums of squares that norm and
-// overflow check are made of, cell by cell of the canonical grid. A lent gradient stays in the
-// caller's memory: it is summed, and later read by the update, where it lies.
+// The gradients of one accumulation window, where they live: in HBM, in pinned memory, and, through
+// GradSpill, on NVMe, chunk by chunk. Takes them as they are handed over, adds what comes again,
+// and keeps the sums of squares that norm and overflow check are made of, cell by cell of the
+// canonical grid. A lent gradient stays in the caller's memory: it is summed, and later read by the
+// update, where it lies.
 //
 // Threads: the control thread; copies run on the device's streams, additions and sums where the
 // gradients are: on workers or on the device.
@@ -20,6 +21,7 @@
 
 #include "core/ring_queue.h"
 #include "offload/run/context.h"
+#include "offload/run/grad_spill.h"
 
 namespace sluice {
 
@@ -39,7 +41,7 @@ class Gradients {
   ~Gradients();
 
   // Gradients that arrive from now on are final, so that their sums may be computed at once.
-  void SetBoundary(bool boundary) { boundary_ = boundary; }
+  void SetBoundary(bool boundary);
 
   // Errors: FailedPrecondition if the tensor is frozen. Any thread.
   absl::Status CheckTakes(TensorIndex tensor) const;
@@ -65,47 +67,64 @@ class Gradients {
 
   bool present(TensorIndex tensor) const { return tensors_[tensor.value()].present; }
   std::span<const double> cells() const { return cells_; }
-  // The tensor's gradient was written, by others, into its home: present, and no sum is of it yet.
+  // Begins to write what is still in buffers of gradients that live on NVMe, so that others find
+  // them there, and the buffers free, once this is idle.
+  void StoreKept();
+  // The tensor's gradient was written, by others, where it lives: present, and no sum is of it yet.
   void Replaced(TensorIndex tensor);
   // Forgets gradients. The memory is reused by the next push, which the caller holds back while an
   // update reads it.
   void ClearAll();
   void Clear(TensorIndex tensor);
-  bool idle() const { return active_ == 0; }
+  bool idle() const { return active_ == 0 && (spill_ == nullptr || spill_->idle()); }
+  size_t kept() const { return spill_ == nullptr ? 0 : spill_->kept(); }  // buffers, while idle
+
+  void Fail(const absl::Status& failure);  // the runtime has failed: buffers are given back
 
  private:
   class PushOp;
   class SumTask;
   enum class Given : uint8_t { kNothing, kCopied, kLent };
+  // Of a tensor, what lies together in HBM or in pinned memory.
+  struct Part {
+    int64_t begin;  // in the tensor, elements
+    int64_t elements;
+    std::byte* home;
+    bool in_hbm;
+  };
   struct Tensor {
     Given given = Given::kNothing;
     const std::byte* lent = nullptr;
     bool present = false;
-    bool summed = false;
+    bool summed = false;  // of its parts
     int sums_left = 0;
-    RingQueue<PushOp*> queue;  // the first is under way
-    std::vector<std::unique_ptr<SumTask>> sums;
+    std::vector<Part> parts;
+    RingQueue<PushOp*> queue;                    // the first is under way
+    std::vector<std::unique_ptr<SumTask>> sums;  // of its parts
+    std::vector<std::unique_ptr<SumTask>> sums_of_lent;
   };
 
+  void AddParts();
   void Begin(PushOp* push);
+  void NextPart(PushOp* push);
   void CopyPiece(PushOp* push);
   void OnCopied(PushOp* push);
   void OnAdded(PushOp* push);
-  void End(PushOp* push, const absl::Status& status);
+  void EndPart(PushOp* push, const absl::Status& status);
+  void EndWay(PushOp* push, const absl::Status& status);
+  void End(PushOp* push);
   void StartSums(TensorIndex tensor);
   void OnSummed(TensorIndex tensor);
   void CheckFinished();
   static void Forget(Tensor* tensor);
-  std::byte* Home(TensorIndex tensor) const;
-  const std::byte* Where(TensorIndex tensor) const;  // its gradient is now
   FloatType TypeOf(TensorIndex tensor) const { return context_.layout->tensor(tensor).types.grad; }
-  bool in_hbm() const { return context_.placement->grad_home == Tier::kHbm; }
-  BufferPool* buffers() const;  // that gradients to be added pass through, where their home is
+  BufferPool* buffers(const Part& part) const;  // that what is added to it passes through
 
   const Context context_;
   std::vector<Tensor> tensors_;
-  std::vector<double> own_cells_;  // unless a device writes the sums
+  std::vector<double> own_cells_;  // unless a device writes sums
   std::span<double> cells_;
+  std::unique_ptr<GradSpill> spill_;  // if any live on NVMe
   std::vector<std::unique_ptr<PushOp>> pushes_;
   std::vector<PushOp*> free_pushes_;
   std::function<void()> finish_;

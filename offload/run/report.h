@@ -19,23 +19,27 @@
 //   planned_bytes.TIER           what will be taken
 //   hbm.resident_bytes           units that live there for good
 //   hbm.cache_bytes              the room that the others are moved through
-//   hbm.gradients_bytes          all gradients, where states live there
+//   hbm.gradients_bytes          gradients that live there: where states do
 //   hbm.states_bytes             states that live there
 //   pinned.least_bytes           what it must hold, whatever the budgets
-//   pinned.gradients_bytes       all gradients, where they do not
+//   pinned.gradients_bytes       gradients that live there
 //   pinned.params_bytes          parameters that live there
 //   pinned.states_bytes          states that live there
 //   pinned.state_buffers         buffers that states are moved through
 //   pinned.state_buffer_bytes    of one
 //   pinned.param_buffers         buffers that parameters are moved through
 //   pinned.param_buffer_bytes    of one
+//   pinned.grad_buffers          buffers that gradients are moved through, if any live on NVMe
+//   pinned.grad_buffer_bytes     of one
 //   nvme.states_bytes            states that live there
 //   nvme.params_bytes            parameters that live there
+//   nvme.gradients_bytes         gradients that live there, since pinned memory can't hold them
 //   params_home_bytes.TIER       parameters by where they live
 //   step_traffic.elements_updated     by the host, of a step in which every tensor has a gradient
-//   step_traffic.nvme_read_bytes      states and parameters read
+//   step_traffic.nvme_read_bytes      states, parameters and gradients read
 //   step_traffic.nvme_write_bytes     and written
 //   step_traffic.read_ahead_bytes     of what is read, what can be there before the step
+//   step_traffic.spilled_bytes        of what is written, gradients, during backward
 //   step_traffic.checksummed_bytes    read and written
 //   step_traffic.to_hbm_bytes         parameters copied into HBM: brought there, and updated
 //   step_traffic.gradient_bytes       gradients copied out of HBM
@@ -87,6 +91,8 @@
 //   nvme_read_bytes
 //   nvme_writes
 //   nvme_write_bytes
+//   nvme_gradient_read_bytes     of these, of gradients that live on NVMe
+//   nvme_gradient_write_bytes
 //   misused_releases             only if there were any: of units that were not acquired
 
 #ifndef SLUICE_OFFLOAD_RUN_REPORT_H_

@@ -48,7 +48,7 @@ Residency::Residency(const Context& context, std::shared_ptr<Arena> hbm, Nanos s
     if (units_[u].fixed) {
       units_[u].state = State::kReady;
       // A lent unit is acquired to wait for its update. It has no view: any address will do.
-      units_[u].address = context.layout->units()[u].lent ? context.memory->grads[u]
+      units_[u].address = context.layout->units()[u].lent ? reinterpret_cast<std::byte*>(&units_[u])
                                                           : context.memory->param_home[u];
     }
   }

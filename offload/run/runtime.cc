@@ -217,7 +217,10 @@ std::string OffloadRuntime::Unsettled() const {
   add("transfers", store_->idle() ? 0 : 1);
   add("state buffers taken", states.count() - states.free_count());
   add("parameter buffers taken", params.count() - params.free_count());
-  add("gradient buffers taken", memory_.grad_buffers.count() - memory_.grad_buffers.free_count());
+  const BufferPool& grads = memory_.grad_buffers;
+  const BufferPool& adds = memory_.add_buffers;
+  add("gradient buffers taken", grads.count() - grads.free_count() - gradients_->kept());
+  add("buffers of what is added taken", adds.count() - adds.free_count());
   add("units on their way to HBM, or still read by the caller", residency_->moving() ? 1 : 0);
   add("gradients or sums", gradients_->idle() ? 0 : 1);
   add("updates", updater_->busy() ? 1 : 0);
@@ -244,6 +247,7 @@ void OffloadRuntime::Fail(const absl::Status& status) {
   residency_->Fail(first);
   updater_->Fail();
   gradient_calls_->Fail(first);
+  gradients_->Fail(first);
 }
 
 // What waits for an update that has failed hears of it when no part of it is under way any more.

@@ -175,6 +175,7 @@ bool OffloadRuntime::AdvanceValue(Turn& turn) {
   if (!values_->hungry()) return false;
   residency_->Suspend();
   updater_->StopReadAhead();
+  if (turn.value.of_gradient()) gradients_->StoreKept();
   if (!updater_->idle() || !gradients_->idle() || residency_->moving()) return false;
   ValueRequest& request = turn.value;
   const UnitIndex unit = layout_.tensor(request.tensor).unit;

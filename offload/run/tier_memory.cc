@@ -8,7 +8,8 @@ BlockMap MapBlocks(const ModelLayout& layout, const Placement& placement) {
   BlockMap map;
   map.states.resize(layout.chunks().size());
   map.params.resize(layout.chunks().size());
-  enum Kind : uint32_t { kStates, kParams };
+  map.grads.resize(layout.chunks().size());
+  enum Kind : uint32_t { kStates, kParams, kGrads };
   const auto add = [&map](Bytes size, Kind kind, uint32_t columns) {
     map.shapes.push_back({.size = size, .kind = kind, .columns = columns});
     return BlockIndex(static_cast<uint32_t>(map.shapes.size() - 1));
@@ -20,6 +21,8 @@ BlockMap MapBlocks(const ModelLayout& layout, const Placement& placement) {
     if (placement.param_home[chunk.unit.value()] == Tier::kNvme) {
       map.params[c] = add(chunk.param_bytes(), kParams, 1);
     }
+    if (placement.grad_home[c] == Tier::kNvme && chunk.grad_bytes() > Bytes(0))
+      map.grads[c] = add(chunk.grad_bytes(), kGrads, 1);
   }
   return map;
 }
@@ -46,23 +49,31 @@ absl::StatusOr<TierMemory> TierMemory::Make(const ModelLayout& layout, const Pla
   SLUICE_ASSIGN_OR_RETURN(memory.param_buffers,
                           CarvePool(&memory.pinned, placement.param_buffer_bytes,
                                     placement.param_buffers, placement.io_alignment));
+  SLUICE_ASSIGN_OR_RETURN(memory.grad_buffers,
+                          CarvePool(&memory.pinned, placement.grad_buffer_bytes,
+                                    placement.grad_buffers, placement.io_alignment));
   memory.pools = memory.pinned.memory().first(memory.pinned.carved().size());
   memory.blocks = MapBlocks(layout, placement);
   for (size_t u = 0; u < layout.units().size(); ++u) {
-    Arena* arena = placement.param_home[u] == Tier::kHbm      ? &memory.hbm
-                   : placement.param_home[u] == Tier::kPinned ? &memory.pinned
-                                                              : nullptr;
     std::byte* home = nullptr;
-    if (arena != nullptr) {
-      SLUICE_ASSIGN_OR_RETURN(const MemoryView view,
-                              arena->Carve(placement.slot_bytes[u], kSlotAlignment));
+    if (placement.param_home[u] != Tier::kNvme) {
+      const bool in_hbm = placement.param_home[u] == Tier::kHbm;
+      Arena& arena = in_hbm ? memory.hbm : memory.pinned;
+      const Bytes bytes = in_hbm ? placement.slot_bytes[u] : placement.home_bytes[u];
+      SLUICE_ASSIGN_OR_RETURN(const MemoryView view, arena.Carve(bytes, kSlotAlignment));
       home = view.data();
     }
     memory.param_home.push_back(home);
-    const Bytes grads = RoundUp(layout.units()[u].grad_bytes(), kSlotAlignment);
-    Arena& grad_arena = placement.grad_home == Tier::kHbm ? memory.hbm : memory.pinned;
-    SLUICE_ASSIGN_OR_RETURN(const MemoryView view, grad_arena.Carve(grads, kSlotAlignment));
-    memory.grads.push_back(view.data());
+  }
+  memory.grad_home.resize(layout.chunks().size(), nullptr);
+  for (const GradStretch& stretch : GradStretches(layout, placement.grad_home)) {
+    Arena& arena = stretch.tier == Tier::kHbm ? memory.hbm : memory.pinned;
+    SLUICE_ASSIGN_OR_RETURN(const MemoryView view, arena.Carve(stretch.bytes, kSlotAlignment));
+    const int64_t begin = layout.chunks()[stretch.first_chunk].offset;
+    for (uint32_t c = stretch.first_chunk; c < stretch.first_chunk + stretch.chunk_count; ++c) {
+      const ChunkLayout& chunk = layout.chunks()[c];
+      memory.grad_home[c] = view.data() + (chunk.offset - begin) * SizeOf(chunk.types.grad);
+    }
   }
   for (size_t c = 0; c < layout.chunks().size(); ++c) {
     std::byte* home = nullptr;
@@ -74,7 +85,7 @@ absl::StatusOr<TierMemory> TierMemory::Make(const ModelLayout& layout, const Pla
     }
     memory.state_home.push_back(home);
   }
-  if (placement.grad_home == Tier::kHbm) {
+  if (placement.sums > Bytes(0)) {
     SLUICE_ASSIGN_OR_RETURN(const MemoryView there,
                             memory.hbm.Carve(placement.sums, kSlotAlignment));
     SLUICE_ASSIGN_OR_RETURN(const MemoryView here,
@@ -82,8 +93,8 @@ absl::StatusOr<TierMemory> TierMemory::Make(const ModelLayout& layout, const Pla
     memory.sums_hbm = there.data();
     memory.sums = here.data();
   }
-  SLUICE_ASSIGN_OR_RETURN(memory.grad_buffers, CarvePool(&memory.hbm, placement.grad_buffer_bytes,
-                                                         placement.grad_buffers, kSlotAlignment));
+  SLUICE_ASSIGN_OR_RETURN(memory.add_buffers, CarvePool(&memory.hbm, placement.add_buffer_bytes,
+                                                        placement.add_buffers, kSlotAlignment));
   if (placement.hbm_cache > Bytes(0)) {
     SLUICE_ASSIGN_OR_RETURN(memory.hbm_cache,
                             memory.hbm.Carve(placement.hbm_cache, kSlotAlignment));

@@ -20,11 +20,12 @@
 
 namespace sluice {
 
-// Which chunk's states and parameters are which block of the block store, and how large the blocks
-// are. States are one kind and parameters another: each is spread over all drives.
+// Which chunk's states, parameters and gradients are which block of the block store, and how large
+// the blocks are. Each of the three is a kind of its own, and spread over all drives.
 struct BlockMap {
   std::vector<std::optional<BlockIndex>> states;  // by chunk
   std::vector<std::optional<BlockIndex>> params;  // by chunk
+  std::vector<std::optional<BlockIndex>> grads;   // by chunk
   std::vector<BlockShape> shapes;                 // by block
 };
 BlockMap MapBlocks(const ModelLayout& layout, const Placement& placement);
@@ -36,27 +37,22 @@ struct TierMemory {
   MemoryView hbm_cache;
   std::vector<std::byte*> param_home;  // by unit: in HBM or pinned memory; else not to be used
   std::vector<std::byte*> state_home;  // by chunk: the same
-  std::vector<std::byte*> grads;       // by unit: in the gradients' home
+  std::vector<std::byte*> grad_home;   // by chunk: the same
   std::byte* sums_hbm = nullptr;       // the cells' sums, if gradients live in HBM, and in pinned
   std::byte* sums = nullptr;           // memory
   BufferPool state_buffers;
   BufferPool param_buffers;
-  BufferPool grad_buffers;  // in HBM, if gradients live there
+  BufferPool grad_buffers;  // that gradients pass through which live on NVMe
+  BufferPool add_buffers;   // in HBM: what is added to gradients that live there passes through
   BlockMap blocks;
 
   // Takes both arenas. Errors: ResourceExhausted from the device or the memory resource.
   static absl::StatusOr<TierMemory> Make(const ModelLayout& layout, const Placement& placement,
                                          Device* device, MemoryResource* host);
 
-  // Where the chunk's parameters lie, unless they live on NVMe, and its gradients; a tensor's.
+  // Where the chunk's parameters lie, unless they live on NVMe.
   std::byte* ParamsOf(const ChunkLayout& chunk) const {
     return param_home[chunk.unit.value()] + chunk.offset * chunk.types.param.size();
-  }
-  std::byte* GradsOf(const ChunkLayout& chunk) const {
-    return grads[chunk.unit.value()] + chunk.offset * SizeOf(chunk.types.grad);
-  }
-  std::byte* GradsOf(const TensorLayout& tensor) const {
-    return grads[tensor.unit.value()] + tensor.offset * SizeOf(tensor.types.grad);
   }
 };
 

@@ -25,7 +25,8 @@ Updater::Updater(const Context& context, Observer* observer)
       piece_at_(context.pieces->pieces().size(), nullptr),
       chunks_updated_(context.metrics->Get("chunks_updated")),
       elements_updated_(context.metrics->Get("elements_updated")),
-      update_ns_(context.metrics->Get("update_compute_ns")) {
+      update_ns_(context.metrics->Get("update_compute_ns")),
+      grad_read_bytes_(context.metrics->Get("nvme_gradient_read_bytes")) {
   const size_t streaming = context.overlap ? context.memory->state_buffers.count() : 1;
   const size_t resident =
       context.overlap ? static_cast<size_t>(ResidentUpdates(context.executor->concurrency())) : 1;
@@ -165,7 +166,7 @@ void Updater::PumpResident() {
     ChunkWork* work = Take(&idle_resident_);
     work->chunk = chunk;
     work->states = context_.memory->state_home[chunk.value()];
-    BeginCompute(work);
+    LoadGrads(work);
   }
 }
 
@@ -205,183 +206,6 @@ void Updater::PumpReads() {
     work->states = buffer.data();
     context_.store->StartRead(&work->read, BlockToRead(chunk), buffer, IoPriority::kNormal);
   }
-}
-
-void Updater::FailChunk(ChunkIndex chunk, const absl::Status& status) {
-  const UnitIndex unit = context_.layout->chunk(chunk).unit;
-  context_.fail(
-      Annotate(status, fmt::format("updating unit '{}'", context_.layout->unit(unit).name)));
-}
-
-void Updater::OnRead(ChunkWork* work, const absl::Status& status) {
-  work->status = status;
-  if (!status.ok()) {
-    FailChunk(work->chunk, status);
-    return Retire(work);
-  }
-  if (failed_) return Retire(work);
-  if (started_) {
-    if (Active(work->chunk)) return BeginCompute(work);
-    return Retire(work);
-  }
-  if (read_ahead_) return staged_.push_back(work);
-  Retire(work);
-}
-
-// Prepares what the workers will seal, finds where the parameters go, and submits.
-void Updater::BeginCompute(ChunkWork* work) {
-  begun_[work->chunk.value()] = true;
-  const BlockMap& blocks = context_.memory->blocks;
-  const ChunkLayout& chunk = context_.layout->chunk(work->chunk);
-  work->param_on_nvme = blocks.params[work->chunk.value()].has_value();
-  work->params_read = false;
-  work->on_device = context_.placement->state_home[work->chunk.value()] == Tier::kHbm;
-  if (work->streaming) {
-    context_.store->PrepareWrite(&work->write, *blocks.states[work->chunk.value()],
-                                 work->state_buffer);
-  }
-  if (const auto piece = context_.pieces->PieceOf(work->chunk)) return EnterPiece(work, *piece);
-  work->piece = nullptr;
-  work->params = chunk.keep == Keep::kStates ? nullptr : context_.memory->ParamsOf(chunk);
-  Submit(work);
-}
-
-// Its part of the buffer is for the new copies, and first for the present ones if the update reads
-// them.
-void Updater::OnParamPlace(ChunkWork* work) {
-  if (!work->param_on_nvme || !context_.layout->reads_params(context_.layout->chunk(work->chunk)))
-    return Submit(work);
-  work->params_read = true;
-  context_.store->StartRead(&work->param_read, *context_.memory->blocks.params[work->chunk.value()],
-                            work->param_part, IoPriority::kNormal);
-}
-
-void Updater::OnParamsRead(ChunkWork* work, const absl::Status& status) {
-  if (status.ok() && !failed_) return Submit(work);
-  ParamPiece* const piece = work->piece;
-  const ChunkIndex chunk = work->chunk;
-  OnNoParams(work, status);
-  piece->Leave(chunk, false);
-}
-
-// The chunk is not updated: the present copies could not be read, or the runtime has failed.
-void Updater::OnNoParams(ChunkWork* work, const absl::Status& status) {
-  if (work->streaming) context_.store->Cancel(&work->write);
-  if (!status.ok()) FailChunk(work->chunk, status);
-  Retire(work);
-}
-
-void Updater::Submit(ChunkWork* work) {
-  if (work->param_on_nvme) {
-    context_.store->PrepareWrite(
-        &work->param_write, *context_.memory->blocks.params[work->chunk.value()], work->param_part);
-  }
-  ++computing_;
-  work->Submit();
-}
-
-void Updater::OnComputed(ChunkWork* work) {
-  --computing_;
-  const ChunkIndex chunk = work->chunk;
-  ParamPiece* const piece = work->piece;
-  if (!work->status.ok()) {
-    if (work->streaming) context_.store->Cancel(&work->write);
-    if (work->param_on_nvme) context_.store->Cancel(&work->param_write);
-    FailChunk(chunk, work->status);
-    Retire(work);
-    if (piece != nullptr) piece->Leave(chunk, false);
-    return;
-  }
-  chunks_updated_->Add();
-  for (const ChunkRun& run : context_.layout->runs(context_.layout->chunk(chunk))) {
-    if (updates_[run.tensor.value()]) elements_updated_->Add(run.elements);
-  }
-  for (const ChunkWork::Part& part : work->parts()) {
-    update_ns_->Add((part.end - part.begin).count());
-    context_.trace->Record(track_, "update", chunk.value(), part.begin, part.end);
-  }
-  const bool lost = Planted(context_, PlantedBug::kLostWrite);
-  const bool stores = work->streaming && !lost;
-  if (work->streaming && lost) context_.store->Cancel(&work->write);
-  work->stores_left = 1 + (stores ? 1 : 0) + (work->param_on_nvme ? 1 : 0);
-  if (stores) {
-    context_.store->StartWrite(&work->write, IoPriority::kNormal);
-    if (Planted(context_, PlantedBug::kReuseBeforeWritten)) {
-      context_.memory->state_buffers.Give(std::exchange(work->state_buffer, {}));
-    }
-  } else {
-    EndStore();  // of the states: they are where they belong
-  }
-  if (work->param_on_nvme) {
-    context_.store->StartWrite(&work->param_write, IoPriority::kUrgent);
-  } else if (piece != nullptr) {
-    piece->Leave(chunk, true);
-  } else {
-    OnParamsStored(chunk, absl::OkStatus());
-  }
-  EndOwnStore(work);
-}
-
-void Updater::OnParamsWritten(ChunkWork* work, const absl::Status& status) {
-  ParamPiece* const piece = work->piece;
-  const ChunkIndex chunk = work->chunk;
-  OnParamsStored(chunk, status);
-  EndOwnStore(work);  // before others go on: it is not on its way any more
-  piece->Leave(chunk, false);
-}
-
-void Updater::OnParamsStored(ChunkIndex chunk, const absl::Status& status) {
-  const UnitIndex unit = context_.layout->chunk(chunk).unit;
-  if (status.ok()) {
-    CountWritten(chunk);
-    if (--unit_left_[unit.value()] == 0) observer_->OnUnitUpdated(unit);
-  } else {
-    FailChunk(chunk, status);
-  }
-  EndStore();
-}
-
-void Updater::CountWritten(ChunkIndex chunk) {
-  for (const ChunkRun& run : context_.layout->runs(context_.layout->chunk(chunk))) {
-    if (updates_[run.tensor.value()]) unwritten_[run.tensor.value()] -= run.elements;
-  }
-}
-
-void Updater::OnStatesStored(ChunkWork* work, const absl::Status& status) {
-  if (!status.ok()) FailChunk(work->chunk, status);
-  EndStore();
-  EndOwnStore(work);
-}
-
-// A chunk's states, or its parameters, are where they belong, or never will be.
-void Updater::EndStore() {
-  SLUICE_CHECK(stores_left_ > 0);
-  if (--stores_left_ > 0) return;
-  started_ = false;
-  streaming_.Restart();
-  if (!next_order_.empty()) Order();
-}
-
-void Updater::EndOwnStore(ChunkWork* work) {
-  if (--work->stores_left == 0) Retire(work);
-}
-
-// The work is idle again; whoever can use its place or its buffer goes on.
-void Updater::Retire(ChunkWork* work) {
-  if (!work->state_buffer.empty())
-    context_.memory->state_buffers.Give(std::exchange(work->state_buffer, {}));
-  if (work->streaming) {
-    on_its_way_[work->chunk.value()] = false;
-    streaming_.Ended(work->drive);
-  }
-  (work->streaming ? idle_streaming_ : idle_resident_).push_back(work);
-  --busy_;
-  GoOn();
-}
-
-void Updater::GoOn() {
-  Pump();
-  if (!busy() && (stores_left_ == 0 || failed_)) observer_->OnUpdaterIdle();
 }
 
 }  // namespace sluice

@@ -7,12 +7,12 @@
 // is bounded by the buffers. Between steps it may read ahead as far as the buffers go; arithmetic
 // starts at Start.
 //
-// A chunk on its way (ChunkWork): reading -> staged -> computing -> storing -> idle. Where the host
-// can write parameters at home (pinned memory, or HBM that is the host's), it does; elsewhere those
-// of neighbouring chunks pass through a buffer together (ParamPiece). Where part of the masters is
-// in the param copies (optim/state_format.h), these are read before computing. The unit's
-// parameters are up to date when those of its last chunk are stored; the states may still be on
-// their way to the drive.
+// A chunk on its way (ChunkWork): reading -> staged -> computing -> storing -> idle. Gradients that
+// live on NVMe, and param copies that part of the masters is in (optim/state_format.h), are read
+// before computing. Where the host can write parameters at home (pinned memory, or HBM that is the
+// host's), it does; elsewhere those of neighbouring chunks pass through a buffer together
+// (ParamPiece). The unit's parameters are up to date when those of its last chunk are stored; the
+// states may still be on their way to the drive.
 //
 // A lent parameter is read before it is updated: the caller may have changed it, and then the
 // master follows. The new one is written in its place.
@@ -92,6 +92,9 @@ class Updater : private BufferPool::Keeper {
   ChunkWork* Take(RingQueue<ChunkWork*>* idle);
   void FailChunk(ChunkIndex chunk, const absl::Status& status);
   void OnRead(ChunkWork* work, const absl::Status& status);
+  void LoadGrads(ChunkWork* work);
+  void OnGradBuffer(ChunkWork* work);
+  void OnGradsRead(ChunkWork* work, const absl::Status& status);
   void BeginCompute(ChunkWork* work);
   void EnterPiece(ChunkWork* work, uint32_t number);
   void OnParamPlace(ChunkWork* work);
@@ -145,6 +148,7 @@ class Updater : private BufferPool::Keeper {
   Counter* const chunks_updated_;
   Counter* const elements_updated_;
   Counter* const update_ns_;
+  Counter* const grad_read_bytes_;
   TrackId track_ = 0;
 };
 

@@ -16,6 +16,7 @@ ValueAccess::ValueAccess(const Context& context)
   // One for each buffer, and enough for the workers where values pass through none.
   const size_t steps =
       std::max({context.memory->state_buffers.count(), context.memory->param_buffers.count(),
+                context.memory->grad_buffers.count(),
                 2 * static_cast<size_t>(context.executor->concurrency())});
   for (size_t i = 0; i < (context.overlap ? steps : 1); ++i) {
     steps_.push_back(std::make_unique<ChunkStep>(this));

@@ -35,7 +35,7 @@ void ValueAccess::ChunkStep::Copy::Start(ConstMemoryView from, std::byte* to) {
 }
 
 bool ValueAccess::ChunkStep::StatesPass() const {
-  if (asked().of_gradient()) return context_.placement->grad_home != Tier::kPinned;
+  if (asked().of_gradient()) return grad_tier() == Tier::kHbm;
   return layout().keep != Keep::kParam && home() != Tier::kPinned;
 }
 
@@ -43,6 +43,10 @@ bool ValueAccess::ChunkStep::ParamsPass() const {
   if (asked().of_gradient() || param_tier() == Tier::kPinned) return false;
   return layout().keep == Keep::kParam || (layout().keep == Keep::kAll && asked().write) ||
          (reads_params() && asked().of_parameter());
+}
+
+bool ValueAccess::ChunkStep::GradsPass() const {
+  return asked().of_gradient() && grad_tier() == Tier::kNvme;
 }
 
 const ChunkRun& ValueAccess::ChunkStep::ThisRun() const {
@@ -58,14 +62,17 @@ bool ValueAccess::ChunkStep::Take(Request* request, ChunkIndex chunk) {
   chunk_ = chunk;
   if (StatesPass()) buffer_ = context_.memory->state_buffers.TryTake();
   if (ParamsPass()) param_buffer_ = context_.memory->param_buffers.TryTake();
-  if (buffer_.empty() != StatesPass() && param_buffer_.empty() != ParamsPass()) return true;
+  if (GradsPass()) grad_buffer_ = context_.memory->grad_buffers.TryTake();
+  if (buffer_.empty() != StatesPass() && param_buffer_.empty() != ParamsPass() &&
+      grad_buffer_.empty() != GradsPass())
+    return true;
   GiveBack();
   return false;
 }
 
 void ValueAccess::ChunkStep::Start() {
   status_ = absl::OkStatus();
-  was_read_ = params_were_read_ = false;
+  was_read_ = params_were_read_ = grads_were_read_ = false;
   fresh_ = !asked().of_gradient() && !owner_->written_[chunk_.value()];
   loads_left_ = 1;
   if (asked().of_gradient()) return StartGrad();
@@ -96,9 +103,16 @@ void ValueAccess::ChunkStep::LoadParams() {
   context_.store->StartRead(&param_read_, *param_block(), param_buffer_, IoPriority::kUrgent);
 }
 
-// A gradient that is written passes through the buffer without what lies beside it.
+// A gradient that is written to HBM passes through the buffer without what lies beside it; to
+// NVMe, with that.
 void ValueAccess::ChunkStep::StartGrad() {
-  grads_ = context_.memory->GradsOf(layout());
+  grads_ = context_.memory->grad_home[chunk_.value()];
+  if (!grad_buffer_.empty()) {
+    grads_ = grad_buffer_.data();
+    grads_were_read_ = context_.store->was_written(grad_block());
+    if (!grads_were_read_) return Prepare();
+    return context_.store->StartRead(&grad_read_, grad_block(), grad_buffer_, IoPriority::kUrgent);
+  }
   if (buffer_.empty()) return Prepare();
   const std::byte* const in_hbm = std::exchange(grads_, buffer_.data());
   if (asked().write) return Prepare();
@@ -120,6 +134,8 @@ void ValueAccess::ChunkStep::OnRead(const absl::Status& status) {
 }
 
 void ValueAccess::ChunkStep::Prepare() {
+  if (asked().write && !grad_buffer_.empty())
+    context_.store->PrepareWrite(&grad_write_, grad_block(), grad_buffer_);
   if (asked().renews()) {
     if (to_drive()) context_.store->PrepareWrite(&write_, *state_block(), buffer_);
     if (param_block()) context_.store->PrepareWrite(&param_write_, *param_block(), param_buffer_);
@@ -130,6 +146,7 @@ void ValueAccess::ChunkStep::Prepare() {
 void ValueAccess::ChunkStep::Run() {
   if (was_read_) status_ = BlockStore::Verify(read_);
   if (status_.ok() && params_were_read_) status_ = BlockStore::Verify(param_read_);
+  if (status_.ok() && grads_were_read_) status_ = BlockStore::Verify(grad_read_);
   if (status_.ok()) {
     if (fresh_) {
       std::fill(buffer_.begin(), buffer_.end(), std::byte{0});
@@ -151,6 +168,7 @@ void ValueAccess::ChunkStep::ApplyGrad(const ChunkRun& run) {
   const auto n = static_cast<size_t>(run.elements);
   asked().write ? ConvertElements(theirs, asked().type, ours, type, n)
                 : ConvertElements(ours, type, theirs, asked().type, n);
+  if (asked().write && !grad_buffer_.empty()) BlockStore::Seal(&grad_write_);
 }
 
 void ValueAccess::ChunkStep::ApplyFrozen(const ChunkRun& run) {
@@ -205,14 +223,18 @@ void ValueAccess::ChunkStep::RenewParams() {
   if (param_block()) BlockStore::Seal(&param_write_);
 }
 
-// Gradients that live in HBM are in the buffer so far.
+// Gradients that live in HBM or on NVMe are in the buffer so far.
 void ValueAccess::ChunkStep::StoreGrad() {
-  if (buffer_.empty() || !status_.ok()) return End();
   stores_left_ = 1;
+  if (!grad_buffer_.empty()) {
+    if (status_.ok()) return context_.store->StartWrite(&grad_write_, IoPriority::kUrgent);
+    context_.store->Cancel(&grad_write_);
+  }
+  if (buffer_.empty() || !status_.ok()) return End();
   const int64_t element = SizeOf(layout().types.grad);
   const auto begin = static_cast<size_t>(ThisRun().chunk_offset * element);
   const auto size = static_cast<size_t>(ThisRun().elements * element);
-  upload_.Start(buffer_.subspan(begin, size), context_.memory->GradsOf(layout()) + begin);
+  upload_.Start(buffer_.subspan(begin, size), context_.memory->grad_home[chunk_.value()] + begin);
 }
 
 void ValueAccess::ChunkStep::Handle() {
@@ -254,8 +276,10 @@ void ValueAccess::ChunkStep::OnStored(const absl::Status& status) {
 void ValueAccess::ChunkStep::GiveBack() {
   BufferPool& states = context_.memory->state_buffers;
   BufferPool& params = context_.memory->param_buffers;
+  BufferPool& grads = context_.memory->grad_buffers;
   if (!buffer_.empty()) states.Give(std::exchange(buffer_, {}));
   if (!param_buffer_.empty()) params.Give(std::exchange(param_buffer_, {}));
+  if (!grad_buffer_.empty()) grads.Give(std::exchange(grad_buffer_, {}));
 }
 
 void ValueAccess::ChunkStep::End() {

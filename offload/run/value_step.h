@@ -21,8 +21,10 @@ class ValueAccess::ChunkStep final : public Task, public Event {
   explicit ChunkStep(ValueAccess* owner)
       : read_(this, &ChunkStep::OnRead),
         param_read_(this, &ChunkStep::OnRead),
+        grad_read_(this, &ChunkStep::OnRead),
         write_(this, &ChunkStep::OnStored),
         param_write_(this, &ChunkStep::OnStored),
+        grad_write_(this, &ChunkStep::OnStored),
         download_(this, &ChunkStep::OnRead),
         param_download_(this, &ChunkStep::OnRead),
         upload_(this, &ChunkStep::OnStored),
@@ -67,6 +69,8 @@ class ValueAccess::ChunkStep final : public Task, public Event {
   const std::optional<BlockIndex>& state_block() const {
     return context_.memory->blocks.states[chunk_.value()];
   }
+  Tier grad_tier() const { return context_.placement->grad_home[chunk_.value()]; }
+  BlockIndex grad_block() const { return *context_.memory->blocks.grads[chunk_.value()]; }
   Tier param_tier() const { return context_.placement->param_home[layout().unit.value()]; }
   int64_t param_size() const { return layout().types.param.size(); }
   const std::optional<BlockIndex>& param_block() const {
@@ -80,8 +84,9 @@ class ValueAccess::ChunkStep final : public Task, public Event {
     return StatesAt(layout(), states_, reads_params() ? Params() : nullptr);
   }
   const ChunkRun& ThisRun() const;  // the part of the chunk that the request is about
-  bool StatesPass() const;          // through a buffer on their way; or gradients do
+  bool StatesPass() const;          // through a buffer on their way; or gradients in HBM do
   bool ParamsPass() const;
+  bool GradsPass() const;  // those on NVMe
 
   void StartGrad();
   void ApplyGrad(const ChunkRun& run);
@@ -101,8 +106,10 @@ class ValueAccess::ChunkStep final : public Task, public Event {
 
   Transfer read_;
   Transfer param_read_;
+  Transfer grad_read_;
   Transfer write_;
   Transfer param_write_;
+  Transfer grad_write_;
   Copy download_;
   Copy param_download_;
   Copy upload_;
@@ -115,9 +122,11 @@ class ValueAccess::ChunkStep final : public Task, public Event {
   std::byte* grads_ = nullptr;  // of the chunk, if they are asked for
   MemoryView buffer_;
   MemoryView param_buffer_;
+  MemoryView grad_buffer_;
   bool fresh_ = false;  // the chunk holds nothing yet: what passes through buffers begins as zeros
   bool was_read_ = false;
   bool params_were_read_ = false;
+  bool grads_were_read_ = false;
   int loads_left_ = 0;
   int stores_left_ = 0;
   absl::Status status_;

@@ -18,7 +18,10 @@ absl::StatusOr<SimRuntime> MakeSimRuntime(const ModelSpec& spec, const RuntimeCo
   if (planned.workers == 0) planned.workers = kWorkersMax;
   planned.link_bytes_per_second = options.hbm_in_place ? 0 : 1;
   SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, planned));
-  if (options.placed) options.placed(&plan.placement);
+  if (options.place) {
+    options.place(plan.layout, &plan.placement);
+    SumUp(plan.layout, &plan.placement);
+  }
   SimRuntime sim;
   sim.world = std::make_unique<SimWorld>(options.seed);
   sim.memory = std::make_unique<SimMemory>(sim.world->faults());

@@ -20,9 +20,10 @@ namespace sluice {
 struct SimOptions {
   uint64_t seed = 1;
   PlantedBug planted_bug = PlantedBug::kNone;
-  std::function<void(SimFaults*)> faults;      // says what goes wrong, before anything is made
+  std::function<void(SimFaults*)> faults;  // says what goes wrong, before anything is made
+  // Says otherwise where things live, and how many buffers there are (see SumUp).
+  std::function<void(const ModelLayout&, Placement*)> place;
   std::vector<double> drive_bytes_per_second;  // by path; empty: drawn from the seed
-  std::function<void(Placement*)> placed;      // changes what was planned, before anything is made
   bool hbm_in_place = false;  // HBM is memory of the simulated host; else there is a link to it
   Nanos io_latency{0};        // if set, of every read and write, on drives without a limit of rate
 };

@@ -118,5 +118,21 @@ TEST_F(TrafficTest, WithRoomForNothingAllMoves) {
   EXPECT_EQ(t.nvme_read + t.nvme_written, t.checksummed);
 }
 
+// As above without room for gradients but two buffers: each goes to the drive and comes back.
+TEST_F(TrafficTest, GradientsThatPinnedMemoryCantHoldGoAndComeOnce) {
+  constexpr int64_t kGrads = 2 * 16384;
+  const StepTraffic t = Traffic({Bytes(kParams), Bytes(2 * kStates + 2 * 8192 + 2 * 8192), GiB(1)});
+  EXPECT_EQ(Bytes(kGrads), t.spilled);
+  EXPECT_EQ(Bytes(4 * kStates + 2 * kParams + kGrads), t.nvme_written);
+  EXPECT_EQ(Bytes(4 * kStates + 3 * kParams + kGrads), t.nvme_read);
+  // On their way out they have backward; on their way back they don't.
+  HardwareRates rates{.forward_seconds = 0, .backward_seconds = 0, .nvme_bytes = 1e6};
+  const FloorTerms floor = Floor(t, rates);
+  EXPECT_DOUBLE_EQ(floor.spill, kGrads / 1e6);
+  EXPECT_DOUBLE_EQ(floor.total, floor.spill + floor.io);
+  rates.backward_seconds = 2 * floor.spill;
+  EXPECT_DOUBLE_EQ(Floor(t, rates).total, rates.backward_seconds + floor.io);
+}
+
 }  // namespace
 }  // namespace sluice

@@ -73,10 +73,10 @@ Case CaseOf(uint64_t seed) {
 void SetBuffers(Case* made, SimWorld* dice, int params) {
   const auto states = static_cast<int>(dice->OneIn(2) ? dice->Uniform(2, 4) : dice->Uniform(2, 20));
   const auto chunks = static_cast<int64_t>(dice->OneIn(4) ? 1 : dice->Uniform(2, 30));
-  made->sim.placed = [=](Placement* p) {
+  made->sim.place = [=](const ModelLayout&, Placement* p) {
     p->state_buffers = states;
     p->param_buffers = params;
-    p->param_buffer_bytes = p->param_buffer_bytes * chunks;
+    p->copy_room = p->param_buffer_bytes * chunks;
   };
 }
 

@@ -144,7 +144,7 @@ TEST(HbmStatesTest, OnTheHostStatesGoToPinnedMemoryUnlessAskedFor) {
   const absl::StatusOr<Plan> plan = MakePlan(OddModel(), config);
   ASSERT_TRUE(plan.ok()) << plan.status();
   EXPECT_EQ(plan->placement.state_home[0], Tier::kPinned);
-  EXPECT_EQ(plan->placement.grad_home, Tier::kPinned);
+  EXPECT_EQ(plan->placement.grad_home[0], Tier::kPinned);
 }
 
 // Every seventh operation of the device fails, each in a run of its own.

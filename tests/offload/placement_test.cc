@@ -7,6 +7,7 @@
 #include "core/sim_memory.h"
 #include "core/sim_world.h"
 #include "core/status.h"
+#include "offload/plan/default_budgets.h"
 #include "offload/plan/param_pieces.h"
 #include "offload/run/tier_memory.h"
 #include "tests/offload/random_model.h"
@@ -36,6 +37,7 @@ Input AnyInput() {
                    .resident_elements_max = *rc::gen::element<int64_t>(0, 100, 5000),
                    .state_buffers = *rc::gen::inRange(2, 12),
                    .param_buffers = *rc::gen::inRange(2, 12),
+                   .grad_buffers = *rc::gen::inRange(2, 12),
                    .hbm_in_place = *rc::gen::arbitrary<bool>(),
                    .copy_bytes = KiB(*rc::gen::element(4, 16, 64, 1024)),
                    .workers = *rc::gen::inRange(1, 9)};
@@ -94,7 +96,15 @@ RC_GTEST_PROP(PlacementTest, OptionsAreKept, ()) {
     RC_ASSERT((tier == Tier::kHbm) == all_in_hbm);
     RC_ASSERT(tier <= in.options.lowest_state_tier);
   }
-  RC_ASSERT((p->grad_home == Tier::kHbm) == all_in_hbm);
+  const bool may_spill = in.options.lowest_state_tier == Tier::kNvme;
+  for (size_t c = 0; c < p->grad_home.size(); ++c) {
+    RC_ASSERT((p->grad_home[c] == Tier::kHbm) == all_in_hbm);
+    if (p->grad_home[c] == Tier::kNvme)
+      RC_ASSERT(may_spill && in.layout.chunks()[c].grad_bytes() > Bytes(0));
+  }
+  RC_ASSERT(p->grad_buffers <= in.options.grad_buffers);
+  const bool spills = p->grads_nvme > Bytes(0);
+  RC_ASSERT((p->grad_buffers >= kBuffersMin) == spills);
 }
 
 // Buffers for parameters: where room is for two, each holds what a copy is to be, or one chunk.
@@ -112,8 +122,12 @@ RC_GTEST_PROP(PlacementTest, ABufferForParametersHoldsAChunkOrALargeCopy, ()) {
   if (p->param_buffer_bytes == chunk) return;
   for (size_t u = 0; u < in.layout.units().size(); ++u) {
     if (p->param_home[u] == Tier::kPinned || in.layout.units()[u].lent) continue;
-    if (p->param_home[u] == Tier::kHbm && !p->CopiesUpdates(in.layout, u)) continue;
-    const Bytes unit = in.layout.units()[u].param_bytes();
+    Bytes unit;  // what of it crosses the link
+    for (uint32_t c = 0; c < in.layout.chunks().size(); ++c) {
+      const ChunkLayout& chunk = in.layout.chunks()[c];
+      const bool crosses = p->param_home[u] == Tier::kNvme || p->CopiesUpdate(in.layout, c);
+      if (chunk.unit.value() == u && crosses) unit += chunk.param_bytes();
+    }
     RC_ASSERT(p->param_buffer_bytes >= std::min(unit, in.options.copy_bytes));
   }
 }
@@ -130,7 +144,7 @@ RC_GTEST_PROP(ParamPiecesTest, NeighboursShareABufferAsFarAsTheyFit, ()) {
     const ChunkLayout& chunk = in.layout.chunks()[c];
     const bool on_nvme = p->param_home[chunk.unit.value()] == Tier::kNvme;
     const auto number = pieces.PieceOf(ChunkIndex(c));
-    RC_ASSERT(number.has_value() == (on_nvme || p->CopiesUpdates(in.layout, chunk.unit.value())));
+    RC_ASSERT(number.has_value() == (on_nvme || p->CopiesUpdate(in.layout, c)));
     if (!number) continue;
     const ParamPieces::Piece& piece = pieces.pieces()[*number];
     RC_ASSERT(piece.first <= c && c < piece.first + piece.count);
@@ -151,7 +165,8 @@ RC_GTEST_PROP(ParamPiecesTest, NeighboursShareABufferAsFarAsTheyFit, ()) {
     const UnitLayout& unit = in.layout.unit(chunk.unit);
     if (c + 1 == unit.first_chunk + unit.chunk_count) continue;
     const ChunkLayout& next = in.layout.chunks()[c + 1];
-    const bool fits = end + room(next) <= p->param_buffer_bytes;
+    const bool fits =
+        end + room(next) <= p->param_buffer_bytes && (on_nvme || p->CopiesUpdate(in.layout, c + 1));
     RC_ASSERT(fits == (pieces.PieceOf(ChunkIndex(c + 1)) == number));
     if (fits) RC_ASSERT(pieces.OffsetOf(ChunkIndex(c + 1)) == end);
   }
@@ -194,6 +209,20 @@ RC_GTEST_PROP(PlacementTest, WhatFitsStaysAndWhatIsNeededFirst, ()) {
   if (!p.ok()) return;
   const Bytes left = in.budgets.pinned - p->pinned();
   bool below = false;
+  for (size_t c = 0; c < p->grad_home.size(); ++c) {
+    const Bytes grads = in.layout.chunks()[c].grad_bytes();
+    if (grads == Bytes(0)) continue;  // frozen
+    RC_ASSERT(!below || p->grad_home[c] == Tier::kNvme);
+    if (!below && p->grad_home[c] == Tier::kNvme) {
+      // Not even beside what did not have to stay: they come before parameters and states.
+      const Bytes others =
+          (in.options.lowest_param_tier == Tier::kNvme ? p->params_pinned : Bytes(0)) +
+          p->states_pinned;
+      RC_ASSERT(RoundUp(grads, kSlotAlignment) > left + others);
+    }
+    below = p->grad_home[c] == Tier::kNvme;
+  }
+  below = false;
   for (size_t c = 0; c < p->state_home.size(); ++c) {
     if (in.layout.chunks()[c].keep == Keep::kParam) continue;  // has none
     RC_ASSERT(!below || p->state_home[c] == Tier::kNvme);
@@ -274,7 +303,7 @@ TEST(PlacementTest, RoomIsThatOfTheUnitsTypes) {
   ASSERT_TRUE(p.ok()) << p.status();
   for (size_t u = 0; u < 9; ++u) EXPECT_EQ(p->slot_bytes[u], Bytes(20480 * (u < 3 ? 4 : 2)));
   EXPECT_EQ(p->slot_bytes[9], Bytes(20480));
-  EXPECT_EQ(p->grads, Bytes(20480 * 3 * (4 + 2 + 2)));
+  EXPECT_EQ(p->grads_pinned + p->grads_nvme, Bytes(20480 * 3 * (4 + 2 + 2)));
   EXPECT_EQ(p->param_buffer_bytes, Bytes(8192 * 4));
   EXPECT_EQ(p->params_pinned + p->params_nvme, Bytes(20480 * (3 * 4 + 6 * 2 + 1)));
 }

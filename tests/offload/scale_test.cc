@@ -50,6 +50,12 @@ TEST(ScaleTest, TenTrillionParametersArePlanned) {
   const Bytes states = plan->placement.states_nvme + plan->placement.states_pinned;
   EXPECT_GE(states, Bytes(parameters * 12));
   EXPECT_LE(states.value(), parameters * 12 / 1000 * 1001);
+  // 20 TB of gradients, which half as much RAM can't hold.
+  config.budgets.pinned = GiB(10'000);
+  const absl::StatusOr<Plan> spilled = MakePlan(Blocks(parameters, 200), config);
+  ASSERT_TRUE(spilled.ok()) << spilled.status();
+  EXPECT_GE(spilled->placement.grads_pinned + spilled->placement.grads_nvme, Bytes(parameters * 2));
+  EXPECT_GT(spilled->placement.grads_pinned, GiB(9'900));
 
   const SegmentTable table = SegmentsOf(*plan, *DrivesOf(config));
   EXPECT_LE(table.file_sizes.size(), 140u) << "a descriptor each";

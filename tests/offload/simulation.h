@@ -36,6 +36,7 @@ inline RuntimeConfig ConfigOf(uint64_t seed) {
   config.placement.resident_elements_max = dice.OneIn(2) ? 100 : 6000;
   config.placement.state_buffers = static_cast<int>(dice.Uniform(2, 12));
   config.placement.param_buffers = static_cast<int>(dice.Uniform(2, 12));
+  config.placement.grad_buffers = static_cast<int>(dice.Uniform(2, 12));
   config.chunk_elements = kCellElements * static_cast<int64_t>(dice.Uniform(1, 3));
   config.budgets.hbm = KiB(static_cast<int64_t>(dice.Uniform(90, 320)));
   config.budgets.pinned = KiB(static_cast<int64_t>(dice.Uniform(640, 2200)));

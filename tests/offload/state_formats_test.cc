@@ -198,8 +198,9 @@ TEST(StateFormatsTest, TrafficCountsTheCopiesThatUpdatesRead) {
           copies += RoundUp(chunk.param_bytes(), plan->placement.io_alignment);
       }
       EXPECT_GT(copies, Bytes(0));
-      EXPECT_EQ(traffic.nvme_written, plan->placement.states_nvme + copies);
-      return std::pair(traffic.nvme_read - plan->placement.states_nvme, copies);
+      const Bytes others = plan->placement.states_nvme + plan->placement.grads_nvme;
+      EXPECT_EQ(traffic.nvme_written, others + copies);
+      return std::pair(traffic.nvme_read - others, copies);
     };
     const auto [without, copies] = traffic_of(kFormats[0]);
     EXPECT_EQ(traffic_of(kFormats[1]).first, without);

@@ -40,7 +40,7 @@ ModelSpec OneUnit(size_t tensors, int64_t elements) {
   return spec;
 }
 
-// Room for two buffers of each kind and `more`, if what is kept for good leaves it.
+// Room for gradients, two buffers of each kind and `more`, if what is kept for good leaves it.
 RuntimeConfig Tight(const ModelSpec& spec, Bytes more) {
   RuntimeConfig config;
   config.types.param = FloatType::kBf16;
@@ -50,6 +50,8 @@ RuntimeConfig Tight(const ModelSpec& spec, Bytes more) {
   config.nvme_paths = {"simulated"};
   config.io.in_flight_max = 64;
   config.budgets = SmallestBudgets(spec, config);
+  for (const ModelSpec::Tensor& tensor : spec.tensors)
+    config.budgets.pinned += Bytes(2 * tensor.elements);
   config.budgets.pinned += more;
   return config;
 }

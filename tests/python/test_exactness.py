@@ -48,7 +48,7 @@ CASES = {
     "nvme, threads": {"io_engine": "threads", "pinned": "tiny"},
     "nvme, tiny hbm": {"hbm": "tiny", "pinned": "tiny"},
     "nvme, tiny hbm, large pinned": {"hbm": "tiny", "pinned": LARGE},
-    "nvme, middle": {"hbm": 2.0, "pinned": 1.5},
+    "nvme, middle": {"hbm": 2.0, "pinned": 4.4},
     "4 workers": {"hbm": "tiny", "pinned": "tiny", "workers": 4},
     "nvme, large hbm": {"hbm": LARGE, "pinned": "tiny"},
     "no overlap": {"hbm": "tiny", "pinned": "tiny", "overlap": False},

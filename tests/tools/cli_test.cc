@@ -267,26 +267,38 @@ TEST(PlanTest, AGpuThatIsNotHereNeedsABudgetByHand) {
   EXPECT_THAT(budget.out, HasSubstr("no GPU of this machine was looked at"));
 }
 
-// By arithmetic: gradients, two buffers of each kind, and what may not go to NVMe.
+// By arithmetic: two buffers of each kind, and what may not go to NVMe, gradients where states may
+// not.
 TEST(PlanTest, SaysWhatRamMustHoldAtLeast) {
   const std::string plan = "plan --params 67108864 --layers 1 --chunk-elements 4096 --hbm 1GiB ";
   constexpr int64_t kElements = 1 << 26;
   constexpr int64_t kBuffers = 2 * 4096 * (12 + 2);
+  constexpr int64_t kGradBuffers = 2 * 4096 * 2;
   const Json drive = Parsed(Sluice(plan + "--pinned 1GiB --nvme 1TiB --json"));
-  EXPECT_EQ(drive.at("pinned").at("least_bytes"), 2 * kElements + kBuffers);
+  EXPECT_EQ(drive.at("pinned").at("least_bytes"), kBuffers + kGradBuffers);
   const Json ram = Parsed(Sluice(plan + "--pinned 2GiB --json"));
   EXPECT_EQ(ram.at("pinned").at("least_bytes"), (2 + 12) * kElements + kBuffers);
   const Result text = Sluice(plan + "--pinned 1GiB --nvme 1TiB");
-  EXPECT_THAT(
-      text.out,
-      HasSubstr("RAM must hold at least 128.2 MiB: 128 MiB of gradients and 112 KiB of buffers"));
-  const Result small = Sluice(plan + "--pinned 128MiB --nvme 1TiB");
+  EXPECT_THAT(text.out, HasSubstr("RAM must hold at least 128 KiB: 128 KiB of buffers"));
+  const Result small = Sluice(plan + "--pinned 127KiB --nvme 1TiB");
   EXPECT_EQ(small.code, 1);
-  EXPECT_THAT(small.err,
-              AllOf(HasSubstr("the pinned budget of 128 MiB (134217728 bytes) can't work: RAM must "
-                              "hold at least 128.2 MiB"),
-                    HasSubstr("the smallest that would is 128.2 MiB (134332416 bytes)")));
-  EXPECT_EQ(Sluice(plan + "--pinned 128.2MiB --nvme 1TiB").code, 0);
+  EXPECT_THAT(small.err, AllOf(HasSubstr("the pinned budget of 127 KiB (130048 bytes) can't work: "
+                                         "RAM must hold at least 128 KiB"),
+                               HasSubstr("the smallest that would is 128 KiB (131072 bytes)")));
+  EXPECT_EQ(Sluice(plan + "--pinned 128KiB --nvme 1TiB").code, 0);
+  // Not a byte less than all gradients and the buffers keeps them all in RAM.
+  const auto pinned = [&plan](int64_t bytes) {
+    return Parsed(Sluice(fmt::format("{} --pinned {} --nvme 1TiB --json", plan, bytes)));
+  };
+  const Json all = pinned(2 * kElements + kBuffers);
+  EXPECT_EQ(all.at("pinned").at("gradients_bytes"), 2 * kElements);
+  EXPECT_EQ(all.at("nvme").at("gradients_bytes"), 0);
+  const Json less = pinned(2 * kElements + kBuffers - 1);
+  EXPECT_GT(less.at("pinned").at("gradients_bytes"), 0);
+  EXPECT_EQ(less.at("nvme").at("gradients_bytes").get<int64_t>() +
+                less.at("pinned").at("gradients_bytes").get<int64_t>(),
+            2 * kElements);
+  EXPECT_GT(less.at("nvme").at("gradients_bytes"), 0);
 }
 
 // Whatever is short, the size in the message works when it is copied, and is not what was given.

@@ -57,7 +57,7 @@ _ZERO = {
         "max_in_cpu": _note("set sluice.pinned"),
     },
     "param_persistence_threshold": PERSISTENCE_THRESHOLD,
-    "contiguous_gradients": _note("gradients are always contiguous, in pinned memory, or in HBM if states are"),
+    "contiguous_gradients": _note("gradients are always contiguous, in pinned memory, or in HBM if states are, or on NVMe if RAM can't hold them"),
     "overlap_comm": _ONE_RANK,
     "reduce_scatter": _ONE_RANK,
     "reduce_bucket_size": _ONE_RANK,

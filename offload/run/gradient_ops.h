@@ -1,0 +1,150 @@
+// offload/run/gradient_ops.h
+//
+// A gradient on its way in, and a part of one whose squares are summed. Internal to Gradients.
+//
+// Threads: Run on a worker and Launch on the device's stream, the rest on the control thread. Lives
+// as long as the Gradients; used again and again.
+
+#ifndef SLUICE_OFFLOAD_RUN_GRADIENT_OPS_H_
+#define SLUICE_OFFLOAD_RUN_GRADIENT_OPS_H_
+
+#include <algorithm>
+
+#include "core/status.h"
+#include "fmt/format.h"
+#include "offload/run/gradients.h"
+#include "optim/on_stream.h"
+
+namespace sluice {
+
+// One gradient on its way in, part by part. The first of a window is copied as it is; later ones
+// are added on a worker or by the device: where they lie, if the host can read them, else piece by
+// piece as they pass through a buffer. What lives on NVMe goes its own way meanwhile.
+class Gradients::PushOp final : public Event,
+                                public Task,
+                                public DeviceWork,
+                                public BufferPool::Waiter {
+ public:
+  explicit PushOp(Gradients* owner) : added(this), spilled(this), owner_(owner) {}
+
+  void Handle() override { owner_->OnCopied(this); }  // of the device's copy
+  void OnBuffer(MemoryView view) override {
+    buffer = view;
+    owner_->CopyPiece(this);
+  }
+  void Run() override {
+    Launch(nullptr);
+    owner_->context_.inbox->Post(&added);
+  }
+  void Launch(void* stream) override {
+    const FloatType type = owner_->TypeOf(tensor);
+    const size_t size = static_cast<size_t>(SizeOf(type));
+    const std::byte* const from =
+        buffer.empty() ? data.data() + static_cast<size_t>(part().begin) * size + offset
+                       : buffer.data();
+    AccumulateOn(stream, part().home + offset, from, type,
+                 piece / static_cast<size_t>(SizeOf(type)));
+  }
+  Nanos cost() const override { return Nanos(static_cast<int64_t>(piece) / 8 + 200); }
+
+  struct Added final : Event {
+    explicit Added(PushOp* push) : push(push) {}
+    void Handle() override { push->owner_->OnAdded(push); }
+    PushOp* const push;
+  };
+
+  struct Spilled final : GradSpill::Push {
+    explicit Spilled(PushOp* push) : push(push) {}
+    void OnSpilled(const absl::Status& status) override { push->owner_->EndWay(push, status); }
+    PushOp* const push;
+  };
+
+  const Part& part() const { return owner_->tensors_[tensor.value()].parts[next_part]; }
+
+  TensorIndex tensor;
+  ConstMemoryView data;
+  const Fence* fence = nullptr;
+  Done done;
+  bool adding = false;
+  int ways_left = 0;  // parts, and what lives on NVMe
+  absl::Status status;
+  size_t next_part = 0;
+  size_t offset = 0;  // of the piece, in the part, in bytes
+  size_t piece = 0;
+  MemoryView buffer;
+  DeviceOp copy;
+  DeviceOp addition;  // if the device adds
+  Added added;
+  Spilled spilled;
+
+ private:
+  Gradients* const owner_;
+};
+
+// The sums of squares of up to kCellsPerSum cells of a part of a tensor.
+class Gradients::SumTask final : public Task, public DeviceWork, public Event {
+ public:
+  SumTask(Gradients* owner, TensorIndex tensor, const Part& part, int64_t first, int64_t last)
+      : owner_(owner), tensor_(tensor), part_(part), first_(first), last_(last) {}
+
+  void Start() {
+    const Context& c = owner_->context_;
+    if (!part_.in_hbm) return c.executor->Submit(this);
+    op_.stream = StreamKind::kCompute;
+    op_.work = this;
+    op_.from = {c.memory->sums_hbm + SumsOffset(), SumsBytes()};
+    op_.to = c.memory->sums + SumsOffset();
+    op_.inbox = c.inbox;
+    op_.event = this;
+    c.device->Enqueue(&op_);
+  }
+  void Run() override {
+    const Context& c = owner_->context_;
+    op_.started = c.clock->Now();
+    Sum(nullptr, &owner_->cells_[static_cast<size_t>(FirstCell())]);
+    op_.finished = c.clock->Now();
+    c.inbox->Post(this);
+  }
+  void Launch(void* stream) override {
+    Sum(stream, reinterpret_cast<double*>(owner_->context_.memory->sums_hbm + SumsOffset()));
+  }
+  Nanos cost() const override { return Nanos((last_ - first_) * kCellElements / 4 + 200); }
+  void Handle() override {
+    const Context& c = owner_->context_;
+    c.trace->Record(owner_->sum_track_, "norm", tensor_.value(), op_.started, op_.finished);
+    if (!op_.status.ok()) {
+      c.fail(Annotate(op_.status, fmt::format("the norm of the gradient of tensor '{}'",
+                                              c.layout->tensor(tensor_).name)));
+    }
+    owner_->OnSummed(tensor_);
+  }
+
+ private:
+  int64_t FirstCell() const {
+    return owner_->context_.layout->tensor(tensor_).first_cell + part_.begin / kCellElements +
+           first_;
+  }
+  size_t SumsOffset() const { return static_cast<size_t>(FirstCell()) * sizeof(double); }
+  size_t SumsBytes() const { return static_cast<size_t>(last_ - first_) * sizeof(double); }
+
+  void Sum(void* stream, double* sums) {
+    const FloatType type = owner_->TypeOf(tensor_);
+    const int64_t begin = first_ * kCellElements;
+    const std::byte* const lent = owner_->tensors_[tensor_.value()].lent;
+    const std::byte* const from = lent != nullptr ? lent : part_.home;
+    const int64_t end = std::min(last_ * kCellElements, part_.elements);
+    CellSquareSumsOn(stream, from + begin * SizeOf(type), type, static_cast<size_t>(end - begin),
+                     sums);
+  }
+
+  Gradients* const owner_;
+  const TensorIndex tensor_;
+  const Part part_;
+  const int64_t first_;  // cells of the part
+  const int64_t last_;
+  DeviceOp op_;  // its times also where a worker sums
+};
+
+}  // namespace sluice
+
+#endif  // SLUICE_OFFLOAD_RUN_GRADIENT_OPS_H_
