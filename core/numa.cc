@@ -177,9 +177,14 @@ ScopedNumaBinding::ScopedNumaBinding(const NumaBinding& binding) {
   const auto bit = static_cast<size_t>(*binding.node);
   wanted[bit / (8 * sizeof(long))] |= 1ul << bit % (8 * sizeof(long));
   constexpr unsigned long kBits = kMaskWords * 8 * sizeof(long);
-  policy_changed_ =
-      syscall(SYS_get_mempolicy, &policy_before_, policy_nodes_before_, kBits, nullptr, 0) == 0 &&
-      syscall(SYS_set_mempolicy, MPOL_PREFERRED, wanted, kBits) == 0;
+  const bool known =
+      syscall(SYS_get_mempolicy, &policy_before_, policy_nodes_before_, kBits, nullptr, 0) == 0;
+  if (known && policy_before_ != MPOL_DEFAULT && policy_before_ != MPOL_LOCAL) {
+    refused_ += std::string(refused_.empty() ? "" : "; ") +
+                "this process has a memory policy of its own, which stays";
+    return;
+  }
+  policy_changed_ = known && syscall(SYS_set_mempolicy, MPOL_PREFERRED, wanted, kBits) == 0;
   if (!policy_changed_) {  // who touches memory first is on the node's cores nevertheless
     refused_ += std::string(refused_.empty() ? "" : "; ") +
                 std::string(ErrnoStatus(errno, "setting the memory policy").message());

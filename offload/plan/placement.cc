@@ -49,6 +49,9 @@ class Placer {
   }
 
  private:
+  bool params_may_go() const {
+    return !all_fit_ && options_.lowest_param_tier == Tier::kNvme && p_.params_pinned > Bytes(0);
+  }
   bool states_in_hbm() const { return options_.lowest_state_tier == Tier::kHbm; }
   bool StaysInHbm(const UnitLayout& unit) const {
     return unit.lent || unit.stays_in_hbm || unit.elements <= options_.resident_elements_max;
@@ -169,7 +172,7 @@ class Placer {
     Bytes largest;
     for (uint32_t u = 0; u < layout_.units().size(); ++u) {
       const UnitLayout& unit = layout_.units()[u];
-      const bool may_come_from_nvme = p_.param_home[u] != Tier::kHbm && !all_fit_;
+      const bool may_come_from_nvme = p_.param_home[u] != Tier::kHbm && params_may_go();
       Bytes sum;
       for (uint32_t c = unit.first_chunk; c < unit.first_chunk + unit.chunk_count; ++c) {
         if (may_come_from_nvme || p_.CopiesUpdate(layout_, c))
@@ -189,7 +192,9 @@ class Placer {
   // As many bytes as the chunks on their way take; and, of those that hold several, one for the
   // beginning of what others hold the end of, and one that is being copied.
   int ParamBuffersWanted(Bytes chunk) const {
-    int64_t chunks = all_fit_ ? 0 : options_.param_buffers;
+    // Gradients that are added pass through them too, on their way over a link.
+    const bool others = params_may_go() || (!p_.hbm_in_place && !all_fit_);
+    int64_t chunks = others ? options_.param_buffers : 0;
     for (uint32_t c = 0; c < layout_.chunks().size(); ++c) {
       if (p_.CopiesUpdate(layout_, c))
         chunks = std::max<int64_t>(chunks, ResidentUpdates(options_.workers));

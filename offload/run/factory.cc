@@ -82,12 +82,15 @@ std::optional<int> NodeOfPath(const std::string& path) {
   return NodeOfBlockDevice(FilesBelow(""), major(status.st_dev), minor(status.st_dev));
 }
 
-NumaBinding BindingOf(const RuntimeConfig& config, const Topology& topology,
-                      const DeviceChoice& device) {
+// Drives count if anything lives on them.
+NumaBinding BindingOf(const RuntimeConfig& config, const Topology& topology, const Plan& plan) {
   const FileReader files = FilesBelow("");
   NumaWishes wishes{.allowed = topology.cores};
-  if (device.kind == DeviceKind::kCuda) wishes.gpu = NodeOfPciDevice(files, device.pci_address);
-  for (const std::string& path : config.nvme_paths) wishes.drives.push_back(NodeOfPath(path));
+  if (plan.device.kind == DeviceKind::kCuda)
+    wishes.gpu = NodeOfPciDevice(files, plan.device.pci_address);
+  for (const std::string& path : config.nvme_paths) {
+    if (plan.placement.nvme() > Bytes(0)) wishes.drives.push_back(NodeOfPath(path));
+  }
   return ChooseNumaBinding(ReadNumaNodes(files), wishes);
 }
 
@@ -242,7 +245,7 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spe
   SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, config));
   SLUICE_ASSIGN_OR_RETURN(const Topology topology, DetectTopology());
   Seams seams;
-  const NumaBinding binding = BindingOf(config, topology, plan.device);
+  const NumaBinding binding = BindingOf(config, topology, plan);
   // What is taken and started from here on is the runtime's.
   const ScopedNumaBinding bound(binding);
   seams.cores = CoresOf(config, topology, plan.device.kind, binding);

@@ -197,7 +197,9 @@ void GradSpill::EndPart(Slot* slot, const absl::Status& status) {
   put_[slot->part->run] = 1;
   SetSum(&StateOf(slot->chunk), Sum::kMissing);
   if (std::exchange(fresh_[slot->part->run], uint8_t{1}) == 0) --slot->missing;
-  --push->under_way;
+  // Whoever gets this slot's buffer may end another part of the same push within the call.
+  const bool ended =
+      --push->under_way == 0 && push->next_part == tensors_[push->tensor.value()].size();
   if (!failure_.ok()) {
     Free(slot);
   } else if (slot->missing == 0) {
@@ -205,8 +207,7 @@ void GradSpill::EndPart(Slot* slot, const absl::Status& status) {
   } else {
     Keep(slot);
   }
-  if (push->under_way == 0 && push->next_part == tensors_[push->tensor.value()].size())
-    push->OnSpilled(push->status);
+  if (ended) push->OnSpilled(push->status);
   CheckIdle();
 }
 

@@ -69,15 +69,11 @@ void GradientCalls::GoOn(UnitIndex unit) {
 
 void GradientCalls::Forget(std::optional<TensorIndex> tensor) {
   for (std::vector<Held>& held : held_) {
-    std::vector<Held> kept;
-    for (const Held& one : held) {
-      if (tensor && one.gradient.tensor != *tensor) {
-        kept.push_back(one);
-      } else {
-        EndOne(one.call, absl::OkStatus());
-      }
-    }
-    held = std::move(kept);
+    std::erase_if(held, [&](const Held& one) {
+      if (tensor && one.gradient.tensor != *tensor) return false;
+      EndOne(one.call, absl::OkStatus());
+      return true;
+    });
   }
 }
 

@@ -215,6 +215,7 @@ void Gradients::EndPart(PushOp* push, const absl::Status& status) {
 }
 
 void Gradients::EndWay(PushOp* push, const absl::Status& status) {
+  SLUICE_CHECK(push->ways_left > 0);
   if (push->status.ok()) push->status = status;
   if (--push->ways_left == 0) End(push);
 }

@@ -30,10 +30,20 @@ void Updater::ParamPiece::Enter(ChunkWork* work) {
 
 void Updater::ParamPiece::OnBuffer(MemoryView buffer) {
   buffer_ = buffer;
+  if (owner_->failed_) {
+    TurnAway(absl::OkStatus());
+    return owner_->Settle(this);
+  }
   const ModelLayout& layout = *owner_->context_.layout;
   if (!in_hbm_ || !layout.reads_params(layout.chunks()[first_])) return AdmitAll();
   ++under_way_;
   Copy(StreamKind::kDeviceToHost, 0, count_);
+}
+
+// Who waits goes without.
+void Updater::ParamPiece::TurnAway(const absl::Status& status) {
+  for (ChunkWork* work : waiting_) owner_->OnNoParams(work, status);
+  waiting_.clear();
 }
 
 void Updater::ParamPiece::AdmitAll() {
@@ -69,6 +79,7 @@ void Updater::ParamPiece::GiveBack() {
 // go before others came.
 void Updater::ParamPiece::StoreNext() {
   const auto end = computed_.begin() + count_;
+  if (owner_->failed_) std::fill(computed_.begin(), end, false);
   const auto first = std::find(computed_.begin(), end, true);
   if (first == end) return Close();
   const auto last = std::find(first, end, false);
@@ -104,10 +115,7 @@ void Updater::ParamPiece::Handle() {
     }
     return StoreNext();
   }
-  if (!copy_.status.ok()) {
-    for (ChunkWork* work : waiting_) owner_->OnNoParams(work, copy_.status);
-    waiting_.clear();
-  }
+  if (!copy_.status.ok() || owner_->failed_) TurnAway(copy_.status);
   AdmitAll();
   --under_way_;
   owner_->Settle(this);

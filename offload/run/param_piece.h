@@ -12,6 +12,8 @@
 // no order of chunks and no number of buffers can deadlock: of the holders of buffers that somebody
 // waits for, none waits for a chunk to come.
 //
+// Once the runtime has failed, what is computed is not stored and nobody is let in any more.
+//
 // Threads: the control thread.
 
 #ifndef SLUICE_OFFLOAD_RUN_PARAM_PIECE_H_
@@ -44,6 +46,7 @@ class Updater::ParamPiece final : public Event, public BufferPool::Waiter {
   void Handle() override;  // of a copy
 
  private:
+  void TurnAway(const absl::Status& status);
   void AdmitAll();
   void Admit(ChunkWork* work);
   void Copy(StreamKind stream, uint32_t first, uint32_t last);

@@ -82,9 +82,11 @@ std::span<const UnitIndex> Residency::UnitOrder() const {
 }
 
 void Residency::Suspend() {
-  if (suspended_) return;
-  suspended_ = true;
-  for (Unit& u : units_) SetDoor(&u);
+  if (!suspended_) {
+    suspended_ = true;
+    for (Unit& u : units_) SetDoor(&u);
+  }
+  views_.Settle();  // what has died meanwhile: moving() says whether its streams have passed
 }
 
 void Residency::Replan() {

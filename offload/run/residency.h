@@ -67,7 +67,8 @@ class Residency final : public Fetcher::Observer {
   // when nothing is moving(), which also means that the caller's streams have passed every fence,
   // BeginUpdate for each; then Replan. Errors: FailedPrecondition if it is acquired.
   void Suspend();
-  bool moving() const { return fetcher_.active() > 0 || views_.fenced(); }
+  bool moving() const { return fetcher_.active() > 0 || views_.fenced() || views_.dying(); }
+  bool dying() const { return views_.dying(); }  // views, whose streams can't be asked now
   absl::Status BeginUpdate(UnitIndex unit);
   void EndUpdate(UnitIndex unit);
   void Replan();

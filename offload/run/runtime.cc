@@ -232,7 +232,7 @@ std::string OffloadRuntime::Unsettled() const {
 void OffloadRuntime::CheckDrained() {
   if (drains_.empty()) return;
   const absl::Status status = failure();
-  if (status.ok() ? !Quiet() : updater_->computing() || gradients_->summing_lent()) return;
+  if (status.ok() ? !Quiet() : updater_->writing() || gradients_->summing_lent()) return;
   for (Ticket ticket : drains_) tickets_.Complete(ticket, status);
   drains_.clear();
 }
@@ -253,7 +253,7 @@ void OffloadRuntime::Fail(const absl::Status& status) {
 // What waits for an update that has failed hears of it when no part of it is under way any more.
 void OffloadRuntime::CheckEndedWriting() {
   const absl::Status status = failure();
-  if (status.ok() || updater_->computing()) return;
+  if (status.ok() || updater_->writing()) return;
   residency_->EndedWriting();
   if (step_ticket_ != 0) tickets_.Complete(std::exchange(step_ticket_, 0), status);
 }

@@ -70,18 +70,21 @@ void OffloadRuntime::ControlLoop() {
     return stopping_;
   };
   while (!stopping())
-    RunOnce(seams_.clock->Now() + (residency_->waiting() ? kTurn : std::chrono::seconds(1)));
+    RunOnce(seams_.clock->Now() +
+            (residency_->waiting() || residency_->dying() ? kTurn : std::chrono::seconds(1)));
   const TimePoint begin = seams_.clock->Now();
   DrainUntil(begin + options_.close.drain);
   SettleUntil(begin + options_.close.drain + options_.close.settle);
 }
 
 void OffloadRuntime::DrainUntil(TimePoint deadline) {
-  while (!Quiet() && failure().ok() && seams_.clock->Now() < deadline)
+  const auto called = [this] { return calls_ > 0 || !inbox_.empty(); };
+  while ((called() || !Quiet()) && failure().ok() && seams_.clock->Now() < deadline)
     RunOnce(std::min(deadline, seams_.clock->Now() + kTurn));
 }
 
-// Nothing begins any more, and nobody hears of what ends.
+// Nothing begins any more, but for the parts of a chunk whose first part runs; and nobody hears of
+// what ends.
 void OffloadRuntime::SettleUntil(TimePoint deadline) {
   seams_.executor->Abandon();
   seams_.device->Abandon();

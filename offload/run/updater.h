@@ -72,7 +72,8 @@ class Updater : private BufferPool::Keeper {
   bool updating() const { return stores_left_ > 0; }
   bool idle() const { return !busy() && stores_left_ == 0; }
   bool busy() const { return busy_ > 0 || open_pieces_ > 0; }  // on their way, or wait for Start
-  bool computing() const { return computing_ > 0; }            // and so may write what is lent
+  // Parameters may still be written: at home, or where they are lent.
+  bool writing() const { return computing_ > 0 || closing_ > 0 || params_writing_ > 0; }
   // Elements whose parameter the tensor's last update has yet to store; after Fail and once nothing
   // computes: that it never will. Any thread.
   int64_t unwritten(TensorIndex tensor) const { return unwritten_[tensor.value()].load(); }
@@ -133,6 +134,7 @@ class Updater : private BufferPool::Keeper {
   bool failed_ = false;
   size_t busy_ = 0;                  // works that are not idle
   size_t computing_ = 0;             // of these: with a worker, or with the device
+  size_t params_writing_ = 0;  // of these: their parameters are on the way to a drive
   size_t stores_left_ = 0;           // of this step: of chunks' states, and of their parameters
   std::vector<uint32_t> unit_left_;  // by unit: chunks whose parameters are not stored yet
   std::vector<std::atomic<int64_t>> unwritten_;  // by tensor: elements

@@ -113,6 +113,8 @@ void Updater::Submit(ChunkWork* work) {
 
 void Updater::OnComputed(ChunkWork* work) {
   --computing_;
+  if (!work->grad_buffer.empty())
+    context_.memory->grad_buffers.Give(std::exchange(work->grad_buffer, {}));
   const ChunkIndex chunk = work->chunk;
   ParamPiece* const piece = work->piece;
   if (!work->status.ok()) {
@@ -144,6 +146,7 @@ void Updater::OnComputed(ChunkWork* work) {
     EndStore();  // of the states: they are where they belong
   }
   if (work->param_on_nvme) {
+    ++params_writing_;
     context_.store->StartWrite(&work->param_write, IoPriority::kUrgent);
   } else if (piece != nullptr) {
     piece->Leave(chunk, true);
@@ -154,6 +157,7 @@ void Updater::OnComputed(ChunkWork* work) {
 }
 
 void Updater::OnParamsWritten(ChunkWork* work, const absl::Status& status) {
+  --params_writing_;
   ParamPiece* const piece = work->piece;
   const ChunkIndex chunk = work->chunk;
   OnParamsStored(chunk, status);

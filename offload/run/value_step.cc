@@ -149,9 +149,13 @@ void ValueAccess::ChunkStep::Run() {
   if (status_.ok() && grads_were_read_) status_ = BlockStore::Verify(grad_read_);
   if (status_.ok()) {
     if (fresh_) {
-      std::fill(buffer_.begin(), buffer_.end(), std::byte{0});
+      const auto clear = [this](MemoryView buffer, Bytes used) {
+        const Bytes transferred = RoundUp(used, context_.placement->io_alignment);
+        std::fill_n(buffer.begin(), std::min(buffer.size(), transferred.size()), std::byte{0});
+      };
+      clear(buffer_, std::max(layout().state_bytes(), layout().grad_bytes()));
       if (layout().keep == Keep::kParam || reads_params())  // else they are made of the masters
-        std::fill(param_buffer_.begin(), param_buffer_.end(), std::byte{0});
+        clear(param_buffer_, layout().param_bytes());
     }
     asked().of_gradient()           ? ApplyGrad(ThisRun())
     : layout().keep == Keep::kParam ? ApplyFrozen(ThisRun())

@@ -162,6 +162,11 @@ void Views::Hide(UnitIndex unit) {
   slot.ForgetUsers();
 }
 
+bool Views::dying() const {
+  const std::lock_guard lock(shared_->mutex);
+  return shared_->dead != nullptr;
+}
+
 bool Views::Shown(UnitIndex unit) const {
   const std::lock_guard lock(shared_->mutex);
   return shared_->Find(unit) != nullptr;
@@ -211,7 +216,8 @@ absl::StatusOr<DlManagedTensor*> Views::MakeView(UnitIndex unit) {
   {
     const std::lock_guard lock(shared_->mutex);
     const Shared::Shown* shown = shared_->Find(unit);
-    if (shown == nullptr) {
+    // What was released may be shown for a while.
+    if (shown == nullptr || shared_->slots[shown->address].acquired == 0) {
       return absl::FailedPreconditionError(fmt::format(
           "unit {} is not acquired: wait for the ticket of sluice_acquire first", unit.value()));
     }

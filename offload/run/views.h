@@ -67,6 +67,8 @@ class Views {
   bool InUse(const std::byte* address) const;
   // Whether some fence is not complete, so that something will come out of use by itself.
   bool fenced() const { return fenced_ > 0; }
+  // Views have died whose streams were not asked yet: Settle does.
+  bool dying() const;
 
  private:
   struct Shared;

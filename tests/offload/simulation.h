@@ -96,6 +96,14 @@ inline void KeepAbandoned(SimRuntime sim) {
 
 // Trains, reads the masters, waits until everything has come back, and takes it all down. `caller`:
 // as the trainer's.
+// By tensor: what the last update has yet to write.
+inline std::vector<int64_t> Unwritten(const OffloadRuntime& runtime) {
+  std::vector<int64_t> elements;
+  for (uint32_t t = 0; t < runtime.layout().tensors().size(); ++t)
+    elements.push_back(runtime.tensor_unwritten(TensorIndex(t)));
+  return elements;
+}
+
 inline Outcome Simulate(const ModelSpec& spec, const RuntimeConfig& config,
                         const SimOptions& sim_options, const TrainerOptions& options,
                         Caller* caller = nullptr) {
@@ -113,9 +121,12 @@ inline Outcome Simulate(const ModelSpec& spec, const RuntimeConfig& config,
     outcome.status = master.status();
     if (master.ok()) outcome.masters.push_back(*std::move(master));
   }
+  std::vector<int64_t> unwritten;
   if (!sim->runtime->failure().ok()) {
     const absl::Status after = trainer.ExpectAllRefused();
     if (!after.ok()) outcome.status = after;
+    if (!absl::IsDeadlineExceeded(trainer.Wait(sim->runtime->Drain())))
+      unwritten = Unwritten(*sim->runtime);
   } else if (!outcome.status.ok()) {
     // One call was refused, and the runtime goes on. The next iteration, not a last one, reads
     // nothing ahead.
@@ -124,6 +135,8 @@ inline Outcome Simulate(const ModelSpec& spec, const RuntimeConfig& config,
     if (absl::IsDeadlineExceeded(after)) outcome.status = after;
   }
   outcome.unsettled = Settle(&*sim);
+  if (!unwritten.empty() && unwritten != Unwritten(*sim->runtime))
+    outcome.unsettled += "parameters that were written after a drain";
   outcome.faults = sim->world->faults()->happened();
   outcome.log = sim->world->log() + sim->runtime->ReportJson();
   // While what it may still use is there.
