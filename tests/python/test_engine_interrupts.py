@@ -109,6 +109,38 @@ def test_an_interrupt_anywhere_loses_nothing(face, call):
     other.close()
 
 
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("face", ["initialize", "attach"])
+def test_gradients_after_an_interrupt_arrive(face, budget):
+    """Also of a unit some of whose gradients were on their way when the interrupt came: each of those is there or not, all that
+    follow are."""
+    engine, model, _ = placed(face, BUDGETS[budget])
+    plain, x = Model(), torch.linspace(-1, 1, 48).reshape(2, 24)
+
+    def layer_of(model):
+        return model.model.decoder.layers[1]
+
+    def part(model):
+        layer_of(model).up(layer_of(model).norm(x)).square().sum().backward()
+        return layer_of(model).norm.weight.grad
+
+    def follow(model):  # begins with others of the unit
+        layer_of(model)(x).square().sum().backward()
+        return [p.grad.clone() for p in layer_of(model).parameters()]
+
+    follows = follow(plain)
+    plain.zero_grad()
+    part(plain)
+    both = follow(plain)
+    found = points(lambda: part(model))
+    for point in found:
+        model.zero_grad()
+        interrupt(lambda: part(model), point)
+        for now, one, two in zip(follow(model), follows, both, strict=True):
+            assert any(torch.allclose(now, g, rtol=1e-5, atol=1e-6) for g in (one, two)), f"interrupted at {point}"
+    engine.close()
+
+
 def test_the_model_is_large_for_its_memory():
     """Else no slot could be missed."""
     engine, model, _ = placed("attach", BUDGETS["tiny"])

@@ -30,9 +30,14 @@ class _Batch:
         self._begun = False
         self._ticket = None
 
+    @property
+    def begun(self):
+        """The library has them, or had: what came later would not reach it."""
+        return self._begun or bool(self._ticket)
+
     def hand_over(self, runtime):
         """Once, also if an interrupt ended the call before."""
-        if not self._begun and not self._ticket and self.gradients:
+        if not self.begun and self.gradients:
             items = [(gradient.data_ptr(), gradient.numel(), number, 0) for number, gradient in self.gradients.items()]
             runtime.lent.lend_all(self.gradients.values(), self._start, runtime, items)
 
@@ -86,7 +91,7 @@ class Gradients:
     def _add_to_batch(self, place, gradient):
         stream = self._runtime.stream()
         batch = self._batch
-        if place.unit != batch.unit or stream != batch.stream or place.tensor in batch.gradients:
+        if batch.begun or place.unit != batch.unit or stream != batch.stream or place.tensor in batch.gradients:
             self.hand_over()
             batch = self._batch = _Batch(place.unit, stream)
         batch.gradients[place.tensor] = gradient
