@@ -80,10 +80,31 @@ def test_a_field_holds_what_it_was_given_or_refuses_by_name(structure, name, cty
 
 
 def test_every_structure_is_looked_at_and_knows_its_fields():
-    assert {s.__name__ for s in STRUCTURES} >= {"Options", "Group", "StepArgs", "Rates", "Place", "TensorInfo"}
+    assert {s.__name__ for s in STRUCTURES} >= {"Options", "Group", "StepArgs", "Rates", "Place", "Gradient"}
     for structure in STRUCTURES:
         with pytest.raises(TypeError, match="has no field wrokers"):
             structure(wrokers=1)
+
+
+@pytest.mark.parametrize("name, ctype", abi.Gradient._fields_)
+@pytest.mark.parametrize("count", [1, 3])
+def test_gradients_arrive_as_they_are_or_are_refused_by_name(name, ctype, count):
+    """They are converted together."""
+    good = dict(data=2**64 - 1, elements=-(2**63), tensor=2**32 - 1, lent=1)
+    for value in [*VALUES, ctype(5)]:
+        given = [good] * (count - 1) + [{**good, name: value}]
+        if value is None and ctype is ctypes.c_void_p or isinstance(value, ctype):
+            expected = None if value is None else 5
+        else:
+            expected = operator.index(value) if isinstance(value, bool) else whole(value)
+            if not fits(ctypes.c_uint64 if ctype is ctypes.c_void_p else ctype, expected):
+                with pytest.raises(sluice.InvalidArgument, match=f"^{name}: must be"):
+                    abi.Gradient.array([tuple(g.values()) for g in given])
+                continue
+        array = abi.Gradient.array([tuple(g.values()) for g in given])
+        arrived = [{field: getattr(gradient, field) for field, _ in abi.Gradient._fields_} for gradient in array]
+        null = {"data": None} if (name, expected) == ("data", 0) else {}  # how ctypes says it
+        assert arrived == [good] * (count - 1) + [{**good, name: expected, **null}]
 
 
 class Calls:
@@ -168,7 +189,7 @@ def test_what_the_package_passes_unlooked_at_fits(monkeypatch, dtype, hbm):
         attached.step()
         attached.zero_grad()
     attached.destroy()
-    assert watched.seen >= {f"sluice_{name}" for name in ("wait", "acquire", "release", "unit_view", "grad")}
+    assert watched.seen >= {f"sluice_{name}" for name in ("wait", "acquire", "release", "unit_view", "grads")}
 
 
 def test_the_functions_are_those_of_the_header():

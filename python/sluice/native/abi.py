@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import pathlib
+import struct
 
 from .checked import Structure, converted, decoded, path_bytes
 from .errors import (
@@ -140,10 +141,21 @@ class Place(Structure):
     _fields_ = [("data", ctypes.c_void_p), ("dtype", ctypes.c_int32), ("reserved", ctypes.c_int32)]
 
 
-class Gradient(ctypes.Structure):
-    """Address, elements, tensor, whether it is lent: of the package's own, so nothing is checked."""
+class Gradient(Structure):
+    """Address, elements, tensor, whether it is lent (0 or 1)."""
 
     _fields_ = [("data", ctypes.c_void_p), ("elements", ctypes.c_int64), ("tensor", ctypes.c_uint32), ("lent", ctypes.c_uint32)]
+    _packed = struct.Struct("=QqII")
+
+    @classmethod
+    def array(cls, gradients):
+        """[what a Gradient is made of]. Every unit's backward needs one, so they are looked at as a whole: struct refuses what
+        its types don't hold, without saying which it was."""
+        try:
+            packed = b"".join([cls._packed.pack(*gradient) for gradient in gradients])
+        except (struct.error, TypeError):
+            return (cls * len(gradients))(*[cls(*gradient) for gradient in gradients])
+        return (cls * len(gradients)).from_buffer_copy(packed)
 
 
 class StepArgs(Structure):
@@ -478,7 +490,7 @@ class Runtime:
     def start_grads(self, gradients, stream, ticket):
         """gradients: [what a Gradient is made of], there when the stream has run what it holds. Those that are lent belong
         into lent.keep()."""
-        array = (Gradient * len(gradients))(*gradients)
+        array = Gradient.array(gradients)
         self._straight(self.library._lib.sluice_grads, array, len(gradients), stream, ctypes.byref(ticket))
 
     def zero_grad(self):

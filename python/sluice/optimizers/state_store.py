@@ -163,7 +163,7 @@ class StateStore:
         for _, gradient, is_lent in given:
             if is_lent:
                 lent.keep(gradient)
-        items = [(gradient.data_ptr(), gradient.numel(), number, is_lent) for number, gradient, is_lent in given]
+        items = [(gradient.data_ptr(), gradient.numel(), number, int(is_lent)) for number, gradient, is_lent in given]
         lent.lend_all([gradient for _, gradient, _ in given], self.runtime.start_grads, items, None)
 
     def update(self, hyperparameters):
