@@ -89,7 +89,8 @@ def print_summary(figures):
         rows.append(("step", f"{timed:.2f} s, {figures['tokens_per_step'] / timed:,.0f} tokens/s"))
     if figures["efficiency"] is not None:
         terms = figures["floor_terms"]
-        rows.append(("floor", f"{terms['total']:.2f} s a step: backward {terms['backward'] + terms['gradients']:.2f}, then the "
+        backward = max(terms["backward"] + terms["gradients"], terms["spill"])
+        rows.append(("floor", f"{terms['total']:.2f} s a step: backward {backward:.2f}, then the "
                      f"longer of forward and update {terms['forward'] + terms['update'] + terms['checksum'] + terms['copies']:.2f}"
                      f" and the drive {terms['io']:.2f}"))
         rows.append(("efficiency", f"{figures['efficiency']:.2f} of the floor"))

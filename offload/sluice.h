@@ -33,7 +33,7 @@
 extern "C" {
 #endif
 
-#define SLUICE_ABI_VERSION 1
+#define SLUICE_ABI_VERSION 2
 #define SLUICE_API __attribute__((visibility("default")))
 
 typedef enum sluice_status {
@@ -359,7 +359,7 @@ typedef struct sluice_rates {
 
 typedef struct sluice_floor_terms { /* seconds */
   size_t struct_size;
-  double total, forward, backward, io, update, checksum, copies, gradients;
+  double total, forward, backward, io, update, checksum, copies, gradients, spill;
 } sluice_floor_terms;
 
 /* The shortest time of one step on that hardware, term by term: offload/plan/floor.h. */

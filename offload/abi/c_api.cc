@@ -272,9 +272,9 @@ sluice_status sluice_floor(sluice_runtime runtime, const sluice_rates* given,
                                               .checksum_bytes = rates.checksum_bytes,
                                               .copy_bytes = rates.copy_bytes,
                                               .shared_cores = rates.shared_cores != 0});
-    WriteStruct(
-        {0, t.total, t.forward, t.backward, t.io, t.update, t.checksum, t.copies, t.gradients},
-        terms);
+    WriteStruct({0, t.total, t.forward, t.backward, t.io, t.update, t.checksum, t.copies,
+                 t.gradients, t.spill},
+                terms);
     return absl::OkStatus();
   });
 }

@@ -37,6 +37,9 @@ def test_a_model_whose_gradients_exceed_the_pinned_budget_trains_as_in_pytorch(e
     if accumulation == 1:  # each byte once
         assert counters["nvme_gradient_write_bytes"] == 3 * report["nvme"]["gradients_bytes"]
         assert counters["nvme_gradient_read_bytes"] == 3 * report["nvme"]["gradients_bytes"]
+    terms = engine.runtime.floor(nvme_bytes=1e6)
+    assert terms["spill"] == report["step_traffic"]["spilled_bytes"] / 1e6 > 0
+    assert terms["total"] == terms["spill"] + terms["io"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -29,7 +29,7 @@ std::vector<std::string> Lines(const std::string& text) {
 TEST(SluiceTest, SaysItsVersion) {
   const Result result = Sluice("--version");
   EXPECT_EQ(result.code, 0);
-  EXPECT_EQ(result.out, fmt::format("sluice {} (C ABI version 1)\n", SLUICE_VERSION));
+  EXPECT_EQ(result.out, fmt::format("sluice {} (C ABI version 2)\n", SLUICE_VERSION));
   EXPECT_THAT(result.err, IsEmpty());
 }
 

@@ -32,7 +32,7 @@ DEVICE_AUTO, DEVICE_HOST, DEVICE_CUDA = 0, 1, 2
 PARAM, MASTER, EXP_AVG, EXP_AVG_SQ, GRAD = range(5)
 KEEP_ALL, KEEP_PARAM, KEEP_STATES = range(3)
 BOUNDARY = 1
-ABI_VERSION = 1
+ABI_VERSION = 2
 _WAIT_MS = 100
 
 _OK, _PENDING = 0, 1
@@ -196,7 +196,7 @@ class Rates(Structure):
 class FloorTerms(Structure):
     _fields_ = [("struct_size", ctypes.c_size_t)] + [
         (name, ctypes.c_double)
-        for name in ("total", "forward", "backward", "io", "update", "checksum", "copies", "gradients")
+        for name in ("total", "forward", "backward", "io", "update", "checksum", "copies", "gradients", "spill")
     ]
 
 
