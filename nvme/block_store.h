@@ -7,11 +7,11 @@
 // A block has a generation, 0 before its first write; each write makes the next one. Each piece of
 // it has a checksum (core/checksum.h), seeded with block, generation and piece, in a table here,
 // not in the block: 8 bytes for each piece of an extent, 0.55 GB for 10^12 parameters whose fp32
-// states and 16-bit copies are all on drives. Checksums are computed by whoever has the bytes in
-// cache: the writer seals every piece before StartWrite, the reader verifies every piece after the
-// read, whole blocks with Seal and Verify, or piece by piece, perhaps with sums that it has made on
-// the way. All of these are thread-safe and touch only the transfer. What was not verified must not
-// be used. Padding is zeros, and found to be.
+// states and 16-bit copies are all on drives, 0.61 GB if their 16-bit gradients are too. Checksums
+// are computed by whoever has the bytes in cache: the writer seals every piece before StartWrite,
+// the reader verifies every piece after the read, whole blocks with Seal and Verify, or piece by
+// piece, perhaps with sums that it has made on the way. All of these are thread-safe and touch only
+// the transfer. What was not verified must not be used. Padding is zeros, and found to be.
 //
 // A write goes in place, over the generation before it, or elsewhere, into a spare extent of the
 // same drive; the block then changes over when the write has succeeded. A pinned generation is
