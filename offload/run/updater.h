@@ -134,7 +134,7 @@ class Updater : private BufferPool::Keeper {
   bool failed_ = false;
   size_t busy_ = 0;                  // works that are not idle
   size_t computing_ = 0;             // of these: with a worker, or with the device
-  size_t params_writing_ = 0;  // of these: their parameters are on the way to a drive
+  size_t params_writing_ = 0;        // of these: their parameters are on the way to a drive
   size_t stores_left_ = 0;           // of this step: of chunks' states, and of their parameters
   std::vector<uint32_t> unit_left_;  // by unit: chunks whose parameters are not stored yet
   std::vector<std::atomic<int64_t>> unwritten_;  // by tensor: elements

@@ -94,8 +94,6 @@ inline void KeepAbandoned(SimRuntime sim) {
   kept->push_back(std::move(sim));
 }
 
-// Trains, reads the masters, waits until everything has come back, and takes it all down. `caller`:
-// as the trainer's.
 // By tensor: what the last update has yet to write.
 inline std::vector<int64_t> Unwritten(const OffloadRuntime& runtime) {
   std::vector<int64_t> elements;
@@ -104,6 +102,8 @@ inline std::vector<int64_t> Unwritten(const OffloadRuntime& runtime) {
   return elements;
 }
 
+// Trains, reads the masters, waits until everything has come back, and takes it all down. `caller`:
+// as the trainer's.
 inline Outcome Simulate(const ModelSpec& spec, const RuntimeConfig& config,
                         const SimOptions& sim_options, const TrainerOptions& options,
                         Caller* caller = nullptr) {
