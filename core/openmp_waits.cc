@@ -113,6 +113,7 @@ class OpenMpWaits::Team {
     for (const int threads : {cores + 1, cores_most + 1}) {
       if (parallel_ == nullptr || is_short_) break;
       threads_ = threads;
+      runs_ = false;
       is_short_ = Start() && Sleeps();
     }
     if (!is_short_) End();
@@ -124,12 +125,15 @@ class OpenMpWaits::Team {
 
   // Whether waits are short from now on, as they were once.
   bool Start() {
+    if (runs_) return true;
     // Twice: the kernel still counts threads a moment after they have ended.
     if (!CanStart(2 * threads_)) return false;
     parallel_([](void*) {}, nullptr, static_cast<unsigned>(threads_), 0);
+    runs_ = true;
     return true;
   }
   void End() {
+    runs_ = false;
     constexpr int kSoft = 1;  // omp_pause_soft
     if (can_end()) pause_(kSoft, host_());
   }
@@ -165,6 +169,7 @@ class OpenMpWaits::Team {
   int (*host_)() = nullptr;
   int threads_ = 0;
   bool is_short_ = false;
+  bool runs_ = false;
 };
 
 OpenMpWaits::OpenMpWaits(int cores, int cores_most, Mode mode)
@@ -245,11 +250,13 @@ void OpenMpWaits::Work() {
     const std::optional<bool> asked = asked_;
     lock.unlock();  // a step never waits for what is counted and started here
     bool spin = asked.value_or(spins);
-    if (!asked && mode_ == Mode::kSleepUnlessItPays && CanSwitch()) {
+    if (!asked && retry_after_ > Nanos(0)) {
+      spin = false;  // threads were missing once: they don't spin again
+    } else if (!asked && mode_ == Mode::kSleepUnlessItPays && CanSwitch()) {
       Count(&sample);
       spin = policy.Next(sample);
     }
-    const bool done = spin == spins || (CanSwitch() && Switch(spin));
+    const bool done = spin == spins || (CanSwitch() && MaySwitch(asked) && Switch(spin));
     lock.lock();
     if (done) spinning_ = spin;  // else it is tried again
     tries_ = policy.tries();
@@ -278,13 +285,23 @@ bool OpenMpWaits::CanSwitch() const {
   });
 }
 
+// Going back to sleep takes threads. Where there were none, it is tried again later and later.
+bool OpenMpWaits::MaySwitch(std::optional<bool> asked) const {
+  return asked || SteadyClock().Now() >= retry_at_;
+}
+
 bool OpenMpWaits::Switch(bool spin) {
+  constexpr Nanos kFirst = std::chrono::seconds(1), kLast = std::chrono::seconds(64);
   bool done = true;
   for (const std::unique_ptr<Team>& team : teams_) {
     if (spin)
       team->End();
     else
       done = team->Start() && done;
+  }
+  if (!done) {
+    retry_after_ = std::clamp(2 * retry_after_, kFirst, kLast);
+    retry_at_ = SteadyClock().Now() + retry_after_;
   }
   return done;
 }

@@ -59,6 +59,7 @@ class OpenMpWaits {
   void Find();
   bool Switch(bool spin);
   bool CanSwitch() const;
+  bool MaySwitch(std::optional<bool> asked) const;
 
   const int cores_;
   const int cores_most_;
@@ -74,6 +75,8 @@ class OpenMpWaits {
   bool spinning_ = false;                     // likewise
   int64_t tries_ = 0;                         // likewise
   std::vector<std::unique_ptr<Team>> teams_;  // likewise to be read by others than thread_
+  Nanos retry_after_{};                       // thread_'s: once threads were missing
+  Nanos retry_at_{};                          // thread_'s
   uint64_t loads_ = 0;                        // thread_'s: when it looked for runtimes last
   std::set<std::string> paths_;               // likewise: of those that it knows
   std::thread thread_;
