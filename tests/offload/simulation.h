@@ -148,8 +148,8 @@ inline Outcome Simulate(const ModelSpec& spec, const RuntimeConfig& config,
 inline bool SameBits(const Masters& a, const Masters& b) {
   if (a.size() != b.size()) return false;
   for (size_t t = 0; t < a.size(); ++t) {
-    if (a[t].size() != b[t].size() ||
-        std::memcmp(a[t].data(), b[t].data(), a[t].size() * sizeof(float)) != 0)
+    if (a[t].size() != b[t].size()) return false;
+    if (!a[t].empty() && std::memcmp(a[t].data(), b[t].data(), a[t].size() * sizeof(float)) != 0)
       return false;
   }
   return true;
