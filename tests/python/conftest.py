@@ -21,6 +21,16 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def no_hooks_left():
+    """What a model left behind would be done to every graph that follows."""
+    yield
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    while torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+    assert hooks is None, f"left on the stack of autograd: {hooks}"
+
+
 @pytest.fixture
 def engines(tmp_path):
     """engines(model, config, **more) -> an engine that is closed when the test ends. "NVMe" is the test's directory."""

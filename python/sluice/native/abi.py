@@ -286,7 +286,9 @@ class Library:
         self._lib.sluice_abi_version.restype = _u32
         found = self._lib.sluice_abi_version()
         if found != ABI_VERSION:
-            raise ImportError(f"{self.path} has ABI version {found}; this package needs {ABI_VERSION}")
+            raise ImportError(
+                f"{self.path} has ABI version {found}; this package needs {ABI_VERSION}. In a checkout, run scripts/setup."
+            )
         self.simulated = hasattr(self._lib, "sluice_runtime_create_simulated")
         for name, arguments in (_ARGUMENTS if self.simulated else _FUNCTIONS).items():
             function = getattr(self._lib, name)

@@ -149,11 +149,13 @@ class Attached:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._saved.end()
         self.gradients.remove()
         self.loans.end()
 
     def disown(self):
         """The values are gone: whoever uses a parameter from now on is told."""
+        self._saved.end()
         self.gradients.remove()
         self.loans.end()
         for place in self.place_of.values():

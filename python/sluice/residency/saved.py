@@ -25,6 +25,7 @@ class SavedTensors:
         self._generation = generation  # by unit: how often its values have changed
         self._bring = bring
         self._pushed = []  # by module that runs forward now: whether it pushed hooks
+        self._ended = False
 
     def whole_pass(self):
         """For the whole of a forward pass."""
@@ -37,6 +38,11 @@ class SavedTensors:
     def leave(self):
         if self._pushed and self._pushed.pop():
             torch._C._autograd._pop_saved_tensors_default_hooks()
+
+    def end(self):
+        """Nothing is in a slot any more: what graphs save from now on is as it is, also where hooks are left on another thread."""
+        self._ended = True
+        self.settle()
 
     def settle(self):
         """Of modules that an interrupt kept from leaving. A backward's hooks are gone with it."""
@@ -67,7 +73,7 @@ class SavedTensors:
 
     def _pack(self, tensor):
         unit = None
-        if tensor.layout is torch.strided and tensor.device == self._device:
+        if tensor.layout is torch.strided and tensor.device == self._device and not self._ended:
             unit = self._slots.unit_of(tensor)
         if unit is None or tensor.dtype != self._slots[unit].dtype:
             # What a graph saves of its own results must not hold the graph.
