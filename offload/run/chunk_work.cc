@@ -8,11 +8,11 @@
 namespace sluice {
 
 Updater::ChunkWork::ChunkWork(Updater* owner)
-    : read(this, &Updater::OnRead),
-      write(this, &Updater::OnStatesStored),
-      param_write(this, &Updater::OnParamsWritten),
-      param_read(this, &Updater::OnParamsRead),
-      grad_read(this, &Updater::OnGradsRead),
+    : read(owner, this, &Updater::OnRead),
+      write(owner, this, &Updater::OnStatesStored),
+      param_write(owner, this, &Updater::OnParamsWritten),
+      param_read(owner, this, &Updater::OnParamsRead),
+      grad_read(owner, this, &Updater::OnGradsRead),
       grads_come(this),
       owner_(owner) {
   const Context& c = owner->context_;

@@ -13,6 +13,7 @@
 
 #include <vector>
 
+#include "offload/run/step_transfer.h"
 #include "offload/run/updater.h"
 
 namespace sluice {
@@ -42,14 +43,7 @@ class Updater::ChunkWork final : public DeviceWork, public Event {
   };
   std::span<const Part> parts() const { return std::span(parts_).first(part_count_); }
 
-  // A block transfer that ends in a step of the updater.
-  struct Transfer final : BlockTransfer {
-    using Next = void (Updater::*)(ChunkWork*, const absl::Status&);
-    Transfer(ChunkWork* work, Next next) : work(work), next(next) {}
-    void OnDone() override { (work->owner_->*next)(work, status()); }
-    ChunkWork* const work;
-    const Next next;
-  };
+  using Transfer = StepTransfer<Updater, ChunkWork>;
 
   // Takes the buffer that its gradients come into, if they live on NVMe.
   struct GradsCome final : BufferPool::Waiter {

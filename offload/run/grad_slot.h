@@ -12,6 +12,7 @@
 #include <algorithm>
 
 #include "offload/run/grad_spill.h"
+#include "offload/run/step_transfer.h"
 #include "optim/convert.h"
 #include "optim/norm.h"
 
@@ -22,8 +23,8 @@ namespace sluice {
 class GradSpill::Slot final : public BufferPool::Waiter, public Task {
  public:
   explicit Slot(GradSpill* owner)
-      : read(this, &GradSpill::OnRead),
-        write(this, &GradSpill::OnWritten),
+      : read(owner, this, &GradSpill::OnRead),
+        write(owner, this, &GradSpill::OnWritten),
         copied(this, &GradSpill::OnCopied),
         ran(this, &GradSpill::OnTask),
         staged(this),
@@ -41,14 +42,7 @@ class GradSpill::Slot final : public BufferPool::Waiter, public Task {
   }
   Nanos cost() const override { return Nanos(layout().elements / 4 + 200); }
 
-  // A block transfer that ends in a step of the owner.
-  struct Transfer final : BlockTransfer {
-    using Next = void (GradSpill::*)(Slot*, const absl::Status&);
-    Transfer(Slot* slot, Next next) : slot(slot), next(next) {}
-    void OnDone() override { (slot->owner_->*next)(slot, status()); }
-    Slot* const slot;
-    const Next next;
-  };
+  using Transfer = StepTransfer<GradSpill, Slot>;
   struct Done final : Event {
     using Next = void (GradSpill::*)(Slot*);
     Done(Slot* slot, Next next) : slot(slot), next(next) {}
