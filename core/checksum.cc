@@ -28,8 +28,8 @@ constexpr size_t kAheadBytes = 1536;
 
 void AddWhole(StripeSums* sums, const std::byte* bytes, size_t count, size_t stripe) {
   namespace hn = hwy::HWY_NAMESPACE;
-  constexpr hn::Repartition<uint8_t, decltype(kSumTag)> kBytes{};
   const auto words = [](const std::byte* at) HWY_ATTR {
+    constexpr hn::Repartition<uint8_t, decltype(kSumTag)> kBytes{};
     return hn::BitCast(kSumTag, hn::LoadU(kBytes, reinterpret_cast<const uint8_t*>(at)));
   };
   VectorSums all;
