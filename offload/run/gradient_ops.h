@@ -1,6 +1,6 @@
 // offload/run/gradient_ops.h
 //
-// A gradient on its way in, and a part of one whose squares are summed. Internal to Gradients.
+// A gradient on its way in, and cells of one that are taken and summed. Internal to Gradients.
 //
 // Threads: Run on a worker and Launch on the device's stream, the rest on the control thread. Lives
 // as long as the Gradients; used again and again.
@@ -9,17 +9,21 @@
 #define SLUICE_OFFLOAD_RUN_GRADIENT_OPS_H_
 
 #include <algorithm>
+#include <cstring>
 
 #include "core/status.h"
 #include "fmt/format.h"
 #include "offload/run/gradients.h"
+#include "optim/convert.h"
+#include "optim/norm.h"
 #include "optim/on_stream.h"
 
 namespace sluice {
 
 // One gradient on its way in, part by part. The first of a window is copied as it is; later ones
-// are added on a worker or by the device: where they lie, if the host can read them, else piece by
-// piece as they pass through a buffer. What lives on NVMe goes its own way meanwhile.
+// are added. Where the host can read what was pushed and write where it goes, workers do so, cells
+// at a time. Else the device copies, and what is added passes through a buffer piece by piece, from
+// which a worker or the device adds it. What lives on NVMe goes its own way meanwhile.
 class Gradients::PushOp final : public Event,
                                 public Task,
                                 public DeviceWork,
@@ -39,11 +43,7 @@ class Gradients::PushOp final : public Event,
   void Launch(void* stream) override {
     const FloatType type = owner_->TypeOf(tensor);
     const size_t size = static_cast<size_t>(SizeOf(type));
-    const std::byte* const from =
-        buffer.empty() ? data.data() + static_cast<size_t>(part().begin) * size + offset
-                       : buffer.data();
-    AccumulateOn(stream, part().home + offset, from, type,
-                 piece / static_cast<size_t>(SizeOf(type)));
+    AccumulateOn(stream, part().home + offset, buffer.data(), type, piece / size);
   }
   Nanos cost() const override { return Nanos(static_cast<int64_t>(piece) / 8 + 200); }
 
@@ -66,7 +66,9 @@ class Gradients::PushOp final : public Event,
   const Fence* fence = nullptr;
   Done done;
   bool adding = false;
-  int ways_left = 0;  // parts, and what lives on NVMe
+  int ways_left = 0;      // parts, and what lives on NVMe
+  size_t tasks_left = 0;  // of the part
+  size_t parts_summed = 0;
   absl::Status status;
   size_t next_part = 0;
   size_t offset = 0;  // of the piece, in the part, in bytes
@@ -81,14 +83,18 @@ class Gradients::PushOp final : public Event,
   Gradients* const owner_;
 };
 
-// The sums of squares of up to kCellsPerSum cells of a part of a tensor.
-class Gradients::SumTask final : public Task, public DeviceWork, public Event {
+// Up to kCellsPerTask cells of a part of a tensor: taken from a push whose data the host can reach,
+// and summed, cell by cell, so that a cell is in the core's cache when its squares are added up.
+class Gradients::CellTask final : public Task, public DeviceWork, public Event {
  public:
-  SumTask(Gradients* owner, TensorIndex tensor, const Part& part, int64_t first, int64_t last)
+  CellTask(Gradients* owner, TensorIndex tensor, const Part& part, int64_t first, int64_t last)
       : owner_(owner), tensor_(tensor), part_(part), first_(first), last_(last) {}
 
+  // Sums what was taken.
   void Start() {
     const Context& c = owner_->context_;
+    push_ = nullptr;
+    sums_ = true;
     if (!part_.in_hbm) return c.executor->Submit(this);
     op_.stream = StreamKind::kCompute;
     op_.work = this;
@@ -98,10 +104,16 @@ class Gradients::SumTask final : public Task, public DeviceWork, public Event {
     op_.event = this;
     c.device->Enqueue(&op_);
   }
+  // Takes from `push`, whose part this is of; precondition: not in HBM.
+  void StartTaking(PushOp* push, bool sums) {
+    push_ = push;
+    sums_ = sums;
+    owner_->context_.executor->Submit(this);
+  }
   void Run() override {
     const Context& c = owner_->context_;
     op_.started = c.clock->Now();
-    Sum(nullptr, &owner_->cells_[static_cast<size_t>(FirstCell())]);
+    push_ != nullptr ? Take() : Sum(nullptr, Sums());
     op_.finished = c.clock->Now();
     c.inbox->Post(this);
   }
@@ -111,7 +123,10 @@ class Gradients::SumTask final : public Task, public DeviceWork, public Event {
   Nanos cost() const override { return Nanos((last_ - first_) * kCellElements / 4 + 200); }
   void Handle() override {
     const Context& c = owner_->context_;
-    c.trace->Record(owner_->sum_track_, "norm", tensor_.value(), op_.started, op_.finished);
+    const bool taken = push_ != nullptr;
+    c.trace->Record(taken ? owner_->copy_track_ : owner_->sum_track_, taken ? "gradient" : "norm",
+                    tensor_.value(), op_.started, op_.finished);
+    if (taken) return owner_->OnTaken(push_);
     if (!op_.status.ok()) {
       c.fail(Annotate(op_.status, fmt::format("the norm of the gradient of tensor '{}'",
                                               c.layout->tensor(tensor_).name)));
@@ -124,6 +139,7 @@ class Gradients::SumTask final : public Task, public DeviceWork, public Event {
     return owner_->context_.layout->tensor(tensor_).first_cell + part_.begin / kCellElements +
            first_;
   }
+  double* Sums() const { return &owner_->cells_[static_cast<size_t>(FirstCell())]; }
   size_t SumsOffset() const { return static_cast<size_t>(FirstCell()) * sizeof(double); }
   size_t SumsBytes() const { return static_cast<size_t>(last_ - first_) * sizeof(double); }
 
@@ -137,12 +153,30 @@ class Gradients::SumTask final : public Task, public DeviceWork, public Event {
                      sums);
   }
 
+  void Take() {
+    const FloatType type = owner_->TypeOf(tensor_);
+    for (int64_t cell = first_; cell < last_; ++cell) {
+      const int64_t begin = cell * kCellElements;
+      const auto n = static_cast<size_t>(std::min(kCellElements, part_.elements - begin));
+      std::byte* const home = part_.home + begin * SizeOf(type);
+      const std::byte* const from = push_->data.data() + (part_.begin + begin) * SizeOf(type);
+      if (push_->adding) {
+        Accumulate(home, from, type, n);
+      } else {
+        std::memcpy(home, from, n * static_cast<size_t>(SizeOf(type)));
+      }
+      if (sums_) Sums()[cell - first_] = CellSquareSum(home, type, n);
+    }
+  }
+
   Gradients* const owner_;
   const TensorIndex tensor_;
   const Part part_;
   const int64_t first_;  // cells of the part
   const int64_t last_;
-  DeviceOp op_;  // its times also where a worker sums
+  PushOp* push_ = nullptr;  // if it takes
+  bool sums_ = true;
+  DeviceOp op_;  // its times also where a worker works
 };
 
 }  // namespace sluice

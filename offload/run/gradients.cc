@@ -10,7 +10,7 @@
 namespace sluice {
 
 namespace {
-constexpr int64_t kCellsPerSum = 256;  // a task's worth: a million elements
+constexpr int64_t kCellsPerTask = 256;  // a million elements
 }  // namespace
 
 Gradients::Gradients(const Context& context)
@@ -26,15 +26,20 @@ Gradients::Gradients(const Context& context)
   sum_track_ = context.trace->AddTrack("gradient norm");
   AddParts();
   for (uint32_t t = 0; t < tensors_.size(); ++t) {
-    const auto add = [&](const Part& part, std::vector<std::unique_ptr<SumTask>>* sums) {
+    const auto add = [&](const Part& part, std::vector<std::unique_ptr<CellTask>>* tasks) {
       const int64_t cells = CellCount(part.elements);
-      for (int64_t first = 0; first < cells; first += kCellsPerSum) {
-        sums->push_back(std::make_unique<SumTask>(this, TensorIndex(t), part, first,
-                                                  std::min(cells, first + kCellsPerSum)));
+      for (int64_t first = 0; first < cells; first += kCellsPerTask) {
+        tasks->push_back(std::make_unique<CellTask>(this, TensorIndex(t), part, first,
+                                                    std::min(cells, first + kCellsPerTask)));
       }
     };
     const TensorLayout& tensor = context.layout->tensor(TensorIndex(t));
-    for (const Part& part : tensors_[t].parts) add(part, &tensors_[t].sums);
+    std::vector<std::unique_ptr<CellTask>>& tasks = tensors_[t].tasks;
+    for (Part& part : tensors_[t].parts) {
+      part.first_task = tasks.size();
+      add(part, &tasks);
+      part.tasks = tasks.size() - part.first_task;
+    }
     if (tensor.keep == Keep::kStates)
       add({.begin = 0, .elements = tensor.elements, .home = nullptr, .in_hbm = false},
           &tensors_[t].sums_of_lent);
@@ -138,7 +143,7 @@ void Gradients::Lend(TensorIndex tensor, ConstMemoryView data) {
 void Gradients::Begin(PushOp* push) {
   push->adding = tensors_[push->tensor.value()].present;
   push->status = absl::OkStatus();
-  push->next_part = push->offset = 0;
+  push->next_part = push->offset = push->parts_summed = 0;
   push->ways_left = 1;
   if (spill_ != nullptr && spill_->Holds(push->tensor)) {
     ++push->ways_left;
@@ -156,11 +161,23 @@ void Gradients::NextPart(PushOp* push) {
     return EndWay(push, absl::OkStatus());
   const Part& part = push->part();
   push->offset = 0;
-  if (!push->adding) return CopyPiece(push);
-  if (part.in_hbm || !context_.placement->hbm_in_place || !push->fence->Complete())
-    return buffers(part)->Take(push);
-  push->piece = static_cast<size_t>(part.elements * SizeOf(TypeOf(push->tensor)));
-  context_.executor->Submit(push);
+  if (!part.in_hbm && context_.placement->hbm_in_place && push->fence->Complete())
+    return TakePart(push);
+  if (push->adding) return buffers(part)->Take(push);
+  CopyPiece(push);
+}
+
+// Sums are made on the way if this may be the last that is added.
+void Gradients::TakePart(PushOp* push) {
+  const Part& part = push->part();
+  push->tasks_left = part.tasks;
+  if (boundary_) ++push->parts_summed;
+  const auto& tasks = tensors_[push->tensor.value()].tasks;
+  for (size_t i = 0; i < part.tasks; ++i) tasks[part.first_task + i]->StartTaking(push, boundary_);
+}
+
+void Gradients::OnTaken(PushOp* push) {
+  if (--push->tasks_left == 0) EndPart(push, absl::OkStatus());
 }
 
 void Gradients::CopyPiece(PushOp* push) {
@@ -227,7 +244,7 @@ void Gradients::End(PushOp* push) {
   t.queue.pop_front();
   if (status.ok()) {
     t.present = true;
-    t.summed = t.parts.empty();
+    t.summed = push->parts_summed == t.parts.size();
   } else {
     context_.fail(status);
   }
@@ -236,7 +253,7 @@ void Gradients::End(PushOp* push) {
   --active_;
   if (!t.queue.empty()) {
     Begin(t.queue.front());
-  } else if (boundary_ && t.present) {
+  } else if (boundary_ && t.present && !t.summed) {
     StartSums(tensor);
   }
   done(status);
@@ -245,7 +262,7 @@ void Gradients::End(PushOp* push) {
 
 void Gradients::StartSums(TensorIndex tensor) {
   Tensor& t = tensors_[tensor.value()];
-  const auto& sums = t.lent != nullptr ? t.sums_of_lent : t.sums;
+  const auto& sums = t.lent != nullptr ? t.sums_of_lent : t.tasks;
   t.sums_left = static_cast<int>(sums.size());
   active_ += t.sums_left;
   if (t.lent != nullptr) lent_sums_ += t.sums_left;

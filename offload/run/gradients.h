@@ -6,8 +6,8 @@
 // canonical grid. A lent gradient stays in the caller's memory: it is summed, and later read by the
 // update, where it lies.
 //
-// Threads: the control thread; copies run on the device's streams, additions and sums where the
-// gradients are: on workers or on the device.
+// Threads: the control thread; copies run on workers where the host can reach both ends, else on
+// the device's streams, additions and sums where the gradients are: on workers or on the device.
 // Memory is taken at construction; a push that can't find a free slot of its own takes one more
 // from the heap and keeps it.
 
@@ -83,7 +83,7 @@ class Gradients {
 
  private:
   class PushOp;
-  class SumTask;
+  class CellTask;
   enum class Given : uint8_t { kNothing, kCopied, kLent };
   // Of a tensor, what lies together in HBM or in pinned memory.
   struct Part {
@@ -91,6 +91,8 @@ class Gradients {
     int64_t elements;
     std::byte* home;
     bool in_hbm;
+    size_t first_task = 0;  // of the tensor's
+    size_t tasks = 0;
   };
   struct Tensor {
     Given given = Given::kNothing;
@@ -99,14 +101,16 @@ class Gradients {
     bool summed = false;  // of its parts
     int sums_left = 0;
     std::vector<Part> parts;
-    RingQueue<PushOp*> queue;                    // the first is under way
-    std::vector<std::unique_ptr<SumTask>> sums;  // of its parts
-    std::vector<std::unique_ptr<SumTask>> sums_of_lent;
+    RingQueue<PushOp*> queue;                      // the first is under way
+    std::vector<std::unique_ptr<CellTask>> tasks;  // of its parts
+    std::vector<std::unique_ptr<CellTask>> sums_of_lent;
   };
 
   void AddParts();
   void Begin(PushOp* push);
   void NextPart(PushOp* push);
+  void TakePart(PushOp* push);
+  void OnTaken(PushOp* push);
   void CopyPiece(PushOp* push);
   void OnCopied(PushOp* push);
   void OnAdded(PushOp* push);

@@ -138,7 +138,7 @@ int OpsOn(StreamKind stream, const std::string& log) {
 }
 
 // With room for all and states in RAM, each piece crosses the link once a step, whole; where there
-// is no link nothing does, and a gradient is copied once and added where it lies.
+// is no link nothing does, and workers take gradients, from where they are pushed.
 TEST(GrainsSimTest, CopiesAreAsFewAsPiecesOrNone) {
   for (const uint64_t seed : Seeds(30)) {
     for (const bool in_place : {false, true}) {
@@ -157,9 +157,6 @@ TEST(GrainsSimTest, CopiesAreAsFewAsPiecesOrNone) {
       for (const ParamPieces::Piece& piece : all.pieces())
         pieces += plan->layout.chunks()[piece.first].keep == Keep::kAll ? 1 : 0;
       ASSERT_EQ(pieces == 0, in_place) << "seed " << seed;
-      int updated = 0;
-      for (const ModelSpec::Tensor& tensor : made.spec.tensors)
-        updated += tensor.keep == Keep::kAll ? 1 : 0;
       absl::StatusOr<SimRuntime> sim = MakeSimRuntime(made.spec, made.config, made.sim);
       ASSERT_TRUE(sim.ok()) << sim.status();
       const TrainerOptions options{.steps = 2, .micro_steps = 3};
@@ -171,10 +168,7 @@ TEST(GrainsSimTest, CopiesAreAsFewAsPiecesOrNone) {
       const absl::Status trained = trainer.Run();  // loads again
       ASSERT_TRUE(trained.ok()) << trained;
       EXPECT_EQ(now(StreamKind::kHostToDevice) - 2 * up, options.steps * pieces) << "seed " << seed;
-      if (in_place) {
-        EXPECT_EQ(now(StreamKind::kDeviceToHost) - 2 * down, options.steps * updated)
-            << "seed " << seed;
-      }
+      if (in_place) EXPECT_EQ(now(StreamKind::kDeviceToHost) - 2 * down, 0) << "seed " << seed;
     }
   }
 }
