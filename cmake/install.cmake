@@ -54,7 +54,12 @@ set_target_properties(sluice_cli PROPERTIES INSTALL_RPATH "$ORIGIN/../${CMAKE_IN
 install(TARGETS sluice EXPORT sluice-targets
         LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
         INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
-install(TARGETS sluice_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+# The command, if it was built: who embeds the library (scripts/setup --library) needs none.
+install(TARGETS sluice_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} OPTIONAL)
+install(CODE [[
+  if(NOT EXISTS "$<TARGET_FILE:sluice_cli>")
+    message(STATUS "Not installed, since it is not built: the command (target sluice_cli)")
+  endif()]])
 install(FILES offload/sluice.h offload/sluice.hpp
         DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/sluice)
 

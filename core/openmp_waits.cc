@@ -8,15 +8,13 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <filesystem>
-#include <fstream>
 #include <latch>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include "core/config.h"
 #include "core/openmp_runtimes.h"
-#include "core/wait_policy.h"
 #include "fmt/format.h"
 
 namespace sluice {
@@ -76,20 +74,6 @@ struct LateRegion {
   std::chrono::nanoseconds before{};
   int64_t sleeps_before = 0;
 };
-
-// What this process has done so far, as the kernel tells it.
-void Count(WaitSample* sample) {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  sample->sleeps = usage.ru_nvcsw;
-  std::error_code error;
-  for (std::filesystem::directory_iterator task("/proc/self/task", error), end;
-       !error && task != end; task.increment(error)) {
-    int64_t ran = 0, waited = 0;
-    if (std::ifstream(task->path() / "schedstat") >> ran >> waited) sample->waited += Nanos(waited);
-  }
-  sample->now = SteadyClock().Now();
-}
 
 }  // namespace
 
@@ -172,8 +156,8 @@ class OpenMpWaits::Team {
   bool runs_ = false;
 };
 
-OpenMpWaits::OpenMpWaits(int cores, int cores_most, Mode mode)
-    : cores_(cores), cores_most_(cores_most), mode_(mode) {}
+OpenMpWaits::OpenMpWaits(int cores, int cores_most, Mode mode, std::vector<int> numbers)
+    : cores_(cores), cores_most_(cores_most), mode_(mode), numbers_(std::move(numbers)) {}
 
 OpenMpWaits::~OpenMpWaits() {
   {
@@ -184,8 +168,9 @@ OpenMpWaits::~OpenMpWaits() {
   if (thread_.joinable()) thread_.join();
 }
 
-std::unique_ptr<OpenMpWaits> OpenMpWaits::Make(int cores, int cores_most, Mode mode) {
-  std::unique_ptr<OpenMpWaits> waits(new OpenMpWaits(cores, cores_most, mode));
+std::unique_ptr<OpenMpWaits> OpenMpWaits::Make(int cores, int cores_most, Mode mode,
+                                               std::vector<int> numbers) {
+  std::unique_ptr<OpenMpWaits> waits(new OpenMpWaits(cores, cores_most, mode, std::move(numbers)));
   try {
     waits->thread_ = std::thread([raw = waits.get()] { raw->Work(); });
   } catch (const std::system_error&) {
@@ -232,7 +217,7 @@ bool OpenMpWaits::Spin(bool spin) {
 void OpenMpWaits::Work() {
   pthread_setname_np(pthread_self(), "sluice-idle");  // and so are those it starts
   constexpr std::chrono::seconds kIdle(1);
-  WaitPolicy policy;
+  WaitPolicy policy(static_cast<int>(numbers_.size()));
   int64_t steps = 0;
   std::unique_lock lock(mutex_);
   while (!stop_) {
@@ -253,7 +238,7 @@ void OpenMpWaits::Work() {
     if (!asked && retry_after_ > Nanos(0)) {
       spin = false;  // threads were missing once: they don't spin again
     } else if (!asked && mode_ == Mode::kSleepUnlessItPays && CanSwitch()) {
-      Count(&sample);
+      Count(policy.asks_for_cores(), &sample);
       spin = policy.Next(sample);
     }
     const bool done = spin == spins || (CanSwitch() && MaySwitch(asked) && Switch(spin));
@@ -277,6 +262,15 @@ void OpenMpWaits::Find() {
     if (spinning_ && team->is_short()) team->End();
     teams_.push_back(std::move(team));
   }
+}
+
+// What this process has done so far, and the cores if that is asked for, as the kernel tells it.
+void OpenMpWaits::Count(bool cores, WaitSample* sample) const {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  sample->sleeps = usage.ru_nvcsw;
+  if (cores) sample->cores = ReadCoreTimes(FilesBelow(""), numbers_);
+  sample->now = SteadyClock().Now();
 }
 
 bool OpenMpWaits::CanSwitch() const {

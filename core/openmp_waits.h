@@ -29,6 +29,7 @@
 #include <vector>
 
 #include "core/clock.h"
+#include "core/wait_policy.h"
 
 namespace sluice {
 
@@ -38,7 +39,9 @@ class OpenMpWaits {
 
   // `cores` is how many this process may use, `cores_most` how many it could have used when the
   // runtimes were loaded. Those that are loaded now have been tried when it returns.
-  static std::unique_ptr<OpenMpWaits> Make(int cores, int cores_most, Mode mode);
+  // `numbers` are those of the cores, for kSleepUnlessItPays.
+  static std::unique_ptr<OpenMpWaits> Make(int cores, int cores_most, Mode mode,
+                                           std::vector<int> numbers = {});
   ~OpenMpWaits();  // the runtimes wait as before
 
   // A step of training begins; what a step is to WaitPolicy.
@@ -54,16 +57,18 @@ class OpenMpWaits {
 
  private:
   class Team;
-  OpenMpWaits(int cores, int cores_most, Mode mode);
+  OpenMpWaits(int cores, int cores_most, Mode mode, std::vector<int> numbers);
   void Work();
   void Find();
   bool Switch(bool spin);
   bool CanSwitch() const;
+  void Count(bool cores, WaitSample* sample) const;
   bool MaySwitch(std::optional<bool> asked) const;
 
   const int cores_;
   const int cores_most_;
   const Mode mode_;
+  const std::vector<int> numbers_;
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;

@@ -107,6 +107,7 @@ void Update(const AdamWCoefficients& c, const AdamWSpans& spans) {
     return p;
   };
   const size_t lanes = hn::Lanes(d);
+  static_assert(kBlock % (2 * hn::MaxLanes(DF())) == 0);
   const auto block = [&](float* pp, float* mp, float* vp, const void* grads, void* params,
                          bool stream) HWY_ATTR {
     for (size_t i = 0; i < kBlock; i += 2 * lanes) {

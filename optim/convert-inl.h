@@ -22,7 +22,8 @@ namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-using DF = hn::ScalableTag<float>;
+// At most 512 bits, also where vectors are longer: loops take two vectors of a block at a time.
+using DF = hn::CappedTag<float, 16>;
 using DU = hn::Rebind<uint32_t, DF>;
 using DI = hn::Rebind<int32_t, DF>;
 using DH = hn::Rebind<uint16_t, DF>;

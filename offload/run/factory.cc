@@ -50,11 +50,13 @@ std::shared_ptr<OpenMpWaits> RealOpenMpWaits(const Topology& topology) {
     const std::lock_guard lock(shared->mutex);
     if (auto waits = shared->get(); waits != nullptr) return waits;
   }
+  // The process's, not this runtime's.
+  const ScopedNumaBinding everywhere(NumaBinding{.cores = topology.cores});
   // A quota counts time: spinning spends it.
   const bool quota = topology.cores_allowed < static_cast<int>(topology.cores.size());
-  std::shared_ptr<OpenMpWaits> made =
-      OpenMpWaits::Make(topology.cores_allowed, topology.cores_machine,
-                        quota ? OpenMpWaits::Mode::kSleep : OpenMpWaits::Mode::kSleepUnlessItPays);
+  std::shared_ptr<OpenMpWaits> made = OpenMpWaits::Make(
+      topology.cores_allowed, topology.cores_machine,
+      quota ? OpenMpWaits::Mode::kSleep : OpenMpWaits::Mode::kSleepUnlessItPays, topology.cores);
   const std::lock_guard lock(shared->mutex);
   if (auto waits = shared->get(); waits != nullptr) return waits;  // somebody was faster
   shared->process = getpid();
@@ -62,42 +64,16 @@ std::shared_ptr<OpenMpWaits> RealOpenMpWaits(const Topology& topology) {
   return made;
 }
 
-// One budget for the caller's threads and the workers: a core is the caller's, who updates on it
-// while it waits, unless it is to launch kernels.
-int WorkersOf(const RuntimeConfig& config, int cores) {
-  return config.workers > 0 ? config.workers : std::max(1, cores - 1);
-}
-
-int WorkersOf(const RuntimeConfig& config, const Topology& topology, const NumaBinding& binding) {
-  const int cores = binding.node
-                        ? std::min(topology.cores_allowed, static_cast<int>(binding.cores.size()))
-                        : topology.cores_allowed;
-  return WorkersOf(config, cores);
-}
-
 // Of the file system at `path`, or of where it will be.
-std::optional<int> NodeOfPath(const std::string& path) {
+std::optional<int> NodeOfPath(const FileReader& files, const std::string& path) {
   struct stat status {};
   if (stat(path.c_str(), &status) != 0) return std::nullopt;
-  return NodeOfBlockDevice(FilesBelow(""), major(status.st_dev), minor(status.st_dev));
+  return NodeOfBlockDevice(files, major(status.st_dev), minor(status.st_dev));
 }
 
-// Drives count if anything lives on them.
-NumaBinding BindingOf(const RuntimeConfig& config, const Topology& topology, const Plan& plan) {
-  const FileReader files = FilesBelow("");
-  NumaWishes wishes{.allowed = topology.cores};
-  if (plan.device.kind == DeviceKind::kCuda)
-    wishes.gpu = NodeOfPciDevice(files, plan.device.pci_address);
-  for (const std::string& path : config.nvme_paths) {
-    if (plan.placement.nvme() > Bytes(0)) wishes.drives.push_back(NodeOfPath(path));
-  }
-  return ChooseNumaBinding(ReadNumaNodes(files), wishes);
-}
-
-CoreUse CoresOf(const RuntimeConfig& config, const Topology& topology, DeviceKind device,
-                const NumaBinding& binding) {
-  const int workers = WorkersOf(config, topology, binding);
-  const bool help = device == DeviceKind::kHost;
+CoreUse CoresOf(const RuntimeConfig& config, const Topology& topology, const Plan& plan) {
+  const NumaBinding& binding = plan.cores.binding;
+  const bool help = plan.device.kind == DeviceKind::kHost;
   CoreUse use;
   use.allowed = topology.cores_allowed;
   use.machine = topology.cores_machine;
@@ -105,7 +81,7 @@ CoreUse CoresOf(const RuntimeConfig& config, const Topology& topology, DeviceKin
   use.openmp_waits = RealOpenMpWaits(topology);
   use.compute = fmt::format("the caller's threads, on any of {} cores", topology.cores_allowed);
   use.update = fmt::format(
-      "{} workers ({}), on any of {}; {}", workers,
+      "{} workers ({}), on any of {}; {}", plan.cores.workers,
       config.workers > 0 ? "as asked for" : "one less than cores: the caller has one",
       binding.node ? "the node's" : "them",
       help ? "so does a caller that waits" : "a caller that waits does not: it launches kernels");
@@ -130,6 +106,22 @@ RamNeed ArenasOf(const Plan& plan, const RuntimeConfig& config) {
 }
 
 }  // namespace
+
+CorePlan PlanCores(const RuntimeConfig& config, const DeviceChoice& device,
+                   const AllowedCores& allowed, const FileReader& files) {
+  NumaWishes wishes{.allowed = allowed.cores};
+  if (device.kind == DeviceKind::kCuda) wishes.gpu = NodeOfPciDevice(files, device.pci_address);
+  for (const std::string& path : config.nvme_paths)
+    wishes.drives.push_back(NodeOfPath(files, path));
+  CorePlan plan{.allowed = allowed, .binding = ChooseNumaBinding(ReadNumaNodes(files), wishes)};
+  // One budget for the caller's threads and the workers: a core is the caller's, who updates on it
+  // while it waits, unless it is to launch kernels.
+  const int cores = plan.binding.node
+                        ? std::min(allowed.count, static_cast<int>(plan.binding.cores.size()))
+                        : allowed.count;
+  plan.workers = config.workers > 0 ? config.workers : std::max(1, cores - 1);
+  return plan;
+}
 
 absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConfig& config) {
   SLUICE_ASSIGN_OR_RETURN(DeviceChoice device, ChooseDevice(config.device, config.device_index));
@@ -156,7 +148,9 @@ absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConf
   }
   input.options.hbm_in_place =
       input.device.kind == DeviceKind::kHost && config.link_bytes_per_second == 0;
-  input.options.workers = WorkersOf(config, FindAllowedCores().value_or(AllowedCores()).count);
+  input.cores =
+      PlanCores(config, input.device, FindAllowedCores().value_or(AllowedCores()), FilesBelow(""));
+  input.options.workers = input.cores.workers;
   input.options.io_alignment =
       std::max(input.options.io_alignment, ExtentAlignmentOf(config.nvme_paths));
   int64_t parameters = 0;  // refused below if it is too large
@@ -190,8 +184,8 @@ absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config
   SLUICE_ASSIGN_OR_RETURN(PlanInput input, MakePlanInput(spec, config));
   SLUICE_ASSIGN_OR_RETURN(Placement placement,
                           MakePlacement(input.layout, input.budgets, input.options));
-  return Plan{std::move(input.layout), std::move(input.device), input.budgets,
-              std::move(placement)};
+  return Plan{std::move(input.layout), std::move(input.device), input.budgets, std::move(placement),
+              std::move(input.cores)};
 }
 
 int64_t ChunkElementsFor(int64_t parameters, int64_t least) {
@@ -245,10 +239,9 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spe
   SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, config));
   SLUICE_ASSIGN_OR_RETURN(const Topology topology, DetectTopology());
   Seams seams;
-  const NumaBinding binding = BindingOf(config, topology, plan);
+  seams.cores = CoresOf(config, topology, plan);
   // What is taken and started from here on is the runtime's.
-  const ScopedNumaBinding bound(binding);
-  seams.cores = CoresOf(config, topology, plan.device.kind, binding);
+  const ScopedNumaBinding bound(plan.cores.binding);
   if (!bound.refused().empty()) seams.cores.nodes += "; refused: " + bound.refused();
   SLUICE_ASSIGN_OR_RETURN(const std::vector<Drive> drives, DrivesOf(config));
   seams.segments = SegmentsOf(plan, drives);
@@ -257,7 +250,7 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spe
   SLUICE_RETURN_IF_ERROR(CheckRamIfKnown(need, ReadMemoryLimits(), &seams.ram_unchecked));
   seams.clock = RealClock();
   seams.host_memory = RealMemory();
-  SLUICE_ASSIGN_OR_RETURN(seams.executor, MakeExecutor(WorkersOf(config, topology, binding)));
+  SLUICE_ASSIGN_OR_RETURN(seams.executor, MakeExecutor(plan.cores.workers));
   SLUICE_ASSIGN_OR_RETURN(seams.device, DeviceOf(plan, config));
   seams.device_reason = plan.device.reason;
   SLUICE_ASSIGN_OR_RETURN(seams.files, CreateSegments(seams.segments));

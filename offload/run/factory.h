@@ -11,7 +11,9 @@
 #include <vector>
 
 #include "core/device_choice.h"
+#include "core/numa.h"
 #include "core/supplied_memory.h"
+#include "core/topology.h"
 #include "offload/run/runtime.h"
 
 namespace sluice {
@@ -52,6 +54,17 @@ inline constexpr int64_t kChunksWanted = int64_t{1} << 22;
 // more.
 int64_t ChunkElementsFor(int64_t parameters, int64_t least);
 
+// Which cores a runtime is to have, and how many of them its workers: one less than there are on
+// the node that it is bound to, unless `config` says.
+struct CorePlan {
+  AllowedCores allowed;
+  NumaBinding binding;
+  int workers = 1;
+};
+// On a machine as `files` tells it. Drives count if anything may live on them.
+CorePlan PlanCores(const RuntimeConfig& config, const DeviceChoice& device,
+                   const AllowedCores& allowed, const FileReader& files);
+
 // What a placement is made from: the layout of `spec`, and of `config` what places it, with what
 // was not given chosen. Errors: InvalidArgument, Unavailable (see ChooseDevice), Unimplemented
 // (states that must be in a GPU's memory, in a format or by a rule without a kernel there).
@@ -60,6 +73,7 @@ struct PlanInput {
   DeviceChoice device;
   Budgets budgets;
   PlacementOptions options;
+  CorePlan cores;
 };
 absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConfig& config);
 // The same for a device that was chosen already, which need not be one of this machine. Budgets
@@ -74,6 +88,7 @@ struct Plan {
   DeviceChoice device;
   Budgets budgets;
   Placement placement;
+  CorePlan cores;
 };
 absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config);
 

@@ -9,19 +9,17 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <filesystem>
-#include <fstream>
 #include <random>
 #include <thread>
 
 #include "core/memory_resource.h"
 #include "fmt/format.h"
+#include "tests/core/machine_files.h"
 #include "tests/nvme/temp_dir.h"
 
 namespace sluice {
 namespace {
 
-namespace fs = std::filesystem;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -54,41 +52,8 @@ TEST(ParseNumberListTest, ReadsAnyListBack) {
   }
 }
 
-// A tree as the kernel has it below /sys: links into /sys/devices, the node at a parent.
-class Machine {
- public:
-  void AddNode(int number, const std::string& cores, bool memory = true) {
-    Write(fmt::format("/sys/devices/system/node/node{}/cpulist", number), cores + "\n");
-    if (!memory) return;
-    with_memory_ += fmt::format("{}{}", with_memory_.empty() ? "" : ",", number);
-    Write("/sys/devices/system/node/has_memory", with_memory_ + "\n");
-  }
-  void AddGpu(const std::string& address, int node) {
-    Write(fmt::format("/sys/bus/pci/devices/{}/numa_node", address), fmt::format("{}\n", node));
-  }
-  // Of a drive on the bus, or of a partition of it: one directory further down.
-  void AddDrive(const std::string& number, int node, bool partition) {
-    const std::string pci = "/sys/devices/pci0000:00/" + number;
-    const std::string block =
-        fmt::format("{}/nvme/nvme0/nvme0n1{}", pci, partition ? "/nvme0n1p1" : "");
-    Write(pci + "/numa_node", fmt::format("{}\n", node));
-    Write(block + "/dev", number);
-    fs::create_directories(dir_.path() + "/sys/dev/block");
-    fs::create_directory_symlink(dir_.path() + block, dir_.path() + "/sys/dev/block/" + number);
-  }
-  FileReader files() const { return FilesBelow(dir_.path()); }
-
- private:
-  void Write(const std::string& path, const std::string& text) {
-    fs::create_directories(fs::path(dir_.path() + path).parent_path());
-    std::ofstream(dir_.path() + path) << text;
-  }
-  TempDir dir_;
-  std::string with_memory_;
-};
-
 TEST(NumaTest, ReadsNodesAndWhatIsNearThem) {
-  Machine machine;
+  testing::MachineFiles machine;
   machine.AddNode(0, "0-3,8-11");
   machine.AddNode(1, "4-7,12-15");
   machine.AddNode(2, "");              // memory alone, as of CXL
