@@ -120,10 +120,14 @@ absl::Status BlockStore::NothingToRead(BlockIndex block) const {
 }
 
 absl::Status BlockStore::Verify(const BlockTransfer& transfer) {
-  for (uint32_t p = 0; p < transfer.pieces_->count(); ++p) {
-    SLUICE_RETURN_IF_ERROR(VerifyPiece(transfer, p, transfer.pieces_->Sums(transfer.data_, p)));
-  }
+  SLUICE_RETURN_IF_ERROR(VerifyPieces(transfer, {.first = 0, .last = transfer.pieces_->count()}));
   return VerifyPadding(transfer);
+}
+
+absl::Status BlockStore::VerifyPieces(const BlockTransfer& transfer, PieceRange pieces) {
+  for (uint32_t p = pieces.first; p < pieces.last; ++p)
+    SLUICE_RETURN_IF_ERROR(VerifyPiece(transfer, p, transfer.pieces_->Sums(transfer.data_, p)));
+  return absl::OkStatus();
 }
 
 absl::Status BlockStore::VerifyPiece(const BlockTransfer& transfer, uint32_t piece,
@@ -167,9 +171,13 @@ void BlockStore::PrepareWrite(BlockTransfer* transfer, BlockIndex block, MemoryV
 }
 
 void BlockStore::Seal(BlockTransfer* transfer) {
-  for (uint32_t p = 0; p < transfer->pieces_->count(); ++p)
-    SealPiece(transfer, p, transfer->pieces_->Sums(transfer->data_, p));
+  SealPieces(transfer, {.first = 0, .last = transfer->pieces_->count()});
   EndSeal(transfer);
+}
+
+void BlockStore::SealPieces(BlockTransfer* transfer, PieceRange pieces) {
+  for (uint32_t p = pieces.first; p < pieces.last; ++p)
+    SealPiece(transfer, p, transfer->pieces_->Sums(transfer->data_, p));
 }
 
 void BlockStore::SealPiece(BlockTransfer* transfer, uint32_t piece, const StripeSums& sums) {

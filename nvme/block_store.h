@@ -75,6 +75,12 @@ class BlockTransfer : private IoOp {
   bool sealed_ = false;  // a write whose checksums are those of its bytes
 };
 
+// Of a block's pieces, from `first` to before `last`.
+struct PieceRange {
+  uint32_t first = 0;
+  uint32_t last = 0;
+};
+
 enum class WritePlace : uint8_t {
   kInPlace,  // unless the block's generation is pinned
   kElsewhere
@@ -108,8 +114,9 @@ class BlockStore {
   // Any thread, on a transfer whose read ended ok. Errors: DataLoss naming block, generation,
   // drive, file, and the offset of the first piece that is wrong.
   static absl::Status Verify(const BlockTransfer& transfer);
-  // The same of one piece, the sums of whose bytes as they were read are `sums`, and of the
-  // padding.
+  // The same of some pieces; of one, the sums of whose bytes as they were read are `sums`; and of
+  // the padding.
+  static absl::Status VerifyPieces(const BlockTransfer& transfer, PieceRange pieces);
   static absl::Status VerifyPiece(const BlockTransfer& transfer, uint32_t piece,
                                   const StripeSums& sums);
   static absl::Status VerifyPadding(const BlockTransfer& transfer);
@@ -121,7 +128,8 @@ class BlockStore {
                     WritePlace place = WritePlace::kInPlace);
   // Any thread, once the bytes are final: computes the checksums and zeroes the padding.
   static void Seal(BlockTransfer* transfer);
-  // The same of one piece, the sums of whose bytes are `sums`; after all pieces, EndSeal.
+  // The same of some pieces; of one, the sums of whose bytes are `sums`. After all pieces, EndSeal.
+  static void SealPieces(BlockTransfer* transfer, PieceRange pieces);
   static void SealPiece(BlockTransfer* transfer, uint32_t piece, const StripeSums& sums);
   static void EndSeal(BlockTransfer* transfer);
   // Gives up a prepared write that is not going to be started. Control thread.

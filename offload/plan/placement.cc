@@ -16,6 +16,11 @@ namespace {
 
 constexpr char kSmallest[] = "sluice/smallest_budget_bytes";  // a payload
 
+// Of squares, of all cells.
+Bytes SumsOf(const ModelLayout& layout) {
+  return RoundUp(Bytes(layout.cell_count() * static_cast<int64_t>(sizeof(double))), kSlotAlignment);
+}
+
 absl::Status TooSmall(const char* tier, Bytes budget, Bytes smallest, std::string_view what,
                       std::string_view advice) {
   absl::Status status = absl::ResourceExhaustedError(fmt::format(
@@ -26,6 +31,29 @@ absl::Status TooSmall(const char* tier, Bytes budget, Bytes smallest, std::strin
   return status;
 }
 
+// What gradients take of a tier, chunk by chunk: those of a unit lie together.
+class GradRoom {
+ public:
+  explicit GradRoom(const ModelLayout* layout) : layout_(layout) {}
+
+  // What the next chunk adds.
+  Bytes More(size_t chunk) const {
+    const ChunkLayout& c = layout_->chunks()[chunk];
+    const Bytes here = c.unit.value() == unit_ ? here_ : Bytes(0);
+    return RoundUp(here + c.grad_bytes(), kSlotAlignment) - RoundUp(here, kSlotAlignment);
+  }
+  void Add(size_t chunk) {
+    const ChunkLayout& c = layout_->chunks()[chunk];
+    here_ = c.unit.value() == unit_ ? here_ + c.grad_bytes() : c.grad_bytes();
+    unit_ = c.unit.value();
+  }
+
+ private:
+  const ModelLayout* layout_;
+  uint32_t unit_ = UINT32_MAX;  // none yet
+  Bytes here_;                  // of that unit
+};
+
 // Chooses homes and buffers, tier by tier.
 class Placer {
  public:
@@ -35,6 +63,7 @@ class Placer {
   absl::StatusOr<Placement> Run() {
     p_.io_alignment = options_.io_alignment;
     p_.hbm_in_place = options_.hbm_in_place;
+    p_.device_sums = options_.highest_state_tier == Tier::kHbm;
     p_.task_elements = options_.task_elements;
     for (const UnitLayout& unit : layout_.units())
       slots_.push_back(RoundUp(unit.param_bytes(), kSlotAlignment));
@@ -94,19 +123,34 @@ class Placer {
     const Bytes left = budgets_.hbm - resident;
     p_.hbm_cache = std::min(all - resident,
                             Bytes(left.value() / kSlotAlignment.value() * kSlotAlignment.value()));
+    p_.state_home.assign(layout_.chunks().size(), Tier::kPinned);
+    p_.grad_home.assign(layout_.chunks().size(), Tier::kPinned);
+    if (whole && options_.highest_state_tier == Tier::kHbm) HomeStatesInHbm(left);
     return absl::OkStatus();
+  }
+
+  // With their gradients, the room for what is added to these, and the sums.
+  void HomeStatesInHbm(Bytes left) {
+    left -= SumsOf(layout_);
+    GradRoom grads(&layout_);
+    Bytes adds;
+    for (size_t c = 0; c < p_.state_home.size(); ++c) {
+      const ChunkLayout& chunk = layout_.chunks()[c];
+      if (chunk.keep != Keep::kAll) continue;
+      left -= RoundUp(chunk.state_bytes(), kSlotAlignment) + grads.More(c);
+      adds = std::max(adds, RoundUp(chunk.grad_bytes(), kSlotAlignment) * kBuffersMin);
+      if (left < adds) return;
+      grads.Add(c);
+      p_.state_home[c] = p_.grad_home[c] = Tier::kHbm;
+    }
   }
 
   absl::Status PlaceInPinned() {
     const bool states_stay = options_.lowest_state_tier != Tier::kNvme;
     const bool params_stay = options_.lowest_param_tier != Tier::kNvme;
     // As if everything stayed: what it takes, and how large the buffers are.
-    if (!states_in_hbm()) {
-      p_.state_home.assign(layout_.chunks().size(), Tier::kPinned);
-      p_.grad_home.assign(layout_.chunks().size(), Tier::kPinned);
-    }
     SumUp(layout_, &p_);
-    const Bytes grads = p_.grads_pinned + p_.sums;
+    const Bytes grads = p_.grads_pinned;
     const Bytes states = p_.states_pinned;
     const Bytes params = p_.params_pinned;
     states_move_ = p_.state_buffer_bytes > Bytes(0);
@@ -117,7 +161,7 @@ class Placer {
     const Bytes grad_buffers = p_.grad_buffer_bytes * kBuffersMin;
 
     const bool grads_may_go = !states_stay && grad_buffers < grads;
-    p_.least_pinned = {.gradients = grads_may_go ? Bytes(0) : grads,
+    p_.least_pinned = {.gradients = grads_may_go ? p_.sums : p_.sums + grads,
                        .buffers = grads_may_go ? buffers + grad_buffers : buffers,
                        .states = states_stay ? states : Bytes(0),
                        .params = params_stay ? params : Bytes(0)};
@@ -205,22 +249,17 @@ class Placer {
   }
 
   void HomeGrads(Bytes* left) {
-    UnitIndex unit;
-    Bytes here;  // of `unit`
+    GradRoom room(&layout_);
     bool full = false;
     for (size_t c = 0; c < p_.grad_home.size(); ++c) {
-      const ChunkLayout& chunk = layout_.chunks()[c];
-      if (chunk.grad_bytes() == Bytes(0)) continue;
-      if (c == 0 || chunk.unit != unit) here = Bytes(0);
-      unit = chunk.unit;
-      const Bytes more =
-          RoundUp(here + chunk.grad_bytes(), kSlotAlignment) - RoundUp(here, kSlotAlignment);
-      full = full || more > *left;
+      if (p_.grad_home[c] != Tier::kPinned || layout_.chunks()[c].grad_bytes() == Bytes(0))
+        continue;
+      full = full || room.More(c) > *left;
       if (full) {
         p_.grad_home[c] = Tier::kNvme;
       } else {
-        here += chunk.grad_bytes();
-        *left -= more;
+        *left -= room.More(c);
+        room.Add(c);
       }
     }
   }
@@ -242,8 +281,8 @@ class Placer {
     bool full = false;
     for (size_t c = 0; c < p_.state_home.size(); ++c) {
       const Bytes bytes = RoundUp(layout_.chunks()[c].state_bytes(), kSlotAlignment);
+      if (p_.state_home[c] != Tier::kPinned || bytes == Bytes(0)) continue;  // or there are none
       full = full || bytes > *left;
-      if (bytes == Bytes(0)) continue;  // there are none
       if (full) {
         p_.state_home[c] = Tier::kNvme;
       } else {
@@ -333,11 +372,8 @@ void SumUp(const ModelLayout& layout, Placement* p) {
     (stretch.tier == Tier::kHbm ? p->grads_hbm : p->grads_pinned) += stretch.bytes;
   const bool any_in_hbm = std::count(p->grad_home.begin(), p->grad_home.end(), Tier::kHbm) > 0;
   p->add_buffers = any_in_hbm ? kBuffersMin : 0;
-  p->sums = Bytes(0);
-  if (any_in_hbm) {
-    p->sums =
-        RoundUp(Bytes(layout.cell_count() * static_cast<int64_t>(sizeof(double))), kSlotAlignment);
-  }
+  p->sums = any_in_hbm || p->device_sums ? SumsOf(layout) : Bytes(0);
+  p->sums_hbm = any_in_hbm ? p->sums : Bytes(0);
 }
 
 std::string LeastPinned::Sentence() const {

@@ -4,15 +4,16 @@
 // every unit's parameters and every chunk's states and gradients, and to the exact size of each
 // tier's arena. It decides nothing about time.
 //
-// HBM: if all parameters fit, all live there. Otherwise small units, and those that were asked to
-// stay, live there for good, and what is left of the budget is a cache that the schedule moves the
-// other units through. Pinned RAM: the buffers that movements need, gradients, then the parameters
-// that don't live in HBM, then states, all in forward order: what a step needs first stays nearest,
-// and gradients of the last units, which are there the longest, are the first to go. A byte of
-// parameters is moved up to three times a step, a byte of states twice, and a byte of gradients
-// twice in every micro-step. NVMe: the rest; gradients only where states may go there too, and only
-// when they don't all fit. Frozen tensors need no states and no gradients, lent ones no room for
-// parameters.
+// HBM: if all parameters fit, all live there; then, where the device may update, states, each chunk
+// with its gradients, in forward order as far as they fit. Otherwise small units, and those that
+// were asked to stay, live there for good, and what is left of the budget is a cache that the
+// schedule moves the other units through. Pinned RAM: the buffers that movements need, gradients,
+// then the parameters that don't live in HBM, then states, all in forward order: what a step needs
+// first stays nearest, and gradients of the last units, which are there the longest, are the first
+// to go. A byte of parameters is moved up to three times a step, a byte of states twice, and a byte
+// of gradients twice in every micro-step. NVMe: the rest; gradients only where states may go there
+// too, and only when they don't all fit. Frozen tensors need no states and no gradients, lent ones
+// no room for parameters.
 //
 // Where states may not leave HBM, everything lives there, gradients too, and the update runs there;
 // pinned memory then holds what values pass through on their way in and out.
@@ -46,7 +47,10 @@ constexpr int ResidentUpdates(int workers) { return 2 * workers + 2; }
 
 struct PlacementOptions {
   Tier lowest_param_tier = Tier::kNvme;
-  Tier lowest_state_tier = Tier::kNvme;   // kHbm: states and gradients live there, all of them
+  Tier lowest_state_tier = Tier::kNvme;  // kHbm: states and gradients live there, all of them
+  // kHbm: as many as fit beside all parameters live there, unless they are lent. Never above the
+  // lowest.
+  Tier highest_state_tier = Tier::kPinned;
   int64_t resident_elements_max = 16384;  // units of at most so many elements live in HBM for good
   int state_buffers =
       32;  // wanted for moving states, if any state is on NVMe; at least 2 are needed
@@ -67,8 +71,8 @@ struct PlacementOptions {
 
 // What pinned memory must hold whatever the budgets: the smallest pinned budget, and of what it is.
 struct LeastPinned {
-  Bytes gradients;  // that may not go to NVMe, or are less than what moves them; or the sums of
-                    // their squares, where they live in HBM
+  Bytes gradients;  // that may not go to NVMe, or are less than what moves them; and the sums of
+                    // their squares, where the device may make them
   Bytes buffers;    // two for moving states, two for parameters, and two for gradients
   Bytes states;     // that may not go to NVMe
   Bytes params;     // likewise, of those that do not live in HBM
@@ -92,6 +96,7 @@ struct Placement {
   int grad_buffers = 0;
   Bytes copy_room;  // that each parameter buffer has at least, if copies into HBM are to be larger
   bool hbm_in_place = false;
+  bool device_sums = false;  // squares may be summed in HBM, even if none are there now
   int64_t task_elements = 0;
 
   std::vector<Bytes> slot_bytes;  // by unit: room in HBM for compute, aligned
@@ -105,7 +110,8 @@ struct Placement {
   Bytes grads_hbm;
   Bytes grads_pinned;
   Bytes grads_nvme;
-  Bytes sums;  // of squares, if gradients live in HBM: there, and as much in pinned memory
+  Bytes sums;                // of squares, in pinned memory, if the device may make some
+  Bytes sums_hbm;            // as many there, if gradients live there
   Bytes state_buffer_bytes;  // of one
   Bytes param_buffer_bytes;  // of the largest chunk, or several
   Bytes grad_buffer_bytes;
@@ -115,7 +121,8 @@ struct Placement {
   LeastPinned least_pinned;
 
   Bytes hbm() const {
-    return hbm_fixed + hbm_cache + states_hbm + grads_hbm + sums + add_buffer_bytes * add_buffers;
+    return hbm_fixed + hbm_cache + states_hbm + grads_hbm + sums_hbm +
+           add_buffer_bytes * add_buffers;
   }
   Bytes buffers() const {  // in pinned memory
     return state_buffer_bytes * state_buffers + param_buffer_bytes * param_buffers +

@@ -32,9 +32,13 @@ void Updater::ChunkWork::Submit() {
     part.first = at;
     part.last = std::min(at + task, elements);
     part.status = absl::OkStatus();
+    part.spans = {};
   }
-  parts_left_.store(part_count_, std::memory_order_relaxed);
-  if (!on_device) return c.executor->Submit(&parts_[0]);
+  if (!on_device) {
+    Begin(Has(Round::kCheck) ? Round::kCheck : Round::kUpdate);
+    for (size_t i = 0; i < part_count_; ++i) c.executor->Submit(&parts_[i]);
+    return;
+  }
   device_op_.stream = StreamKind::kCompute;
   device_op_.work = this;
   device_op_.inbox = c.inbox;
@@ -42,58 +46,127 @@ void Updater::ChunkWork::Submit() {
   c.device->Enqueue(&device_op_);
 }
 
-// After its count has gone down, all of the work may be used again.
-void Updater::ChunkWork::RunPart(Part* part) {
-  const Context& c = owner_->context_;
-  part->begin = c.clock->Now();
-  if (part == &parts_[0]) {
-    if (!Verifies()) return c.inbox->Post(this);
-    for (size_t i = 1; i < part_count_; ++i) c.executor->Submit(&parts_[i]);
-  }
-  if (ChecksOnTheWay()) {
-    part->status = UpdateInPieces(part->first, part->last);
-  } else {
-    Update(nullptr, part->first, part->last, {});
-  }
-  part->end = c.clock->Now();
-  if (parts_left_.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
-  status = EndParts();
-  part->end = c.clock->Now();
-  c.inbox->Post(this);
+void Updater::ChunkWork::Begin(Round round) {
+  round_ = round;
+  parts_left_.store(part_count_, std::memory_order_relaxed);
 }
 
-// What was read, but for states that each part checks as it updates them.
-bool Updater::ChunkWork::Verifies() {
-  if (Planted(owner_->context_, PlantedBug::kUnverifiedRead)) return true;
-  if (streaming && !ChecksOnTheWay()) status = BlockStore::Verify(read);
-  if (!grad_buffer.empty() && status.ok()) status = BlockStore::Verify(grad_read);
-  if (params_read && status.ok()) status = BlockStore::Verify(param_read);
-  return status.ok();
+// Whoever ends the last part of a round begins the next, or posts that all has ended: then the work
+// may be used again.
+void Updater::ChunkWork::RunPart(Part* part) {
+  const Context& c = owner_->context_;
+  while (true) {
+    Part::Span& span = part->spans[static_cast<size_t>(round_)];
+    span.begin = c.clock->Now();
+    part->status = RunRound(*part);
+    span.end = c.clock->Now();
+    if (parts_left_.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+    status = EndRound();
+    const std::optional<Round> next = NextRound();
+    if (!status.ok() || !next) return c.inbox->Post(this);
+    Begin(*next);
+    for (size_t i = 0; i < part_count_; ++i) {
+      if (&parts_[i] != part) c.executor->Submit(&parts_[i]);
+    }
+  }
+}
+
+absl::Status Updater::ChunkWork::RunRound(const Part& part) {
+  switch (round_) {
+    case Round::kCheck:
+      return Check(part);
+    case Round::kUpdate:
+      if (SumsOnTheWay()) return UpdateInPieces(part.first, part.last);
+      Update(nullptr, part.first, part.last, {});
+      return absl::OkStatus();
+    case Round::kSeal:
+      SealOrPublish(part);
+      return absl::OkStatus();
+  }
+  SLUICE_CHECK(false);
+}
+
+// By whoever ends its last part.
+absl::Status Updater::ChunkWork::EndRound() {
+  for (const Part& part : parts()) SLUICE_RETURN_IF_ERROR(part.status);
+  if (round_ == Round::kUpdate && ChecksOnTheWay() && Verifies())
+    SLUICE_RETURN_IF_ERROR(BlockStore::VerifyPadding(read));
+  if (NextRound()) return absl::OkStatus();
+  if (streaming) BlockStore::EndSeal(&write);
+  if (param_on_nvme) BlockStore::EndSeal(&param_write);
+  return absl::OkStatus();
+}
+
+std::optional<Updater::ChunkWork::Round> Updater::ChunkWork::NextRound() const {
+  if (round_ == Round::kCheck) return Round::kUpdate;
+  if (round_ == Round::kUpdate && Has(Round::kSeal)) return Round::kSeal;
+  return std::nullopt;
+}
+
+bool Updater::ChunkWork::Has(Round round) const {
+  switch (round) {
+    case Round::kCheck:
+      return Verifies() &&
+             ((streaming && !ChecksOnTheWay()) || !grad_buffer.empty() || params_read);
+    case Round::kUpdate:
+      return true;
+    case Round::kSeal:
+      return (streaming && !SumsOnTheWay()) || HidesParams() || param_on_nvme;
+  }
+  SLUICE_CHECK(false);
+}
+
+bool Updater::ChunkWork::Verifies() const {
+  return !Planted(owner_->context_, PlantedBug::kUnverifiedRead);
 }
 
 void Updater::ChunkWork::Handle() {
   if (on_device) {
     status = device_op_.status;
-    parts_[0].begin = device_op_.started;
-    parts_[0].end = device_op_.finished;
+    parts_[0].spans[static_cast<size_t>(Round::kUpdate)] = {device_op_.started,
+                                                            device_op_.finished};
   }
   owner_->OnComputed(this);
 }
 
-// What is lent is adopted into the masters first, so they must have been checked.
-bool Updater::ChunkWork::ChecksOnTheWay() const {
-  const Context& c = owner_->context_;
-  return streaming && c.update->adds_sums() && c.layout->chunk(chunk).keep != Keep::kStates;
+// The update's kernel adds up what of the states it finds and leaves.
+bool Updater::ChunkWork::SumsOnTheWay() const {
+  return streaming && owner_->context_.update->adds_sums();
 }
+
+// Where the update writes what is lent, it may not begin before all is known to be right.
+bool Updater::ChunkWork::ChecksOnTheWay() const {
+  return SumsOnTheWay() && owner_->context_.layout->chunk(chunk).keep != Keep::kStates;
+}
+
+// Parameters that others see are made of the masters when these are known to be right.
+bool Updater::ChunkWork::HidesParams() const { return ChecksOnTheWay() && piece == nullptr; }
 
 void Updater::ChunkWork::Launch(void* stream) {
   Update(stream, 0, owner_->context_.layout->chunk(chunk).elements, {});
 }
 
-// Until all of the chunk has been found to be what was written, nothing of it leaves the chunk's
-// buffers: parameters that others see are made of the masters at the end.
+// Of a block's pieces, those that are the part's.
+PieceRange Updater::ChunkWork::ShareOf(const Part& part, const BlockTransfer& of) const {
+  const auto i = static_cast<size_t>(&part - parts_.data());
+  const size_t count = of.pieces().count();
+  return {.first = static_cast<uint32_t>(count * i / part_count_),
+          .last = static_cast<uint32_t>(count * (i + 1) / part_count_)};
+}
+
+absl::Status Updater::ChunkWork::Check(const Part& part) const {
+  const bool last = &part == &parts_[part_count_ - 1];
+  const auto check = [&](const BlockTransfer& of) {
+    SLUICE_RETURN_IF_ERROR(BlockStore::VerifyPieces(of, ShareOf(part, of)));
+    return last ? BlockStore::VerifyPadding(of) : absl::OkStatus();
+  };
+  if (streaming && !ChecksOnTheWay()) SLUICE_RETURN_IF_ERROR(check(read));
+  if (!grad_buffer.empty()) SLUICE_RETURN_IF_ERROR(check(grad_read));
+  if (params_read) SLUICE_RETURN_IF_ERROR(check(param_read));
+  return absl::OkStatus();
+}
+
 absl::Status Updater::ChunkWork::UpdateInPieces(int64_t first, int64_t last) {
-  const bool verifies = !Planted(owner_->context_, PlantedBug::kUnverifiedRead);
   const BlockPieces& pieces = read.pieces();
   const ChunkLayout& layout = owner_->context_.layout->chunk(chunk);
   const auto piece_elements = static_cast<int64_t>(pieces.column_bytes() / sizeof(float));
@@ -105,25 +178,17 @@ absl::Status Updater::ChunkWork::UpdateInPieces(int64_t first, int64_t last) {
     AddUnsummed(&before, begin, end);
     Update(nullptr, begin, end, {&before, &after, pieces.column_stripes()});
     AddUnsummed(&after, begin, end);
-    if (verifies) SLUICE_RETURN_IF_ERROR(BlockStore::VerifyPiece(read, p, before));
+    if (ChecksOnTheWay() && Verifies())
+      SLUICE_RETURN_IF_ERROR(BlockStore::VerifyPiece(read, p, before));
     BlockStore::SealPiece(&write, p, after);
   }
   return absl::OkStatus();
 }
 
-// By whoever ends the last part.
-absl::Status Updater::ChunkWork::EndParts() {
-  for (const Part& part : parts()) SLUICE_RETURN_IF_ERROR(part.status);
-  if (ChecksOnTheWay()) {
-    if (!Planted(owner_->context_, PlantedBug::kUnverifiedRead))
-      SLUICE_RETURN_IF_ERROR(BlockStore::VerifyPadding(read));
-    BlockStore::EndSeal(&write);
-    if (piece == nullptr) PublishParams();
-  } else if (streaming) {
-    BlockStore::Seal(&write);
-  }
-  if (param_on_nvme) BlockStore::Seal(&param_write);
-  return absl::OkStatus();
+void Updater::ChunkWork::SealOrPublish(const Part& part) {
+  if (HidesParams()) PublishParams(part.first, part.last);
+  if (streaming && !SumsOnTheWay()) BlockStore::SealPieces(&write, ShareOf(part, write));
+  if (param_on_nvme) BlockStore::SealPieces(&param_write, ShareOf(part, param_write));
 }
 
 // What of the elements from `first` on, up to `last`, the update's kernel does not add: what no run
@@ -154,16 +219,17 @@ void Updater::ChunkWork::AddUnsummed(StripeSums* sums, int64_t first, int64_t la
   add(done, last);
 }
 
-void Updater::ChunkWork::PublishParams() const {
+void Updater::ChunkWork::PublishParams(int64_t first, int64_t last) const {
   const Context& c = owner_->context_;
   const ChunkLayout& layout = c.layout->chunk(chunk);
   const FloatType type = layout.types.param.floats();
   std::byte* const params = c.memory->ParamsOf(layout);
   for (const ChunkRun& run : c.layout->runs(layout)) {
-    if (!owner_->updates_[run.tensor.value()]) continue;
-    c.layout->format()->Read(StatesAt(layout, states, params), kMasterIndex, run.chunk_offset,
-                             params + run.chunk_offset * SizeOf(type), type,
-                             static_cast<size_t>(run.elements));
+    const int64_t begin = std::max(first, run.chunk_offset);
+    const int64_t end = std::min(last, run.chunk_offset + run.elements);
+    if (begin >= end || !owner_->updates_[run.tensor.value()]) continue;
+    c.layout->format()->Read(StatesAt(layout, states, params), kMasterIndex, begin,
+                             params + begin * SizeOf(type), type, static_cast<size_t>(end - begin));
   }
 }
 
@@ -188,7 +254,6 @@ void Updater::ChunkWork::Update(void* stream, int64_t first, int64_t last, const
       std::byte* const out =
           lent ? update->lent.data + of_tensor * SizeOf(type) : params + begin * SizeOf(type);
       if (lent) c.layout->format()->Adopt(all, begin, out, type, n);
-      const bool hidden = sums.before != nullptr && piece == nullptr;
       c.update->Run(
           stream, update->scalars, all,
           {.at = begin,
@@ -196,7 +261,7 @@ void Updater::ChunkWork::Update(void* stream, int64_t first, int64_t last, const
            .grad = update->lent_grad != nullptr ? update->lent_grad + of_tensor * SizeOf(grad_type)
                                                 : grads + begin * SizeOf(grad_type),
            .grad_type = grad_type,
-           .param_out = hidden ? nullptr : out,
+           .param_out = HidesParams() ? nullptr : out,
            .param_type = type,
            .before = sums.before,
            .after = sums.after,

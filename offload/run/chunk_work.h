@@ -1,9 +1,12 @@
 // offload/run/chunk_work.h
 //
 // One chunk on its way through an update: its buffers, its transfers, and the arithmetic that
-// workers do on it, or the device where the states live in HBM. A chunk is what is transferred; the
-// arithmetic is cut into parts that stay in a core's cache, and several workers may have one each.
-// Internal to the updater, which says what happens when.
+// workers do on it, or the device where the states live in HBM. A chunk is what is transferred;
+// what workers do is cut into parts that stay in a core's cache, and several workers may have one
+// each. They do it in up to three rounds, each of which begins when the one before has ended: what
+// was read is checked, unless the update does that on the way; the update; what will be written is
+// sealed, unless the update has done so. Nothing computed from a chunk leaves its buffers before
+// all of it was found to be right. Internal to the updater, which says what happens when.
 //
 // Threads: the parts run on workers, Launch on the device's thread, the rest on the control thread.
 // Lives as long as the updater; used for one chunk after another.
@@ -11,6 +14,8 @@
 #ifndef SLUICE_OFFLOAD_RUN_CHUNK_WORK_H_
 #define SLUICE_OFFLOAD_RUN_CHUNK_WORK_H_
 
+#include <array>
+#include <optional>
 #include <vector>
 
 #include "offload/run/step_transfer.h"
@@ -28,9 +33,10 @@ class Updater::ChunkWork final : public DeviceWork, public Event {
   void Launch(void* stream) override;
   void Handle() override;
 
-  // The elements from `first` to `last` of the chunk: whole pieces of its block's, or to the end.
-  // Each checks and seals its own where the update's kernel adds sums; otherwise the first checks
-  // what was read before the others are submitted, and the last to end seals what will be written.
+  enum class Round : uint8_t { kCheck, kUpdate, kSeal };
+  static constexpr const char* kRoundNames[] = {"check", "update", "seal"};
+  // The elements from `first` to `last` of the chunk: whole pieces of its states' block, or to the
+  // end. And its share of the pieces of blocks that are checked or sealed whole.
   struct Part final : Task {
     void Run() override { work->RunPart(this); }
     Nanos cost() const override { return Nanos((last - first) / 2 + 500); }
@@ -38,8 +44,11 @@ class Updater::ChunkWork final : public DeviceWork, public Event {
     int64_t first = 0;
     int64_t last = 0;
     absl::Status status;
-    TimePoint begin{0};
-    TimePoint end{0};
+    struct Span {
+      TimePoint begin{0};
+      TimePoint end{0};
+    };
+    std::array<Span, std::size(kRoundNames)> spans;  // by round; one that was left out: empty
   };
   std::span<const Part> parts() const { return std::span(parts_).first(part_count_); }
 
@@ -83,21 +92,31 @@ class Updater::ChunkWork final : public DeviceWork, public Event {
     StripeSums* after = nullptr;
     size_t column_stripes = 0;
   };
+  void Begin(Round round);
   void RunPart(Part* part);
-  bool Verifies();
+  absl::Status RunRound(const Part& part);
+  absl::Status EndRound();
+  bool Has(Round round) const;
+  std::optional<Round> NextRound() const;
+  bool Verifies() const;
+  bool SumsOnTheWay() const;
   bool ChecksOnTheWay() const;
+  bool HidesParams() const;
+  absl::Status Check(const Part& part) const;
+  PieceRange ShareOf(const Part& part, const BlockTransfer& of) const;
   absl::Status UpdateInPieces(int64_t first, int64_t last);
-  absl::Status EndParts();
   void AddUnsummed(StripeSums* sums, int64_t first, int64_t last) const;
-  void PublishParams() const;
+  void SealOrPublish(const Part& part);
+  void PublishParams(int64_t first, int64_t last) const;
   // Of the elements from `first` on, up to `last`.
   void Update(void* stream, int64_t first, int64_t last, const Sums& sums);
 
   Updater* const owner_;
   std::vector<Part> parts_;  // room for those of any chunk
   size_t part_count_ = 0;
-  std::atomic<size_t> parts_left_{0};
-  DeviceOp device_op_;  // the update, if on_device
+  Round round_ = Round::kCheck;        // set while no part runs
+  std::atomic<size_t> parts_left_{0};  // of the round
+  DeviceOp device_op_;                 // the update, if on_device
 };
 
 }  // namespace sluice

@@ -142,10 +142,10 @@ absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConf
     // The host updates what lies in the caller's memory.
     input.options.lowest_state_tier = std::max(input.options.lowest_state_tier, Tier::kPinned);
   }
-  if (input.device.kind == DeviceKind::kHost) {
-    input.options.lowest_state_tier =
-        std::max(input.options.lowest_state_tier, config.highest_state_tier_on_host);
-  }
+  input.options.highest_state_tier =
+      input.device.kind == DeviceKind::kHost ? config.highest_state_tier_on_host : Tier::kHbm;
+  input.options.lowest_state_tier =
+      std::max(input.options.lowest_state_tier, input.options.highest_state_tier);
   input.options.hbm_in_place =
       input.device.kind == DeviceKind::kHost && config.link_bytes_per_second == 0;
   input.cores =
@@ -165,8 +165,11 @@ absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConf
       ModelLayout::Make(spec,
                         config.chunk_elements > 0 ? config.chunk_elements : chunk_elements_default,
                         config.types, config.format(config.rule->fields())));
-  if (input.device.kind == DeviceKind::kCuda && input.options.lowest_state_tier == Tier::kHbm)
-    SLUICE_RETURN_IF_ERROR(StateUpdate(input.layout.format(), config.rule).CheckGpu());
+  if (input.device.kind == DeviceKind::kCuda) {
+    const absl::Status can = StateUpdate(input.layout.format(), config.rule).CheckGpu();
+    if (!can.ok() && input.options.lowest_state_tier == Tier::kHbm) return can;
+    if (!can.ok()) input.options.highest_state_tier = Tier::kPinned;
+  }
   Budgets given = config.budgets;
   if (given.hbm < Bytes(0) && config.hbm != nullptr)
     given.hbm = Bytes(static_cast<int64_t>(config.hbm->memory().size()));

@@ -16,10 +16,10 @@ constexpr int64_t kCellsPerTask = 256;  // a million elements
 Gradients::Gradients(const Context& context)
     : context_(context), tensors_(context.layout->tensors().size()) {
   const auto cell_count = static_cast<size_t>(context.layout->cell_count());
-  const bool any_in_hbm = context.memory->sums != nullptr;
-  if (!any_in_hbm) own_cells_.resize(cell_count);
-  cells_ = any_in_hbm ? std::span(reinterpret_cast<double*>(context.memory->sums), cell_count)
-                      : std::span(own_cells_);
+  const bool pinned = context.memory->sums != nullptr;
+  if (!pinned) own_cells_.resize(cell_count);
+  cells_ = pinned ? std::span(reinterpret_cast<double*>(context.memory->sums), cell_count)
+                  : std::span(own_cells_);
   std::fill(cells_.begin(), cells_.end(), 0.0);
   context.metrics->Get("nvme_gradient_write_bytes");  // also where it stays 0
   copy_track_ = context.trace->AddTrack("gradients to host");

@@ -85,12 +85,14 @@ absl::StatusOr<TierMemory> TierMemory::Make(const ModelLayout& layout, const Pla
     }
     memory.state_home.push_back(home);
   }
-  if (placement.sums > Bytes(0)) {
+  if (placement.sums_hbm > Bytes(0)) {
     SLUICE_ASSIGN_OR_RETURN(const MemoryView there,
-                            memory.hbm.Carve(placement.sums, kSlotAlignment));
+                            memory.hbm.Carve(placement.sums_hbm, kSlotAlignment));
+    memory.sums_hbm = there.data();
+  }
+  if (placement.sums > Bytes(0)) {
     SLUICE_ASSIGN_OR_RETURN(const MemoryView here,
                             memory.pinned.Carve(placement.sums, kSlotAlignment));
-    memory.sums_hbm = there.data();
     memory.sums = here.data();
   }
   SLUICE_ASSIGN_OR_RETURN(memory.add_buffers, CarvePool(&memory.hbm, placement.add_buffer_bytes,

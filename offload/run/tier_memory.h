@@ -38,8 +38,8 @@ struct TierMemory {
   std::vector<std::byte*> param_home;  // by unit: in HBM or pinned memory; else not to be used
   std::vector<std::byte*> state_home;  // by chunk: the same
   std::vector<std::byte*> grad_home;   // by chunk: the same
-  std::byte* sums_hbm = nullptr;       // the cells' sums, if gradients live in HBM, and in pinned
-  std::byte* sums = nullptr;           // memory
+  std::byte* sums_hbm = nullptr;       // the cells' sums, if gradients live in HBM
+  std::byte* sums = nullptr;           // in pinned memory, if they may
   BufferPool state_buffers;
   BufferPool param_buffers;
   BufferPool grad_buffers;  // that gradients pass through which live on NVMe

@@ -130,8 +130,12 @@ void Updater::OnComputed(ChunkWork* work) {
     if (updates_[run.tensor.value()]) elements_updated_->Add(run.elements);
   }
   for (const ChunkWork::Part& part : work->parts()) {
-    update_ns_->Add((part.end - part.begin).count());
-    context_.trace->Record(track_, "update", chunk.value(), part.begin, part.end);
+    for (size_t r = 0; r < part.spans.size(); ++r) {
+      const auto& [begin, end] = part.spans[r];
+      if (end == TimePoint{0}) continue;
+      update_ns_->Add((end - begin).count());
+      context_.trace->Record(track_, ChunkWork::kRoundNames[r], chunk.value(), begin, end);
+    }
   }
   const bool lost = Planted(context_, PlantedBug::kLostWrite);
   const bool stores = work->streaming && !lost;

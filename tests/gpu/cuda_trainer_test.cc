@@ -71,9 +71,12 @@ INSTANTIATE_TEST_SUITE_P(
     Budgets, CudaTrainerTest,
     ::testing::Values(
         Variant{"EverythingInHbm", MiB(8), MiB(64), FloatType::kBf16},
+        Variant{"ParametersInHbm", KiB(312), MiB(64), FloatType::kBf16},
+        Variant{"ParametersAndSomeStatesInHbm", KiB(900), MiB(64), FloatType::kBf16},
+        Variant{"ParametersAndSomeStatesInHbmAndADrive", KiB(900), KiB(500), FloatType::kBf16},
         Variant{"HbmForTwoUnits", KiB(120), MiB(64), FloatType::kBf16},
         Variant{"HbmForTwoUnitsAndADrive", KiB(120), KiB(900), FloatType::kBf16},
-        Variant{"AllInHbmAndADrive", MiB(8), KiB(900), FloatType::kF16},
+        Variant{"ParametersInHbmAndADrive", KiB(312), KiB(900), FloatType::kF16},
         Variant{"Fp32HbmForTwoUnits", KiB(240), MiB(64), FloatType::kF32},
         Variant{"StatesInHbm", MiB(8), MiB(64), FloatType::kBf16, Tier::kHbm},
         Variant{"Fp16StatesInHbm", MiB(8), MiB(64), FloatType::kF16, Tier::kHbm},

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "nlohmann/json.hpp"
+#include "offload/plan/traffic.h"
 #include "tests/core/seeds.h"
 #include "tests/offload/simulation.h"
 
@@ -74,6 +75,52 @@ TEST(HbmStatesTest, UnitsMayComeTwiceOrNotAtAll) {
     ASSERT_TRUE(outcome.status.ok()) << outcome.status;
     EXPECT_TRUE(SameBits(outcome.masters, TrainReference(OddModel(), options)));
   }
+}
+
+// HBM holds all parameters and, from none to all, a beginning of the states; what is below goes to
+// RAM and, where there is none left, to drives.
+TEST(HbmStatesTest, AnyPartOfTheStatesMayBeThereTheOthersBelow) {
+  int of_all_tiers = 0;
+  for (const uint64_t seed : Seeds(44)) {
+    if (HasFailure()) break;
+    SCOPED_TRACE(seed);
+    RuntimeConfig config = InHbm(seed);
+    const TrainerOptions options = TypesOf(seed, &config);
+    const ModelSpec spec = DrawnFrom(seed).spec;
+    config.budgets = {GiB(1), GiB(1), GiB(1)};
+    const absl::StatusOr<Plan> all = MakePlan(spec, config);
+    ASSERT_TRUE(all.ok()) << all.status();
+    const Bytes params = all->placement.hbm_fixed;
+    config.placement.lowest_state_tier = Tier::kNvme;
+    config.nvme_paths = {"simulated", "also simulated"};
+    config.budgets.hbm =
+        params + (all->placement.hbm() - params) * static_cast<int64_t>(seed % 11) / 10;
+    config.budgets.pinned = Bytes(0);
+    const auto least = SmallestThatWould(MakePlan(spec, config).status());
+    ASSERT_TRUE(least.has_value());
+    config.budgets.pinned = *least + KiB(static_cast<int64_t>(seed * 7 % 5) * 200);
+    const absl::StatusOr<Plan> plan = MakePlan(spec, config);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    const Placement& p = plan->placement;
+    int64_t updated_below = 0;
+    bool there[3] = {};
+    for (size_t c = 0; c < p.state_home.size(); ++c) {
+      const ChunkLayout& chunk = plan->layout.chunks()[c];
+      if (chunk.keep == Keep::kParam) continue;
+      there[static_cast<int>(p.state_home[c])] = true;
+      for (const ChunkRun& run : plan->layout.runs(chunk))
+        updated_below += p.state_home[c] == Tier::kHbm ? 0 : run.elements;
+    }
+    if (there[0] && there[1] && there[2]) ++of_all_tiers;
+    if (seed % 11 == 0) EXPECT_FALSE(there[0]);
+    EXPECT_EQ(there[1] || there[2], seed % 11 < 10);
+    EXPECT_EQ(TrafficOf(plan->layout, p).elements_updated, updated_below);
+    const Outcome outcome = testing::Simulate(spec, config, {.seed = seed}, options);
+    ASSERT_TRUE(outcome.status.ok()) << outcome.status;
+    EXPECT_TRUE(SameBits(outcome.masters, TrainReference(spec, options)));
+    EXPECT_EQ(outcome.unsettled, "");
+  }
+  EXPECT_GT(of_all_tiers, 8);
 }
 
 TEST(HbmStatesTest, TheHostDeviceIsExactAndReportsWhereThingsAre) {

@@ -27,8 +27,8 @@ using testing::SameBits;
 using testing::Trainer;
 using testing::TrainerOptions;
 
-// Every unit and chunk goes wherever the seed says: one in five units has its states in HBM, and so
-// its gradients and parameters too.
+// Every unit and chunk goes wherever the seed says: of one in five units all states are in HBM, of
+// others whose parameters are there some may be; and where states are, gradients are too.
 void PlaceAnyhow(uint64_t seed, const ModelLayout& layout, Placement* p) {
   SimWorld dice(seed ^ 0x40735);
   const auto either = [&dice](uint64_t share) {
@@ -41,9 +41,11 @@ void PlaceAnyhow(uint64_t seed, const ModelLayout& layout, Placement* p) {
     const UnitLayout& unit = layout.units()[u];
     const bool all_in_hbm = dice.OneIn(5);
     p->param_home[u] = all_in_hbm || dice.OneIn(4) ? Tier::kHbm : either(2);
+    const bool some_in_hbm = p->param_home[u] == Tier::kHbm && dice.OneIn(2);
     for (uint32_t c = unit.first_chunk; c < unit.first_chunk + unit.chunk_count; ++c) {
-      p->state_home[c] = all_in_hbm ? Tier::kHbm : either(states);
-      p->grad_home[c] = all_in_hbm ? Tier::kHbm : either(grads);
+      const bool in_hbm = all_in_hbm || (some_in_hbm && dice.OneIn(2));
+      p->state_home[c] = in_hbm ? Tier::kHbm : either(states);
+      p->grad_home[c] = in_hbm ? Tier::kHbm : either(grads);
       if (layout.chunks()[c].keep == Keep::kParam) p->state_home[c] = Tier::kPinned;
     }
     if (p->param_home[u] == Tier::kHbm) continue;

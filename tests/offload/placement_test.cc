@@ -34,6 +34,7 @@ Input AnyInput() {
   const auto tier = rc::gen::element(Tier::kHbm, Tier::kPinned, Tier::kNvme, Tier::kNvme);
   input.options = {.lowest_param_tier = *tier,
                    .lowest_state_tier = *tier,
+                   .highest_state_tier = *rc::gen::element(Tier::kHbm, Tier::kPinned),
                    .resident_elements_max = *rc::gen::element<int64_t>(0, 100, 5000),
                    .state_buffers = *rc::gen::inRange(2, 12),
                    .param_buffers = *rc::gen::inRange(2, 12),
@@ -45,7 +46,7 @@ Input AnyInput() {
   const auto budget = [](int64_t most) {
     return Bytes(*rc::gen::oneOf(rc::gen::inRange<int64_t>(0, most), rc::gen::just(most)));
   };
-  input.budgets = {budget(5 * n), budget(30 * n), budget(20 * n)};
+  input.budgets = {budget(*rc::gen::element<int64_t>(5, 25) * n), budget(30 * n), budget(20 * n)};
   return input;
 }
 
@@ -92,13 +93,16 @@ RC_GTEST_PROP(PlacementTest, OptionsAreKept, ()) {
       RC_ASSERT(p->param_home[u] == Tier::kHbm);
     if (p->param_home[u] != Tier::kHbm) RC_ASSERT(p->slot_bytes[u] <= p->hbm_cache);
   }
+  const bool may_be_in_hbm = all_in_hbm || in.options.highest_state_tier == Tier::kHbm;
   for (const Tier tier : p->state_home) {
-    RC_ASSERT((tier == Tier::kHbm) == all_in_hbm);
+    RC_ASSERT(may_be_in_hbm || tier != Tier::kHbm);
+    RC_ASSERT(!all_in_hbm || tier == Tier::kHbm);
     RC_ASSERT(tier <= in.options.lowest_state_tier);
   }
   const bool may_spill = in.options.lowest_state_tier == Tier::kNvme;
   for (size_t c = 0; c < p->grad_home.size(); ++c) {
-    RC_ASSERT((p->grad_home[c] == Tier::kHbm) == all_in_hbm);
+    const bool updated = in.layout.chunks()[c].keep != Keep::kParam;
+    if (updated) RC_ASSERT((p->grad_home[c] == Tier::kHbm) == (p->state_home[c] == Tier::kHbm));
     if (p->grad_home[c] == Tier::kNvme)
       RC_ASSERT(may_spill && in.layout.chunks()[c].grad_bytes() > Bytes(0));
   }
@@ -211,7 +215,7 @@ RC_GTEST_PROP(PlacementTest, WhatFitsStaysAndWhatIsNeededFirst, ()) {
   bool below = false;
   for (size_t c = 0; c < p->grad_home.size(); ++c) {
     const Bytes grads = in.layout.chunks()[c].grad_bytes();
-    if (grads == Bytes(0)) continue;  // frozen
+    if (grads == Bytes(0) || p->grad_home[c] == Tier::kHbm) continue;  // frozen, or before these
     RC_ASSERT(!below || p->grad_home[c] == Tier::kNvme);
     if (!below && p->grad_home[c] == Tier::kNvme) {
       // Not even beside what did not have to stay: they come before parameters and states.
@@ -225,6 +229,7 @@ RC_GTEST_PROP(PlacementTest, WhatFitsStaysAndWhatIsNeededFirst, ()) {
   below = false;
   for (size_t c = 0; c < p->state_home.size(); ++c) {
     if (in.layout.chunks()[c].keep == Keep::kParam) continue;  // has none
+    if (p->state_home[c] == Tier::kHbm) continue;
     RC_ASSERT(!below || p->state_home[c] == Tier::kNvme);
     if (!below && p->state_home[c] == Tier::kNvme) RC_ASSERT(StateBytes(in.layout, c) > left);
     below = p->state_home[c] == Tier::kNvme;
@@ -236,6 +241,43 @@ RC_GTEST_PROP(PlacementTest, WhatFitsStaysAndWhatIsNeededFirst, ()) {
     if (!below && p->param_home[u] == Tier::kNvme) RC_ASSERT(p->slot_bytes[u] > left);
     below = p->param_home[u] == Tier::kNvme;
   }
+}
+
+// Beside all parameters, a beginning of the states, with their gradients: no chunk more would fit.
+RC_GTEST_PROP(PlacementTest, WhatHbmHoldsBesideParametersIsABeginningOfTheStates, ()) {
+  Input in = AnyInput();
+  in.options.highest_state_tier = Tier::kHbm;
+  const absl::StatusOr<Placement> p = MakePlacement(in.layout, in.budgets, in.options);
+  if (!p.ok() || in.options.lowest_state_tier == Tier::kHbm) return;
+  const auto in_hbm = [](Tier home) { return home == Tier::kHbm; };
+  const bool whole = std::ranges::all_of(p->param_home, in_hbm);
+  std::optional<size_t> first_below;
+  for (size_t c = 0; c < p->state_home.size(); ++c) {
+    if (in.layout.chunks()[c].keep == Keep::kParam) continue;
+    const bool here = in_hbm(p->state_home[c]);
+    RC_ASSERT(!here || (whole && !first_below));
+    if (!here && !first_below) first_below = c;
+  }
+  if (!whole || !first_below) return;
+  Placement more = *p;
+  more.state_home[*first_below] = more.grad_home[*first_below] = Tier::kHbm;
+  SumUp(in.layout, &more);
+  RC_ASSERT(more.hbm() > in.budgets.hbm);
+}
+
+// A larger budget of HBM never needs more of the other tiers.
+RC_GTEST_PROP(PlacementTest, MoreHbmNeverNeedsMorePinnedMemory, ()) {
+  Input in = AnyInput();
+  in.budgets.pinned = Bytes(0);
+  const auto smallest = [&in](Bytes hbm) -> std::optional<Bytes> {
+    in.budgets.hbm = hbm;
+    const absl::Status status = MakePlacement(in.layout, in.budgets, in.options).status();
+    return TierNamed(status) == "pinned" ? SmallestNamed(status) : std::nullopt;
+  };
+  const Bytes less = in.budgets.hbm;
+  const auto with_less = smallest(less);
+  const auto with_more = smallest(less + Bytes(*rc::gen::inRange<int64_t>(0, 2'000'000)));
+  if (with_less && with_more) RC_ASSERT(*with_more <= *with_less);
 }
 
 RC_GTEST_PROP(PlacementTest, TheSmallestBudgetNamedWorksAndOneByteLessDoesNot, ()) {
