@@ -195,6 +195,10 @@ absl::StatusOr<std::vector<ParamPlace>> ToPlaces(const sluice_step_args& args,
     SLUICE_ASSIGN_OR_RETURN(const FloatType type,
                             ToFloatType(args.places[i].dtype,
                                         fmt::format("dtype of the place of tensor '{}'", tensor)));
+    if (reinterpret_cast<uintptr_t>(args.places[i].data) % static_cast<size_t>(SizeOf(type)) != 0) {
+      return absl::InvalidArgumentError(
+          fmt::format("the place of tensor '{}' is not aligned to its type", tensor));
+    }
     places.push_back({static_cast<std::byte*>(args.places[i].data), type});
   }
   return places;

@@ -80,10 +80,11 @@ void Updater::ChunkWork::Handle() {
   owner_->OnComputed(this);
 }
 
-// What is lent is adopted into the masters first, so they must have been checked.
+// What is lent is adopted into the masters first, or is the masters, so that an update changes what
+// is the caller's: all of the chunk must have been checked before.
 bool Updater::ChunkWork::ChecksOnTheWay() const {
   const Context& c = owner_->context_;
-  return streaming && c.update->adds_sums() && c.layout->chunk(chunk).keep != Keep::kStates;
+  return streaming && c.update->adds_sums() && !IsLent(c.layout->chunk(chunk).keep);
 }
 
 void Updater::ChunkWork::Launch(void* stream) {
@@ -172,10 +173,11 @@ void Updater::ChunkWork::Update(void* stream, int64_t first, int64_t last, const
   const ChunkLayout& layout = c.layout->chunk(chunk);
   const FloatType param_type = layout.types.param.floats();
   const FloatType grad_type = layout.types.grad;
-  const bool lent = layout.keep == Keep::kStates;
+  const bool lent = IsLent(layout.keep);
+  const bool is_master = c.layout->masters_are_lent(layout);
   const std::byte* const grads =
       grad_buffer.empty() ? c.memory->grad_home[chunk.value()] : grad_buffer.data();
-  const ChunkStates all = StatesAt(layout, states, params);
+  ChunkStates all = StatesAt(layout, states, params);
   for (const ChunkRun& run : c.layout->runs(layout)) {
     const int64_t begin = std::max(first, run.chunk_offset);
     const int64_t end = std::min(last, run.chunk_offset + run.elements);
@@ -187,8 +189,12 @@ void Updater::ChunkWork::Update(void* stream, int64_t first, int64_t last, const
       const int64_t of_tensor = run.tensor_offset + begin - run.chunk_offset;
       std::byte* const out =
           lent ? update->lent.data + of_tensor * SizeOf(type) : params + begin * SizeOf(type);
-      if (lent) c.layout->format()->Adopt(all, begin, out, type, n);
-      const bool hidden = sums.before != nullptr && piece == nullptr;
+      if (is_master) {
+        all.param = out - begin * SizeOf(type);
+      } else if (lent) {
+        c.layout->format()->Adopt(all, begin, out, type, n);
+      }
+      const bool hidden = is_master || (sums.before != nullptr && piece == nullptr);
       c.update->Run(
           stream, update->scalars, all,
           {.at = begin,

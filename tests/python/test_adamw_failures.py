@@ -14,7 +14,7 @@ from sluice.residency import away
 
 READ, WRITE = 0, 1  # core/sim_faults.h
 ERROR, REFUSED, SHORT, CORRUPT, LOST = range(1, 6)
-TINY = {"pinned": "190KiB", "nvme_path": "/simulated", "chunk_elements": 4096, "workers": 1, "library": SIMULATION}
+TINY = {"pinned": "170KiB", "nvme_path": "/simulated", "chunk_elements": 4096, "workers": 1, "library": SIMULATION}
 
 
 def gradients(model, step):
