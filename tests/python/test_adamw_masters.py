@@ -1,6 +1,8 @@
 """Of an fp32 parameter sluice.AdamW keeps moments only: the same bits as with a master beside it, PyTorch's numbers, and 8
 bytes an element. Types may change midway, and states go to and from whoever keeps a master."""
 
+import copy
+
 import pytest
 import torch
 from adamw_loop import TIERS, assert_close, assert_equal, batches, make_model, train, values
@@ -9,7 +11,7 @@ import sluice
 from sluice.optimizers import state_store
 
 SETTINGS = {"lr": 1e-2, "eps": 1e-3}  # small gradients are not amplified, so that both round alike
-DRIVE = {"pinned": "170KiB", "chunk_elements": 4096, "workers": 1}
+DRIVE = {"pinned": "150KiB", "chunk_elements": 4096, "workers": 1}
 
 
 def states(optimizer):
@@ -100,9 +102,9 @@ def saved_and_loaded(make):
     model = make_model()
     optimizer = make(model.parameters(), model)
     train(model, optimizer, 3)
-    saved = optimizer.state_dict()
+    saved = copy.deepcopy(optimizer.state_dict())  # PyTorch's has the very states, and takes the very ones
     train(model, optimizer, 1)
-    optimizer.load_state_dict(saved)
+    optimizer.load_state_dict(copy.deepcopy(saved))
     train(model, optimizer, 2)
     weights = values(model)
     if make is not pytorch:
@@ -110,7 +112,7 @@ def saved_and_loaded(make):
     model = make_model(seed=7)
     model.load_state_dict(weights)
     optimizer = make(model.parameters(), model, lr=3e-2)
-    optimizer.load_state_dict(saved)
+    optimizer.load_state_dict(copy.deepcopy(saved))
     return {**train(model, optimizer, 2), **states(optimizer)}
 
 
@@ -148,7 +150,7 @@ def test_it_is_as_with_a_master_beside_it_and_as_pytorch_s(run, where, tmp_path,
 @pytest.mark.parametrize("drive", [False, True], ids=["RAM", "drive"])
 def test_states_take_8_bytes_an_element_of_fp32_and_12_of_others(drive, dtype, tmp_path):
     elements = 10 * 4096
-    tiers = {**DRIVE, "pinned": "700KiB", "nvme_path": tmp_path} if drive else TIERS
+    tiers = {**DRIVE, "pinned": "300KiB", "nvme_path": tmp_path} if drive else TIERS
     parameter = torch.nn.Parameter(torch.ones(elements, dtype=dtype))
     optimizer = sluice.AdamW([parameter], **tiers)
     for _ in range(2):
@@ -185,12 +187,13 @@ def test_a_type_may_change_between_steps(before, after, overlap):
     for parameter in (*model[0].parameters(), *model[3].parameters()):
         parameter.data = parameter.data.to(after)
     state = optimizer.state_dict()
-    if before != after:
-        for entry, parameter in zip(state["state"].values(), model.parameters()):
-            kept = entry.get("master", parameter.detach())
-            assert ("master" in entry) == (parameter.dtype != torch.float32)
-            assert torch.equal(kept.to(parameter.dtype), parameter)
-    copies = [entry.get("master", p.detach()).clone() for entry, p in zip(state["state"].values(), model.parameters())]
+    copies = []
+    for entry, parameter in zip(state["state"].values(), model.parameters()):
+        assert ("master" in entry) == (parameter.dtype != torch.float32)
+        kept = entry.get("master", parameter.detach())
+        same = kept.to(parameter.dtype) == parameter
+        assert same.all() or torch.float32 not in (before, after)
+        copies.append(torch.where(same, kept, parameter.detach().float()))
     theirs = torch.optim.AdamW([torch.nn.Parameter(copy) for copy in copies], **SETTINGS)
     theirs.load_state_dict({**state, "state": {i: {k: v for k, v in e.items() if k != "master"} for i, e in state["state"].items()}})
     other = make_model()
@@ -249,7 +252,7 @@ def test_states_with_a_master_are_loaded_and_the_fp32_parameter_stays(dtype):
     def run(state, start):
         model = make_model()
         for parameter, value in zip(model.parameters(), start):
-            parameter.data = value.to(dtype)
+            parameter.data = value.to(dtype, copy=True)
         optimizer = sluice.AdamW(model.parameters(), **SETTINGS, **TIERS)
         optimizer.load_state_dict(state)
         with_gradients(model, 4)

@@ -2,7 +2,7 @@
 gradients, and writes the new parameters into the parameters' own memory. An fp32 parameter is its own master: there is no
 other.
 
-Parameters whose memory the library can't write (not contiguous, or not in RAM) are updated in a copy that is kept in
+Parameters whose memory the library can't write (not contiguous, not aligned, or not in RAM) are updated in a copy that is kept in
 RAM. One thread. An interrupt may come between any two lines: settle() puts right whatever it left.
 """
 
@@ -260,7 +260,7 @@ class StateStore:
         parameter = self.parameters[number]
         data = parameter.detach()
         if not in_place(data):
-            data = self._staged[number] = data.to("cpu").contiguous()
+            data = self._staged[number] = data.to("cpu", copy=True, memory_format=torch.contiguous_format)
         self.runtime.lent.keep(data)
         return abi.Place(data=data.data_ptr(), dtype=_DTYPE_NUMBERS[data.dtype])
 
