@@ -88,11 +88,15 @@ SLUICE_API sluice_status sluice_model_add_tensor(sluice_model model, uint32_t un
 /* What of a tensor is kept on the tiers. PARAM: it is frozen: a compute copy and nothing else; no
  * states, no gradient, never written after it was loaded. STATES: its parameter stays in the
  * caller's memory, where sluice_step reads and writes it; all tensors of a unit or none. The unit
- * has no view then, and acquiring it waits for its update. Call before the runtime is created. */
+ * has no view then, and acquiring it waits for its update. MOMENTS: as STATES, but the parameter is
+ * always fp32, and it is the master: 8 bytes an element are kept instead of 12. Writing either
+ * moment begins both, at zero where nothing was written; that comes before the first step. Call
+ * before the runtime is created. */
 typedef enum sluice_keep {
   SLUICE_KEEP_ALL = 0, /* the default */
   SLUICE_KEEP_PARAM = 1,
-  SLUICE_KEEP_STATES = 2
+  SLUICE_KEEP_STATES = 2, /* STATES and MOMENTS: "lent" below */
+  SLUICE_KEEP_MOMENTS = 3
 } sluice_keep;
 SLUICE_API sluice_status sluice_model_set_keep(sluice_model model, uint32_t tensor, int32_t keep);
 /* The types of this unit's compute copies and gradients, instead of the options'. Call before the
@@ -261,7 +265,7 @@ typedef struct sluice_gradient {
  * stay as they are until the ticket is done.
  *
  * One that is lent is not copied, but used where it lies, in host memory and complete now: the only
- * gradient of a tensor of SLUICE_KEEP_STATES. It must stay as it is until the tensor's update has
+ * gradient of a tensor whose parameter is. It must stay as it is until the tensor's update has
  * ended (sluice_acquire of its unit, sluice_drain); where there is none, until a sluice_drain after
  * the step or after it was forgotten. Errors of the ticket: SLUICE_FAILED_PRECONDITION for another
  * tensor, or one that has a gradient, which sluice_read and sluice_write answer too while it is
@@ -285,8 +289,8 @@ typedef struct sluice_group {
 
 /* Where the caller keeps a tensor's parameter, in host memory. */
 typedef struct sluice_place {
-  void* data; /* the tensor's elements in `dtype`; NULL: not said */
-  int32_t dtype;
+  void* data;    /* the tensor's elements in `dtype`, aligned to it; NULL: not said */
+  int32_t dtype; /* SLUICE_F32 for SLUICE_KEEP_MOMENTS; it may be another in each step for STATES */
   int32_t reserved; /* 0 */
 } sluice_place;
 
@@ -295,9 +299,9 @@ typedef struct sluice_step_args {
   const sluice_group* groups; /* copied */
   uint32_t group_count;       /* every tensor's group must be below it */
   double clip_norm;           /* 0: no clipping */
-  /* Copied; by tensor: where those of SLUICE_KEEP_STATES lie that have a gradient. They are read (a
-   * value that the caller has changed since goes into the master) and written until their unit is
-   * updated (sluice_acquire waits for that, sluice_drain for all), and must stay where they are.
+  /* Copied; by tensor: where those that are lent lie and have a gradient. They are read (a value
+   * that the caller has changed since goes into the master, or is it) and written until their unit
+   * is updated (sluice_acquire waits for that, sluice_drain for all), and must stay where they are.
    * NULL if there are none. */
   const sluice_place* places;
   uint64_t place_count;
@@ -324,8 +328,10 @@ SLUICE_API sluice_status sluice_drain(sluice_runtime runtime, sluice_ticket* tic
 /* ---- Reading and writing values ---- */
 
 typedef enum sluice_field {
-  SLUICE_PARAM = 0,   /* the compute copy, the unit's param_dtype; read only, except bytes */
-  SLUICE_MASTER = 1,  /* fp32; writing it also sets the compute copy, which it is if frozen */
+  SLUICE_PARAM = 0, /* the compute copy, the unit's param_dtype; read only, except bytes */
+  /* fp32; writing it also sets the compute copy, which it is if frozen. This and SLUICE_PARAM:
+   * NOT_FOUND if SLUICE_KEEP_MOMENTS: they are the caller's own. */
+  SLUICE_MASTER = 1,
   SLUICE_EXP_AVG = 2, /* this and the next: NOT_FOUND if frozen */
   SLUICE_EXP_AVG_SQ = 3,
   SLUICE_GRAD = 4 /* the unit's grad_dtype; NOT_FOUND if there is none. Written: it is replaced, or

@@ -46,8 +46,9 @@ class AdamW final : public UpdateRule {
   }
   UpdateKernel KernelFor(const StateFormat& format) const override {
     if (!format.all_in_place()) return {};
-    return {
-        .run = UpdateFp32, .on_gpus = true, .adds_sums = format.columns() == std::size(kFields)};
+    return {.run = UpdateFp32,
+            .on_gpus = true,
+            .adds_sums = format.columns(std::nullopt) == std::size(kFields)};
   }
 };
 

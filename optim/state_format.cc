@@ -17,12 +17,20 @@ class Fp32States final : public StateFormat {
   using StateFormat::StateFormat;
 
   std::string name() const override { return "fp32"; }
-  Bytes bytes(int64_t capacity, std::optional<FloatType>) const override {
-    return Bytes(capacity * static_cast<int64_t>(fields().size() * sizeof(float)));
+  Bytes bytes(int64_t capacity, std::optional<FloatType> param_type) const override {
+    return Bytes(capacity * columns(param_type) * static_cast<int64_t>(sizeof(float)));
   }
-  uint32_t columns() const override { return static_cast<uint32_t>(fields().size()); }
+  uint32_t columns(std::optional<FloatType> param_type) const override {
+    return static_cast<uint32_t>(fields().size()) - (reads_param(param_type) ? 1 : 0);
+  }
+  bool reads_param(std::optional<FloatType> param_type) const override {
+    return param_type == FloatType::kF32;
+  }
   float* InPlace(const ChunkStates& chunk, size_t field) const override {
-    return reinterpret_cast<float*>(chunk.data) + field * static_cast<size_t>(chunk.capacity);
+    const bool elsewhere = reads_param(chunk.param_type);
+    if (elsewhere && field == kMasterIndex) return reinterpret_cast<float*>(chunk.param);
+    const size_t column = elsewhere ? field - 1 : field;
+    return reinterpret_cast<float*>(chunk.data) + column * static_cast<size_t>(chunk.capacity);
   }
   bool all_in_place() const override { return true; }
   void Load(const ChunkStates& chunk, size_t field, int64_t at,

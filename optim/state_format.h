@@ -8,7 +8,9 @@
 // A format may keep part of the master in the parameter's copy (of a bf16 copy, say, only the bits
 // that rounding lost): then it reads the copy, whoever has the states needs the copy beside them,
 // and Store keeps the two together. It is asked by the type of the copy, since what is worth
-// keeping depends on it; by none where the parameter stays with the caller, who may change it.
+// keeping depends on it; by none where it is to keep the whole master: the parameter is with a
+// caller who may change its type, or nothing else would read the copy. Beside an fp32 copy that
+// it is asked by it need keep nothing of the master at all.
 //
 // Bytes that are all zero, of the states and of the copy, are fields that are all zero.
 //
@@ -49,9 +51,10 @@ inline constexpr size_t kStateFieldsMax = 4;
 struct ChunkStates {
   std::byte* data = nullptr;  // StateFormat::bytes of it
   int64_t capacity = 0;       // elements that the chunk has room for
-  // The copy of element 0; looked at only if the format reads it.
+  // The copy of element 0, from which others lie as they do in the chunk; looked at only if the
+  // format reads it, and then of the elements asked for.
   std::byte* param = nullptr;
-  std::optional<FloatType> param_type;  // none: it is with the caller
+  std::optional<FloatType> param_type;  // none: the states have the whole master
 };
 
 class StateFormat {
@@ -70,7 +73,7 @@ class StateFormat {
   // Of the states of a chunk with room for `capacity` elements.
   virtual Bytes bytes(int64_t capacity, std::optional<FloatType> param_type) const = 0;
   // How many arrays of equal size lie side by side in it; one if that isn't so.
-  virtual uint32_t columns() const { return 1; }
+  virtual uint32_t columns(std::optional<FloatType>) const { return 1; }
   virtual bool reads_param(std::optional<FloatType> param_type) const;
 
   // Where the chunk's values of a field lie, if they lie side by side as fp32: to be read and
@@ -100,7 +103,8 @@ class StateFormat {
 // What a format is made by, for the fields of the rule that updates it.
 using StateFormatMaker = std::shared_ptr<const StateFormat> (*)(std::span<const StateField> fields);
 
-// An array of fp32 for each field, side by side, each with room for the chunk's capacity.
+// An array of fp32 for each field, side by side, each with room for the chunk's capacity; none for
+// the master where it is asked by an fp32 copy, which is the master then.
 std::shared_ptr<const StateFormat> MakeFp32States(std::span<const StateField> fields);
 
 }  // namespace sluice

@@ -69,7 +69,7 @@ struct UpdateRun {
   size_t elements = 0;
   const void* grad = nullptr;  // `elements` values, aligned to their type; so is param_out
   FloatType grad_type = FloatType::kF32;
-  void* param_out = nullptr;  // null: no copy is written
+  void* param_out = nullptr;  // null: no copy is written; nor may it be one that is the master
   FloatType param_type = FloatType::kF32;
   // Where a kernel that adds sums adds those of the states that it finds and leaves, of whole
   // stripes (core/checksum.h); the rest at the end of the run is the caller's. Null: nowhere.
@@ -86,7 +86,7 @@ struct UpdateKernel {
   void (*run)(void* stream, const StepScalars& scalars, const StateFormat& format,
               const ChunkStates& chunk, const UpdateRun& run) = nullptr;  // null: there is none
   bool on_gpus = false;
-  bool adds_sums = false;  // on the CPU
+  bool adds_sums = false;  // on the CPU, where the states have the whole master
 };
 
 class UpdateRule {

@@ -192,11 +192,16 @@ absl::Status ReadPlaces(const sluice_step_args& args, const OffloadRuntime& runt
         fmt::format("place_count is {}; there are {} tensors", args.place_count, tensors.size()));
   }
   for (size_t i = 0; i < tensors.size(); ++i) {
+    void* const data = args.places[i].data;
     const absl::StatusOr<FloatType> type = ToFloatType(args.places[i].dtype, "dtype");
     if (!type.ok()) {
       return Annotate(type.status(), fmt::format("the place of tensor '{}'", tensors[i].name));
     }
-    places->push_back({static_cast<std::byte*>(args.places[i].data), *type});
+    if (reinterpret_cast<uintptr_t>(data) % static_cast<size_t>(SizeOf(*type)) != 0) {
+      return absl::InvalidArgumentError(
+          fmt::format("the place of tensor '{}' is not aligned to its type", tensors[i].name));
+    }
+    places->push_back({static_cast<std::byte*>(data), *type});
   }
   return absl::OkStatus();
 }

@@ -71,7 +71,7 @@ sluice_status sluice_model_set_keep(sluice_model model, uint32_t tensor, int32_t
     const std::lock_guard lock(found->mutex);
     std::vector<ModelSpec::Tensor>& tensors = found->spec.tensors;
     SLUICE_RETURN_IF_ERROR(CheckExists("tensor", tensor, tensors.size()));
-    SLUICE_RETURN_IF_ERROR(CheckRange(keep, SLUICE_KEEP_ALL, SLUICE_KEEP_STATES, "keep"));
+    SLUICE_RETURN_IF_ERROR(CheckRange(keep, SLUICE_KEEP_ALL, SLUICE_KEEP_MOMENTS, "keep"));
     tensors[tensor].keep = static_cast<Keep>(keep);
     return absl::OkStatus();
   });

@@ -70,7 +70,7 @@ absl::Status ModelLayout::AddTensor(const ModelSpec::Tensor& tensor) {
                     tensor.name, tensor.elements));
   }
   UnitLayout& unit = units_[tensor.unit.value()];
-  const bool lent = tensor.keep == Keep::kStates;
+  const bool lent = IsLent(tensor.keep);
   if (unit.types.param.is_bytes() && tensor.keep != Keep::kParam) {
     return absl::InvalidArgumentError(fmt::format(
         "unit '{}' is of bytes, but tensor '{}' is updated: bytes are not numbers, so all tensors "
@@ -99,10 +99,13 @@ absl::Status ModelLayout::AddTensor(const ModelSpec::Tensor& tensor) {
   return absl::OkStatus();
 }
 
-// Frozen tensors last, so that gradients need room for a beginning of the unit only.
+// Frozen tensors last, so that gradients need room for a beginning of the unit only. Those of which
+// the same is kept lie together, so that they share chunks.
 void ModelLayout::PlaceTensors(UnitIndex unit_index) {
   UnitLayout& unit = units_[unit_index.value()];
   const auto updated = [this](TensorIndex t) { return tensors_[t.value()].keep != Keep::kParam; };
+  const auto whole = [this](TensorIndex t) { return tensors_[t.value()].keep != Keep::kMoments; };
+  std::stable_partition(unit.tensors.begin(), unit.tensors.end(), whole);
   std::stable_partition(unit.tensors.begin(), unit.tensors.end(), updated);
   for (TensorIndex t : unit.tensors) {
     tensors_[t.value()].offset = unit.elements;

@@ -4,10 +4,11 @@
 // from the model's description; pure data afterwards, read from any thread.
 //
 // A unit is one run of elements: its tensors in order, those that are updated before those that are
-// frozen, each starting at a multiple of kTensorAlignment, gaps unused. A chunk is a piece of that
-// run whose states are moved as a whole: whole cells of the canonical grid (core/grid.h), of one or
-// several neighbouring tensors of which the same is kept. How its states lie on a tier, and so how
-// many bytes they are, is the state format's (optim/state_format.h), which the layout keeps.
+// frozen, and of lent ones those of which only moments are kept last, each starting at a multiple
+// of kTensorAlignment, gaps unused. A chunk is a piece of that run whose states are moved as a
+// whole: whole cells of the canonical grid (core/grid.h), of one or several neighbouring tensors of
+// which the same is kept. How its states lie on a tier, and so how many bytes they are, is the
+// state format's (optim/state_format.h), which the layout keeps.
 //
 // Every unit has types of its own (unit_types.h), and its chunks and tensors say them too: whoever
 // touches a parameter or a gradient has its type from here.
@@ -36,8 +37,10 @@ inline constexpr size_t kChunksMax = size_t{1} << 24;
 
 // What of a tensor is kept on the tiers. A frozen tensor (kParam) has a compute copy and nothing
 // else: no states, no gradient, never written after it was loaded. A lent one (kStates) has states
-// and a gradient; its parameter stays in the caller's memory.
-enum class Keep : uint8_t { kAll = 0, kParam = 1, kStates = 2 };
+// and a gradient; its parameter stays in the caller's memory. So does that of kMoments, which is
+// always fp32 and the master: its states are what the format keeps beside it.
+enum class Keep : uint8_t { kAll = 0, kParam = 1, kStates = 2, kMoments = 3 };
+constexpr bool IsLent(Keep keep) { return keep == Keep::kStates || keep == Keep::kMoments; }
 
 // What the caller says of the model.
 struct ModelSpec {
@@ -51,7 +54,7 @@ struct ModelSpec {
     UnitIndex unit;
     int64_t elements = 0;
     uint32_t group = 0;
-    Keep keep = Keep::kAll;  // kStates: for all tensors of the unit, or for none
+    Keep keep = Keep::kAll;  // all tensors of a unit are lent, or none
   };
   std::vector<Unit> units;
   std::vector<Tensor> tensors;
@@ -81,9 +84,13 @@ struct ChunkLayout {
     return keep == Keep::kParam ? Bytes(0) : Bytes(capacity * SizeOf(types.grad));
   }
   Bytes state_bytes() const { return states; }
-  // Of the copies on the tiers, of a chunk that has states; none: they are with the caller.
+  // Of the copies that may have part of the masters, of a chunk that has states. None: the masters
+  // are kept whole, because the caller may change the type of what is lent, and because an update
+  // would read fp32 copies on the tiers for nothing else.
   std::optional<FloatType> copy_type() const {
-    return keep == Keep::kStates ? std::nullopt : std::optional(types.param.floats());
+    if (keep == Keep::kMoments) return FloatType::kF32;
+    if (keep == Keep::kStates || types.param == FloatType::kF32) return std::nullopt;
+    return types.param.floats();
   }
 };
 
@@ -135,9 +142,14 @@ class ModelLayout {
   }
 
   const std::shared_ptr<const StateFormat>& format() const { return format_; }
-  // Whether the chunk's copies are read with its states: part of the masters is in them.
+  // Whether the chunk's copies on the tiers are read with its states: part of the masters is in
+  // them.
   bool reads_params(const ChunkLayout& chunk) const {
     return chunk.keep == Keep::kAll && format_->reads_param(chunk.copy_type());
+  }
+  // Whether the masters are the caller's parameters.
+  bool masters_are_lent(const ChunkLayout& chunk) const {
+    return chunk.keep == Keep::kMoments && format_->reads_param(chunk.copy_type());
   }
   int64_t chunk_elements() const { return chunk_elements_; }
   UnitTypes default_types() const { return default_types_; }  // for people; no unit's

@@ -129,14 +129,15 @@ void Updater::ChunkWork::Handle() {
   owner_->OnComputed(this);
 }
 
-// The update's kernel adds up what of the states it finds and leaves.
+// The update's kernel adds up what of the states it finds and leaves, if the masters are of them.
 bool Updater::ChunkWork::SumsOnTheWay() const {
-  return streaming && owner_->context_.update->adds_sums();
+  const Context& c = owner_->context_;
+  return streaming && c.update->adds_sums() && !c.layout->masters_are_lent(c.layout->chunk(chunk));
 }
 
 // Where the update writes what is lent, it may not begin before all is known to be right.
 bool Updater::ChunkWork::ChecksOnTheWay() const {
-  return SumsOnTheWay() && owner_->context_.layout->chunk(chunk).keep != Keep::kStates;
+  return SumsOnTheWay() && !IsLent(owner_->context_.layout->chunk(chunk).keep);
 }
 
 // Parameters that others see are made of the masters when these are known to be right.
@@ -238,10 +239,11 @@ void Updater::ChunkWork::Update(void* stream, int64_t first, int64_t last, const
   const ChunkLayout& layout = c.layout->chunk(chunk);
   const FloatType param_type = layout.types.param.floats();
   const FloatType grad_type = layout.types.grad;
-  const bool lent = layout.keep == Keep::kStates;
+  const bool lent = IsLent(layout.keep);
+  const bool is_master = c.layout->masters_are_lent(layout);
   const std::byte* const grads =
       grad_buffer.empty() ? c.memory->grad_home[chunk.value()] : grad_buffer.data();
-  const ChunkStates all = StatesAt(layout, states, params);
+  ChunkStates all = StatesAt(layout, states, params);
   for (const ChunkRun& run : c.layout->runs(layout)) {
     const int64_t begin = std::max(first, run.chunk_offset);
     const int64_t end = std::min(last, run.chunk_offset + run.elements);
@@ -253,7 +255,11 @@ void Updater::ChunkWork::Update(void* stream, int64_t first, int64_t last, const
       const int64_t of_tensor = run.tensor_offset + begin - run.chunk_offset;
       std::byte* const out =
           lent ? update->lent.data + of_tensor * SizeOf(type) : params + begin * SizeOf(type);
-      if (lent) c.layout->format()->Adopt(all, begin, out, type, n);
+      if (is_master) {
+        all.param = out - begin * SizeOf(type);
+      } else if (lent) {
+        c.layout->format()->Adopt(all, begin, out, type, n);
+      }
       c.update->Run(
           stream, update->scalars, all,
           {.at = begin,
@@ -261,7 +267,7 @@ void Updater::ChunkWork::Update(void* stream, int64_t first, int64_t last, const
            .grad = update->lent_grad != nullptr ? update->lent_grad + of_tensor * SizeOf(grad_type)
                                                 : grads + begin * SizeOf(grad_type),
            .grad_type = grad_type,
-           .param_out = HidesParams() ? nullptr : out,
+           .param_out = is_master || HidesParams() ? nullptr : out,
            .param_type = type,
            .before = sums.before,
            .after = sums.after,

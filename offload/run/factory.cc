@@ -137,7 +137,7 @@ absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConf
     input.options.lowest_param_tier = std::min(input.options.lowest_param_tier, Tier::kPinned);
     input.options.lowest_state_tier = std::min(input.options.lowest_state_tier, Tier::kPinned);
   }
-  const auto lent = [](const ModelSpec::Tensor& t) { return t.keep == Keep::kStates; };
+  const auto lent = [](const ModelSpec::Tensor& t) { return IsLent(t.keep); };
   if (std::any_of(spec.tensors.begin(), spec.tensors.end(), lent)) {
     // The host updates what lies in the caller's memory.
     input.options.lowest_state_tier = std::max(input.options.lowest_state_tier, Tier::kPinned);

@@ -40,7 +40,7 @@ Gradients::Gradients(const Context& context)
       add(part, &tasks);
       part.tasks = tasks.size() - part.first_task;
     }
-    if (tensor.keep == Keep::kStates)
+    if (IsLent(tensor.keep))
       add({.begin = 0, .elements = tensor.elements, .home = nullptr, .in_hbm = false},
           &tensors_[t].sums_of_lent);
     pushes_.push_back(std::make_unique<PushOp>(this));
@@ -97,7 +97,7 @@ absl::Status Gradients::CheckGiven(const GivenGradient& gradient) const {
         "the gradient of tensor '{}' is lent: nothing can be added to it before the step", t.name));
   }
   if (!gradient.lent) return absl::OkStatus();
-  if (t.keep != Keep::kStates) {
+  if (!IsLent(t.keep)) {
     return absl::FailedPreconditionError(fmt::format(
         "the parameter of tensor '{}' is on the tiers, so its gradient can't be lent: hand it over",
         t.name));

@@ -50,11 +50,18 @@ bool OffloadRuntime::AdvanceStep(Turn& turn) {
 absl::Status OffloadRuntime::CheckStep(const StepRequest& request) const {
   for (uint32_t t = 0; t < layout_.tensors().size(); ++t) {
     const TensorLayout& tensor = layout_.tensors()[t];
-    if (tensor.keep != Keep::kStates || !gradients_->present(TensorIndex(t))) continue;
-    if (t < request.lent.size() && request.lent[t].data != nullptr) continue;
-    return absl::InvalidArgumentError(fmt::format(
-        "tensor '{}' has a gradient, but the step was not told where its parameter lies",
-        tensor.name));
+    if (!IsLent(tensor.keep) || !gradients_->present(TensorIndex(t))) continue;
+    if (t >= request.lent.size() || request.lent[t].data == nullptr) {
+      return absl::InvalidArgumentError(fmt::format(
+          "tensor '{}' has a gradient, but the step was not told where its parameter lies",
+          tensor.name));
+    }
+    if (tensor.keep == Keep::kMoments && request.lent[t].type != FloatType::kF32) {
+      return absl::InvalidArgumentError(
+          fmt::format("the parameter of tensor '{}', of which only moments are kept, is the "
+                      "master, so it must be fp32",
+                      tensor.name));
+    }
   }
   return absl::OkStatus();
 }
@@ -133,8 +140,8 @@ absl::Status OffloadRuntime::CheckLoaded(TensorIndex tensor) const {
   if (loaded_[tensor.value()]) return absl::OkStatus();
   const TensorLayout& t = layout_.tensor(tensor);
   return absl::FailedPreconditionError(
-      fmt::format("tensor '{}' of unit '{}' has no values yet (sluice_write its master)", t.name,
-                  layout_.unit(t.unit).name));
+      fmt::format("tensor '{}' of unit '{}' has no values yet (sluice_write its {})", t.name,
+                  layout_.unit(t.unit).name, t.keep == Keep::kMoments ? "moments" : "master"));
 }
 
 void OffloadRuntime::NoteLoaded(TensorIndex tensor) {
@@ -152,6 +159,11 @@ absl::Status OffloadRuntime::CheckValueRequest(const ValueRequest& request) cons
   if (!request.of_gradient() && !request.of_parameter() && tensor.keep == Keep::kParam) {
     return absl::NotFoundError(
         fmt::format("tensor '{}' is frozen: it has no optimizer states", tensor.name));
+  }
+  if (request.of_parameter() && tensor.keep == Keep::kMoments) {
+    return absl::NotFoundError(fmt::format(
+        "of tensor '{}' only moments are kept: its parameter, in your memory, is the master",
+        tensor.name));
   }
   if (request.renews()) return absl::OkStatus();
   if (request.of_gradient() && gradients_->lent(request.tensor) != nullptr) {
@@ -186,9 +198,10 @@ bool OffloadRuntime::AdvanceValue(Turn& turn) {
     EndTurn(refused);
     return true;
   }
+  const bool loads = request.renews() && (request.of_parameter() ||
+                                          layout_.tensor(request.tensor).keep == Keep::kMoments);
   request.done = [this, unit, tensor = request.tensor, write = request.write,
-                  renews = request.renews(),
-                  loads = request.renews() && request.of_parameter()](const absl::Status& status) {
+                  renews = request.renews(), loads](const absl::Status& status) {
     const absl::Status failed = failure();  // a write before this one
     if (!status.ok() && write) Fail(status);
     if (status.ok() && loads) NoteLoaded(tensor);

@@ -17,7 +17,8 @@ BlockMap MapBlocks(const ModelLayout& layout, const Placement& placement) {
   for (size_t c = 0; c < layout.chunks().size(); ++c) {
     const ChunkLayout& chunk = layout.chunks()[c];
     if (placement.state_home[c] == Tier::kNvme)
-      map.states[c] = add(chunk.state_bytes(), kStates, layout.format()->columns());
+      map.states[c] =
+          add(chunk.state_bytes(), kStates, layout.format()->columns(chunk.copy_type()));
     if (placement.param_home[chunk.unit.value()] == Tier::kNvme) {
       map.params[c] = add(chunk.param_bytes(), kParams, 1);
     }

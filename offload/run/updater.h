@@ -15,7 +15,7 @@
 // states may still be on their way to the drive.
 //
 // A lent parameter is read before it is updated: the caller may have changed it, and then the
-// master follows. The new one is written in its place.
+// master follows. The new one is written in its place. One that is the master is updated there.
 //
 // Threads: the control thread; tasks run on workers and on the device's streams. Allocates at
 // construction only.

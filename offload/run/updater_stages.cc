@@ -73,7 +73,7 @@ void Updater::BeginCompute(ChunkWork* work) {
   }
   if (const auto piece = context_.pieces->PieceOf(work->chunk)) return EnterPiece(work, *piece);
   work->piece = nullptr;
-  work->params = chunk.keep == Keep::kStates ? nullptr : context_.memory->ParamsOf(chunk);
+  work->params = IsLent(chunk.keep) ? nullptr : context_.memory->ParamsOf(chunk);
   Submit(work);
 }
 

@@ -53,6 +53,12 @@ class OneTensor {
     return Wait(sluice_grad(runtime_, 0, data, elements_, nullptr, &ticket_));
   }
   sluice_status Acquire() { return Wait(sluice_acquire(runtime_, 0, nullptr, &ticket_)); }
+  sluice_status Step(const sluice_place& place) {
+    const sluice_group group = DefaultGroup();
+    const sluice_step_args args = {sizeof(args), &group, 1, 0, &place, 1};
+    return Wait(sluice_step(runtime_, &args, &ticket_));
+  }
+  sluice_status Drain() { return Wait(sluice_drain(runtime_, &ticket_)); }
 
   sluice_model model() const { return model_; }
   sluice_runtime runtime() const { return runtime_; }
@@ -98,7 +104,8 @@ TEST(CApiTypesTest, WhatAUnitCantBeIsRefusedByName) {
 }
 
 TEST(CApiTypesTest, OnlyFrozenTensorsAreOfBytes) {
-  for (const int32_t keep : {SLUICE_KEEP_ALL, SLUICE_KEEP_STATES, SLUICE_KEEP_PARAM}) {
+  for (const int32_t keep :
+       {SLUICE_KEEP_ALL, SLUICE_KEEP_STATES, SLUICE_KEEP_MOMENTS, SLUICE_KEEP_PARAM}) {
     for (const int32_t grad : {-7, 0, 3, 99}) {  // ignored
       OneTensor one(10, keep);
       EXPECT_EQ(SLUICE_OK, one.SetTypes(SLUICE_BYTES, grad));
@@ -112,6 +119,44 @@ TEST(CApiTypesTest, OnlyFrozenTensorsAreOfBytes) {
       }
     }
   }
+}
+
+TEST(CApiTypesTest, AParameterThatIsTheMasterIsUpdatedWhereItLies) {
+  constexpr size_t kCount = 5000;
+  OneTensor one(kCount, SLUICE_KEEP_MOMENTS);
+  for (const int32_t wrong : {-1, 4, 1 << 20}) {
+    EXPECT_EQ(SLUICE_INVALID_ARGUMENT, sluice_model_set_keep(one.model(), 0, wrong));
+    EXPECT_THAT(Error(), HasSubstr("keep is " + std::to_string(wrong)));
+  }
+  ASSERT_EQ(SLUICE_OK, one.Create()) << Error();
+  std::vector<float> values(kCount, 0.0f), param(kCount, 1.0f), gradient(kCount, 2.0f);
+  EXPECT_EQ(SLUICE_FAILED_PRECONDITION, one.Acquire());
+  EXPECT_THAT(Error(), HasSubstr("no values yet (sluice_write its moments)"));
+  EXPECT_EQ(SLUICE_OK, one.Write(SLUICE_EXP_AVG, SLUICE_F32, values.data()));
+  EXPECT_EQ(SLUICE_OK, one.Acquire());
+  EXPECT_EQ(SLUICE_OK, sluice_release(one.runtime(), 0, nullptr));
+  for (const int32_t field : {SLUICE_PARAM, SLUICE_MASTER}) {
+    EXPECT_EQ(SLUICE_NOT_FOUND, one.Read(field, SLUICE_F32, values.data()));
+    EXPECT_THAT(Error(), HasSubstr("of tensor 'weight' only moments are kept"));
+  }
+  EXPECT_EQ(SLUICE_NOT_FOUND, one.Write(SLUICE_MASTER, SLUICE_F32, values.data()));
+  ASSERT_EQ(SLUICE_OK, one.Push(gradient.data()));
+  for (const int32_t dtype : {SLUICE_BF16, SLUICE_F16}) {
+    EXPECT_EQ(SLUICE_INVALID_ARGUMENT, one.Step({param.data(), dtype, 0}));
+    EXPECT_THAT(Error(), HasSubstr("must be fp32"));
+  }
+  std::vector<char> bytes(4 * kCount + 8);
+  for (const int64_t off : {1, 2, 3}) {
+    EXPECT_EQ(SLUICE_INVALID_ARGUMENT, one.Step({bytes.data() + off, SLUICE_F32, 0}));
+    EXPECT_THAT(Error(), HasSubstr("'weight' is not aligned to its type"));
+  }
+  EXPECT_EQ(param, std::vector<float>(kCount, 1.0f));
+  ASSERT_EQ(SLUICE_OK, one.Step({param.data(), SLUICE_F32, 0})) << Error();
+  ASSERT_EQ(SLUICE_OK, one.Drain());
+  // The first step of Adam is lr times the gradient's sign.
+  for (const float value : param) ASSERT_NEAR(value, 1.0f - 0.1f, 1e-6);
+  ASSERT_EQ(SLUICE_OK, one.Read(SLUICE_EXP_AVG, SLUICE_F32, values.data()));
+  for (const float value : values) ASSERT_NEAR(value, 0.1f * 2.0f, 1e-6);
 }
 
 // Every field, type and direction, of a unit of bytes and of one that is not.

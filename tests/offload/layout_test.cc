@@ -161,7 +161,7 @@ RC_GTEST_PROP(LayoutTest, TypesAreThoseOfTheUnitOrTheDefault, ()) {
 
 // Bytes in a unit of which all, or one tensor, is not frozen.
 TEST(LayoutTest, BytesAreFrozen) {
-  for (const Keep keep : {Keep::kAll, Keep::kStates}) {
+  for (const Keep keep : {Keep::kAll, Keep::kStates, Keep::kMoments}) {
     for (const bool both : {true, false}) {
       const ModelSpec spec = {
           .units = {{"float"},

@@ -1,276 +1,116 @@
-// Lent tensors: their parameters stay in the caller's memory, and all else is kept. They come out
-// as those of any model, and what a failure leaves of them is known.
+// Lent tensors: their parameters stay in the caller's memory, and all else is kept, or all but the
+// master, which is the parameter then. They come out as those of any model.
 
-#include <gtest/gtest.h>
+#include "tests/offload/lent.h"
+
+#include <gmock/gmock.h>
 
 #include <deque>
-#include <utility>
-#include <vector>
 
-#include "absl/status/status.h"
-#include "offload/sim/sim_factory.h"
-#include "tests/core/seeds.h"
-#include "tests/offload/simulation.h"
-#include "tests/offload/trainer.h"
+#include "offload/plan/traffic.h"
 
 namespace sluice {
 namespace {
 
 using testing::AdamWGroups;
 using testing::ConfigOf;
+using testing::Expected;
 using testing::Groups;
+using ::testing::HasSubstr;
 using testing::InitialValues;
+using testing::kGradType;
+using testing::Lending;
+using testing::LentConfig;
+using testing::LentTest;
 using testing::MakeGradient;
-using testing::OddModel;
+using testing::Masters;
+using testing::Params;
+using testing::PushAll;
 using testing::Trainer;
-using testing::TrainerOptions;
+using testing::TrainLent;
+using testing::ValuesOf;
 
-constexpr FloatType kType = FloatType::kBf16;
-const TrainerOptions kOptions{.steps = 3};
+INSTANTIATE_TEST_SUITE_P(All, LentTest, ::testing::ValuesIn(testing::kKinds),
+                         [](const auto& info) { return std::string(info.param.name); });
 
-std::vector<std::byte> Rounded(const std::vector<float>& values) {
-  std::vector<std::byte> result(values.size() * 2);
-  Convert(values.data(), FloatType::kF32, result.data(), kType, values.size());
-  return result;
-}
-
-enum class Lending { kNone, kSome, kAll };  // of gradients
-
-// All of them, in calls of `size` tensors each.
-absl::Status PushAll(OffloadRuntime* runtime, Trainer* trainer, Lending lending, size_t size,
-                     const std::vector<std::vector<std::byte>>& grads) {
-  std::vector<GivenGradient> given;
-  for (uint32_t t = 0; t < grads.size(); ++t) {
-    const bool lent = lending == Lending::kAll || (lending == Lending::kSome && t % 2 == 0);
-    given.push_back({TensorIndex(t), grads[t], lent});
-    if (given.size() < size && t + 1 < grads.size()) continue;
-    SLUICE_RETURN_IF_ERROR(trainer->Wait(runtime->PushGrads(std::exchange(given, {}))));
-  }
-  return absl::OkStatus();
-}
-
-// Trains a model whose parameters stay here. Returns them and the masters.
-absl::Status TrainLent(OffloadRuntime* runtime, const ModelSpec& spec,
-                       std::vector<std::vector<std::byte>>* params,
-                       std::vector<std::vector<float>>* masters, Lending lending = Lending::kNone,
-                       size_t call_size = 1) {
-  Trainer trainer(runtime, spec, kOptions);
-  SLUICE_RETURN_IF_ERROR(trainer.Load());
-  std::vector<ParamPlace> places;
-  for (uint32_t t = 0; t < spec.tensors.size(); ++t)
-    params->push_back(Rounded(InitialValues(t, spec.tensors[t].elements)));
-  for (std::vector<std::byte>& param : *params) places.push_back({param.data(), kType});
-  for (int step = 0; step < kOptions.steps; ++step) {
-    runtime->BeginIteration(1, true);
-    std::vector<std::vector<std::byte>> grads;
+TEST_P(LentTest, LentParametersAreExactForEverySeedAndTakeNoRoom) {
+  const ModelSpec spec = Model();
+  const Expected expected(spec, kind().options());
+  for (const uint64_t seed : Seeds(40)) {
+    SCOPED_TRACE(seed);
+    absl::StatusOr<SimRuntime> sim = MakeSimRuntime(spec, LentConfig(seed, spec), {.seed = seed});
+    ASSERT_TRUE(sim.ok()) << sim.status();
+    Params params(kind(), spec);
+    ASSERT_EQ(TrainLent(sim->runtime.get(), kind(), &params, static_cast<Lending>(seed % 3),
+                        1 + seed % 7),
+              absl::OkStatus());
+    Trainer trainer(sim->runtime.get(), spec, kind().options());
     for (uint32_t t = 0; t < spec.tensors.size(); ++t) {
-      // Waits for the unit's update, and for no more.
-      const UnitIndex unit = spec.tensors[t].unit;
-      SLUICE_RETURN_IF_ERROR(trainer.Wait(runtime->Acquire(unit)));
-      grads.push_back(
-          MakeGradient(step * 16, t, (*params)[t].data(), kType, kType, spec.tensors[t].elements));
-      SLUICE_RETURN_IF_ERROR(runtime->Release(unit));
-    }
-    runtime->EndIteration();
-    SLUICE_RETURN_IF_ERROR(PushAll(runtime, &trainer, lending, call_size, grads));
-    SLUICE_RETURN_IF_ERROR(trainer.Wait(
-        runtime->Step({.groups = Groups(), .lent = places, .clip_norm = kOptions.clip_norm})));
-    if (lending != Lending::kNone) SLUICE_RETURN_IF_ERROR(trainer.Wait(runtime->Drain()));
-  }
-  for (uint32_t t = 0; t < spec.tensors.size(); ++t) {
-    SLUICE_ASSIGN_OR_RETURN(std::vector<float> master, trainer.Read(t, Field::kMaster));
-    masters->push_back(std::move(master));
-  }
-  return absl::OkStatus();
-}
-
-ModelSpec LentModel() {
-  ModelSpec spec = OddModel();
-  for (ModelSpec::Tensor& tensor : spec.tensors) tensor.keep = Keep::kStates;
-  return spec;
-}
-
-TEST(LentTest, LentParametersAreExactForEverySeedAndTakeNoRoom) {
-  const auto expected = testing::TrainReference(LentModel(), kOptions);
-  for (const uint64_t seed : Seeds(40)) {
-    RuntimeConfig config = ConfigOf(seed);
-    config.budgets.hbm = Bytes(0);
-    absl::StatusOr<SimRuntime> sim = MakeSimRuntime(LentModel(), config, {.seed = seed});
-    ASSERT_TRUE(sim.ok()) << "seed " << seed << ": " << sim.status();
-    std::vector<std::vector<std::byte>> params;
-    std::vector<std::vector<float>> masters;
-    const absl::Status status = TrainLent(sim->runtime.get(), LentModel(), &params, &masters,
-                                          static_cast<Lending>(seed % 3), 1 + seed % 7);
-    ASSERT_TRUE(status.ok()) << "seed " << seed << ": " << status;
-    ASSERT_EQ(masters, expected) << "seed " << seed;
-    for (size_t t = 0; t < params.size(); ++t) {
-      ASSERT_EQ(params[t], Rounded(expected[t])) << "seed " << seed << ", tensor " << t;
+      SCOPED_TRACE(t);
+      ASSERT_EQ(params.values[t], kind().Rounded(expected.masters[t]));
+      ASSERT_EQ(trainer.Read(t, Field::kExpAvg).value(), expected.exp_avg[t]);
+      ASSERT_EQ(trainer.Read(t, Field::kExpAvgSq).value(), expected.exp_avg_sq[t]);
+      if (spec.tensors[t].keep == Keep::kMoments) continue;
+      ASSERT_EQ(trainer.Read(t, Field::kMaster).value(), expected.masters[t]);
     }
   }
 }
 
-TEST(LentTest, AGradientThatIsLentIsTheCallersAndTheOnlyOne) {
-  ModelSpec spec = LentModel();
-  spec.units.push_back({.name = "kept"});
-  spec.tensors.push_back({.name = "kept",
-                          .unit = UnitIndex(static_cast<uint32_t>(spec.units.size() - 1)),
-                          .elements = 10});
-  absl::StatusOr<SimRuntime> sim = MakeSimRuntime(spec, ConfigOf(2), {.seed = 2});
-  ASSERT_TRUE(sim.ok()) << sim.status();
-  OffloadRuntime* const runtime = sim->runtime.get();
-  Trainer trainer(runtime, spec, kOptions);
-  ASSERT_TRUE(trainer.Load().ok());
-  const TensorIndex lent(0), other(1), kept(static_cast<uint32_t>(spec.tensors.size() - 1));
-  std::vector<std::byte> grad(20000);
-  const auto view = [&](TensorIndex t) {
-    return ConstMemoryView(grad).first(static_cast<size_t>(spec.tensors[t.value()].elements) * 2);
-  };
-  const auto give = [&](std::vector<std::pair<TensorIndex, bool>> tensors) {
-    std::vector<GivenGradient> given;
-    for (const auto& [t, is_lent] : tensors) given.push_back({t, view(t), is_lent});
-    return trainer.Wait(runtime->PushGrads(given)).code();
-  };
-  constexpr auto kRefused = absl::StatusCode::kFailedPrecondition, kOk = absl::StatusCode::kOk;
-  EXPECT_EQ(give({{lent, true}, {kept, true}}), kRefused);
-  EXPECT_EQ(give({{lent, true}}), kOk) << "of what was refused, none was taken";
-  for (int round = 0; round < 2; ++round) {
-    EXPECT_EQ(give({{lent, true}}), kRefused);
-    EXPECT_EQ(give({{other, false}, {lent, false}}), kRefused);
-    EXPECT_EQ(trainer.Read(1, Field::kGrad).status().code(), absl::StatusCode::kNotFound);
-    EXPECT_EQ(trainer.Read(0, Field::kGrad).status().code(), kRefused);
-    EXPECT_EQ(trainer
-                  .Wait(runtime->Access({.write = true,
-                                         .tensor = lent,
-                                         .field = Field::kGrad,
-                                         .data = grad.data(),
-                                         .type = kType,
-                                         .done = nullptr}))
-                  .code(),
-              kRefused);
-    ASSERT_TRUE(runtime->ClearGrad(lent).ok());
-    EXPECT_EQ(give({{lent, true}}), kOk) << "what was forgotten can be lent again";
-  }
-  runtime->ZeroGrad();
-  EXPECT_EQ(give({{lent, false}, {other, true}}), kOk);
-  EXPECT_EQ(give({{lent, true}}), kRefused);
-}
-
-// Calls of several tensors, of units whose update is under way and of others, with and without
-// waiting for anything: each tensor's gradients are added in the order of the calls.
-TEST(LentTest, CallsKeepTheirOrderWhileUpdatesReadWhatCameBefore) {
-  const ModelSpec spec = LentModel();
-  const size_t tensors = spec.tensors.size();
-  for (const uint64_t seed : Seeds(40)) {
-    RuntimeConfig config = ConfigOf(seed);
-    config.budgets.hbm = Bytes(0);
-    absl::StatusOr<SimRuntime> sim = MakeSimRuntime(spec, config, {.seed = seed});
-    ASSERT_TRUE(sim.ok()) << "seed " << seed << ": " << sim.status();
-    OffloadRuntime* const runtime = sim->runtime.get();
-    Trainer trainer(runtime, spec, kOptions);
-    ASSERT_TRUE(trainer.Load().ok());
-    uint64_t dice = testing::Mix(seed + 5);
-    const auto draw = [&dice](uint64_t n) { return (dice = testing::Mix(dice + 1)) % n; };
-    std::vector<std::vector<std::byte>> params;
-    std::vector<ParamPlace> places;
-    for (uint32_t t = 0; t < tensors; ++t)
-      params.push_back(Rounded(InitialValues(t, spec.tensors[t].elements)));
-    for (std::vector<std::byte>& param : params) places.push_back({param.data(), kType});
-    std::deque<std::vector<std::byte>> memory;  // of gradients
-    std::vector<Ticket> tickets;
-    std::vector<std::vector<float>> m(tensors), v(tensors), master(tensors);
-    std::vector<int64_t> updates(tensors, 0);
-    for (uint32_t t = 0; t < tensors; ++t) {
-      master[t] = InitialValues(t, spec.tensors[t].elements);
-      m[t].resize(master[t].size());
-      v[t].resize(master[t].size());
+// A tensor's states take 12 bytes an element, or 8, wherever they are; and a step moves as many.
+TEST_P(LentTest, PlacementsAndTrafficCountWhatIsKept) {
+  const ModelSpec spec = Model();
+  for (const uint64_t seed : Seeds(12)) {
+    SCOPED_TRACE(seed);
+    const RuntimeConfig config = LentConfig(seed, spec);
+    const absl::StatusOr<Plan> plan = MakePlan(spec, config);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    const ModelLayout& layout = plan->layout;
+    const Placement& p = plan->placement;
+    Bytes states, on_drives;
+    size_t changes = 0;  // of what is kept, from a chunk to the next of its unit
+    for (size_t c = 0; c < layout.chunks().size(); ++c) {
+      const ChunkLayout& chunk = layout.chunks()[c];
+      const Bytes bytes(chunk.capacity * (chunk.keep == Keep::kMoments ? 8 : 12));
+      EXPECT_EQ(chunk.state_bytes(), bytes);
+      const Bytes moved = RoundUp(bytes, p.io_alignment);
+      states += p.state_home[c] == Tier::kNvme ? moved : RoundUp(bytes, kSlotAlignment);
+      if (p.state_home[c] == Tier::kNvme) on_drives += moved;
+      for (const ChunkRun& run : layout.runs(chunk))
+        EXPECT_EQ(layout.tensor(run.tensor).keep, chunk.keep);
+      if (c > 0 && layout.chunks()[c - 1].unit == chunk.unit)
+        changes += layout.chunks()[c - 1].keep != chunk.keep ? 1 : 0;
     }
-    for (int step = 0; step < 3; ++step) {
-      std::vector<std::vector<std::byte>> sums(tensors);
-      std::vector<bool> lent(tensors, false);
-      runtime->BeginIteration(1, true);
-      for (int call = 0; call < 6; ++call) {
-        std::vector<GivenGradient> given;
-        for (uint32_t t = 0; t < tensors; ++t) {
-          if (lent[t] || draw(3) != 0) continue;
-          const auto& grad =
-              memory.emplace_back(MakeGradient(static_cast<int>(draw(1000)), t, params[t].data(),
-                                               kType, kType, spec.tensors[t].elements));
-          lent[t] = sums[t].empty() && draw(2) == 0;
-          given.push_back({TensorIndex(t), grad, lent[t]});
-          if (sums[t].empty()) {
-            sums[t] = grad;
-          } else {
-            Accumulate(sums[t].data(), grad.data(), kType, master[t].size());
-          }
-        }
-        if (!given.empty()) tickets.push_back(runtime->PushGrads(given));
-      }
-      runtime->EndIteration();
-      tickets.push_back(runtime->Step({.groups = Groups(), .lent = places, .clip_norm = 0}));
-      for (uint32_t t = 0; t < tensors; ++t) {
-        if (sums[t].empty()) continue;
-        const ScopedFlushDenormals flush;
-        AdamWUpdate(MakeCoefficients(AdamWGroups()[spec.tensors[t].group], ++updates[t], 1.0f),
-                    {.master = master[t],
-                     .exp_avg = m[t],
-                     .exp_avg_sq = v[t],
-                     .grad = sums[t].data(),
-                     .grad_type = kType});
-      }
-    }
-    for (const Ticket ticket : tickets) ASSERT_EQ(trainer.Wait(ticket), absl::OkStatus()) << seed;
-    for (uint32_t t = 0; t < tensors; ++t) {
-      ASSERT_EQ(trainer.Read(t, Field::kMaster).value(), master[t]) << "seed " << seed << ", " << t;
-      ASSERT_EQ(params[t], Rounded(master[t])) << "seed " << seed << ", " << t;
+    EXPECT_LE(changes, spec.units.size()) << "tensors of which the same is kept lie together";
+    EXPECT_EQ(p.states_hbm, Bytes(0));
+    EXPECT_EQ(p.states_pinned + p.states_nvme, states);
+    EXPECT_EQ(p.states_nvme, on_drives);
+    EXPECT_EQ(p.params_pinned + p.params_nvme + p.hbm_fixed, Bytes(0));
+    const StepTraffic traffic = TrafficOf(layout, p);
+    EXPECT_EQ(traffic.nvme_read, on_drives + p.grads_nvme);
+    EXPECT_EQ(traffic.nvme_written, on_drives + p.grads_nvme);
+    EXPECT_EQ(traffic.elements_updated, layout.parameter_count());
+    if (seed % 4 == 3) {
+      EXPECT_GT(on_drives, Bytes(0));
     }
   }
 }
 
-// Wherever an update fails: once a drain has said so, nothing writes the caller's memory, and what
-// was written of each parameter is counted.
-TEST(LentTest, AfterAFailureADrainReturnsWhenLentParametersAreLeftAlone) {
-  int failures = 0;
-  for (const uint64_t seed : Seeds(40)) {
-    RuntimeConfig config = ConfigOf(seed);
-    config.budgets.hbm = Bytes(0);
-    const auto faults = [&](SimFaults* f) {
-      f->Script(SimSeam::kRead, SimFault::kCorrupt, 1 + seed % 23, SimFaults::Repeat::kOnce);
-    };
-    absl::StatusOr<SimRuntime> sim =
-        MakeSimRuntime(LentModel(), config, {.seed = seed, .faults = faults});
-    ASSERT_TRUE(sim.ok()) << "seed " << seed << ": " << sim.status();
-    OffloadRuntime* const runtime = sim->runtime.get();
-    std::vector<std::vector<std::byte>> params;
-    std::vector<std::vector<float>> masters;
-    const auto lending = static_cast<Lending>(seed % 3);
-    if (TrainLent(runtime, LentModel(), &params, &masters, lending, 4).ok()) continue;
-    ++failures;
-    Trainer trainer(runtime, LentModel(), kOptions);
-    EXPECT_FALSE(trainer.Wait(runtime->Drain()).ok());
-    const auto counts = [&] {
-      std::vector<int64_t> result;
-      for (uint32_t t = 0; t < params.size(); ++t)
-        result.push_back(runtime->tensor_unwritten(TensorIndex(t)));
-      return result;
-    };
-    const auto params_then = params;
-    const auto counts_then = counts();
-    EXPECT_EQ(testing::Settle(&*sim), "");
-    EXPECT_EQ(params, params_then) << "seed " << seed;
-    EXPECT_EQ(counts(), counts_then) << "seed " << seed;
-    for (uint32_t t = 0; t < params.size(); ++t) {
-      EXPECT_GE(counts_then[t], 0) << "seed " << seed;
-      EXPECT_LE(counts_then[t], LentModel().tensors[t].elements) << "seed " << seed;
-    }
-  }
-  EXPECT_GT(failures, 5);
+// Nothing updates in a GPU's memory what is the caller's: states stay in RAM, also where they were
+// to be there.
+TEST_P(LentTest, BesideAGpuStatesStayInRam) {
+  RuntimeConfig config = ConfigOf(1);
+  config.placement.lowest_state_tier = Tier::kHbm;
+  const auto input =
+      MakePlanInput(Model(), config, {.kind = DeviceKind::kCuda, .memory_free = GiB(8)});
+  ASSERT_TRUE(input.ok()) << input.status();
+  EXPECT_EQ(input->options.lowest_state_tier, Tier::kPinned);
 }
 
-TEST(LentTest, AStepSaysWhereLentParametersLie) {
-  absl::StatusOr<SimRuntime> sim = MakeSimRuntime(LentModel(), ConfigOf(1), {.seed = 1});
+TEST_P(LentTest, AStepSaysWhereLentParametersLie) {
+  absl::StatusOr<SimRuntime> sim = MakeSimRuntime(Model(), ConfigOf(1), {.seed = 1});
   ASSERT_TRUE(sim.ok()) << sim.status();
   OffloadRuntime* runtime = sim->runtime.get();
-  Trainer trainer(runtime, LentModel(), kOptions);
+  Trainer trainer(runtime, Model(), kind().options());
   ASSERT_TRUE(trainer.Load().ok());
   ASSERT_TRUE(trainer.Wait(runtime->Acquire(UnitIndex(0))).ok());
   EXPECT_EQ(runtime->MakeView(UnitIndex(0)).status().code(), absl::StatusCode::kFailedPrecondition);
@@ -282,101 +122,148 @@ TEST(LentTest, AStepSaysWhereLentParametersLie) {
         runtime->Step({.groups = Groups(), .lent = std::move(places), .clip_norm = 0}));
   };
   EXPECT_EQ(step({}).code(), absl::StatusCode::kInvalidArgument);
-  std::vector<std::byte> param = Rounded(InitialValues(0, 5003));
-  std::vector<ParamPlace> places(LentModel().tensors.size());
-  places[0] = {param.data(), kType};
+  Params params(kind(), Model());
+  std::vector<ParamPlace> places(Model().tensors.size());
+  for (const FloatType type : {FloatType::kBf16, FloatType::kF16}) {
+    if (kind().KeepOf(0) != Keep::kMoments) break;
+    places[0] = {params.values[0].data(), type};
+    const absl::Status refused = step(places);
+    EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(refused.message()), HasSubstr("'embedding.0', of which only moments"));
+  }
+  EXPECT_EQ(params.values[0], kind().Rounded(InitialValues(0, 5003)));
+  places[0] = params.places[0];
   EXPECT_TRUE(step(places).ok());  // what was refused has changed nothing
   EXPECT_EQ(runtime->tensor_step(TensorIndex(0)), 1);
   EXPECT_TRUE(trainer.Wait(runtime->Drain()).ok());  // it is written until then
 }
 
-TEST(LentTest, ALentParameterThatTheCallerChangedGoesIntoTheMaster) {
-  absl::StatusOr<SimRuntime> sim = MakeSimRuntime(LentModel(), ConfigOf(1), {.seed = 1});
-  ASSERT_TRUE(sim.ok()) << sim.status();
-  OffloadRuntime* runtime = sim->runtime.get();
-  Trainer trainer(runtime, LentModel(), kOptions);
-  ASSERT_TRUE(trainer.Load().ok());
-  std::vector<float> expected = InitialValues(0, 5003);
-  std::vector<std::byte> param = Rounded(expected);
-  const float changed = 0.75f;
-  Convert(&changed, FloatType::kF32, param.data() + 2 * 4500, kType, 1);
-  expected[4500] = changed;
-  const std::vector<std::byte> gradient(5003 * 2);
-  ASSERT_TRUE(trainer.Wait(runtime->PushGrad(TensorIndex(0), gradient)).ok());
-  std::vector<ParamPlace> places(LentModel().tensors.size());
-  places[0] = {param.data(), kType};
-  std::vector<AdamWHyper> still = {{.lr = 0, .weight_decay = 0}, {.lr = 0, .weight_decay = 0}};
-  ASSERT_TRUE(
-      trainer
-          .Wait(runtime->Step({.groups = testing::GroupsOf(still), .lent = places, .clip_norm = 0}))
-          .ok());
-  const absl::StatusOr<std::vector<float>> master = trainer.Read(0, Field::kMaster);
-  ASSERT_TRUE(master.ok()) << master.status();
-  EXPECT_EQ(*master, expected);
-  EXPECT_EQ(param, Rounded(expected));
-}
-
-// What a step does to a lent parameter whose gradient was pushed, set, added to or cleared, in
-// whatever order, is what it does to one whose gradient was pushed as it came out.
-TEST(LentTest, GradientsOfLentParametersMayBeSetAndCleared) {
-  constexpr int64_t kElements = 5003;
-  enum class Call : uint8_t { kPush, kSet, kClear };
-  struct Case {
-    std::vector<Call> calls;  // with the gradients 1, 2, 4
-    float expected;           // 0: none
-  };
-  const Case cases[] = {{{Call::kSet}, 1},
-                        {{Call::kPush, Call::kSet}, 2},
-                        {{Call::kSet, Call::kPush}, 3},
-                        {{Call::kPush, Call::kClear}, 0},
-                        {{Call::kSet, Call::kClear}, 0},
-                        {{Call::kPush, Call::kClear, Call::kSet}, 4},
-                        {{Call::kSet, Call::kClear, Call::kPush}, 4},
-                        {{Call::kClear, Call::kSet, Call::kSet}, 4},
-                        {{Call::kClear}, 0}};
-  for (const Case& c : cases) {
-    absl::StatusOr<SimRuntime> sim = MakeSimRuntime(LentModel(), ConfigOf(1), {.seed = 1});
+// Between steps the caller changes some values, and gives others' memory: each time the update goes
+// on from what the parameter is, and where nothing was changed from what the master is.
+TEST_P(LentTest, WhatTheCallerChangedIsTheMaster) {
+  const ModelSpec spec = Model();
+  for (const uint64_t seed : Seeds(12)) {
+    SCOPED_TRACE(seed);
+    absl::StatusOr<SimRuntime> sim = MakeSimRuntime(spec, LentConfig(seed, spec), {.seed = seed});
     ASSERT_TRUE(sim.ok()) << sim.status();
     OffloadRuntime* runtime = sim->runtime.get();
-    Trainer trainer(runtime, LentModel(), kOptions);
-    ASSERT_TRUE(trainer.Load().ok());
-    std::vector<std::vector<std::byte>> gradients;
-    for (const float value : {1.0f, 2.0f, 4.0f})
-      gradients.push_back(Rounded(std::vector<float>(kElements, value)));
-    for (size_t i = 0; i < c.calls.size(); ++i) {
-      std::vector<std::byte>& gradient = gradients[i];
-      const ValueRequest set = {.write = true,
-                                .tensor = TensorIndex(0),
-                                .field = Field::kGrad,
-                                .data = gradient.data(),
-                                .type = kType,
-                                .done = nullptr};
-      if (c.calls[i] == Call::kClear) {
-        ASSERT_EQ(runtime->ClearGrad(TensorIndex(0)), absl::OkStatus());
-      } else {
-        ASSERT_EQ(
-            trainer.Wait(c.calls[i] == Call::kSet ? runtime->Access(set)
-                                                  : runtime->PushGrad(TensorIndex(0), gradient)),
-            absl::OkStatus());
-      }
+    Trainer trainer(runtime, spec, kind().options());
+    ASSERT_EQ(trainer.Load(), absl::OkStatus());
+    std::deque<Params> memory;
+    Params* params = &memory.emplace_back(kind(), spec);
+    Masters master, m(spec.tensors.size()), v(spec.tensors.size());
+    for (uint32_t t = 0; t < spec.tensors.size(); ++t) {
+      master.push_back(InitialValues(t, spec.tensors[t].elements));
+      m[t].resize(master[t].size());
+      v[t].resize(master[t].size());
     }
-    std::vector<std::byte> param = Rounded(InitialValues(0, kElements));
-    std::vector<ParamPlace> places(LentModel().tensors.size());
-    if (c.expected != 0) places[0] = {param.data(), kType};
-    ASSERT_EQ(trainer.Wait(runtime->Step({.groups = Groups(), .lent = places, .clip_norm = 0})),
-              absl::OkStatus());
-    ASSERT_EQ(trainer.Wait(runtime->Drain()), absl::OkStatus());
-    EXPECT_NEAR(runtime->last_step().grad_norm, c.expected * std::sqrt(double{kElements}), 1e-9);
-    EXPECT_EQ(runtime->tensor_step(TensorIndex(0)), c.expected != 0 ? 1 : 0);
-    EXPECT_EQ(param == Rounded(InitialValues(0, kElements)), c.expected == 0);
-    // exp_avg begins at 0: a tenth of the gradient.
-    const float tenth = MakeCoefficients(AdamWGroups()[0], 1, 1.0f).one_minus_beta1 * c.expected;
-    EXPECT_EQ(trainer.Read(0, Field::kExpAvg).value(), std::vector<float>(kElements, tenth));
+    for (int step = 0; step < 3; ++step) {
+      if (step == 2) {  // elsewhere
+        memory.emplace_back(kind(), spec).values = params->values;
+        params = &memory.back();
+        for (uint32_t t = 0; t < spec.tensors.size(); ++t)
+          params->places[t].data = params->values[t].data();
+      }
+      const auto element = static_cast<size_t>(SizeOf(kind().type));
+      std::vector<std::vector<std::byte>> grads;
+      for (uint32_t t = 0; t < spec.tensors.size(); ++t) {
+        for (size_t i = seed % 5 + static_cast<size_t>(step); i < master[t].size(); i += 997) {
+          const float value = 0.25f * static_cast<float>(i % 7) + 0.125f;
+          std::byte* const at = params->values[t].data() + i * element;
+          const bool same = ValuesOf({at, at + element}, kind().type)[0] == value;
+          Convert(&value, FloatType::kF32, at, kind().type, 1);
+          if (!same) master[t][i] = value;
+        }
+        grads.push_back(MakeGradient(step, t, params->values[t].data(), kind().type, kGradType,
+                                     spec.tensors[t].elements));
+        const ScopedFlushDenormals flush;
+        AdamWUpdate(MakeCoefficients(AdamWGroups()[spec.tensors[t].group], step + 1, 1.0f),
+                    {.master = master[t],
+                     .exp_avg = m[t],
+                     .exp_avg_sq = v[t],
+                     .grad = grads[t].data(),
+                     .grad_type = kGradType});
+      }
+      ASSERT_EQ(PushAll(runtime, &trainer, static_cast<Lending>(seed % 3), 4, grads),
+                absl::OkStatus());
+      ASSERT_EQ(
+          trainer.Wait(runtime->Step({.groups = Groups(), .lent = params->places, .clip_norm = 0})),
+          absl::OkStatus());
+      ASSERT_EQ(trainer.Wait(runtime->Drain()), absl::OkStatus());
+      for (uint32_t t = 0; t < spec.tensors.size(); ++t)
+        ASSERT_EQ(params->values[t], kind().Rounded(master[t])) << step << ", tensor " << t;
+    }
   }
 }
 
-TEST(LentTest, AUnitIsLentWholeOrNotAtAll) {
-  ModelSpec spec = LentModel();
+// Each field of each tensor: what is kept is read as it was written, beside what stays; what is the
+// caller's is refused by name.
+TEST_P(LentTest, FieldsThatAreKeptAreReadAndWritten) {
+  const ModelSpec spec = Model();
+  for (const uint64_t seed : Seeds(8)) {
+    SCOPED_TRACE(seed);
+    absl::StatusOr<SimRuntime> sim = MakeSimRuntime(spec, LentConfig(seed, spec), {.seed = seed});
+    ASSERT_TRUE(sim.ok()) << sim.status();
+    OffloadRuntime* const runtime = sim->runtime.get();
+    Trainer trainer(runtime, spec, kind().options());
+    const auto write = [&](uint32_t t, Field field, const std::vector<float>& values) {
+      std::vector<float> data = values;
+      return trainer.Wait(runtime->Access({.write = true,
+                                           .tensor = TensorIndex(t),
+                                           .field = field,
+                                           .data = reinterpret_cast<std::byte*>(data.data()),
+                                           .type = FloatType::kF32,
+                                           .done = nullptr}));
+    };
+    const auto values_of = [&](uint32_t t, Field field) {
+      return InitialValues(t + 50 * static_cast<uint32_t>(field), spec.tensors[t].elements);
+    };
+    for (uint32_t t = 0; t < spec.tensors.size(); ++t) {
+      SCOPED_TRACE(spec.tensors[t].name);
+      const bool moments = spec.tensors[t].keep == Keep::kMoments;
+      const absl::Status early = trainer.Wait(runtime->Acquire(spec.tensors[t].unit));
+      EXPECT_EQ(early.code(), absl::StatusCode::kFailedPrecondition);
+      const Field first = moments ? Field::kExpAvgSq : Field::kMaster;
+      EXPECT_EQ(trainer.Read(t, first).status().code(), absl::StatusCode::kFailedPrecondition);
+      const std::vector<float> zeros(static_cast<size_t>(spec.tensors[t].elements));
+      ASSERT_EQ(write(t, first, values_of(t, first)), absl::OkStatus());
+      EXPECT_EQ(trainer.Read(t, Field::kExpAvg).value(), zeros);
+      EXPECT_EQ(trainer.Read(t, first).value(), values_of(t, first));
+      for (const Field field : {Field::kParam, Field::kMaster}) {
+        if (!moments) break;
+        for (const absl::Status& refused :
+             {trainer.Read(t, field).status(), write(t, field, zeros)}) {
+          EXPECT_EQ(refused.code(), absl::StatusCode::kNotFound);
+          EXPECT_THAT(std::string(refused.message()),
+                      HasSubstr("of tensor '" + spec.tensors[t].name + "' only moments are kept"));
+        }
+      }
+    }
+    constexpr Field kFields[] = {Field::kMaster, Field::kExpAvg, Field::kExpAvgSq};
+    const auto kept = [&](uint32_t t, Field field) {
+      return field != Field::kMaster || spec.tensors[t].keep != Keep::kMoments;
+    };
+    for (const Field field : kFields) {
+      for (uint32_t t = 0; t < spec.tensors.size(); ++t) {
+        if (!kept(t, field)) continue;
+        ASSERT_EQ(write(t, field, values_of(t, field)), absl::OkStatus());
+      }
+    }
+    for (const Field field : kFields) {
+      for (uint32_t t = 0; t < spec.tensors.size(); ++t) {
+        if (!kept(t, field)) continue;
+        EXPECT_EQ(trainer.Read(t, field).value(), values_of(t, field)) << t;
+      }
+    }
+    for (uint32_t u = 0; u < spec.units.size(); ++u) {
+      EXPECT_EQ(trainer.Wait(runtime->Acquire(UnitIndex(u))), absl::OkStatus());
+      EXPECT_EQ(runtime->Release(UnitIndex(u)), absl::OkStatus());
+    }
+  }
+}
+
+TEST_P(LentTest, AUnitIsLentWholeOrNotAtAll) {
+  ModelSpec spec = Model();
   spec.tensors[2].keep = Keep::kAll;
   const absl::Status status = ModelLayout::Make(spec, kCellElements).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);

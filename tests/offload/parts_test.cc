@@ -51,11 +51,14 @@ struct Part {
 
 class PartsTest : public ::testing::TestWithParam<Part> {
  protected:
-  // Half of the units' parameters stay with the caller, unless states live in HBM.
+  // Half of the units' parameters stay with the caller, and masters of one of them, unless states
+  // live in HBM.
   static ModelSpec Model(bool lent) {
     ModelSpec spec = OddModel();
-    for (ModelSpec::Tensor& tensor : spec.tensors)
-      if (lent && tensor.unit.value() % 2 == 1) tensor.keep = Keep::kStates;
+    for (ModelSpec::Tensor& tensor : spec.tensors) {
+      if (lent && tensor.unit.value() % 2 == 1)
+        tensor.keep = tensor.unit.value() == 3 ? Keep::kMoments : Keep::kStates;
+    }
     return spec;
   }
   static RuntimeConfig Config(const Part& part, uint64_t n) {
@@ -96,9 +99,9 @@ class Driver {
   void Run() {
     if (!Values(true)) return;
     for (uint32_t t = 0; t < spec_.tensors.size(); ++t) {
-      if (spec_.tensors[t].keep != Keep::kStates) continue;
+      if (!IsLent(spec_.tensors[t].keep)) continue;
       params_.resize(spec_.tensors.size());
-      params_[t] = std::make_unique<OwnMemory>(Zeros(t, 2));
+      params_[t] = NewParam(t);
     }
     for (int step = 0; step < 2; ++step) {
       if (!Gradients() || !Gradients() || !Step()) return;
@@ -110,6 +113,13 @@ class Driver {
   OffloadRuntime* runtime() { return sim_->runtime.get(); }
   std::vector<std::byte> Zeros(uint32_t tensor, int64_t size) const {
     return std::vector<std::byte>(static_cast<size_t>(spec_.tensors[tensor].elements * size));
+  }
+  bool of_moments(uint32_t tensor) const { return spec_.tensors[tensor].keep == Keep::kMoments; }
+  FloatType ParamType(uint32_t tensor) const {
+    return of_moments(tensor) ? FloatType::kF32 : kType;
+  }
+  std::unique_ptr<OwnMemory> NewParam(uint32_t tensor) const {
+    return std::make_unique<OwnMemory>(Zeros(tensor, SizeOf(ParamType(tensor))));
   }
   // The ticket's memory is the caller's again, and all that is under way goes on.
   bool Ends(Ticket ticket, OwnMemory* memory) {
@@ -125,6 +135,7 @@ class Driver {
       memory_.emplace_back(Zeros(t, 4));
       tickets.push_back(runtime()->Access({.write = write,
                                            .tensor = TensorIndex(t),
+                                           .field = of_moments(t) ? Field::kExpAvg : Field::kMaster,
                                            .data = memory_.back().data(),
                                            .done = nullptr}));
     }
@@ -139,8 +150,7 @@ class Driver {
       for (TensorIndex t : runtime()->layout().unit(unit).tensors) {
         if (!params_.empty() && params_[t.value()] != nullptr && seed_ % 3 == 0 && stepped_) {
           params_[t.value()]->TakeBack();  // the unit is updated, or its update has ended
-          taken_.push_back(
-              std::exchange(params_[t.value()], std::make_unique<OwnMemory>(Zeros(t.value(), 2))));
+          taken_.push_back(std::exchange(params_[t.value()], NewParam(t.value())));
         }
       }
       if (ok) {
@@ -159,8 +169,8 @@ class Driver {
   }
   bool Step() {
     StepRequest request{.groups = testing::Groups(), .lent = {}, .clip_norm = 1.0};
-    for (const auto& param : params_)
-      request.lent.push_back({param == nullptr ? nullptr : param->data(), kType});
+    for (uint32_t t = 0; t < params_.size(); ++t)
+      request.lent.push_back({params_[t] == nullptr ? nullptr : params_[t]->data(), ParamType(t)});
     const Ticket ticket = runtime()->Step(std::move(request));
     stepped_ = true;
     const bool ok = trainer_.Wait(ticket).ok();
@@ -170,7 +180,7 @@ class Driver {
     for (uint32_t t = 0; t < params_.size(); ++t) {
       if (params_[t] == nullptr) continue;
       params_[t]->TakeBack();
-      taken_.push_back(std::exchange(params_[t], std::make_unique<OwnMemory>(Zeros(t, 2))));
+      taken_.push_back(std::exchange(params_[t], NewParam(t)));
     }
     return ok && drained;
   }

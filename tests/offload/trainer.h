@@ -6,6 +6,7 @@
 #ifndef SLUICE_TESTS_OFFLOAD_TRAINER_H_
 #define SLUICE_TESTS_OFFLOAD_TRAINER_H_
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <deque>
@@ -57,12 +58,15 @@ class Trainer {
       const ElementType type = AccessType(t);
       std::vector<std::byte>& values =
           values_.emplace_back(ParamsOf(InitialOf(spec_, options_, t), type));
-      SLUICE_RETURN_IF_ERROR(Wait(runtime_->Access({.write = true,
-                                                    .tensor = TensorIndex(t),
-                                                    .field = Field::kMaster,
-                                                    .data = values.data(),
-                                                    .type = type,
-                                                    .done = nullptr})));
+      const bool moments = spec_.tensors[t].keep == Keep::kMoments;  // which begin at zero
+      if (moments) std::ranges::fill(values, std::byte{0});
+      SLUICE_RETURN_IF_ERROR(
+          Wait(runtime_->Access({.write = true,
+                                 .tensor = TensorIndex(t),
+                                 .field = moments ? Field::kExpAvg : Field::kMaster,
+                                 .data = values.data(),
+                                 .type = type,
+                                 .done = nullptr})));
       values_.pop_back();
     }
     return absl::OkStatus();

@@ -42,6 +42,9 @@ class HiddenFp32 final : public StateFormat {
   Bytes bytes(int64_t capacity, std::optional<FloatType> param_type) const override {
     return fp32_->bytes(capacity, param_type);
   }
+  bool reads_param(std::optional<FloatType> param_type) const override {
+    return fp32_->reads_param(param_type);
+  }
   void Load(const ChunkStates& chunk, size_t field, int64_t at,
             std::span<float> values) const override {
     fp32_->Load(chunk, field, at, values);
@@ -111,7 +114,8 @@ std::vector<float> RoundedTo(const std::vector<float>& values, FloatType type) {
   return out;
 }
 
-// All sizes and starts, types of gradients and copies, on every vector target.
+// All sizes and starts, types of gradients and copies, an fp32 one of which is the master, on every
+// vector target.
 TEST(StateUpdateTest, TilesGiveTheBitsOfTheKernel) {
   const auto rule = MakeAdamW();
   const StateUpdate fused(MakeFp32States(rule->fields()), rule);
@@ -135,13 +139,14 @@ TEST(StateUpdateTest, TilesGiveTheBitsOfTheKernel) {
               Values(static_cast<size_t>(capacity), seed + 90 + field, field == 2);
           update.format().Store(chunk.view(), field, 0, values);
         }
-        update.Run(nullptr, scalars, chunk.view(),
-                   {.at = at,
-                    .elements = n,
-                    .grad = grads.data(),
-                    .grad_type = grad_type,
-                    .param_out = seed % 4 == 0 ? nullptr : chunk.param(at),
-                    .param_type = copy});
+        update.Run(
+            nullptr, scalars, chunk.view(),
+            {.at = at,
+             .elements = n,
+             .grad = grads.data(),
+             .grad_type = grad_type,
+             .param_out = copy == FloatType::kF32 || seed % 4 == 0 ? nullptr : chunk.param(at),
+             .param_type = copy});
         EXPECT_TRUE(chunk.guarded());
       }
       EXPECT_EQ(chunks[0].states(), chunks[1].states()) << n;
@@ -180,6 +185,29 @@ TEST(StateFormatTest, ValuesOfAnyTypeGoInAndOut) {
         }
       }
     }
+  }
+}
+
+// Beside an fp32 copy there is no other master: it is read and written there, and takes no room.
+TEST(StateFormatTest, AnFp32CopyIsTheMaster) {
+  for (const auto& rule : Rules()) {
+    const auto format = MakeFp32States(rule->fields());
+    const auto fields = static_cast<int64_t>(rule->fields().size());
+    for (const FloatType copy : kTypes) {
+      const bool is_master = copy == FloatType::kF32;
+      EXPECT_EQ(format->reads_param(copy), is_master);
+      EXPECT_EQ(format->columns(copy), fields - (is_master ? 1 : 0));
+      EXPECT_EQ(format->bytes(640, copy), Bytes(640 * 4 * format->columns(copy)));
+    }
+    EXPECT_FALSE(format->reads_param(std::nullopt));
+    EXPECT_EQ(format->columns(std::nullopt), fields);
+    EXPECT_EQ(format->bytes(640, std::nullopt), Bytes(640 * 4 * fields));
+    Chunk chunk(*format, 640, FloatType::kF32);
+    const std::vector<float> masters = Values(600, 3);
+    format->Store(chunk.view(), kMasterIndex, 7, masters);
+    EXPECT_EQ(std::memcmp(chunk.param(7), masters.data(), masters.size() * sizeof(float)), 0);
+    EXPECT_TRUE(std::ranges::all_of(std::span(chunk.states()).first(640 * 4),
+                                    [](std::byte b) { return b == std::byte{0}; }));
   }
 }
 

@@ -49,7 +49,7 @@ def test_every_placement_gives_the_same_bits(dtype, tmp_path):
 
     expected, report = run(**TIERS)
     assert report["nvme"]["states_bytes"] == 0
-    streamed, report = run(pinned="190KiB", nvme_path=tmp_path, chunk_elements=4096, workers=1)
+    streamed, report = run(pinned="170KiB", nvme_path=tmp_path, chunk_elements=4096, workers=1)
     assert report["nvme"]["states_bytes"] > 0 and report["counters"]["chunks_updated"] > 0
     assert_equal(streamed, expected)
     workers, _ = run(pinned="8MiB", workers=2, chunk_elements=8192)

@@ -5,6 +5,7 @@ import copy
 import gc
 import io
 import pickle
+import tempfile
 import weakref
 
 import pytest
@@ -17,7 +18,7 @@ from sluice.residency.away import Away
 
 SIMULATED = {
     "pinned": "300KiB",
-    "nvme_path": "/simulated",
+    "nvme_path": tempfile.gettempdir(),  # where states are while a type changes
     "chunk_elements": 4096,
     "workers": 1,
     "library": SIMULATION,

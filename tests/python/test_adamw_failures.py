@@ -14,7 +14,7 @@ from sluice.residency import away
 
 READ, WRITE = 0, 1  # core/sim_faults.h
 ERROR, REFUSED, SHORT, CORRUPT, LOST = range(1, 6)
-TINY = {"pinned": "190KiB", "nvme_path": "/simulated", "chunk_elements": 4096, "workers": 1, "library": SIMULATION}
+TINY = {"pinned": "128KiB", "nvme_path": "/simulated", "chunk_elements": 4096, "workers": 1, "library": SIMULATION}
 
 
 def gradients(model, step):
@@ -114,7 +114,7 @@ def test_what_is_half_written_is_known(seam, fault, overlap):
     lists = [0, 0, 0]
     # A read that moves nothing may find the same bytes in its buffer, left there by the write before it.
     enough = 20 if (seam, fault) == (READ, LOST) else 3
-    for nth in range(1, 40):
+    for nth in range(1, 80):
         model, optimizer, error = run(seam, fault, nth, overlap)
         if error is None:
             assert_equal(memory(model), EXPECTED[6])

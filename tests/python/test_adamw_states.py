@@ -18,7 +18,7 @@ def test_a_run_goes_on_from_its_state_dict_to_the_last_bit(dtype, tmp_path):
     expected = train(model, optimizer, 3, seed=5)
     optimizer.close()
     model = make_model(seed=9, dtype=dtype)
-    optimizer = sluice.AdamW(model.parameters(), pinned="190KiB", nvme_path=tmp_path, chunk_elements=4096, workers=1)
+    optimizer = sluice.AdamW(model.parameters(), pinned="170KiB", nvme_path=tmp_path, chunk_elements=4096, workers=1)
     model.load_state_dict(saved[0])
     optimizer.load_state_dict(saved[1])
     assert optimizer.param_groups[0]["lr"] == 1e-2
@@ -49,7 +49,7 @@ def test_state_goes_from_pytorch_and_to_it():
 
 @pytest.mark.parametrize("drive", [False, True])
 def test_a_group_added_between_steps_trains_and_the_others_keep_their_states(drive, tmp_path):
-    tiers = {"pinned": "190KiB", "nvme_path": tmp_path, "chunk_elements": 4096, "workers": 1} if drive else TIERS
+    tiers = {"pinned": "170KiB", "nvme_path": tmp_path, "chunk_elements": 4096, "workers": 1} if drive else TIERS
 
     def run(kind, **tiers):
         model = make_model()

@@ -1,7 +1,8 @@
 """Optimizer states of parameters that stay where they are: a runtime that keeps masters and moments on the tiers, takes
-gradients, and writes the new parameters into the parameters' own memory.
+gradients, and writes the new parameters into the parameters' own memory. An fp32 parameter is its own master: there is no
+other.
 
-Parameters whose memory the library can't write (not contiguous, or not in RAM) are updated in a copy that is kept in
+Parameters whose memory the library can't write (not contiguous, not aligned, or not in RAM) are updated in a copy that is kept in
 RAM. One thread. An interrupt may come between any two lines: settle() puts right whatever it left.
 """
 
@@ -15,7 +16,7 @@ from ..residency import away, storages
 from ..spools.spool import SpoolFile
 
 _DTYPE_NUMBERS = {torch.float32: abi.F32, torch.bfloat16: abi.BF16, torch.float16: abi.F16}
-_STATES = (abi.MASTER, abi.EXP_AVG, abi.EXP_AVG_SQ)
+_MOMENTS = (abi.EXP_AVG, abi.EXP_AVG_SQ)
 _UNIT_ELEMENTS = 4 << 20  # parameters that no module groups are grouped up to so many
 _COPIES_BYTES = 8 << 20  # of gradients that are not as the library takes them: handed over at a time
 
@@ -78,11 +79,16 @@ def check_apart(parameters, name_of):
 
 def in_place(parameter):
     """Whether the library writes the parameter's own memory."""
-    return parameter.device.type == "cpu" and parameter.is_contiguous()
+    return parameter.device.type == "cpu" and parameter.is_contiguous() and _aligned(parameter)
 
 
 def _aligned(tensor):
     return tensor.data_ptr() % tensor.element_size() == 0
+
+
+def own_master(parameter):
+    """Whether it needs no other master."""
+    return parameter.dtype == torch.float32
 
 
 class _Spans:
@@ -100,7 +106,7 @@ class _Spans:
         return before > 0 and self._ends[before - 1] > begin
 
 
-Spooled = collections.namedtuple("Spooled", "file parameters steps records")  # steps, records: by id of Parameter
+Spooled = collections.namedtuple("Spooled", "file parameters steps records")  # by id of Parameter: steps, {field: record}
 
 
 class Progress(collections.namedtuple("Progress", "parameter step unwritten")):
@@ -109,7 +115,7 @@ class Progress(collections.namedtuple("Progress", "parameter step unwritten")):
 
 class StateStore:
     """units: [(name, parameters)]; options: keyword arguments of abi.Options; name_of(parameter): for messages. The masters
-    begin as the parameters. grad_dtype: what gradients are kept in meanwhile."""
+    begin as the parameters, moments as zeros. grad_dtype: what gradients are kept in meanwhile."""
 
     def __init__(self, units, options, grad_dtype, name_of, library=None, seed=None):
         self.parameters = [p for _, parameters in units for p in parameters]
@@ -118,6 +124,7 @@ class StateStore:
         self.units = [parameters for _, parameters in units]
         self.grad_dtype = grad_dtype
         self._name_of = name_of
+        self._own = {n for n, p in enumerate(self.parameters) if own_master(p)}  # that are their own masters
         self._begun = {}  # number -> updates it had had, of those in a step that may not have ended
         self._places = {}  # number -> abi.Place, in that step
         self._staged = {}  # number -> copy in RAM that is its place
@@ -129,10 +136,20 @@ class StateStore:
             abi.Options(param_dtype=abi.F32, grad_dtype=_DTYPE_NUMBERS[grad_dtype], hbm_bytes=0, **options),
             library=library,
             seed=seed,
-            keep=dict.fromkeys(range(len(self.parameters)), abi.KEEP_STATES),
+            keep={n: abi.KEEP_MOMENTS if n in self._own else abi.KEEP_STATES for n in range(len(self.parameters))},
         )
-        masters = ((n, p.detach().to("cpu", torch.float32)) for n, p in enumerate(self.parameters))
-        values.write_all(self.runtime, masters, abi.MASTER)
+        others = ((n, p) for n, p in enumerate(self.parameters) if n not in self._own)
+        values.write_all(self.runtime, ((n, p.detach().to("cpu", torch.float32)) for n, p in others), abi.MASTER)
+        zeros = ((n, values.zeros(self.parameters[n].shape, torch.float32)) for n in sorted(self._own))
+        values.write_all(self.runtime, zeros, abi.EXP_AVG)
+
+    def fits(self):
+        """Whether parameters are of the types still that it was made for."""
+        return all(own_master(parameter) == (number in self._own) for number, parameter in enumerate(self.parameters))
+
+    def fields_of(self, parameter):
+        """What is kept of it."""
+        return _MOMENTS if self.number[id(parameter)] in self._own else (abi.MASTER, *_MOMENTS)
 
     # ---- Steps
 
@@ -243,7 +260,7 @@ class StateStore:
         parameter = self.parameters[number]
         data = parameter.detach()
         if not in_place(data):
-            data = self._staged[number] = data.to("cpu").contiguous()
+            data = self._staged[number] = data.to("cpu", copy=True, memory_format=torch.contiguous_format)
         self.runtime.lent.keep(data)
         return abi.Place(data=data.data_ptr(), dtype=_DTYPE_NUMBERS[data.dtype])
 
@@ -273,13 +290,17 @@ class StateStore:
         for parameter in self.parameters:
             steps[id(parameter)] = self.steps(parameter)
             label = f"the optimizer's states of parameter {self._name_of(parameter)}"
-            records[id(parameter)] = [file.write(self.read(parameter, field), label) for field in _STATES]
+            fields = self.fields_of(parameter)
+            records[id(parameter)] = {field: file.write(self.read(parameter, field), label) for field in fields}
         return Spooled(file, self.parameters, steps, records)
 
     def restore(self, spooled):
-        """Leaves the file as it is: it has everything still."""
+        """Leaves the file as it is: it has everything still. Of a parameter whose type has changed the master is what the
+        parameter is now."""
         for parameter in spooled.parameters:
-            for field, record in zip(_STATES, spooled.records[id(parameter)], strict=True):
+            for field, record in spooled.records[id(parameter)].items():
+                if field not in self.fields_of(parameter):
+                    continue
                 value = values.empty(parameter.shape, torch.float32)
                 spooled.file.read(record, value)
                 self.write(parameter, field, value)

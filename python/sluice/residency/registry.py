@@ -2,7 +2,8 @@
 
 A holder has `runtime`, `streams` (whether parameters are on the tiers while their module does not compute; if so also
 `settle_values()`, after which the tiers have what was written, and `renew_values()`, after which what is on loan has what
-the tiers have; if not, `synchronize()`, after which parameters have their values),
+the tiers have; if not, `synchronize()`, after which parameters have their values, and `is_master(parameter)`, whether
+there is no other),
 `tensor_of(parameter)` (its number in the runtime, or None), `finish_gradients()` (waits until what was handed over has
 arrived) and `close()`. It is found from add() to discard(), or to its end; those that are left when the process ends
 are closed.
@@ -44,6 +45,9 @@ class Found:
         """A copy of the whole value of `field` (of abi), after all updates."""
         if self.holder.streams:
             self.holder.settle_values()
+        elif field == abi.MASTER and self.holder.is_master(self.parameter):
+            self.holder.synchronize()
+            return self.parameter.detach().to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
         request = (0, self.number, self.parameter.shape)
         return values.read_all(self.holder.runtime, [request], field, dtype)[0]
 
@@ -54,7 +58,8 @@ class Found:
             self.holder.synchronize()
         elif self.holder.streams:
             self.holder.settle_values()
-        values.write_all(self.holder.runtime, [(self.number, value)], field)
+        if not (in_parameter and self.holder.is_master(self.parameter)):
+            values.write_all(self.holder.runtime, [(self.number, value)], field)
         if self.holder.streams:
             if field == abi.MASTER:
                 self.holder.values_changed(self.parameter)
