@@ -15,7 +15,7 @@
 #include "hwy/highway.h"
 // After the two that say which target this is.
 #include "core/checksum-inl.h"
-#include "optim/convert-inl.h"
+#include "core/convert-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace sluice {

@@ -1,13 +1,13 @@
-// optim/convert-inl.h
+// core/convert-inl.h
 //
-// The conversions of convert.h as vector code, for the kernels of this folder: a vector of fp32
-// from or to any float type in memory. Included once for each vector target, after highway.h.
+// The conversions of float_bits.h as vector code, for kernels: a vector of fp32 from or to any
+// float type in memory. Included once for each vector target, after highway.h.
 
-#if defined(SLUICE_OPTIM_CONVERT_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef SLUICE_OPTIM_CONVERT_INL_H_
-#undef SLUICE_OPTIM_CONVERT_INL_H_
+#if defined(SLUICE_CORE_CONVERT_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef SLUICE_CORE_CONVERT_INL_H_
+#undef SLUICE_CORE_CONVERT_INL_H_
 #else
-#define SLUICE_OPTIM_CONVERT_INL_H_
+#define SLUICE_CORE_CONVERT_INL_H_
 #endif
 
 #include <cstddef>
@@ -143,4 +143,4 @@ HWY_INLINE void StorePair(VF first, VF second, void* values, size_t i, bool stre
 }  // namespace sluice
 HWY_AFTER_NAMESPACE();
 
-#endif  // SLUICE_OPTIM_CONVERT_INL_H_
+#endif  // SLUICE_CORE_CONVERT_INL_H_

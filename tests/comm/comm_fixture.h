@@ -1,0 +1,207 @@
+// tests/comm/comm_fixture.h
+//
+// Groups of ranks of the implementation that the test's parameter says, driven by one thread, and
+// operations that know that they have ended. An implementation is a line of kCommImplementations:
+// what Communicator promises is tested of all.
+
+#ifndef SLUICE_TESTS_COMM_COMM_FIXTURE_H_
+#define SLUICE_TESTS_COMM_COMM_FIXTURE_H_
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <deque>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "comm/in_process.h"
+#include "comm/sim_ranks.h"
+#include "comm/supplied.h"
+#include "core/clock.h"
+#include "core/sim_world.h"
+#include "tests/comm/table_over_group.h"
+#include "tests/core/waiting_inbox.h"
+
+namespace sluice {
+
+using Group = std::vector<std::unique_ptr<Communicator>>;
+using Data = std::vector<std::byte>;
+
+// Makes groups over the same ranks, which outlive it.
+class GroupMaker {
+ public:
+  virtual ~GroupMaker() = default;
+  virtual Group Make(const CommOptions& options) = 0;
+  virtual SimWorld* world() { return nullptr; }  // in which time passes; null: real time
+};
+
+class InProcessMaker final : public GroupMaker {
+ public:
+  explicit InProcessMaker(uint32_t ranks) : ranks_(ranks) {}
+  Group Make(const CommOptions& options) override {
+    return MakeInProcessRanks(ranks_, options, &clock_).value();
+  }
+
+ private:
+  const uint32_t ranks_;
+  SteadyClock clock_;
+};
+
+class SimMaker final : public GroupMaker {
+ public:
+  explicit SimMaker(uint32_t ranks) : network_({.ranks_per_host = 3}, ranks, &world_) {}
+  Group Make(const CommOptions& options) override { return network_.MakeGroup(options); }
+  SimWorld* world() override { return &world_; }
+
+ private:
+  SimWorld world_{1};
+  SimNetwork network_;
+};
+
+class SuppliedMaker final : public GroupMaker {
+ public:
+  explicit SuppliedMaker(uint32_t ranks) : ranks_(ranks) {}
+  Group Make(const CommOptions& options) override {
+    Group inner = MakeInProcessRanks(ranks_, {}, &clock_).value();
+    Group group;
+    for (auto& communicator : inner) {
+      tables_.push_back(std::make_unique<TableOverGroup>(std::move(communicator)));
+      group.push_back(MakeSuppliedCommunicator(tables_.back()->table(), options, &clock_).value());
+    }
+    return group;
+  }
+
+ private:
+  const uint32_t ranks_;
+  SteadyClock clock_;
+  std::vector<std::unique_ptr<TableOverGroup>> tables_;
+};
+
+struct CommImplementation {
+  const char* name;
+  std::unique_ptr<GroupMaker> (*make)(uint32_t ranks);
+  // One place sees all ranks: a failure breaks all of them at once and with the same status.
+  // Elsewhere each has a status of its own, which names a rank, and learns of it when it waits.
+  bool one_place;
+};
+
+template <typename Maker>
+std::unique_ptr<GroupMaker> NewMaker(uint32_t ranks) {
+  return std::make_unique<Maker>(ranks);
+}
+
+inline constexpr CommImplementation kCommImplementations[] = {
+    {"InProcess", NewMaker<InProcessMaker>, true},
+    {"Simulated", NewMaker<SimMaker>, true},
+    {"Supplied", NewMaker<SuppliedMaker>, false},
+};
+
+inline std::string NameOf(const testing::TestParamInfo<CommImplementation>& info) {
+  return info.param.name;
+}
+
+// An operation with its views, and whether and as which it has ended.
+struct TestOp final : Event {
+  void Handle() override {
+    ended = true;
+    order = (*counter)++;
+    memory.clear();
+  }
+  CommOp op;
+  std::deque<Data> memory;  // its own, if any, as long as it is under way
+  std::vector<ConstMemoryView> send;
+  std::vector<MemoryView> receive;
+  bool ended = false;
+  int order = -1;
+  int* counter = nullptr;
+};
+
+class CommFixture : public testing::TestWithParam<CommImplementation> {
+ protected:
+  static constexpr uint32_t kRankCounts[] = {1, 2, 3, 4, 8};
+
+  // A new world with one group, `group()`.
+  void Start(uint32_t ranks, const CommOptions& options = {}) {
+    groups_.clear();
+    waiting_.reset();
+    ops_.clear();
+    maker_ = GetParam().make(ranks);
+    waiting_ = std::make_unique<WaitingInbox>(maker_->world());
+    groups_.push_back(maker_->Make(options));
+  }
+  Group& AddGroup(const CommOptions& options = {}) {
+    return groups_.emplace_back(maker_->Make(options));
+  }
+  Group& group() { return groups_.front(); }
+  uint32_t ranks() const { return static_cast<uint32_t>(groups_.front().size()); }
+  SimWorld* world() { return maker_->world(); }
+
+  TestOp* New(CommKind kind) {
+    TestOp* const op = &ops_.emplace_back();
+    op->op.kind = kind;
+    op->op.inbox = waiting_->inbox();
+    op->op.event = op;
+    op->counter = &counter_;
+    return op;
+  }
+  static void Enqueue(TestOp* op, Communicator* communicator) {
+    op->op.send = op->send;
+    op->op.receive = op->receive;
+    communicator->Enqueue(&op->op);
+  }
+  // One without data, on `rank` of the first group.
+  TestOp* Barrier(uint32_t rank) {
+    TestOp* const op = New(CommKind::kBarrier);
+    Enqueue(op, group()[rank].get());
+    return op;
+  }
+  TestOp* Send(uint32_t rank, uint32_t peer, ConstMemoryView memory) {
+    TestOp* const op = New(CommKind::kSend);
+    op->op.peer = Rank(peer);
+    op->send = {memory};
+    Enqueue(op, group()[rank].get());
+    return op;
+  }
+  TestOp* Receive(uint32_t rank, uint32_t peer, MemoryView memory) {
+    TestOp* const op = New(CommKind::kReceive);
+    op->op.peer = Rank(peer);
+    op->receive = {memory};
+    Enqueue(op, group()[rank].get());
+    return op;
+  }
+
+  void WaitFor(std::initializer_list<const TestOp*> ops) {
+    waiting_->HandleUntil(
+        [&] { return std::ranges::all_of(ops, [](const TestOp* op) { return op->ended; }); });
+  }
+  void WaitForAll() {
+    waiting_->HandleUntil(
+        [this] { return std::ranges::all_of(ops_, [](const TestOp& op) { return op.ended; }); });
+  }
+  // Lets what can happen happen: in another group, everybody meets.
+  void LetThingsHappen() {
+    Group others = maker_->Make({});
+    std::vector<TestOp*> meeting;
+    for (int i = 0; i < 20; ++i) {
+      for (const auto& communicator : others) {
+        meeting.push_back(New(CommKind::kBarrier));
+        Enqueue(meeting.back(), communicator.get());
+      }
+    }
+    waiting_->HandleUntil(
+        [&] { return std::ranges::all_of(meeting, [](const TestOp* op) { return op->ended; }); });
+  }
+
+  int counter_ = 0;
+  std::unique_ptr<GroupMaker> maker_;
+  std::unique_ptr<WaitingInbox> waiting_;
+  std::deque<TestOp> ops_;
+  std::deque<Group> groups_;
+};
+
+}  // namespace sluice
+
+#endif  // SLUICE_TESTS_COMM_COMM_FIXTURE_H_

@@ -1,0 +1,198 @@
+// Simulated ranks: how long operations take, what the seed decides, and what goes wrong.
+
+#include "comm/sim_ranks.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "core/sim_world.h"
+#include "core/status.h"
+#include "tests/comm/comm_fixture.h"
+#include "tests/core/seeds.h"
+
+namespace sluice {
+namespace {
+
+using testing::HasSubstr;
+
+// Some ranks of a network, and what they call.
+class SimRanks {
+ public:
+  SimRanks(const SimNetworkOptions& options, uint32_t ranks, uint64_t seed = 1)
+      : world_(seed), network_(options, ranks, &world_), waiting_(&world_) {
+    AddGroup({});
+  }
+
+  Group& AddGroup(const CommOptions& options) {
+    return groups_.emplace_back(network_.MakeGroup(options));
+  }
+  Group& group(size_t i = 0) { return groups_[i]; }
+  SimWorld& world() { return world_; }
+
+  TestOp* Call(Communicator* communicator, CommKind kind, size_t bytes) {
+    const uint32_t ranks = network_.ranks();
+    TestOp* const op = &ops_.emplace_back();
+    const bool all_send = kind == CommKind::kReduceScatter || kind == CommKind::kAllToAll;
+    const bool all_receive = kind == CommKind::kAllGather || kind == CommKind::kAllToAll;
+    const auto view = [&] { return MemoryView(op->memory.emplace_back(bytes)); };
+    for (uint32_t i = 0; kind != CommKind::kBarrier && i < (all_send ? ranks : 1); ++i)
+      op->send.emplace_back(view());
+    for (uint32_t i = 0; kind != CommKind::kBarrier && i < (all_receive ? ranks : 1); ++i)
+      op->receive.emplace_back(view());
+    op->op.kind = kind;
+    op->op.send = op->send;
+    op->op.receive = op->receive;
+    op->op.inbox = waiting_.inbox();
+    op->op.event = op;
+    op->counter = &counter_;
+    communicator->Enqueue(&op->op);
+    return op;
+  }
+  void CallAll(CommKind kind, size_t bytes, size_t group = 0) {
+    for (const auto& communicator : groups_[group]) Call(communicator.get(), kind, bytes);
+  }
+
+  // Until everything has ended; how long that took in all.
+  double Finish() {
+    waiting_.HandleUntil(
+        [this] { return std::ranges::all_of(ops_, [](const TestOp& op) { return op.ended; }); });
+    return Seconds(world_.Now());
+  }
+  const std::deque<TestOp>& ops() const { return ops_; }
+
+ private:
+  SimWorld world_;
+  SimNetwork network_;
+  WaitingInbox waiting_;
+  int counter_ = 0;
+  std::deque<TestOp> ops_;
+  std::deque<Group> groups_;
+};
+
+constexpr SimNetworkOptions kOneHost{.ranks_per_host = 4, .local_bytes_per_second = 1e9};
+// Two hosts of two ranks.
+constexpr SimNetworkOptions kTwoHosts{
+    .ranks_per_host = 2, .local_bytes_per_second = 1e9, .network_bytes_per_second = 1e8};
+
+struct Case {
+  CommKind kind;
+  double one_host;  // seconds, of views of 4 MB, by hand
+  double two_hosts;
+};
+constexpr size_t kView = 4'000'000;
+
+TEST(SimRanksTest, OperationsTakeWhatTheirBusiestLinkNeeds) {
+  const Case cases[] = {
+      // A rank receives three shares: over the network its half of the other host's two.
+      {CommKind::kAllGather, 12e6 / 1e9, 4e6 / 1e8},
+      {CommKind::kReduceScatter, 12e6 / 1e9, 4e6 / 1e8},
+      // Three quarters of the whole twice; a quarter of it crosses the network twice.
+      {CommKind::kAllReduce, 6e6 / 1e9, 2e6 / 1e8},
+      // Two of the four views go to the other host, and each rank sends its own.
+      {CommKind::kAllToAll, 12e6 / 1e9, 8e6 / 1e8},
+      {CommKind::kBarrier, 0, 0},
+  };
+  for (const Case& c : cases) {
+    SimRanks one(kOneHost, 4), two(kTwoHosts, 4);
+    one.CallAll(c.kind, kView);
+    two.CallAll(c.kind, kView);
+    EXPECT_NEAR(c.one_host, one.Finish(), 50e-6) << Name(c.kind);
+    EXPECT_NEAR(c.two_hosts, two.Finish(), 50e-6) << Name(c.kind);
+  }
+}
+
+TEST(SimRanksTest, GroupsShareTheLinks) {
+  SimRanks ranks(kOneHost, 4);
+  ranks.AddGroup({});
+  ranks.CallAll(CommKind::kAllGather, kView, 0);
+  ranks.CallAll(CommKind::kReduceScatter, kView, 1);
+  EXPECT_NEAR(24e6 / 1e9, ranks.Finish(), 100e-6);
+}
+
+TEST(SimRanksTest, AnOperationWaitsForTheLastRank) {
+  SimRanks ranks(kOneHost, 2);
+  const TestOp* const first = ranks.Call(ranks.group()[0].get(), CommKind::kAllGather, kView);
+  ranks.world().At(TimePoint(1'000'000'000),
+                   [&] { ranks.Call(ranks.group()[1].get(), CommKind::kAllGather, kView); });
+  EXPECT_NEAR(1 + 4e6 / 1e9, (ranks.Finish(), Seconds(first->op.finished)), 50e-6);
+  EXPECT_EQ(TimePoint(0), first->op.started);
+}
+
+std::string LogOf(uint64_t seed) {
+  SimRanks ranks(kTwoHosts, 4, seed);
+  ranks.world().faults()->Draw(SimSeam::kRank, SimFault::kLate, 5);
+  for (int i = 0; i < 10; ++i) ranks.CallAll(static_cast<CommKind>(i % 3), 1000);
+  ranks.Finish();
+  return ranks.world().log();
+}
+
+TEST(SimRanksTest, TheSameSeedIsTheSameRun) {
+  for (const uint64_t seed : Seeds(10)) {
+    EXPECT_EQ(LogOf(seed), LogOf(seed));
+    EXPECT_NE(LogOf(seed), LogOf(seed + 1000));
+  }
+}
+
+// The n-th call fails, for every n until nothing does: each operation ends, well before it and with
+// the rank's name after it.
+TEST(SimRanksTest, AnErrorOfAnyCallIsNamed) {
+  bool failed = true;
+  for (uint64_t nth = 1; failed; ++nth) {
+    SimRanks ranks(kTwoHosts, 4);
+    ranks.world().faults()->Script(SimSeam::kRank, SimFault::kError, nth, SimFaults::Repeat::kOnce);
+    for (int i = 0; i < 5; ++i) ranks.CallAll(CommKind::kAllReduce, 4000);
+    ranks.Finish();
+    failed = ranks.world().faults()->happened() > 0;
+    for (const auto& communicator : ranks.group()) {
+      EXPECT_EQ(failed, !communicator->status().ok());
+      if (failed) {
+        EXPECT_THAT(std::string(Message(communicator->status())), HasSubstr("simulated error"));
+      }
+    }
+    ASSERT_LE(nth, 21u);
+  }
+}
+
+TEST(SimRanksTest, ASilentRankIsNamedAfterTheTimeout) {
+  for (const uint64_t seed : Seeds(20)) {
+    SimRanks ranks(kTwoHosts, 4, seed);
+    ranks.AddGroup({.timeout = std::chrono::seconds(30)});
+    ranks.world().faults()->Script(SimSeam::kRank, SimFault::kSilent, 3, SimFaults::Repeat::kOnce);
+    ranks.CallAll(CommKind::kAllGather, 1000, 1);
+    EXPECT_NEAR(30, ranks.Finish(), 1e-3);
+    for (const TestOp& op : ranks.ops()) {
+      EXPECT_TRUE(absl::IsDeadlineExceeded(op.op.status)) << op.op.status;
+      EXPECT_THAT(std::string(Message(op.op.status)), HasSubstr("rank 2"));
+    }
+  }
+}
+
+// Late ones and errors at random, and groups that are closed whatever state they are in.
+TEST(SimRanksTest, WhateverHappensEverythingEnds) {
+  for (const uint64_t seed : Seeds(100)) {
+    SimRanks ranks(kTwoHosts, 5, seed);
+    ranks.AddGroup({.timeout = std::chrono::seconds(5), .close_timeout = std::chrono::seconds(1)});
+    SimFaults* const faults = ranks.world().faults();
+    faults->Draw(SimSeam::kRank, SimFault::kLate, 20);
+    faults->Draw(SimSeam::kRank, SimFault::kSilent, 400);
+    faults->Draw(SimSeam::kRank, SimFault::kError, 200);
+    for (int i = 0; i < 30; ++i)
+      ranks.CallAll(static_cast<CommKind>(i % 3), 100 * seed, static_cast<size_t>(i % 2));
+    if (seed % 2 == 0) ranks.group(1)[seed % 5].reset();
+    ranks.Finish();
+    for (size_t group : {0u, 1u}) {
+      for (const auto& communicator : ranks.group(group)) {
+        if (communicator != nullptr) {
+          EXPECT_EQ(0u, communicator->pending());
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace sluice

@@ -1,0 +1,153 @@
+// Tables of a framework's that are not as they should be. (What works: the suites over all
+// communicators.)
+
+#include "comm/supplied.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "core/clock.h"
+#include "core/status.h"
+#include "tests/comm/comm_fixture.h"
+
+namespace sluice {
+namespace {
+
+using testing::HasSubstr;
+
+// A framework whose functions do as the test says.
+struct Framework {
+  int32_t start_result = SLUICE_COMM_ENDED;
+  int32_t wait_result = SLUICE_COMM_ENDED;
+  const char* message = "";
+  int pending = 0;  // so many times wait says that it has not ended
+  std::atomic<bool> fails_once_aborted{false};
+  std::atomic<int> aborts{0};
+  int closes = 0;
+  std::vector<sluice_comm_call> calls;
+
+  int32_t Say(int32_t result, char* error, size_t bytes) const {
+    std::strncpy(error, message, bytes);  // not terminated if it is too long
+    return result;
+  }
+  sluice_comm_table table() {
+    return {.struct_size = sizeof(sluice_comm_table),
+            .context = this,
+            .rank = 1,
+            .ranks = 3,
+            .start = [](void* context, const sluice_comm_call* call, char* error,
+                        size_t bytes) -> int32_t {
+              auto* const self = static_cast<Framework*>(context);
+              self->calls.push_back(*call);
+              return self->Say(self->start_result, error, bytes);
+            },
+            .wait = [](void* context, int32_t, char* error, size_t bytes) -> int32_t {
+              auto* const self = static_cast<Framework*>(context);
+              if (self->fails_once_aborted)
+                return self->Say(self->aborts > 0 ? SLUICE_COMM_FAILED : SLUICE_COMM_PENDING, error,
+                                 bytes);
+              if (self->pending-- > 0) return SLUICE_COMM_PENDING;
+              return self->Say(self->wait_result, error, bytes);
+            },
+            .abort = [](void* context) { ++static_cast<Framework*>(context)->aborts; },
+            .close = [](void* context) { ++static_cast<Framework*>(context)->closes; },
+            .description = "a framework"};
+  }
+};
+
+class SuppliedTest : public testing::Test {
+ protected:
+  void Make(const CommOptions& options = {}) {
+    communicator_ = MakeSuppliedCommunicator(framework_.table(), options, &clock_).value();
+  }
+  absl::Status Run(CommKind kind = CommKind::kBarrier) {
+    TestOp op;
+    op.op.kind = kind;
+    op.op.inbox = waiting_.inbox();
+    op.op.event = &op;
+    op.counter = &counter_;
+    communicator_->Enqueue(&op.op);
+    waiting_.HandleUntil([&] { return op.ended; });
+    return op.op.status;
+  }
+
+  SteadyClock clock_;
+  WaitingInbox waiting_;
+  int counter_ = 0;
+  Framework framework_;
+  std::unique_ptr<Communicator> communicator_;
+};
+
+TEST_F(SuppliedTest, WaitsUntilItHasEnded) {
+  framework_.pending = 5;
+  Make();
+  EXPECT_TRUE(Run().ok());
+  EXPECT_TRUE(Run().ok());
+  EXPECT_EQ(2u, framework_.calls.size());
+  EXPECT_THAT(communicator_->description(), HasSubstr("a framework"));
+  EXPECT_TRUE(communicator_->Close().ok());
+  communicator_.reset();
+  EXPECT_EQ(1, framework_.closes);
+  EXPECT_EQ(0, framework_.aborts);
+}
+
+TEST_F(SuppliedTest, AnErrorIsPassedOnAndTheOthersAreTold) {
+  const std::string long_text(2000, 'x');
+  for (const bool starts : {false, true}) {
+    for (const char* message : {"", "no such communicator", long_text.c_str()}) {
+      framework_.aborts = 0;
+      framework_.message = message;
+      framework_.start_result = starts ? SLUICE_COMM_ENDED : SLUICE_COMM_FAILED;
+      framework_.wait_result = starts ? 77 : SLUICE_COMM_ENDED;  // whatever is no result failed
+      Make();
+      const absl::Status status = Run();
+      EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+      EXPECT_THAT(std::string(Message(status)), HasSubstr("rank 1: barrier: "));
+      EXPECT_THAT(std::string(Message(status)),
+                  HasSubstr(*message == '\0' ? "does not say why" : std::string(message, 10)));
+      EXPECT_EQ(1, framework_.aborts);
+      EXPECT_EQ(status, Run());
+      EXPECT_EQ(status, communicator_->Close());
+    }
+  }
+}
+
+TEST_F(SuppliedTest, TheDeadlineAborts) {
+  framework_.fails_once_aborted = true;
+  Make({.timeout = std::chrono::milliseconds(20)});
+  const absl::Status status = Run();
+  EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
+  EXPECT_THAT(std::string(Message(status)), HasSubstr("one of the ranks 0, 2"));
+  EXPECT_GT(framework_.aborts, 0);
+}
+
+TEST_F(SuppliedTest, ATableThatLacksSomethingIsRefused) {
+  const auto refused = [&](const char* text, auto&& change) {
+    sluice_comm_table table = framework_.table();
+    change(&table);
+    const absl::Status status = MakeSuppliedCommunicator(table, {}, &clock_).status();
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+    EXPECT_THAT(std::string(Message(status)), HasSubstr(text));
+  };
+  refused("struct_size", [](sluice_comm_table* t) { t->struct_size = 8; });
+  refused("start", [](sluice_comm_table* t) { t->start = nullptr; });
+  refused("wait", [](sluice_comm_table* t) { t->wait = nullptr; });
+  refused("abort", [](sluice_comm_table* t) { t->abort = nullptr; });
+  refused("ranks must be", [](sluice_comm_table* t) { t->ranks = 0; });
+  refused("ranks must be", [](sluice_comm_table* t) { t->ranks = kRanksMax + 1; });
+  refused("rank must be", [](sluice_comm_table* t) { t->rank = 3; });
+  sluice_comm_table table = framework_.table();
+  table.close = nullptr;
+  table.description = nullptr;
+  const auto made = MakeSuppliedCommunicator(table, {}, &clock_);
+  ASSERT_TRUE(made.ok()) << made.status();
+  EXPECT_TRUE((*made)->Close().ok());
+}
+
+}  // namespace
+}  // namespace sluice
