@@ -30,10 +30,13 @@ constexpr size_t kLineBytes = 64;
 // well made the kernel slower.
 constexpr size_t kAheadBytes = 1024;
 
+// To be written: a line that was asked for to be read only is asked for a second time.
+HWY_INLINE void Prefetch(const float* values, size_t begin, size_t bytes) {
+  const auto* const at = reinterpret_cast<const std::byte*>(values) + begin;
+  for (size_t line = 0; line < bytes; line += kLineBytes) __builtin_prefetch(at + line, /*rw=*/1);
+}
 HWY_INLINE void PrefetchBlock(const float* values) {
-  const auto* at = reinterpret_cast<const std::byte*>(values) + kAheadBytes;
-  for (size_t line = 0; line < kBlock * sizeof(float); line += kLineBytes)
-    __builtin_prefetch(at + line, /*rw=*/1);
+  Prefetch(values, kAheadBytes, kBlock * sizeof(float));
 }
 
 // The sums of the blocks of the three states; or nothing.
@@ -126,6 +129,10 @@ void Update(const AdamWCoefficients& c, const AdamWSpans& spans) {
   // The parameters are not read here, so they needn't be fetched to be written.
   const bool stream = kParam && kCanStream && IsAligned(params);
   BlockSums<kSums> before(spans.sums), after(spans.sums);
+  // What is used before anything asked for ahead comes: all of it at once, for each would wait for
+  // the one before.
+  const size_t first = std::min(kAheadBytes, n * sizeof(float));
+  for (const float* values : {master, exp_avg, exp_avg_sq}) Prefetch(values, 0, first);
   size_t i = 0;
   for (; i + kBlock <= n; i += kBlock) {
     PrefetchBlock(master + i);
