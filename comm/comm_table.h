@@ -71,7 +71,7 @@ typedef struct sluice_comm_table {
   /* Makes the operation under way, and every later one, fail within a second on this rank, and on
    * the others if it can. It may be called more than once. */
   void (*abort)(void* context);
-  /* The last call: nothing is under way. May be null. */
+  /* The last call. Nothing is under way, unless it was aborted and did not end. May be null. */
   void (*close)(void* context);
   const char* description; /* for reports; it outlives the table's use */
 } sluice_comm_table;

@@ -166,7 +166,8 @@ class InProcess final : public ThreadedCommunicator, private Member {
 
  private:
   absl::Status CarryOut(CommOp* op, Deadline deadline) override {
-    return room_->CarryOut(rank(), op, &part_, deadline, clock());
+    const absl::Status status = room_->CarryOut(rank(), op, &part_, deadline, clock());
+    return status.ok() || this->status().ok() ? status : this->status();  // what came first
   }
   void Interrupt(const absl::Status& why) override {
     room_->Break(absl::UnavailableError(

@@ -151,7 +151,7 @@ void SimGroup::TakeNext(Rank rank) {
                                                OpName(*this->seat(rank).first))));
     });
   }
-  After(options_.timeout, rank, [this, rank] {
+  After(std::min(options_.timeout, kForever - op->started), rank, [this, rank] {
     const bool came = attendance_.op(rank) != nullptr;
     Break(absl::DeadlineExceededError(
         came ? attendance_.WaitsFor(rank) + ", which is too long"

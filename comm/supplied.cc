@@ -85,10 +85,11 @@ class Supplied final : public ThreadedCommunicator {
       if (now >= deadline && Break(TooLate(op))) table_.abort(table_.context);
       if (give_up == kForever && !status().ok()) give_up = now + kGiveUp;
       if (now >= give_up) {
-        return absl::InternalError(fmt::format(
-            "rank {}: {} was aborted, and the framework does not end it: its memory may still be "
-            "in use",
-            rank().value(), OpName(op)));
+        const absl::Status why = status();
+        return absl::Status(
+            why.code(),
+            fmt::format("{}; the framework does not end {}, whose memory may still be in use",
+                        Message(why), OpName(op)));
       }
       const Nanos left = std::min<Nanos>(std::max(deadline, now) - now, give_up - now);
       const auto left_ms = std::chrono::duration_cast<std::chrono::milliseconds>(left).count();
@@ -122,6 +123,7 @@ class Supplied final : public ThreadedCommunicator {
   }
 
   absl::Status Failed(const CommOp& op, Error* error) const {
+    if (const absl::Status first = status(); !first.ok()) return first;
     error->back() = '\0';
     return absl::UnavailableError(fmt::format(
         "rank {}: {}: {}", rank().value(), OpName(op),

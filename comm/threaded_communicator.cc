@@ -50,7 +50,6 @@ void ThreadedCommunicator::Work() {
       const Deadline deadline =
           options_.timeout > kForever - op->started ? kForever : op->started + options_.timeout;
       status = CarryOut(op, deadline);
-      if (!status.ok() && !this->status().ok()) status = this->status();  // what came first
     }
     End(op, status, clock_->Now());
   }

@@ -15,7 +15,7 @@
 #include "core/status.h"
 #include "tests/comm/comm_fixture.h"
 #include "tests/comm/exchange.h"
-#include "tests/optim/targets.h"
+#include "tests/core/targets.h"
 
 namespace sluice {
 namespace {
@@ -75,7 +75,7 @@ TEST(OrderedSumTest, IsTheReferenceOnEveryTarget) {
           const auto size = static_cast<size_t>(SizeOf(to_type));
           Data expected(n * size);
           OrderedSumReference(Pointers(from), from_type, expected.data(), to_type, n);
-          ForEachTarget([&] {
+          OnEveryTarget([&] {
             Data sum(n * size);
             OrderedSum(Pointers(from), from_type, sum.data(), to_type, n);
             ExpectSame(to_type, expected, sum);
@@ -96,7 +96,7 @@ TEST(OrderedSumTest, AnyStartWritesItsElementsOnly) {
       Data expected = from[0];
       OrderedSumReference(Pointers(from, start * size), type, expected.data() + start * size, type,
                           100);
-      ForEachTarget([&] {
+      OnEveryTarget([&] {
         Data sum = from[0];
         OrderedSum(Pointers(from, start * size), type, sum.data() + start * size, type, 100);
         ExpectSame(type, expected, sum);
@@ -113,7 +113,7 @@ TEST(OrderedSumTest, MayReplaceAnyAddend) {
       for (int r = 0; r < 4; ++r) from.push_back(RandomValues(type, 333, &random));
       Data expected(from[0].size());
       OrderedSumReference(Pointers(from), type, expected.data(), type, 333);
-      ForEachTarget([&] {
+      OnEveryTarget([&] {
         std::vector<Data> own = from;
         OrderedSum(Pointers(own), type, own[target].data(), type, 333);
         ExpectSame(type, expected, own[target]);
@@ -130,7 +130,7 @@ TEST(OrderedSumTest, AddsFromTheFirstToTheLastAndRoundsOnce) {
   const void* const two_ones[] = {&narrow[0], &narrow[1], &narrow[1]};
   const float tie = 0x1.01p0f;  // between two of bf16, of which the lower is even
   const void* const alone[] = {&tie};
-  ForEachTarget([&] {
+  OnEveryTarget([&] {
     float sum = -1;
     OrderedSum(forth, FloatType::kF32, &sum, FloatType::kF32, 1);
     EXPECT_EQ(0, sum);
@@ -146,7 +146,7 @@ TEST(OrderedSumTest, AddsFromTheFirstToTheLastAndRoundsOnce) {
 
 TEST(OrderedSumTest, FlushesSubnormalsWhateverTheThreadDoes) {
   const float values[] = {0x1p-127f, -0x1p-127f, 0x1p-126f, -0x1.8p-126f};
-  ForEachTarget([&] {
+  OnEveryTarget([&] {
     for (const float a : values) {
       for (const float b : values) {
         const void* const from[] = {&a, &b};

@@ -126,6 +126,28 @@ TEST_F(SuppliedTest, TheDeadlineAborts) {
   EXPECT_GT(framework_.aborts, 0);
 }
 
+// Each look at it takes a second.
+class HastyClock final : public Clock {
+ public:
+  TimePoint Now() const override { return TimePoint(std::chrono::seconds(++looks_)); }
+
+ private:
+  mutable std::atomic<int64_t> looks_{0};
+};
+
+TEST_F(SuppliedTest, AFrameworkThatNeverEndsIsGivenUp) {
+  HastyClock hasty;
+  framework_.pending = 1'000'000;
+  communicator_ =
+      MakeSuppliedCommunicator(framework_.table(), {.timeout = std::chrono::seconds(30)}, &hasty)
+          .value();
+  const absl::Status status = Run();
+  EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
+  EXPECT_THAT(std::string(Message(status)), HasSubstr("may still be in use"));
+  EXPECT_GT(framework_.aborts, 0);
+  communicator_.reset();
+}
+
 TEST_F(SuppliedTest, ATableThatLacksSomethingIsRefused) {
   const auto refused = [&](const char* text, auto&& change) {
     sluice_comm_table table = framework_.table();

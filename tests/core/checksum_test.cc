@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "hwy/highway.h"
+#include "tests/core/targets.h"
 
 namespace sluice {
 namespace {
@@ -68,16 +68,6 @@ class Definition {
  private:
   std::vector<uint64_t> first_, second_;
 };
-
-template <typename F>
-void OnEveryTarget(F&& f) {
-  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    SCOPED_TRACE(hwy::TargetName(target));
-    hwy::SetSupportedTargetsForTest(target);
-    f();
-  }
-  hwy::SetSupportedTargetsForTest(0);
-}
 
 TEST(ChecksumTest, IsWhatItSaysOnEveryVectorWidth) {
   const Definition definition;
