@@ -184,6 +184,10 @@ class InlineDevice final : public Device {
   absl::Status RegisterHost(MemoryView) override { return absl::OkStatus(); }
   absl::Status CheckStream(CallerStream) override { return absl::OkStatus(); }
   absl::StatusOr<Fence> RecordFence(CallerStream) override { return Fence(); }
+  void OrderAfter(StreamKind, const Fence&) override {}
+  bool orders_callers() const override { return false; }
+  absl::StatusOr<Fence> RecordEnd(StreamKind) override { return Fence(); }
+  absl::Status OrderCallerAfter(CallerStream, const Fence&) override { return absl::OkStatus(); }
   bool host_addressable() const override { return true; }
   DlDevice dl_device() const override { return {.device_type = kDlCpu, .device_id = 0}; }
   std::string description() const override { return "inline"; }

@@ -10,14 +10,18 @@
 // without a GPU: an operation then takes at least bytes / rate, and compute sleeps instead of
 // burning a core, as a GPU would.
 //
-// The caller of the runtime has streams of its own, on which the model computes. What must come
-// after the caller's work waits for a fence (core/fence.h). On the host device the caller computes
-// before it calls, so its fences are complete at once.
+// The caller of the runtime has streams of its own, on which the model computes. Fences
+// (core/fence.h) order these and the device's streams: what must come after the work of another
+// stream is put on its own when that has been told to wait. On the host device the caller computes
+// before it calls, so its fences are complete at once, and it can't be made to wait.
 //
-// Threads: all calls may come from any thread. Memory: the caller owns an operation, and the fence
-// it waits for, until its event was posted. Operations on one stream run in the order of Enqueue;
-// nothing is ordered across streams: to order them, enqueue the second when the first has
-// completed.
+// Streams never wait for each other in a ring, whoever waits for what: a stream waits for points
+// that were recorded before, so for what was put on other streams before, and never for what is
+// still to come.
+//
+// Threads: all calls may come from any thread. Memory: the caller owns an operation until its event
+// was posted. Operations on one stream run in the order of Enqueue; nothing else is ordered across
+// streams: without a fence, enqueue the second when the first has completed.
 
 #ifndef SLUICE_CORE_DEVICE_H_
 #define SLUICE_CORE_DEVICE_H_
@@ -41,8 +45,9 @@
 namespace sluice {
 
 // kFence: for operations that do nothing but wait for the caller, so that nothing else does.
-enum class StreamKind : uint8_t { kHostToDevice, kDeviceToHost, kCompute, kFence };
-inline constexpr int kStreamCount = 4;
+// kFetch: for copies to the device that wait for the caller too, and for none but the caller.
+enum class StreamKind : uint8_t { kHostToDevice, kDeviceToHost, kCompute, kFence, kFetch };
+inline constexpr int kStreamCount = 5;
 using StreamCounts = std::array<size_t, kStreamCount>;  // by StreamKind
 
 // Arithmetic on the device's memory, as part of an operation.
@@ -65,7 +70,6 @@ struct DeviceOp {
   ConstMemoryView from;
   std::byte* to = nullptr;
   Nanos duration{0};
-  const Fence* after = nullptr;  // if set, the operation starts when this is complete
   // Written by the device, then `event` is posted to `inbox` (both not owned, both required).
   absl::Status status;
   TimePoint started{0};
@@ -87,6 +91,9 @@ class Device {
   // naming what there is.
   virtual absl::StatusOr<Arena> MakeHbmArena(Bytes size) = 0;
   virtual void Enqueue(DeviceOp* op) = 0;
+  // What is put on `stream` from now on starts when `fence` is complete. If the device refuses, the
+  // next operation there ends with the error.
+  virtual void OrderAfter(StreamKind stream, const Fence& fence) = 0;
 
   virtual StreamCounts pending() const = 0;  // operations enqueued and not yet ended
   // Forgets the operations that have not begun: they are not pending any more, and touch nothing.
@@ -105,6 +112,15 @@ class Device {
   virtual absl::Status CheckStream(CallerStream stream) = 0;
   // The point that `stream` has reached. Errors: as CheckStream; Internal if the device refuses.
   virtual absl::StatusOr<Fence> RecordFence(CallerStream stream) = 0;
+
+  // Whether callers' streams can wait for the device's; without that neither of these is called.
+  virtual bool orders_callers() const = 0;
+  // The point at which all that is on `stream` now has ended. Errors: Internal if the device
+  // refuses.
+  virtual absl::StatusOr<Fence> RecordEnd(StreamKind stream) = 0;
+  // What is put on `stream` from now on runs after `fence`. Errors: as CheckStream; others if the
+  // device refuses. Nothing is ordered then.
+  virtual absl::Status OrderCallerAfter(CallerStream stream, const Fence& fence) = 0;
 
   // Where views of HBM say they are, in DLPack's terms.
   virtual DlDevice dl_device() const = 0;

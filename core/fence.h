@@ -1,9 +1,12 @@
 // core/fence.h
 //
-// A Fence is a point in a stream of the caller's: it is complete when everything that the caller
-// had put on that stream before has run. Devices make fences (Device::RecordFence), operations may
-// wait for one before they start (DeviceOp::after), and anyone may ask whether one is complete. A
-// fence that was never recorded is complete.
+// A Fence is a point in a stream, of the caller's or of the device's: it is complete when
+// everything that was on that stream before has run. Devices make fences (Device::RecordFence,
+// RecordEnd) and let streams wait for them (OrderAfter, OrderCallerAfter); anyone may ask whether
+// one is complete. A fence that was never recorded is complete.
+//
+// Who waits for a fence waits for its point as it is then: the fence may go as soon as the call has
+// returned, and its place in the pool may be used for another.
 //
 // Threads: one at a time; different fences on any. Moving and destroying never block. A fence may
 // outlive its device.

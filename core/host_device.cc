@@ -52,13 +52,16 @@ class HostDevice final : public Device {
   }
 
   void Enqueue(DeviceOp* op) override {
-    Stream& stream = streams_[static_cast<size_t>(op->stream)];
+    Stream& stream = streams_[QueueOf(op->stream)];
     ++stream.pending;
     stream.queue.Push(op);
   }
+  void OrderAfter(StreamKind, const Fence& fence) override {
+    SLUICE_CHECK(fence.Complete());  // all of this device's are
+  }
   StreamCounts pending() const override {
     StreamCounts counts{};
-    for (size_t s = 0; s < counts.size(); ++s) counts[s] = streams_[s].pending;
+    for (size_t s = 0; s < streams_.size(); ++s) counts[s] = streams_[s].pending;
     return counts;
   }
   void Abandon() override {
@@ -69,6 +72,13 @@ class HostDevice final : public Device {
   absl::Status RegisterHost(MemoryView) override { return absl::OkStatus(); }
   absl::Status CheckStream(CallerStream) override { return absl::OkStatus(); }
   absl::StatusOr<Fence> RecordFence(CallerStream) override { return Fence(); }
+  bool orders_callers() const override { return false; }
+  absl::StatusOr<Fence> RecordEnd(StreamKind) override {
+    return absl::UnimplementedError("the host device's caller computes before it calls");
+  }
+  absl::Status OrderCallerAfter(CallerStream, const Fence&) override {
+    return absl::UnimplementedError("the host device's caller computes before it calls");
+  }
   DlDevice dl_device() const override { return {.device_type = kDlCpu, .device_id = 0}; }
 
   std::string description() const override {
@@ -86,13 +96,17 @@ class HostDevice final : public Device {
     std::thread thread;
   };
 
+  // One queue for each direction of the link: no fetch has to wait for the caller.
+  static size_t QueueOf(StreamKind stream) {
+    return static_cast<size_t>(stream == StreamKind::kFetch ? StreamKind::kHostToDevice : stream);
+  }
+
   void Work(Stream* stream) {
     pthread_setname_np(pthread_self(), "sluice-stream");
     while (DeviceOp* op = stream->queue.Pop()) Execute(stream, op);
   }
 
   void Execute(Stream* stream, DeviceOp* op) {
-    SLUICE_CHECK(op->after == nullptr || op->after->Complete());  // all of this device's are
     op->started = clock_->Now();
     Nanos modelled(
         static_cast<int64_t>(static_cast<double>(op->duration.count()) * options_.compute_scale));
@@ -118,7 +132,7 @@ class HostDevice final : public Device {
   const HostDeviceOptions options_;
   Clock* const clock_;
   MemoryResource* const resource_;
-  std::array<Stream, kStreamCount> streams_;
+  std::array<Stream, kStreamCount - 1> streams_;  // all but kFetch, which is the last
 };
 
 }  // namespace

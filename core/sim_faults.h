@@ -16,20 +16,21 @@
 
 namespace sluice {
 
-// Where calls are counted. Files are made one by one when an engine is; a rank's call is that it
+// Where calls are counted. Files are made one by one when an engine is. Fences are points of the
+// caller's streams; orders, those that make them wait for the device's. A rank's call is that it
 // comes to an operation of its group.
-enum class SimSeam : uint8_t { kRead, kWrite, kCopy, kTask, kFence, kMemory, kFile, kRank };
-inline constexpr int kSimSeamCount = 8;
+enum class SimSeam : uint8_t { kRead, kWrite, kCopy, kTask, kFence, kMemory, kFile, kOrder, kRank };
+inline constexpr int kSimSeamCount = 9;
 
 enum class SimFault : uint8_t {
   kNone,
   kError,  // reads, writes, copies, ranks: ends with an error. A write's bytes may be on the drive
-  kRefused,  // reads, writes: an error at once, untouched. Fences, memory, files: can't be had
+  kRefused,  // reads, writes: an error at once, untouched. Others: can't be had
   kShort,    // reads, writes: ends with an error when half is done
   kCorrupt,  // reads, writes: one bit is another, and nobody says so
   kLost,     // reads, writes: nothing is moved, and nobody says so
-  kLate,     // all but memory and files: takes seconds longer
-  kSilent,   // all but memory and files: ends a day later, when nobody waits any more
+  kLate,     // all but memory, files and orders: takes seconds longer
+  kSilent,   // likewise: ends a day later, when nobody waits any more
 };
 
 class SimFaults {

@@ -104,33 +104,51 @@ class SimExecutor final : public Executor {
   std::deque<Waiting> waiting_;
 };
 
-// Fences in virtual time. Each may have one operation waiting for it.
+// Fences in virtual time. No point is used twice.
 class SimFencePool final : public FencePool {
  public:
   bool Complete(uint32_t point) override { return points_[point].complete; }
-  void Return(uint32_t point) override { points_[point].returned = true; }
+  void Return(uint32_t) override {}
 
   uint32_t Make() {
     points_.emplace_back();
     return static_cast<uint32_t>(points_.size() - 1);
   }
-  void OnComplete(uint32_t point, std::function<void()> then) {
-    SLUICE_CHECK(!points_[point].returned);
-    points_[point].then.push_back(std::move(then));
+  // Calls `then` once all of `points` are complete.
+  void WhenComplete(std::vector<uint32_t> points, std::function<void()> then) {
+    while (!points.empty() && Complete(points.back())) points.pop_back();
+    if (points.empty()) return then();
+    std::vector<std::function<void()>>& waiting = points_[points.back()].waiting;
+    waiting.push_back(
+        [this, points = std::move(points), then = std::move(then)] { WhenComplete(points, then); });
   }
   void Finish(uint32_t point) {
     points_[point].complete = true;
-    for (const auto& then : std::exchange(points_[point].then, {})) then();
+    for (const auto& then : std::exchange(points_[point].waiting, {})) then();
   }
 
  private:
   struct Point {
     bool complete = false;
-    bool returned = false;
-    std::vector<std::function<void()>> then;
+    std::vector<std::function<void()>> waiting;
   };
   std::deque<Point> points_;
 };
+
+}  // namespace
+
+void SimQueue::Push(Begin begin) {
+  waiting_.push_back(std::move(begin));
+  if (!busy_) Next();
+}
+
+void SimQueue::Next() {
+  busy_ = !waiting_.empty();
+  if (!busy_) return;
+  const Begin begin = std::move(waiting_.front());
+  waiting_.pop_front();
+  begin(this);
+}
 
 class SimDevice final : public Device {
  public:
@@ -140,7 +158,7 @@ class SimDevice final : public Device {
         resource_(resource),
         fences_(std::make_shared<SimFencePool>()) {}
   ~SimDevice() override {
-    const auto busy = [](const Stream& stream) { return stream.busy; };
+    const auto busy = [](const Stream& stream) { return stream.queue->busy(); };
     while (std::any_of(streams_.begin(), streams_.end(), busy) && world_->RunNext(kForever)) {
     }
   }
@@ -155,44 +173,78 @@ class SimDevice final : public Device {
   }
 
   void Enqueue(DeviceOp* op) override {
-    Stream& stream = streams_[static_cast<size_t>(op->stream)];
-    stream.queue.Push(op);
-    ++stream.queued;
-    if (!stream.busy) StartNext(&stream);
+    Stream* const stream = &StreamOf(op->stream);
+    ++stream->waiting;
+    Push(stream, [this, stream, op] { Run(stream, op); });
+  }
+  void OrderAfter(StreamKind kind, const Fence& fence) override {
+    if (!fence.Complete()) StreamOf(kind).after.push_back(fence.point());
   }
   StreamCounts pending() const override {
     StreamCounts counts{};
-    for (size_t s = 0; s < counts.size(); ++s)
-      counts[s] = streams_[s].queued + (streams_[s].busy ? 1 : 0);
+    for (size_t s = 0; s < counts.size(); ++s) counts[s] = streams_[s].waiting + streams_[s].begun;
     return counts;
   }
   void Abandon() override {
     for (Stream& stream : streams_) {
-      stream.queue = {};
-      stream.queued = 0;
+      stream.queue->Drop();
+      stream.waiting = 0;
     }
   }
   bool host_addressable() const override { return options_.host_addressable; }
   absl::Status RegisterHost(MemoryView) override { return absl::OkStatus(); }
-  absl::Status CheckStream(CallerStream) override { return absl::OkStatus(); }
+  absl::Status CheckStream(CallerStream caller) override {
+    const auto* stream = static_cast<SimCallerStream*>(caller.handle);
+    return stream != nullptr && stream->capturing_
+               ? absl::FailedPreconditionError("the simulated stream is being captured")
+               : absl::OkStatus();
+  }
 
   // Without a stream the caller computes before it calls, as on the host device.
   absl::StatusOr<Fence> RecordFence(CallerStream caller) override {
+    SLUICE_RETURN_IF_ERROR(CheckStream(caller));
     auto* stream = static_cast<SimCallerStream*>(caller.handle);
     if (stream == nullptr) return Fence();
     const SimFault fault = world_->faults()->Next(SimSeam::kFence);
     if (fault == SimFault::kRefused)
       return absl::UnavailableError("a fence can't be recorded in the simulated stream");
     const uint32_t point = fences_->Make();
-    Nanos takes(static_cast<int64_t>(world_->Uniform(100, 400'000)));
-    takes += world_->Delay(fault);
-    stream->reached = std::max(stream->reached, world_->Now()) + takes;
-    world_->At(stream->reached, [fences = fences_, point, work = stream->Take(), world = world_] {
-      for (const auto& piece : work) piece();
+    RunAdded(stream, world_->Delay(fault), [fences = fences_, point, world = world_] {
       world->Log(fmt::format("fence {} is complete", point));
       fences->Finish(point);
     });
     return Fence(fences_, point);
+  }
+
+  bool orders_callers() const override { return true; }
+  absl::StatusOr<Fence> RecordEnd(StreamKind kind) override {
+    if (world_->faults()->Next(SimSeam::kOrder) == SimFault::kRefused)
+      return absl::UnavailableError("a fence can't be recorded in a stream of the device");
+    const uint32_t point = fences_->Make();
+    const Stream& stream = StreamOf(kind);
+    stream.queue->Push([this, point, after = stream.after](SimQueue* queue) {
+      fences_->WhenComplete(after, [this, point, queue] {
+        fences_->Finish(point);
+        queue->Next();
+      });
+    });
+    return Fence(fences_, point);
+  }
+  absl::Status OrderCallerAfter(CallerStream caller, const Fence& fence) override {
+    SLUICE_RETURN_IF_ERROR(CheckStream(caller));
+    auto* stream = static_cast<SimCallerStream*>(caller.handle);
+    if (stream == nullptr)
+      return absl::UnimplementedError("the simulated caller computes before it calls");
+    if (world_->faults()->Next(SimSeam::kOrder) == SimFault::kRefused)
+      return absl::UnavailableError("the simulated stream can't wait for a fence");
+    if (fence.Complete()) return absl::OkStatus();
+    if (!stream->work_.empty()) RunAdded(stream, Nanos(0), [] {});
+    stream->queue_->Push([fences = fences_, point = fence.point()](SimQueue* queue) {
+      fences->WhenComplete({point}, [weak = queue->weak_from_this()] {
+        if (const auto passed = weak.lock()) passed->Next();
+      });
+    });
+    return absl::OkStatus();
   }
 
   DlDevice dl_device() const override { return {.device_type = kDlCpu, .device_id = 0}; }
@@ -200,32 +252,56 @@ class SimDevice final : public Device {
 
  private:
   struct Stream {
-    IntrusiveList<DeviceOp> queue;
-    size_t queued = 0;
-    bool busy = false;
+    const std::shared_ptr<SimQueue> queue = std::make_shared<SimQueue>();
+    std::vector<uint32_t> after;  // fences that what comes next starts after
+    size_t waiting = 0;           // operations
+    size_t begun = 0;             // likewise; those that wait for a fence too
   };
 
-  void StartNext(Stream* stream) {
-    DeviceOp* op = stream->queue.Pop();
-    --stream->queued;
-    stream->busy = true;
-    if (op->after != nullptr && !op->after->Complete()) {
-      return fences_->OnComplete(op->after->point(), [this, stream, op] { Run(stream, op); });
-    }
-    Run(stream, op);
+  Stream& StreamOf(StreamKind kind) { return streams_[static_cast<size_t>(kind)]; }
+
+  // `run` is called in its turn, once what the stream was to wait for is complete.
+  void Push(Stream* stream, std::function<void()> run) {
+    stream->queue->Push(
+        [this, stream, run = std::move(run), after = std::exchange(stream->after, {})](SimQueue*) {
+          --stream->waiting;
+          ++stream->begun;
+          fences_->WhenComplete(after, run);
+        });
+  }
+
+  // What was added to the caller's stream runs after all before, and then `then`.
+  void RunAdded(SimCallerStream* stream, Nanos longer, std::function<void()> then) {
+    const Nanos takes = Nanos(static_cast<int64_t>(world_->Uniform(100, 400'000))) + longer +
+                        std::exchange(stream->delay_, Nanos(0));
+    auto work =
+        std::make_shared<std::vector<std::function<void()>>>(std::exchange(stream->work_, {}));
+    stream->queue_->Push(
+        [world = world_, takes, work = std::move(work), then = std::move(then)](SimQueue* begun) {
+          world->At(world->Now() + takes, [work, then, queue = begun->shared_from_this()] {
+            for (const auto& piece : *work) piece();
+            then();
+            queue->Next();
+          });
+        });
   }
 
   void Run(Stream* stream, DeviceOp* op) {
     op->started = world_->Now();
     Nanos takes = op->duration;
     if (!op->from.empty()) {
-      takes += Nanos(static_cast<int64_t>(static_cast<double>(op->from.size()) /
-                                          options_.link_bytes_per_second * 1e9));
+      const Nanos link(static_cast<int64_t>(static_cast<double>(op->from.size()) /
+                                            options_.link_bytes_per_second * 1e9));
+      if (op->stream == StreamKind::kHostToDevice || op->stream == StreamKind::kFetch) {
+        op->started = std::max(op->started, link_free_);
+        link_free_ = op->started + link;
+      }
+      takes += link;
     }
     takes += Nanos(static_cast<int64_t>(world_->Uniform(500, 20'000)));
     const SimFault fault = world_->faults()->Next(SimSeam::kCopy);
     takes += world_->Delay(fault);
-    world_->At(world_->Now() + takes, [this, stream, op, fault, number = ++ops_] {
+    world_->At(op->started + takes, [this, stream, op, fault, number = ++ops_] {
       const bool fails = fault == SimFault::kError;
       const size_t size = fails ? op->from.size() / 2 : op->from.size();
       if (op->work != nullptr && !fails) {
@@ -238,9 +314,9 @@ class SimDevice final : public Device {
                          : absl::OkStatus();
       world_->Log(
           fmt::format("device op {} on stream {} ends", number, static_cast<int>(op->stream)));
-      stream->busy = false;
+      --stream->begun;
       op->inbox->Post(op->event);
-      if (!stream->queue.empty()) StartNext(stream);
+      stream->queue->Next();
     });
   }
 
@@ -249,10 +325,9 @@ class SimDevice final : public Device {
   MemoryResource* const resource_;
   const std::shared_ptr<SimFencePool> fences_;
   std::array<Stream, kStreamCount> streams_;
+  TimePoint link_free_{0};  // to the device
   uint64_t ops_ = 0;
 };
-
-}  // namespace
 
 std::unique_ptr<Executor> MakeSimExecutor(SimWorld* world, int workers) {
   return std::make_unique<SimExecutor>(world, workers);

@@ -12,8 +12,10 @@
 #define SLUICE_CORE_SIM_WORLD_H_
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -76,24 +78,47 @@ class SimWorld final : public Clock, public Waker {
 // (jittered) cost has passed. The destructor lets the world go on until all have run.
 std::unique_ptr<Executor> MakeSimExecutor(SimWorld* world, int workers);
 
-// A stream of the simulated caller: what it would compute, in order. RecordFence takes what was
-// added since the fence before, and runs it at some later virtual time, when the fence becomes
-// complete. Whoever releases memory before the stream has read it, or pushes a gradient before the
-// stream has written it, depends on the fences. Pass its address as CallerStream::handle; it
-// outlives its fences.
+// A stream in virtual time: what is on it happens one after the other.
+class SimQueue : public std::enable_shared_from_this<SimQueue> {
+ public:
+  // Called when all before has ended; calls Next when it has ended itself.
+  using Begin = std::function<void(SimQueue*)>;
+
+  void Push(Begin begin);
+  void Next();
+  void Drop() { waiting_.clear(); }  // what has not begun
+  bool busy() const { return busy_; }
+
+ private:
+  std::deque<Begin> waiting_;
+  bool busy_ = false;
+};
+
+// A stream of the simulated caller: what it would compute, in order. The device takes what was
+// added when it records a fence there, or makes the stream wait for one of its own, and runs it at
+// some later virtual time, when everything before has run and passed. So the caller may be far
+// ahead of its stream; whoever releases memory before the stream has read it, pushes a gradient
+// before the stream has written it, or uses a unit that has yet to come, depends on the fences.
+// Pass its address as CallerStream::handle; it outlives what is on it.
 class SimCallerStream {
  public:
   void Add(std::function<void()> work) { work_.push_back(std::move(work)); }
-  std::vector<std::function<void()>> Take() { return std::exchange(work_, {}); }
-  TimePoint reached{0};  // the device's: when the latest fence is complete
+  // What was added takes so much longer.
+  void Delay(Nanos by) { delay_ += by; }
+  // While it is being captured nothing may be ordered on it.
+  void set_capturing(bool capturing) { capturing_ = capturing; }
 
  private:
+  friend class SimDevice;
   std::vector<std::function<void()>> work_;
+  Nanos delay_{0};
+  bool capturing_ = false;
+  const std::shared_ptr<SimQueue> queue_ = std::make_shared<SimQueue>();
 };
 
 // Streams in virtual time. Work is done, and a copy reads its source and writes its destination,
-// when the operation completes. The destructor lets the world go on until all have, or nothing
-// happens any more.
+// when the operation completes. Copies to the device share one link. The destructor lets the world
+// go on until all have, or nothing happens any more.
 struct SimDeviceOptions {
   double link_bytes_per_second = 16e9;
   Bytes hbm_limit = Bytes(INT64_MAX);

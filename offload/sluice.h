@@ -214,14 +214,17 @@ SLUICE_API sluice_status sluice_iteration_begin(sluice_runtime runtime, uint32_t
 SLUICE_API sluice_status sluice_iteration_end(sluice_runtime runtime);
 
 /* Streams: on CUDA, `stream` is the caller's cudaStream_t (NULL: the legacy default stream) on
- * which what it computes is ordered; elsewhere it is ignored. A stream must live as long as the
- * views of the units acquired on it. On a stream that is being captured into a graph every call
- * fails with SLUICE_FAILED_PRECONDITION.
+ * which what it computes is ordered; elsewhere it is ignored. A stream must live until the tickets
+ * of what was acquired on it are done, and as long as the views of these units. On a stream that is
+ * being captured into a graph every call fails with SLUICE_FAILED_PRECONDITION.
  *
- * Asks for `unit` in HBM; when the ticket is done it is there, up to date for work put on any
- * stream from then on, and stays until released. Acquisitions count. Errors of the ticket:
- * SLUICE_RESOURCE_EXHAUSTED if everything in HBM is held, so that waiting can't help;
- * SLUICE_FAILED_PRECONDITION if a tensor of the unit was never written.
+ * Asks for `unit` in HBM. When the ticket is done, the unit is there and up to date for what is put
+ * on `stream` from then on, or ordered after that; elsewhere than on CUDA for whoever looks. It
+ * stays until released. The copy may still be under way: the stream waits for it, and if it fails
+ * the runtime fails, before any step. Acquisitions count, also those on several streams, each of
+ * which may use the unit then. Errors of the ticket: SLUICE_RESOURCE_EXHAUSTED if everything in HBM
+ * is held, so that waiting can't help; SLUICE_FAILED_PRECONDITION if a tensor of the unit was never
+ * written.
  *
  * After release the memory stays as it is until what `stream`, and others that have acquired it and
  * not released it, hold at that time has run. */

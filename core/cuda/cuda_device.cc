@@ -95,11 +95,23 @@ class CudaDevice final : public Device {
     Stream& stream = streams_[static_cast<size_t>(op->stream)];
     {
       const std::lock_guard lock(stream.mutex);
-      op->status = Issue(stream.handle, op);
+      op->device_slot = kNoMarks;
+      op->status = std::exchange(stream.refused, absl::OkStatus());
+      if (op->status.ok()) op->status = Issue(stream.handle, op);
       stream.queue.Push(op);
       ++stream.pending;
     }
     stream.changed.notify_one();
+  }
+  void OrderAfter(StreamKind kind, const Fence& fence) override {
+    if (!fence.recorded()) return;
+    const CudaScope scope(options_.index);
+    Stream& stream = streams_[static_cast<size_t>(kind)];
+    const std::lock_guard lock(stream.mutex);
+    const absl::Status status =
+        CudaStatus(cudaStreamWaitEvent(stream.handle, fences_->event(fence.point()), 0),
+                   "waiting for a fence");
+    if (stream.refused.ok()) stream.refused = status;
   }
   StreamCounts pending() const override {
     StreamCounts counts{};
@@ -154,6 +166,21 @@ class CudaDevice final : public Device {
     return Fence(fences_, point);
   }
 
+  bool orders_callers() const override { return true; }
+  absl::StatusOr<Fence> RecordEnd(StreamKind stream) override {
+    SLUICE_ASSIGN_OR_RETURN(const uint32_t point,
+                            fences_->Record(streams_[static_cast<size_t>(stream)].handle));
+    return Fence(fences_, point);
+  }
+  absl::Status OrderCallerAfter(CallerStream stream, const Fence& fence) override {
+    SLUICE_RETURN_IF_ERROR(CheckStream(stream));
+    if (!fence.recorded()) return absl::OkStatus();
+    const CudaScope scope(options_.index);
+    return CudaStatus(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream.handle),
+                                          fences_->event(fence.point()), 0),
+                      "letting a caller's stream wait for a copy");
+  }
+
   DlDevice dl_device() const override {
     return {.device_type = kDlCuda, .device_id = options_.index};
   }
@@ -181,6 +208,7 @@ class CudaDevice final : public Device {
     std::mutex mutex;  // also: the order of the queue is the order on the stream
     std::condition_variable changed;
     IntrusiveList<DeviceOp> queue;  // guarded by mutex
+    absl::Status refused;           // guarded by mutex; a wait that the next operation relies on
     bool stopping = false;          // guarded by mutex
     std::atomic<size_t> pending{0};
     std::thread waiter;
@@ -215,15 +243,9 @@ class CudaDevice final : public Device {
   // the stream and may run: the operation ends, with that error, behind them. Without marks there
   // is nothing to wait for.
   absl::Status Issue(cudaStream_t stream, DeviceOp* op) {
-    op->device_slot = kNoMarks;
     SLUICE_ASSIGN_OR_RETURN(const uint32_t slot, TakeMarks());
     const Marks marks = MarksOf(slot);
-    absl::Status status;
-    if (op->after != nullptr && op->after->recorded()) {
-      status = CudaStatus(cudaStreamWaitEvent(stream, fences_->event(op->after->point()), 0),
-                          "waiting for a fence");
-    }
-    if (status.ok()) status = CudaStatus(cudaEventRecord(marks.begin, stream), "marking a stream");
+    absl::Status status = CudaStatus(cudaEventRecord(marks.begin, stream), "marking a stream");
     if (!status.ok()) {
       GiveMarks(slot);
       return status;

@@ -21,8 +21,8 @@ absl::StatusOr<uint32_t> CudaFences::Record(cudaStream_t stream) {
     events_.push_back(event);
   }
   const uint32_t point = free_.back();
-  SLUICE_RETURN_IF_ERROR(CudaStatus(cudaEventRecord(events_[point], stream),
-                                    "recording a fence on a caller's stream"));
+  SLUICE_RETURN_IF_ERROR(
+      CudaStatus(cudaEventRecord(events_[point], stream), "recording a fence on a stream"));
   free_.pop_back();
   return point;
 }

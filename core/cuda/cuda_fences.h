@@ -1,7 +1,8 @@
 // core/cuda/cuda_fences.h
 //
-// CUDA events that stand for points in streams of the caller's: one event per fence that is alive,
-// used again when its fence is gone.
+// CUDA events that stand for points in streams: one event per fence that is alive, used again when
+// its fence is gone. A stream that was told to wait for one waits for what had been recorded then
+// (cudaStreamWaitEvent), whatever becomes of the event.
 //
 // Threads: any. Allocates when more fences are alive than ever before.
 
@@ -23,7 +24,7 @@ class CudaFences final : public FencePool {
   explicit CudaFences(int device) : device_(device) {}
   ~CudaFences() override;
 
-  // The point that `stream` of the device has reached. Errors: see CudaStatus.
+  // The point that `stream` has reached. Errors: see CudaStatus.
   absl::StatusOr<uint32_t> Record(cudaStream_t stream);
 
   // Also true after an error of the device, which the next operation reports.

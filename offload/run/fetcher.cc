@@ -21,7 +21,8 @@ struct Fetcher::UnitFetch final : Event {
   std::byte* to = nullptr;
   uint32_t next_chunk = 0;  // of the model
   uint32_t last_chunk = 0;
-  uint32_t chunks_left = 0;  // not yet in HBM
+  uint32_t chunks_to_copy = 0;  // of which no copy is enqueued
+  uint32_t chunks_left = 0;     // not yet in HBM
   absl::Status status;
   TimePoint begin{0};
   DeviceOp copy;
@@ -60,12 +61,14 @@ class Fetcher::Piece final : public BufferPool::Waiter, public Event {
     }
     const Context& c = owner_->context_;
     const ChunkLayout& chunk = c.layout->chunks()[first_];
-    copy.stream = StreamKind::kHostToDevice;
+    copy.stream = StreamKind::kFetch;
     copy.from = buffer.first(BytesBefore(count));
     copy.to = fetch->to + chunk.offset * chunk.types.param.size();
     copy.inbox = c.inbox;
     copy.event = &copied;
     c.device->Enqueue(&copy);
+    fetch->chunks_to_copy -= count;
+    if (fetch->chunks_to_copy == 0) owner_->observer_->OnEnqueued(fetch->unit);
   }
 
   struct Copied final : Event {
@@ -159,16 +162,17 @@ void Fetcher::Fetch(UnitIndex unit, std::byte* to) {
   if (context_.placement->param_home[unit.value()] == Tier::kNvme) {
     fetch->next_chunk = layout.first_chunk;
     fetch->last_chunk = layout.first_chunk + layout.chunk_count;
-    fetch->chunks_left = layout.chunk_count;
+    fetch->chunks_to_copy = fetch->chunks_left = layout.chunk_count;
     hungry_.push_back(fetch);
     return NextPieces();
   }
-  fetch->copy.stream = StreamKind::kHostToDevice;
+  fetch->copy.stream = StreamKind::kFetch;
   fetch->copy.from = {context_.memory->param_home[unit.value()], static_cast<size_t>(bytes)};
   fetch->copy.to = to;
   fetch->copy.inbox = context_.inbox;
   fetch->copy.event = fetch;
   context_.device->Enqueue(&fetch->copy);
+  observer_->OnEnqueued(unit);
 }
 
 void Fetcher::NextPieces() {

@@ -2,7 +2,8 @@
 //
 // Brings one unit's parameters from their home (pinned memory or NVMe) into HBM. From pinned memory
 // that is one copy; from NVMe it is, a buffer's worth of neighbouring chunks at a time, reads into
-// the buffer, checks on workers and a copy; several such pieces are under way at once.
+// the buffer, checks on workers and a copy; several such pieces are under way at once. Copies wait
+// for whatever StreamKind::kFetch was told to wait for before.
 //
 // Threads: the control thread. Allocates at construction only.
 
@@ -21,6 +22,9 @@ class Fetcher {
   class Observer {
    public:
     virtual ~Observer() = default;
+    // All of the unit is on its way, on the device's stream for fetches. Not called if some of it
+    // can't be. Perhaps from within Fetch.
+    virtual void OnEnqueued(UnitIndex unit) = 0;
     virtual void OnFetched(UnitIndex unit, const absl::Status& status) = 0;
   };
 

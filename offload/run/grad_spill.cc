@@ -149,11 +149,11 @@ void GradSpill::CopyPiece(Slot* slot) {
   const size_t begin =
       static_cast<size_t>(slot->part->what.tensor_offset) * slot->element() + slot->offset;
   slot->copy.stream = StreamKind::kDeviceToHost;
-  slot->copy.after = push.fence;
   slot->copy.from = push.data.subspan(begin, slot->piece);
   slot->copy.to = push.adding ? slot->staging.data() : slot->At(slot->offset);
   slot->copy.inbox = context_.inbox;
   slot->copy.event = &slot->copied;
+  context_.device->OrderAfter(StreamKind::kDeviceToHost, *push.fence);
   context_.device->Enqueue(&slot->copy);
 }
 

@@ -186,12 +186,12 @@ void Gradients::CopyPiece(PushOp* push) {
   const size_t left = static_cast<size_t>(part.elements * size) - push->offset;
   push->piece = push->adding ? std::min(left, push->buffer.size()) : left;
   push->copy.stream = StreamKind::kDeviceToHost;
-  push->copy.after = push->fence;
   push->copy.from =
       push->data.subspan(static_cast<size_t>(part.begin * size) + push->offset, push->piece);
   push->copy.to = push->adding ? push->buffer.data() : part.home;
   push->copy.inbox = context_.inbox;
   push->copy.event = push;
+  context_.device->OrderAfter(StreamKind::kDeviceToHost, *push->fence);
   context_.device->Enqueue(&push->copy);
 }
 

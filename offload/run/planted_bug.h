@@ -24,6 +24,8 @@ enum class PlantedBug : uint8_t {
   kDoubleRelease,       // a buffer is given back twice
   kUnverifiedRead,      // what the drive returns is taken as it comes
   kEvictViewed,         // a slot is reused while views of it are alive
+  kUsedBeforeItCame,    // a caller's stream doesn't wait for the copy of the unit that it uses
+  kCopiedOverReaders,   // a copy doesn't wait for the streams that read what was in its slot
 };
 
 #ifdef SLUICE_PLANTED_BUGS

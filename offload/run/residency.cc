@@ -111,7 +111,7 @@ void Residency::Acquire(UnitIndex unit, CallerStream stream, Acquired done) {
   u.waits.push_back(
       {.done = std::move(done), .stream = stream, .since = now, .was_pending = u.pending});
   ++waiting_;
-  if (available) Serve(unit);
+  Serve(unit);
   if (!expected && (book_.known() || !available)) {
     BuildPlan(false);
   } else if (u.state == State::kAbsent) {
@@ -175,10 +175,9 @@ absl::Status Residency::Release(UnitIndex unit, Fences fences) {
 
 void Residency::Serve(UnitIndex unit) {
   Unit& u = units_[unit.value()];
-  if (u.state != State::kReady || u.pending) return;
+  if (u.pending) return;
   const TimePoint now = context_.clock->Now();
-  if (!u.waits.empty()) std::erase(waiting_units_, unit);
-  while (!u.waits.empty()) {
+  while (!u.waits.empty() && IsThereFor(u, u.waits.front().stream)) {
     Wait wait = std::move(u.waits.front());
     u.waits.pop_front();
     --waiting_;
@@ -187,13 +186,31 @@ void Residency::Serve(UnitIndex unit) {
     const UnitLayout& layout = context_.layout->unit(unit);
     views_.Show(unit, u.address, layout.elements, layout.types.param, wait.stream);
     wait.done(absl::OkStatus());
+    if (u.waits.empty()) std::erase(waiting_units_, unit);
   }
   SetDoor(&u);
+}
+
+// Where the stream can't be told to wait, because it is being captured or because the device
+// refuses, the unit is there when its copies have ended.
+bool Residency::IsThereFor(const Unit& unit, CallerStream stream) const {
+  if (unit.state != State::kFilling || !unit.arrival.recorded()) return unit.state == State::kReady;
+  return Planted(context_, PlantedBug::kUsedBeforeItCame) ||
+         context_.device->OrderCallerAfter(stream, unit.arrival).ok();
+}
+
+void Residency::OnEnqueued(UnitIndex unit) {
+  if (!context_.device->orders_callers()) return;
+  absl::StatusOr<Fence> arrival = context_.device->RecordEnd(StreamKind::kFetch);
+  if (!arrival.ok()) return;
+  units_[unit.value()].arrival = *std::move(arrival);
+  Serve(unit);
 }
 
 void Residency::OnFetched(UnitIndex unit, const absl::Status& status) {
   if (!status.ok()) return context_.fail(status);
   units_[unit.value()].state = State::kReady;
+  units_[unit.value()].arrival = Fence();
   last_progress_ = context_.clock->Now();
   plan_dirty_ = true;
   Serve(unit);

@@ -9,6 +9,16 @@
 // acquired, and comes back when the update has ended. A slot whose unit has left while it is in use
 // is a leftover: nobody's, but not free.
 //
+// Streams wait for each other, not the caller and not the control thread, where the device can do
+// so:
+// - A unit whose copies are all enqueued is acquired at once: the caller's stream waits for them.
+//   Till they have ended the unit is filling, and stays.
+// - The slot of a unit that was released, and of which no view is alive, is filled anew at once:
+// the
+//   device's stream of fetches waits for the streams that may still read what is there. It carries
+//   nothing but fetches, in the order in which their slots were taken, so whatever is copied over a
+//   part of that slot comes after the wait, and nobody else is held up.
+//
 // A unit that is ready, and that nothing is about to change, is taken by the caller's thread itself
 // (Enter); the control thread hears of it in the order of the calls (Entered) and till then leaves
 // the unit where it is.
@@ -46,9 +56,9 @@ class Residency final : public Fetcher::Observer {
   void BeginIteration(uint32_t key, bool boundary);
   void EndIteration();
 
-  // `done` is called when the unit is in HBM and up to date, or with an error: ResourceExhausted if
-  // it can't be had because everything is held. Acquisitions count, each to be released. What reads
-  // the unit runs on `stream`.
+  // `done` is called when the unit is in HBM and up to date for what is put on `stream` from then
+  // on, where what reads it runs; or with an error: ResourceExhausted if it can't be had because
+  // everything is held. Acquisitions count, each to be released.
   void Acquire(UnitIndex unit, CallerStream stream, Acquired done);
   // Acquires the unit at once if it is there as it should be: any thread. Entered follows, before
   // its release. Returns false otherwise: Acquire it then. If it throws std::bad_alloc, it is not
@@ -91,6 +101,7 @@ class Residency final : public Fetcher::Observer {
   std::span<const UnitIndex> UnitOrder() const;
   Views* views() { return &views_; }
 
+  void OnEnqueued(UnitIndex unit) override;
   void OnFetched(UnitIndex unit, const absl::Status& status) override;
 
  private:
@@ -109,6 +120,7 @@ class Residency final : public Fetcher::Observer {
     Door door;  // open if ready and loaded and nothing is about to change it
     int acquired = 0;
     std::byte* address = nullptr;
+    Fence arrival;  // of a unit that is filling and whose copies are all enqueued: their end
     SegmentList::Place place = SegmentList::kNone;  // in the cache, if it is there
     RingQueue<Wait> waits;
   };
@@ -122,6 +134,7 @@ class Residency final : public Fetcher::Observer {
   void BuildPlan(bool viewed_is_held);
   const IndexedTrace* Upcoming() const;
   void Serve(UnitIndex unit);
+  bool IsThereFor(const Unit& unit, CallerStream stream) const;
   bool MayBeWritten(UnitIndex unit) const;
   void EndWaits(UnitIndex unit, const absl::Status& status);
   void Vacate(UnitIndex unit);

@@ -69,7 +69,7 @@ bool Residency::MayEvict(SegmentList::Place place) const {
   if (segment.kind != Kind::kUnit) return segment.kind == Kind::kFree;
   const Unit& u = units_[segment.unit.value()];
   return u.acquired == 0 && u.waits.empty() && u.state == State::kReady &&
-         (!views_.InUse(u.address) || Planted(context_, PlantedBug::kEvictViewed));
+         (!views_.Viewed(u.address) || Planted(context_, PlantedBug::kEvictViewed));
 }
 
 // Whether nobody is inside any unit from `first` to `last`: then nobody enters any more. Else
@@ -117,6 +117,8 @@ bool Residency::TryMove(const Move& move) {
   for (SegmentList::Place p = move.place;; p = segments_.at(p).after) {
     if (segments_.Is(p, Kind::kUnit)) {
       Unit& evicted = units_[segments_.at(p).unit.value()];
+      if (!Planted(context_, PlantedBug::kCopiedOverReaders))
+        views_.OrderAfterUsers(evicted.address, StreamKind::kFetch);
       evicted.state = State::kAbsent;
       evicted.place = kNoPlace;
       evictions_->Add();

@@ -91,7 +91,7 @@ struct Views::Hold final : Event {
   void Handle() override { owner->EndHold(this); }
 
   Views* owner = nullptr;
-  const std::byte* address = nullptr;
+  const std::byte* address = nullptr;  // null while it is free
   Fence fence;
   DeviceOp wait;
 };
@@ -297,7 +297,7 @@ void Views::Settle() {
     slot.views -= deaths;
     slot.uses -= deaths;
     slot.ForgetUsers();
-    freed = slot.uses == 0 || freed;
+    freed = slot.views == 0 || freed;
   }
   if (freed) on_free_();
 }
@@ -319,7 +319,6 @@ void Views::HoldOne(const std::byte* address, Fence fence) {
   hold->address = address;
   hold->fence = std::move(fence);
   hold->wait.stream = StreamKind::kFence;
-  hold->wait.after = &hold->fence;
   hold->wait.inbox = inbox_;
   hold->wait.event = hold;
   ++fenced_;
@@ -327,6 +326,7 @@ void Views::HoldOne(const std::byte* address, Fence fence) {
     const std::lock_guard lock(shared_->mutex);
     ++shared_->slots[address].uses;
   }
+  device_->OrderAfter(StreamKind::kFence, hold->fence);
   device_->Enqueue(&hold->wait);
 }
 
@@ -338,6 +338,7 @@ void Views::EndHold(Hold* hold) {
     const std::lock_guard lock(shared_->mutex);
     freed = --shared_->slots[hold->address].uses == 0;
   }
+  hold->address = nullptr;
   hold->fence = Fence();
   --fenced_;
   free_holds_.push_back(hold);
@@ -348,6 +349,19 @@ bool Views::InUse(const std::byte* address) const {
   const std::lock_guard lock(shared_->mutex);
   const auto it = shared_->slots.find(address);
   return it != shared_->slots.end() && it->second.uses > 0;
+}
+
+bool Views::Viewed(const std::byte* address) const {
+  const std::lock_guard lock(shared_->mutex);
+  const auto it = shared_->slots.find(address);
+  return it != shared_->slots.end() && it->second.views > 0;
+}
+
+void Views::OrderAfterUsers(const std::byte* address, StreamKind stream) const {
+  if (fenced_ == 0) return;
+  for (const std::unique_ptr<Hold>& hold : holds_) {
+    if (hold->address == address) device_->OrderAfter(stream, hold->fence);
+  }
 }
 
 }  // namespace sluice

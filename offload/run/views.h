@@ -3,9 +3,10 @@
 // Views: the memory of an acquired unit as DLPack tensors, and what still uses it. A slot of HBM is
 // in use while a view of it is alive, on whatever thread the framework deletes it, and until the
 // streams that used it have passed the fences recorded then: where the unit was released, and where
-// a view had died. A stream uses a slot from when it acquired the unit until it has released it and
-// no view is alive, whichever view it reads. A view keeps the HBM arena alive, also beyond the
-// runtime's end.
+// a view had died. Who can wait for the fences on a stream of the device (OrderAfterUsers) may have
+// the slot once no view is alive. A stream uses a slot from when it acquired the unit until it has
+// released it and no view is alive, whichever view it reads. A view keeps the HBM arena alive, also
+// beyond the runtime's end.
 //
 // Threads: the control thread, but Show, MakeView, Shown, RecordRelease and deleters on any. In a
 // forked child deleters do nothing. Allocates when more views are alive or more fences are waited
@@ -34,8 +35,8 @@ namespace sluice {
 class Views {
  public:
   // Keeps `arena` until the last view is gone. `on_free` is called on the control thread, through
-  // `inbox`, some time after an address has come out of use; `on_error` when waiting for a fence
-  // failed.
+  // `inbox`, some time after the last view of an address has died, and after the address has come
+  // out of use; `on_error` when waiting for a fence failed.
   Views(std::shared_ptr<Arena> arena, Device* device, Inbox* inbox, std::function<void()> on_free,
         std::function<void(const absl::Status&)> on_error);
   ~Views();
@@ -65,6 +66,11 @@ class Views {
 
   // Whether a view of memory at `address` is alive, or a fence of its users not complete.
   bool InUse(const std::byte* address) const;
+  // Whether a view of it is alive, or has died and its streams were not asked yet.
+  bool Viewed(const std::byte* address) const;
+  // What is put on `stream` of the device from now on starts when all fences of the users of memory
+  // at `address` are complete.
+  void OrderAfterUsers(const std::byte* address, StreamKind stream) const;
   // Whether some fence is not complete, so that something will come out of use by itself.
   bool fenced() const { return fenced_ > 0; }
   // Views have died whose streams were not asked yet: Settle does.

@@ -1,4 +1,5 @@
 // What every Device promises: the host device's and the simulated one's. (A GPU's: tests/gpu.)
+// Where callers have streams: stream_order_conformance.h.
 
 #include "core/device.h"
 
@@ -7,13 +8,17 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <deque>
+#include <functional>
 #include <latch>
 #include <random>
+#include <vector>
 
 #include "core/sim_memory.h"
 #include "core/sim_world.h"
 #include "core/status.h"
+#include "tests/core/stream_order_conformance.h"
 #include "tests/core/waiting_inbox.h"
 
 namespace sluice {
@@ -274,6 +279,64 @@ INSTANTIATE_TEST_SUITE_P(All, DeviceTest, testing::Values(Where::kHost, Where::k
                          [](const auto& info) {
                            return std::string(info.param == Where::kHost ? "Host" : "Simulated");
                          });
+
+// The simulated device, and callers of it.
+class SimStreams {
+ public:
+  // It is held up for longer than anything takes, and opens by itself.
+  class Caller {
+   public:
+    CallerStream stream() { return {&stream_}; }
+    void Read(const std::byte* from, size_t size, std::byte* to) {
+      stream_.Add([from, size, to] { std::copy_n(from, size, to); });
+    }
+    void HoldUp() { stream_.Delay(std::chrono::seconds(10)); }
+    void Open() {}
+
+   private:
+    SimCallerStream stream_;
+  };
+
+  Device* device() { return device_.get(); }
+  MemoryView Host(size_t size) { return memory_.emplace_back(size); }
+  std::byte* Hbm(size_t size) { return memory_.emplace_back(size).data(); }
+  Inbox* inbox() { return waiting_.inbox(); }
+  void HandleUntil(const std::function<bool()>& done) { waiting_.HandleUntil(done); }
+
+ private:
+  std::deque<std::vector<std::byte>> memory_;
+  SimMemory arenas_;
+  SimWorld world_{1};
+  WaitingInbox waiting_{&world_};
+  const std::unique_ptr<Device> device_ = MakeSimDevice({}, &world_, &arenas_);
+};
+INSTANTIATE_TYPED_TEST_SUITE_P(Simulated, StreamOrderTest, SimStreams);
+
+TEST(HostDeviceTest, FetchesAreInLineWithOtherCopiesToTheDevice) {
+  SimMemory memory;
+  SteadyClock clock;
+  WaitingInbox waiting;
+  const auto device = MakeHostDevice({}, &clock, &memory).value();
+  EXPECT_FALSE(device->orders_callers());
+  constexpr size_t kSteps = 100;
+  std::vector<std::byte> bytes((kSteps + 1) * 64);
+  std::fill_n(bytes.begin(), 64, std::byte{0xC3});
+  int counter = 0;
+  std::deque<Op> ops(kSteps);
+  for (size_t i = 0; i < kSteps; ++i) {
+    Op& op = ops[i];
+    op.counter = &counter;
+    op.op.stream = i % 3 == 0 ? StreamKind::kFetch : StreamKind::kHostToDevice;
+    op.op.from = ConstMemoryView(bytes).subspan(i * 64, 64);
+    op.op.to = bytes.data() + (i + 1) * 64;
+    op.op.inbox = waiting.inbox();
+    op.op.event = &op;
+    device->OrderAfter(op.op.stream, device->RecordFence({}).value());
+    device->Enqueue(&op.op);
+  }
+  waiting.HandleUntil([&] { return std::ranges::all_of(ops, &Op::ended); });
+  EXPECT_TRUE(std::ranges::all_of(bytes, [](std::byte b) { return b == std::byte{0xC3}; }));
+}
 
 TEST(HostDeviceTest, ComputeIsScaled) {
   SimMemory memory;

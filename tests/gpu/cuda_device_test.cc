@@ -7,10 +7,14 @@
 
 #include <atomic>
 #include <cstring>
+#include <functional>
+#include <memory>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "core/memory_resource.h"
+#include "tests/core/stream_order_conformance.h"
 #include "tests/gpu/cuda_caller.h"
 #include "tests/gpu/gate.h"
 
@@ -44,7 +48,7 @@ class CudaDeviceTest : public ::testing::Test {
     op->op.stream = stream;
     op->op.from = from;
     op->op.to = to;
-    op->op.after = after;
+    if (after != nullptr) device_->OrderAfter(stream, *after);
     op->op.inbox = &inbox_;
     op->op.event = op;
     device_->Enqueue(&op->op);
@@ -194,6 +198,9 @@ TEST_F(CudaDeviceTest, AStreamThatIsCapturedIsRefusedAndItsCaptureLives) {
   CudaStream caller;
   testing::CheckCuda(cudaStreamBeginCapture(caller.get(), cudaStreamCaptureModeGlobal));
   const absl::Status check = device_->CheckStream(caller.caller());
+  const absl::StatusOr<Fence> end = device_->RecordEnd(StreamKind::kFetch);
+  const absl::Status order =
+      end.ok() ? device_->OrderCallerAfter(caller.caller(), *end) : end.status();
   const absl::Status record = device_->RecordFence(caller.caller()).status();
   const absl::Status copy = Copy(StreamKind::kHostToDevice, host, hbm);  // goes on meanwhile
   cudaGraph_t graph = nullptr;
@@ -202,6 +209,7 @@ TEST_F(CudaDeviceTest, AStreamThatIsCapturedIsRefusedAndItsCaptureLives) {
   EXPECT_TRUE(absl::IsFailedPrecondition(check)) << check;
   EXPECT_THAT(std::string(Message(check)), HasSubstr("captured into a CUDA graph"));
   EXPECT_TRUE(absl::IsFailedPrecondition(record)) << record;
+  EXPECT_TRUE(absl::IsFailedPrecondition(order)) << order;
   EXPECT_TRUE(copy.ok()) << copy;
   EXPECT_TRUE(device_->CheckStream(caller.caller()).ok());
 }
@@ -217,6 +225,51 @@ TEST_F(CudaDeviceTest, TheDefaultStreamIsRefusedWhileAStreamThatWaitsForItIsCapt
   testing::CheckCuda(cudaStreamDestroy(blocking));
   EXPECT_TRUE(absl::IsFailedPrecondition(implicit)) << implicit;
 }
+
+// The CUDA device, and callers of it. Their memory is taken from what was allocated before: to
+// allocate may wait for the GPU.
+class CudaStreams {
+ public:
+  class Caller {
+   public:
+    CallerStream stream() { return stream_.caller(); }
+    void Read(const std::byte* from, size_t size, std::byte* to) {
+      testing::CheckCuda(cudaMemcpyAsync(to, from, size, cudaMemcpyDeviceToHost, stream_.get()));
+    }
+    void HoldUp() { gate_.HoldUp(stream_.get()); }
+    void Open() { gate_.Open(); }
+
+   private:
+    Gate gate_;
+    CudaStream stream_;
+  };
+
+  Device* device() { return device_.get(); }
+  MemoryView Host(size_t size) { return {Take(host_.get(), &host_used_, size), size}; }
+  std::byte* Hbm(size_t size) { return Take(hbm_.get(), &hbm_used_, size); }
+  Inbox* inbox() { return &inbox_; }
+  void HandleUntil(const std::function<bool()>& done) {
+    while (!done()) {
+      if (!inbox_.HandleAll()) std::this_thread::yield();
+    }
+  }
+
+ private:
+  static constexpr size_t kMemory = size_t{1} << 20;
+  static std::byte* Take(std::byte* memory, size_t* used, size_t size) {
+    SLUICE_CHECK(*used + size <= kMemory);
+    return memory + std::exchange(*used, *used + size);
+  }
+
+  SteadyClock clock_;
+  const std::shared_ptr<std::byte> host_ = testing::PinnedMemory(kMemory);
+  const std::shared_ptr<std::byte> hbm_ = testing::CudaMemory(kMemory);
+  size_t host_used_ = 0;
+  size_t hbm_used_ = 0;
+  Inbox inbox_;
+  const std::unique_ptr<Device> device_ = MakeCudaDevice({}, &clock_).value();
+};
+INSTANTIATE_TYPED_TEST_SUITE_P(Cuda, StreamOrderTest, CudaStreams);
 
 TEST_F(CudaDeviceTest, CopiesCrossTheBordersOfRegisteredPieces) {
   Make({.register_bytes_max = MiB(2)});

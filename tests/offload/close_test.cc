@@ -105,6 +105,14 @@ class HangingDevice final : public Device {
   absl::StatusOr<Fence> RecordFence(CallerStream stream) override {
     return real_->RecordFence(stream);
   }
+  void OrderAfter(StreamKind stream, const Fence& fence) override {
+    real_->OrderAfter(stream, fence);
+  }
+  bool orders_callers() const override { return real_->orders_callers(); }
+  absl::StatusOr<Fence> RecordEnd(StreamKind stream) override { return real_->RecordEnd(stream); }
+  absl::Status OrderCallerAfter(CallerStream stream, const Fence& fence) override {
+    return real_->OrderCallerAfter(stream, fence);
+  }
   DlDevice dl_device() const override { return real_->dl_device(); }
   std::string description() const override { return real_->description(); }
 

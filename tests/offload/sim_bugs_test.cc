@@ -8,6 +8,7 @@
 #include <string>
 
 #include "fmt/format.h"
+#include "tests/offload/sim_caller.h"
 #include "tests/offload/simulation.h"
 
 namespace sluice {
@@ -25,6 +26,7 @@ struct Bug {
   PlantedBug bug;
   const char* name;
   bool corrupt = false;  // shows only if the drive returns wrong bytes
+  bool streams = false;  // shows only if the caller computes on a stream of its own
 };
 
 // What is wrong with the run of `seed`; empty if nothing is.
@@ -35,8 +37,10 @@ std::string Symptom(const Bug& bug, uint64_t seed, const Masters& expected,
   const auto faults = [&bug](SimFaults* f) {
     if (bug.corrupt) f->Draw(SimSeam::kRead, SimFault::kCorrupt, 50);
   };
-  const Outcome outcome = Simulate(
-      OddModel(), config, {.seed = seed, .planted_bug = bug.bug, .faults = faults}, options);
+  testing::SimCaller caller;
+  const Outcome outcome =
+      Simulate(OddModel(), config, {.seed = seed, .planted_bug = bug.bug, .faults = faults},
+               options, bug.streams ? &caller : nullptr);
   const bool reported = bug.corrupt && outcome.faults > 0 && absl::IsDataLoss(outcome.status);
   if (!outcome.status.ok() && !reported) return outcome.status.ToString();
   if (outcome.status.ok() && !SameBits(outcome.masters, expected)) return "wrong values";
@@ -46,7 +50,8 @@ std::string Symptom(const Bug& bug, uint64_t seed, const Masters& expected,
 // Tries seeds in a child, for a bug may also end the process at a check. The child writes each seed
 // before it tries it, and the symptom after.
 std::string FindInChild(const Bug& bug, uint64_t seeds) {
-  const TrainerOptions options{.steps = 3, .lingering_views = 1};
+  const TrainerOptions options{
+      .steps = 3, .lingering_views = 1, .units_ahead = bug.streams ? size_t{2} : 0};
   const Masters expected = TrainReference(OddModel(), options);
   int ends[2];
   SLUICE_CHECK(pipe(ends) == 0);
@@ -87,7 +92,9 @@ INSTANTIATE_TEST_SUITE_P(
                       Bug{PlantedBug::kDroppedEvent, "DroppedEvent"},
                       Bug{PlantedBug::kDoubleRelease, "DoubleRelease"},
                       Bug{PlantedBug::kUnverifiedRead, "UnverifiedRead", true},
-                      Bug{PlantedBug::kEvictViewed, "EvictViewed"}),
+                      Bug{PlantedBug::kEvictViewed, "EvictViewed"},
+                      Bug{PlantedBug::kUsedBeforeItCame, "UsedBeforeItCame", false, true},
+                      Bug{PlantedBug::kCopiedOverReaders, "CopiedOverReaders", false, true}),
     [](const ::testing::TestParamInfo<Bug>& info) { return std::string(info.param.name); });
 
 TEST_P(PlantedBugTest, IsFound) {
@@ -101,6 +108,7 @@ TEST_P(PlantedBugTest, IsFound) {
 TEST(NoPlantedBugTest, NothingIsFound) {
   EXPECT_EQ(FindInChild({PlantedBug::kNone, "None"}, 60), "");
   EXPECT_EQ(FindInChild({PlantedBug::kNone, "None", true}, 60), "");
+  EXPECT_EQ(FindInChild({PlantedBug::kNone, "None", false, true}, 60), "");
 }
 
 }  // namespace

@@ -1,12 +1,13 @@
 // tests/offload/sim_caller.h
 //
 // A caller of the trainer that computes on a simulated stream of its own, behind the calls it
-// makes.
+// makes; and which seeds of a sweep do.
 
 #ifndef SLUICE_TESTS_OFFLOAD_SIM_CALLER_H_
 #define SLUICE_TESTS_OFFLOAD_SIM_CALLER_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <utility>
 
 #include "core/sim_world.h"
@@ -34,6 +35,15 @@ class SimCaller final : public Caller {
   SimCallerStream stream_;
   int computed_ = 0;
 };
+
+// Two of three seeds compute on a stream, and are more or less ahead of it.
+inline TrainerOptions Ahead(uint64_t seed, TrainerOptions options) {
+  options.units_ahead = seed % 3 == 0 ? 0 : seed % 7;
+  return options;
+}
+inline Caller* CallerOf(uint64_t seed, SimCaller* caller) {
+  return seed % 3 == 0 ? nullptr : caller;
+}
 
 }  // namespace sluice::testing
 

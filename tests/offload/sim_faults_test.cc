@@ -107,6 +107,7 @@ INSTANTIATE_TEST_SUITE_P(
                       Walk{SimSeam::kRead, SimFault::kError, "ReadBesideAStreamFails", true},
                       Walk{SimSeam::kFence, SimFault::kRefused, "FenceIsRefused", true},
                       Walk{SimSeam::kFence, SimFault::kLate, "FenceIsLate", true},
+                      Walk{SimSeam::kOrder, SimFault::kRefused, "OrderIsRefused", true},
                       Walk{SimSeam::kMemory, SimFault::kRefused, "NoMemory"},
                       Walk{SimSeam::kFile, SimFault::kRefused, "NoFile"}),
     [](const ::testing::TestParamInfo<Walk>& info) { return std::string(info.param.name); });
@@ -131,7 +132,7 @@ TEST_P(SimWalkTest, EveryCallMayFailOnceOrFromThenOn) {
       if (!failed) {
         EXPECT_TRUE(outcome.status.ok()) << outcome.status;
       }
-      if (walk.fault == SimFault::kLate) {
+      if (walk.fault == SimFault::kLate || walk.seam == SimSeam::kOrder) {
         EXPECT_TRUE(outcome.status.ok()) << outcome.status;
       }
       if (HasFailure()) return;
@@ -160,8 +161,9 @@ TEST(SimFaultsTest, WhateverGoesWrongEndsWellOrClearly) {
       }
     };
     const Drawn drawn = DrawnFrom(seed);
-    const Outcome outcome =
-        Simulate(drawn.spec, drawn.config, {.seed = seed, .faults = faults}, kTraining);
+    testing::SimCaller caller;
+    const Outcome outcome = Simulate(drawn.spec, drawn.config, {.seed = seed, .faults = faults},
+                                     Ahead(seed, kTraining), CallerOf(seed, &caller));
     ExpectRightOrClear(outcome, TrainReference(drawn.spec, kTraining));
     if (outcome.faults == 0) {
       EXPECT_TRUE(outcome.status.ok()) << outcome.status;

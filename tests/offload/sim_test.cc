@@ -4,6 +4,7 @@
 
 #include "fmt/format.h"
 #include "tests/core/seeds.h"
+#include "tests/offload/sim_caller.h"
 #include "tests/offload/simulation.h"
 
 namespace sluice {
@@ -16,13 +17,15 @@ using testing::Masters;
 using testing::OddModel;
 using testing::Outcome;
 using testing::SameBits;
+using testing::SimCaller;
 using testing::SmallestBudgets;
 using testing::TrainerOptions;
 
 Outcome Simulate(uint64_t seed, const TrainerOptions& options) {
   const Drawn drawn = DrawnFrom(seed);
+  SimCaller caller;
   return testing::Simulate(drawn.spec, drawn.config, {.seed = seed, .hbm_in_place = seed % 4 == 3},
-                           options);
+                           Ahead(seed, options), CallerOf(seed, &caller));
 }
 
 TEST(SimTest, EverySeedIsExact) {
@@ -91,7 +94,9 @@ TEST(SimTest, TheSmallestBudgetsAreExact) {
     config.budgets = SmallestBudgets(spec, config);
     TrainerOptions options{.steps = 3, .micro_steps = 2};
     options.order = [seed](int step, size_t units) { return RandomOrder(seed, step, units); };
-    ExpectExact(testing::Simulate(spec, config, {.seed = seed}, options),
+    SimCaller caller;
+    ExpectExact(testing::Simulate(spec, config, {.seed = seed}, Ahead(seed, options),
+                                  CallerOf(seed, &caller)),
                 TrainReference(spec, options));
     for (Bytes Budgets::*tier : {&Budgets::hbm, &Budgets::pinned}) {
       RuntimeConfig smaller = config;
@@ -142,7 +147,9 @@ TEST(SimTest, EveryTypeIsExact) {
     config.types.grad = options.grad_type;
     config.budgets.hbm = config.budgets.hbm * 2;
     config.budgets.pinned = config.budgets.pinned * 2;
-    ExpectExact(testing::Simulate(OddModel(), config, {.seed = seed}, options),
+    SimCaller caller;
+    ExpectExact(testing::Simulate(OddModel(), config, {.seed = seed}, Ahead(seed, options),
+                                  CallerOf(seed, &caller)),
                 TrainReference(OddModel(), options));
   }
 }

@@ -102,6 +102,39 @@ inline std::vector<int64_t> Unwritten(const OffloadRuntime& runtime) {
   return elements;
 }
 
+// Starts one operation of each kind on a runtime that has failed; all of them must end with its
+// failure. Errors: that of the first which doesn't.
+inline absl::Status ExpectAllRefused(OffloadRuntime* runtime, const ModelSpec& spec,
+                                     const TrainerOptions& options, Trainer* trainer) {
+  std::vector<float> values(static_cast<size_t>(spec.tensors[0].elements));
+  std::vector<std::byte> grad(values.size() * 4);
+  const auto access = [&](bool write, Field field) {
+    return runtime->Access({.write = write,
+                            .tensor = TensorIndex(0),
+                            .field = field,
+                            .data = reinterpret_cast<std::byte*>(values.data()),
+                            .type = trainer->AccessType(0),
+                            .done = nullptr});
+  };
+  const Ticket tickets[] = {
+      runtime->Acquire(UnitIndex(0)),
+      runtime->PushGrad(TensorIndex(0), grad),
+      runtime->Step({.groups = options.groups, .clip_norm = options.clip_norm}),
+      access(false, Field::kMaster),
+      access(true, Field::kGrad),
+      runtime->Drain()};
+  absl::Status first;
+  if (runtime->ClearGrad(TensorIndex(0)) != runtime->failure())
+    first = absl::InternalError("a gradient of a runtime that has failed was cleared");
+  for (Ticket ticket : tickets) {
+    absl::Status status = trainer->Wait(ticket);
+    if (status == runtime->failure()) continue;
+    if (status.ok()) status = absl::InternalError("a runtime that has failed went on");
+    if (first.ok()) first = status;
+  }
+  return first;
+}
+
 // Trains, reads the masters, waits until everything has come back, and takes it all down. `caller`:
 // as the trainer's.
 inline Outcome Simulate(const ModelSpec& spec, const RuntimeConfig& config,
@@ -123,7 +156,7 @@ inline Outcome Simulate(const ModelSpec& spec, const RuntimeConfig& config,
   }
   std::vector<int64_t> unwritten;
   if (!sim->runtime->failure().ok()) {
-    const absl::Status after = trainer.ExpectAllRefused();
+    const absl::Status after = ExpectAllRefused(sim->runtime.get(), spec, options, &trainer);
     if (!after.ok()) outcome.status = after;
     if (!absl::IsDeadlineExceeded(trainer.Wait(sim->runtime->Drain())))
       unwritten = Unwritten(*sim->runtime);

@@ -12,6 +12,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -33,7 +34,7 @@ class Trainer {
         spec_(spec),
         options_(std::move(options)),
         caller_(caller != nullptr ? caller : &own_caller_) {}
-  ~Trainer() { (void)DropViews(0); }
+  ~Trainer() { DropViews(0); }
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
 
@@ -42,14 +43,16 @@ class Trainer {
     for (int step = 0; step < options_.steps; ++step) {
       for (int micro = 0; micro < options_.micro_steps; ++micro)
         SLUICE_RETURN_IF_ERROR(MicroStep(step, micro));
-      SLUICE_RETURN_IF_ERROR(DropViews(0));
+      SLUICE_RETURN_IF_ERROR(WaitForGradients());
+      DropViews(0);
       SLUICE_RETURN_IF_ERROR(
           Wait(runtime_->Step({.groups = options_.groups, .clip_norm = options_.clip_norm})));
     }
     SLUICE_RETURN_IF_ERROR(Wait(runtime_->Drain()));
     if (*torn_)
-      return absl::DataLossError(
-          "parameters were wrong, or changed while the caller's stream read them");
+      return absl::InternalError(
+          "parameters were wrong, or changed while the caller's stream read them or a view of them "
+          "was alive");
     return absl::OkStatus();
   }
 
@@ -91,46 +94,17 @@ class Trainer {
     const bool boundary = micro + 1 == options_.micro_steps;
     const std::vector<uint32_t> order = options_.Order(step, spec_.units.size());
     runtime_->BeginIteration(boundary ? 1 : 0, boundary);
-    for (uint32_t u : order) {
-      SLUICE_RETURN_IF_ERROR(Wait(runtime_->Acquire(UnitIndex(u), caller_->stream())));
-      SLUICE_RETURN_IF_ERROR(runtime_->Release(UnitIndex(u), caller_->stream()));
-    }
+    for (uint32_t u : order) SLUICE_RETURN_IF_ERROR(Forward(u));
     for (size_t i = order.size(); i > 0; --i)
       SLUICE_RETURN_IF_ERROR(Backward(order[i - 1], step * 16 + micro));
     runtime_->EndIteration();
     return absl::OkStatus();
   }
 
-  // Starts one operation of each kind on a runtime that has failed; all of them must end with its
-  // failure. Errors: that of the first which doesn't.
-  absl::Status ExpectAllRefused() {
-    std::vector<float> values(static_cast<size_t>(spec_.tensors[0].elements));
-    std::vector<std::byte> grad(values.size() * 4);
-    const auto access = [&](bool write, Field field) {
-      return runtime_->Access({.write = write,
-                               .tensor = TensorIndex(0),
-                               .field = field,
-                               .data = reinterpret_cast<std::byte*>(values.data()),
-                               .type = AccessType(0),
-                               .done = nullptr});
-    };
-    const Ticket tickets[] = {
-        runtime_->Acquire(UnitIndex(0)),
-        runtime_->PushGrad(TensorIndex(0), grad),
-        runtime_->Step({.groups = options_.groups, .clip_norm = options_.clip_norm}),
-        access(false, Field::kMaster),
-        access(true, Field::kGrad),
-        runtime_->Drain()};
-    absl::Status first;
-    if (runtime_->ClearGrad(TensorIndex(0)) != runtime_->failure())
-      first = absl::InternalError("a gradient of a runtime that has failed was cleared");
-    for (Ticket ticket : tickets) {
-      absl::Status status = Wait(ticket);
-      if (status == runtime_->failure()) continue;
-      if (status.ok()) status = absl::InternalError("a runtime that has failed went on");
-      if (first.ok()) first = status;
-    }
-    return first;
+  // As what the tensor's values are passed.
+  ElementType AccessType(uint32_t tensor) const {
+    const ElementType type = options_.TypesOf(spec_, tensor).param;
+    return type.is_bytes() ? type : FloatType::kF32;
   }
 
   absl::Status Wait(Ticket ticket) {
@@ -144,15 +118,52 @@ class Trainer {
   }
 
  private:
+  // Parameters, or as many of them as were seen on the caller's stream.
+  using Seen = std::shared_ptr<std::vector<std::byte>>;
+
+  // Puts a look at the bytes on the caller's stream, that they be remembered or compared with.
+  void Remember(const std::byte* at, size_t size, const Seen& seen) {
+    caller_->Compute(at, size, 0, [seen, size](const std::byte* in, std::byte*) {
+      seen->assign(in, in + size);
+    });
+  }
+  void Compare(const std::byte* at, size_t size, const Seen& seen) {
+    caller_->Compute(at, size, 0, [seen, size, torn = torn_](const std::byte* in, std::byte*) {
+      if (seen->size() != size || std::memcmp(in, seen->data(), size) != 0) *torn = true;
+    });
+  }
+
+  // Reads the first tensor of the unit, which backward compares with what it gets.
+  absl::Status Forward(uint32_t u) {
+    const UnitIndex unit(u);
+    const CallerStream stream = caller_->stream();
+    SLUICE_RETURN_IF_ERROR(Wait(runtime_->Acquire(unit, stream)));
+    SLUICE_ASSIGN_OR_RETURN(DlManagedTensor * view, runtime_->MakeView(unit));
+    const ConstMemoryView first = FirstTensor(unit, *view);
+    forward_.resize(spec_.units.size());
+    forward_[u] = std::make_shared<std::vector<std::byte>>();
+    Remember(first.data(), first.size(), forward_[u]);
+    const absl::Status released = runtime_->Release(unit, stream);
+    view->deleter(view);
+    return released;
+  }
+
+  ConstMemoryView FirstTensor(UnitIndex unit, const DlManagedTensor& view) const {
+    const TensorLayout& first = runtime_->layout().tensor(runtime_->layout().unit(unit).tensors[0]);
+    const auto size = static_cast<size_t>(runtime_->layout().unit(unit).types.param.size());
+    const auto* at = static_cast<const std::byte*>(view.dl_tensor.data);
+    return {at + static_cast<size_t>(first.offset) * size,
+            static_cast<size_t>(first.elements) * size};
+  }
+
   absl::Status Backward(uint32_t u, int seed) {
     const UnitIndex unit(u);
     const CallerStream stream = caller_->stream();
     SLUICE_RETURN_IF_ERROR(Wait(runtime_->Acquire(unit, stream)));
     SLUICE_ASSIGN_OR_RETURN(DlManagedTensor * view, runtime_->MakeView(unit));
     const auto* params = static_cast<const std::byte*>(view->dl_tensor.data);
-    std::vector<Ticket> tickets;
-    const auto seen = std::make_shared<std::vector<std::byte>>();  // of the unit's first tensor
-    const TensorIndex first = runtime_->layout().unit(unit).tensors[0];
+    const ConstMemoryView first = FirstTensor(unit, *view);
+    Compare(first.data(), first.size(), forward_[u]);
     for (TensorIndex t : runtime_->layout().unit(unit).tensors) {
       const TensorLayout& tensor = runtime_->layout().tensor(t);
       const UnitTypes types = options_.TypesOf(spec_, t.value());
@@ -165,9 +176,7 @@ class Trainer {
           [seed, t, elements = tensor.elements, types, frozen,
            loaded = frozen ? ParamsOf(InitialOf(spec_, options_, t.value()), types.param)
                            : std::vector<std::byte>(),
-           torn = torn_, keep = t == first ? seen : nullptr,
-           param_bytes](const std::byte* in, std::byte* out) {
-            if (keep != nullptr) keep->assign(in, in + param_bytes);
+           torn = torn_](const std::byte* in, std::byte* out) {
             if (frozen) {
               if (std::memcmp(in, loaded.data(), loaded.size()) != 0) *torn = true;
               return;
@@ -176,55 +185,52 @@ class Trainer {
                 MakeGradient(seed, t.value(), in, types.param.floats(), types.grad, elements);
             std::memcpy(out, made.data(), made.size());
           });
-      if (!frozen) tickets.push_back(runtime_->PushGrad(t, {grad, grad_bytes}, stream));
+      if (!frozen) pushed_.push_back(runtime_->PushGrad(t, {grad, grad_bytes}, stream));
     }
     // Backward still reads parameters when their gradient has gone.
-    const int64_t size = options_.TypesOf(spec_, first.value()).param.size();
-    const TensorLayout& tensor = runtime_->layout().tensor(first);
-    caller_->Compute(params + tensor.offset * size, static_cast<size_t>(tensor.elements * size), 0,
-                     [seen, torn = torn_](const std::byte* in, std::byte*) {
-                       if (std::memcmp(in, seen->data(), seen->size()) != 0) *torn = true;
-                     });
-    if (options_.lingering_views > 0) lingering_.push_back({view, Bits(*view)});
-    absl::Status status = runtime_->Release(unit, stream);
-    if (options_.lingering_views == 0) view->deleter(view);
-    const absl::Status dropped = DropViews(options_.lingering_views);
-    if (status.ok()) status = dropped;
-    for (Ticket ticket : tickets) {  // all of them: they read what the caller keeps
-      const absl::Status pushed = Wait(ticket);
-      if (status.ok()) status = pushed;
+    Compare(first.data(), first.size(), forward_[u]);
+    if (options_.lingering_views > 0) {
+      lingering_.push_back({view, std::make_shared<std::vector<std::byte>>()});
+      Remember(params, SizeOfView(*view), lingering_.back().bits);
     }
-    if (status.ok()) caller_->Forget();  // else what is on the stream may not have run
-    return status;
+    const absl::Status released = runtime_->Release(unit, stream);
+    if (options_.lingering_views == 0) view->deleter(view);
+    DropViews(options_.lingering_views);
+    if (released.ok() && ++units_pushed_ <= options_.units_ahead) return absl::OkStatus();
+    const absl::Status pushed = WaitForGradients();
+    return released.ok() ? pushed : released;
   }
 
-  // As what the tensor's values are passed.
-  ElementType AccessType(uint32_t tensor) const {
-    const ElementType type = options_.TypesOf(spec_, tensor).param;
-    return type.is_bytes() ? type : FloatType::kF32;
+  // For all of them: they read what the caller keeps.
+  absl::Status WaitForGradients() {
+    absl::Status first;
+    for (const Ticket ticket : std::exchange(pushed_, {})) {
+      const absl::Status status = Wait(ticket);
+      if (first.ok()) first = status;
+    }
+    units_pushed_ = 0;
+    if (first.ok()) caller_->Forget();  // else what is on the stream may not have run
+    return first;
   }
 
   struct Lingering {
     DlManagedTensor* view;
-    std::vector<std::byte> bits;  // that it had
+    Seen bits;  // that it had
   };
 
-  static std::vector<std::byte> Bits(const DlManagedTensor& view) {
-    const auto* at = static_cast<const std::byte*>(view.dl_tensor.data);
-    return {at, at + view.dl_tensor.shape[0] * view.dl_tensor.dtype.bits / 8};
+  static size_t SizeOfView(const DlManagedTensor& view) {
+    return static_cast<size_t>(view.dl_tensor.shape[0] * view.dl_tensor.dtype.bits / 8);
   }
 
-  // Lets the oldest views die until `left` are left. Errors: Internal if one has changed.
-  absl::Status DropViews(size_t left) {
-    absl::Status status;
+  // Lets the oldest views die until `left` are left.
+  void DropViews(size_t left) {
     while (lingering_.size() > left) {
       const Lingering& oldest = lingering_.front();
-      if (std::memcmp(oldest.view->dl_tensor.data, oldest.bits.data(), oldest.bits.size()) != 0)
-        status = absl::InternalError("a view changed while it was alive");
+      Compare(static_cast<const std::byte*>(oldest.view->dl_tensor.data), SizeOfView(*oldest.view),
+              oldest.bits);
       oldest.view->deleter(oldest.view);
       lingering_.pop_front();
     }
-    return status;
   }
 
   OffloadRuntime* const runtime_;
@@ -232,6 +238,9 @@ class Trainer {
   const TrainerOptions options_;
   std::deque<std::vector<std::byte>> values_;  // of tickets that are not done, or failed
   std::deque<Lingering> lingering_;
+  std::vector<Seen> forward_;   // by unit: its first tensor
+  std::vector<Ticket> pushed_;  // gradients, not waited for yet
+  size_t units_pushed_ = 0;     // of that many units
   const std::shared_ptr<std::atomic<bool>> torn_ = std::make_shared<std::atomic<bool>>(false);
   Caller own_caller_;
   Caller* const caller_;

@@ -8,6 +8,7 @@
 #ifndef SLUICE_TESTS_OFFLOAD_TRAINING_H_
 #define SLUICE_TESTS_OFFLOAD_TRAINING_H_
 
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <vector>
@@ -130,6 +131,10 @@ struct TrainerOptions {
   // How many views of released units are kept alive, and must not change meanwhile.
   size_t lingering_views = 0;
 
+  // How many units' gradients may be under way in backward before it waits for them: so far it may
+  // be ahead of its stream.
+  size_t units_ahead = 0;
+
   // Of a tensor of `spec`; param_type and grad_type are of units that say none.
   UnitTypes TypesOf(const ModelSpec& spec, uint32_t tensor) const {
     return spec.units[spec.tensors[tensor].unit.value()].types.value_or(
@@ -172,6 +177,17 @@ inline std::vector<float> InitialOf(const ModelSpec& spec, const TrainerOptions&
   if (!o.TypesOf(spec, t).param.is_bytes()) return values;
   for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(Mix(t * 31 + i) % 256);
   return values;
+}
+
+// Whether the parameters in `slot` are those that `unit` is loaded with.
+inline bool HoldsLoaded(const std::byte* slot, const ModelSpec& spec, const ModelLayout& layout,
+                        const TrainerOptions& o, UnitIndex unit) {
+  return std::ranges::all_of(layout.unit(unit).tensors, [&](TensorIndex t) {
+    const ElementType type = o.TypesOf(spec, t.value()).param;
+    const std::vector<std::byte> params = ParamsOf(InitialOf(spec, o, t.value()), type);
+    const int64_t at = layout.tensor(t).offset * type.size();
+    return std::equal(params.begin(), params.end(), slot + at);
+  });
 }
 
 }  // namespace sluice::testing

@@ -73,6 +73,40 @@ def test_training_gives_the_same_bits_as_the_model_kept_whole(drive, tmp_path):
     attached.close()
 
 
+class Repeated(torch.nn.Module):
+    """A weight that is used twice; backward comes to each use on a stream of its own."""
+
+    def __init__(self, streams):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(64, 64) / 8)
+        self.streams = streams
+
+    def forward(self, x):
+        for use in (1, 2):
+            x = torch.tanh(x @ self.weight)
+            x.register_hook(lambda gradient, use=use: self.streams.append(use))
+        return x
+
+
+def test_a_unit_is_acquired_on_every_stream_that_uses_it_and_released_as_often():
+    """The streams are made up: the host orders nothing by them."""
+
+    def run(stream):
+        streams = [0]
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(*[Repeated(streams) for _ in range(3)], torch.nn.Linear(64, 3))
+        attached = sluice.attach(model, **TRAINED)
+        attached.runtime.device.stream = lambda: stream(streams[-1])
+        losses = train(model, attached.optimizer)  # a step is refused while a unit is acquired
+        acquires = attached.report()["counters"]["acquires"]
+        attached.close()
+        return losses, acquires
+
+    losses, acquires = run(lambda now: None)
+    # Once more in each backward; but the gradient of the first input of all is not wanted.
+    assert run(lambda now: now) == (losses, acquires + 4 * 2)
+
+
 def test_a_class_of_pytorchs_is_an_optimizer_with_its_settings():
     model, plain = make_model(), make_model()
     attached = sluice.attach(model, **TRAINED)

@@ -331,11 +331,13 @@ class Attached:
         return next(entered for entered in reversed(self._running) if entered is not None)
 
     def _acquire(self, unit):
-        if unit not in self._slots:
-            self._let_go()
-            self._leave_looked_up(unit)
-            self._slots.acquire(unit)
-            self._check_kept_views(unit)
+        if unit in self._slots:
+            self._slots.acquire(unit)  # for the calling thread's stream
+            return
+        self._let_go()
+        self._leave_looked_up(unit)
+        self._slots.acquire(unit)
+        self._check_kept_views(unit)
 
     def _leave_looked_up(self, unit):
         """Leaves units that were looked up, the first ones first, until the others and `unit` take a quarter of the cache at
@@ -448,20 +450,17 @@ class Attached:
                     f"a weight of unit {self._units[unit].name!r} that was saved for backward has been updated since: call "
                     "backward before step, or run forward again"
                 )
-            slot = self._slots.get(unit)
-            if slot is None or unit != self._held:
-                self._acquire(unit)
-                self._hold(unit)
-                slot = self._slots[unit]
-            return slot
+            self._acquire(unit)
+            self._hold(unit)
+            return self._slots[unit]
 
     def _alias_in_backward(self, place):
         """For code that is recomputed past the hooks: the unit is held, the parameter hidden again."""
         parameter = place.parameter
+        self._acquire(place.unit)
         if self._count[place.unit] > 0:
             self._show([place])
             return away.alias(parameter)
-        self._acquire(place.unit)
         self._hold(place.unit)
         try:
             self._show([place])

@@ -28,6 +28,7 @@ class _Asked:
 
     def __init__(self):
         self.ticket = abi.Ticket()
+        self.stream = None  # on which it was asked for
         self._begun = False
         self._view = ctypes.c_void_p()
         self._capsule = None
@@ -35,6 +36,7 @@ class _Asked:
 
     def begin(self, runtime, unit):
         if not self._begun and not self.ticket:
+            self.stream = runtime.stream()
             runtime.start_acquire(unit, self.ticket)
         self._begun = True
 
@@ -66,13 +68,16 @@ class _Asked:
 
 
 class Slots:
-    """One thread at a time."""
+    """One thread at a time. A slot is for every stream that its unit was acquired on while it is acquired: the library lets
+    each wait for the copy into the slot, and keeps what comes into it next waiting for each."""
 
     def __init__(self, runtime):
         self._runtime = runtime
         self._asked = {}  # unit -> _Asked
         self._releasing = set()  # units whose release was begun
         self._flat = {}  # unit -> its slot, while acquired
+        self._streams = {}  # unit -> those it was acquired on
+        self._further = {}  # unit -> {stream: _Asked}, of streams other than the first
         self._unit_at = {}  # address of a slot -> unit, while acquired
 
     def __contains__(self, unit):
@@ -86,10 +91,6 @@ class Slots:
         """The units that are."""
         return list(self._flat)
 
-    def get(self, unit):
-        """Its slot, or None."""
-        return self._flat.get(unit) if unit not in self._releasing else None
-
     def is_asked_for(self, unit):
         """Whether the library has it acquired, or may have."""
         return unit in self._flat or unit in self._asked or unit in self._releasing
@@ -99,10 +100,12 @@ class Slots:
         return self._unit_at.get(tensor.untyped_storage().data_ptr())
 
     def acquire(self, unit):
-        """Waits until it is there."""
+        """Waits until it is there for what the calling thread puts on its stream from now on."""
         if unit in self._releasing:
             self._finish_release(unit)
         if unit in self._flat:
+            if self._runtime.stream() not in self._streams[unit]:
+                self._acquire_further(unit)
             return
         asked = self._asked.setdefault(unit, _Asked())
         asked.begin(self._runtime, unit)
@@ -112,16 +115,40 @@ class Slots:
             del self._asked[unit]
             raise
         flat = asked.take_view(self._runtime, unit)
+        self._streams[unit] = [asked.stream]
         self._unit_at[flat.data_ptr()] = unit
         self._flat[unit] = flat
         self._asked.pop(unit, None)
+
+    def _acquire_further(self, unit):
+        stream = self._runtime.stream()
+        asked = self._further.setdefault(unit, {}).setdefault(stream, _Asked())
+        asked.begin(self._runtime, unit)
+        try:
+            self._runtime.wait(asked.ticket)
+        except abi.SluiceError:
+            del self._further[unit][stream]
+            raise
+        self._streams[unit].append(stream)
 
     def release(self, unit):
         self._asked.pop(unit, None)
         self._releasing.add(unit)
         self._forget(unit)
+        self._release_further(unit)
         self._runtime.release(unit)
         self._releasing.discard(unit)
+
+    def _release_further(self, unit):
+        further = self._further.get(unit, {})
+        for stream, asked in list(further.items()):
+            if asked.begun:
+                self._runtime.wait(asked.ticket)
+                try:
+                    self._runtime.release(unit)
+                except abi.FailedPrecondition:
+                    pass  # after an interrupt one was released twice, which is one for the first acquisition
+            del further[stream]
 
     def _forget(self, unit):
         flat = self._flat.get(unit)
@@ -133,6 +160,7 @@ class Slots:
         """Of a release that was interrupted: before the library was told, or after."""
         self._forget(unit)
         try:
+            self._release_further(unit)
             self._runtime.release(unit)
         except abi.FailedPrecondition:
             pass  # it was told
