@@ -13,11 +13,10 @@
 // so:
 // - A unit whose copies are all enqueued is acquired at once: the caller's stream waits for them.
 //   Till they have ended the unit is filling, and stays.
-// - The slot of a unit that was released, and of which no view is alive, is filled anew at once:
-// the
-//   device's stream of fetches waits for the streams that may still read what is there. It carries
-//   nothing but fetches, in the order in which their slots were taken, so whatever is copied over a
-//   part of that slot comes after the wait, and nobody else is held up.
+// - The slot of a unit that was released, and of which no view is alive, is filled anew at once;
+//   the device's stream of fetches waits for the streams that may still read what is there. It
+//   carries nothing but fetches, in the order in which their slots were taken, so whatever is
+//   copied over a part of that slot comes after the wait, and nobody else is held up.
 //
 // A unit that is ready, and that nothing is about to change, is taken by the caller's thread itself
 // (Enter); the control thread hears of it in the order of the calls (Entered) and till then leaves
