@@ -50,7 +50,7 @@ absl::Status Access(sluice_runtime handle, uint32_t tensor, int32_t field, void*
 
 uint32_t sluice_abi_version(void) { return SLUICE_ABI_VERSION; }
 const char* sluice_version(void) { return SLUICE_VERSION; }
-const char* sluice_last_error(void) { return LastError().c_str(); }
+const char* sluice_last_error(void) { return LastError(); }
 
 sluice_status sluice_plan(sluice_model model, const sluice_options* options, char* json,
                           size_t capacity, size_t* needed) {
@@ -70,8 +70,8 @@ sluice_status sluice_runtime_create(sluice_model model, const sluice_options* op
     SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, SpecOf(model));
     SLUICE_ASSIGN_OR_RETURN(const RuntimeConfig config, ToConfig(options));
     SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<OffloadRuntime> made, MakeRuntime(spec, config));
-    if (config.hbm != nullptr) config.hbm->Own();
     *runtime = AddRuntime(std::move(made));
+    if (config.hbm != nullptr) config.hbm->Own();
     return absl::OkStatus();
   });
 }
@@ -106,8 +106,10 @@ sluice_status sluice_wait(sluice_runtime runtime, sluice_ticket ticket, int32_t 
     if (!result) return SLUICE_PENDING;
     const sluice_status code = Return(*result);
     return Tickets::SaysNotOpen(*result) ? SLUICE_NOT_OPEN : code;
+  } catch (const std::bad_alloc&) {
+    return SLUICE_PENDING;  // for the words of an error: nothing has been taken from the ticket
   } catch (const std::exception& e) {
-    return Return(absl::InternalError(e.what()));
+    return ReturnInternal(e.what());
   }
 }
 
@@ -192,7 +194,8 @@ sluice_status sluice_step(sluice_runtime runtime, const sluice_step_args* args,
   return Guarded([&]() -> absl::Status {
     SLUICE_ASSIGN_OR_RETURN(const auto r, Runtimes().Get(runtime, "runtime"));
     SLUICE_RETURN_IF_ERROR(NotNull(ticket, "ticket"));
-    SLUICE_ASSIGN_OR_RETURN(StepRequest request, ToStepRequest(args, *r));
+    StepRequest request = r->BlankStep();
+    SLUICE_RETURN_IF_ERROR(ReadStep(args, *r, &request));
     *ticket = r->Step(std::move(request));
     return absl::OkStatus();
   });

@@ -6,6 +6,7 @@
 #include <cfloat>
 #include <cstring>
 #include <mutex>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -20,7 +21,8 @@ namespace sluice::c_api {
 
 namespace {
 
-thread_local std::string last_error;
+thread_local std::string words;
+thread_local const char* last_error = "";  // static, or of `words`
 
 // Of fields that an older caller's groups lack.
 constexpr sluice_group kGroupDefaults = {.struct_size = sizeof(sluice_group),
@@ -181,23 +183,22 @@ absl::Status WriteText(const std::string& text, char* out, size_t capacity, size
 
 namespace {
 
-absl::StatusOr<std::vector<ParamPlace>> ToPlaces(const sluice_step_args& args,
-                                                 const OffloadRuntime& runtime) {
-  std::vector<ParamPlace> places;
-  if (args.places == nullptr) return places;
-  if (args.place_count != runtime.layout().tensors().size()) {
-    return absl::InvalidArgumentError(fmt::format("place_count is {}; there are {} tensors",
-                                                  args.place_count,
-                                                  runtime.layout().tensors().size()));
+absl::Status ReadPlaces(const sluice_step_args& args, const OffloadRuntime& runtime,
+                        std::vector<ParamPlace>* places) {
+  if (args.places == nullptr) return absl::OkStatus();
+  const std::span<const TensorLayout> tensors = runtime.layout().tensors();
+  if (args.place_count != tensors.size()) {
+    return absl::InvalidArgumentError(
+        fmt::format("place_count is {}; there are {} tensors", args.place_count, tensors.size()));
   }
-  for (uint64_t i = 0; i < args.place_count; ++i) {
-    const std::string& tensor = runtime.layout().tensors()[i].name;
-    SLUICE_ASSIGN_OR_RETURN(const FloatType type,
-                            ToFloatType(args.places[i].dtype,
-                                        fmt::format("dtype of the place of tensor '{}'", tensor)));
-    places.push_back({static_cast<std::byte*>(args.places[i].data), type});
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const absl::StatusOr<FloatType> type = ToFloatType(args.places[i].dtype, "dtype");
+    if (!type.ok()) {
+      return Annotate(type.status(), fmt::format("the place of tensor '{}'", tensors[i].name));
+    }
+    places->push_back({static_cast<std::byte*>(args.places[i].data), *type});
   }
-  return places;
+  return absl::OkStatus();
 }
 
 // Beyond it nothing sensible is meant, and products and quotients of two would leave fp32.
@@ -216,13 +217,13 @@ absl::Status CheckGroup(const sluice_group& group) {
 
 }  // namespace
 
-absl::StatusOr<StepRequest> ToStepRequest(const sluice_step_args* given,
-                                          const OffloadRuntime& runtime) {
+absl::Status ReadStep(const sluice_step_args* given, const OffloadRuntime& runtime,
+                      StepRequest* request) {
   SLUICE_ASSIGN_OR_RETURN(const sluice_step_args args, ReadStruct(given, {}, "args"));
   SLUICE_RETURN_IF_ERROR(NotNull(args.groups, "args.groups"));
   SLUICE_RETURN_IF_ERROR(CheckRange(args.group_count, 1, kGroupsMax, "args.group_count"));
-  StepRequest request{.groups = {}, .lent = {}, .clip_norm = args.clip_norm};
   SLUICE_RETURN_IF_ERROR(CheckReal(args.clip_norm, 0, DBL_MAX, "clip_norm"));
+  request->clip_norm = args.clip_norm;
   // An older caller's groups are shorter, and so are the steps from one to the next.
   SLUICE_RETURN_IF_ERROR(CheckStruct(args.groups, "group"));
   const size_t stride = args.groups->struct_size;
@@ -234,8 +235,9 @@ absl::StatusOr<StepRequest> ToStepRequest(const sluice_step_args* given,
           "group {}: struct_size is {}, but {} in the first", g, at->struct_size, stride));
     }
     SLUICE_ASSIGN_OR_RETURN(const sluice_group group, ReadStruct(at, kGroupDefaults, "group"));
-    SLUICE_RETURN_IF_ERROR(Annotate(CheckGroup(group), fmt::format("group {}", g)));
-    request.groups.push_back(Hyperparameters::Of(AdamWHyper{
+    if (const absl::Status wrong = CheckGroup(group); !wrong.ok())
+      return Annotate(wrong, fmt::format("group {}", g));
+    request->groups.push_back(Hyperparameters::Of(AdamWHyper{
         .lr = group.lr,
         .beta1 = group.beta1,
         .beta2 = group.beta2,
@@ -250,16 +252,34 @@ absl::StatusOr<StepRequest> ToStepRequest(const sluice_step_args* given,
         fmt::format("tensor '{}' is in group {}, but the step has {} groups", tensor.name,
                     tensor.group, args.group_count));
   }
-  SLUICE_ASSIGN_OR_RETURN(request.lent, ToPlaces(args, runtime));
-  return request;
+  return ReadPlaces(args, runtime, &request->lent);
 }
 
-sluice_status Return(const absl::Status& status) {
-  if (!status.ok()) last_error = std::string(Message(status));
+sluice_status Return(const absl::Status& status) noexcept {
+  if (status.ok()) return SLUICE_OK;
+  try {
+    words = Message(status);
+    last_error = words.c_str();
+  } catch (const std::bad_alloc&) {
+    last_error = "there is no memory for the words of this error";
+  }
   return CodeOf(status);
 }
 
-const std::string& LastError() { return last_error; }
+sluice_status ReturnOutOfMemory() noexcept {
+  last_error = "out of memory: nothing was done, and the call can be made again";
+  return SLUICE_RESOURCE_EXHAUSTED;
+}
+
+sluice_status ReturnInternal(const char* what) noexcept {
+  try {
+    return Return(absl::InternalError(what));
+  } catch (const std::bad_alloc&) {
+    return ReturnOutOfMemory();
+  }
+}
+
+const char* LastError() { return last_error; }
 
 sluice_runtime AddRuntime(std::unique_ptr<OffloadRuntime> runtime) {
   return Runtimes().Add(std::shared_ptr<OffloadRuntime>(runtime.release(), RuntimeCloser()));

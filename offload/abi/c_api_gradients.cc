@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <span>
+#include <vector>
 
-#include "absl/container/inlined_vector.h"
 #include "offload/abi/c_api_internal.h"
 
 using namespace sluice;         // NOLINT: the C ABI is outside the namespace
@@ -20,13 +20,9 @@ absl::Status CheckLendable(const sluice_gradient& gradient, const TensorLayout& 
       "the gradient of tensor '{}' is not aligned to its type, so it can't be lent", tensor.name));
 }
 
-// Those of a unit, as a rule; more take memory.
-template <typename T>
-using OfUnit = absl::InlinedVector<T, 16>;
-
 absl::Status CheckOnce(std::span<const GivenGradient> given, const ModelLayout& layout) {
-  OfUnit<TensorIndex> tensors;
-  tensors.reserve(given.size());
+  thread_local std::vector<TensorIndex> tensors;  // keeps its memory, as below
+  tensors.clear();
   for (const GivenGradient& gradient : given) tensors.push_back(gradient.tensor);
   std::sort(tensors.begin(), tensors.end());
   const auto twice = std::adjacent_find(tensors.begin(), tensors.end());
@@ -35,10 +31,12 @@ absl::Status CheckOnce(std::span<const GivenGradient> given, const ModelLayout& 
       fmt::format("tensor '{}' is named twice", layout.tensor(*twice).name));
 }
 
-absl::StatusOr<OfUnit<GivenGradient>> ToGiven(std::span<const sluice_gradient> gradients,
-                                              const OffloadRuntime& runtime) {
+// Valid until this thread's next call.
+absl::StatusOr<std::span<const GivenGradient>> ToGiven(std::span<const sluice_gradient> gradients,
+                                                       const OffloadRuntime& runtime) {
   const ModelLayout& layout = runtime.layout();
-  OfUnit<GivenGradient> given;
+  thread_local std::vector<GivenGradient> given;
+  given.clear();
   for (const sluice_gradient& gradient : gradients) {
     SLUICE_RETURN_IF_ERROR(CheckTensor(runtime, gradient.tensor));
     SLUICE_RETURN_IF_ERROR(NotNull(gradient.data, "data"));
@@ -52,7 +50,7 @@ absl::StatusOr<OfUnit<GivenGradient>> ToGiven(std::span<const sluice_gradient> g
     if (given.size() > layout.tensors().size()) break;  // so one is there twice
   }
   SLUICE_RETURN_IF_ERROR(CheckOnce(given, layout));
-  return given;
+  return std::span<const GivenGradient>(given);
 }
 
 }  // namespace
@@ -64,7 +62,7 @@ sluice_status sluice_grads(sluice_runtime runtime, const sluice_gradient* gradie
     SLUICE_RETURN_IF_ERROR(NotNull(gradients, "gradients"));
     SLUICE_RETURN_IF_ERROR(NotNull(ticket, "ticket"));
     if (count == 0) return absl::InvalidArgumentError("count is 0: there are no gradients");
-    SLUICE_ASSIGN_OR_RETURN(const OfUnit<GivenGradient> given,
+    SLUICE_ASSIGN_OR_RETURN(const std::span<const GivenGradient> given,
                             ToGiven(std::span(gradients, count), *r));
     *ticket = r->PushGrads(given, {stream});
     return absl::OkStatus();

@@ -31,19 +31,22 @@
 
 namespace sluice::c_api {
 
-// Remembers the words of an error for sluice_last_error, and translates the code.
-sluice_status Return(const absl::Status& status);
-const std::string& LastError();  // of this thread
+// Remember the words of an error for sluice_last_error, and translate the code. Where there is no
+// memory for the words, others say so.
+sluice_status Return(const absl::Status& status) noexcept;
+sluice_status ReturnOutOfMemory() noexcept;
+sluice_status ReturnInternal(const char* words) noexcept;
+const char* LastError();  // of this thread
 
 // The body of every function: a third party's exception, or memory that ran out, becomes a status.
 template <typename Body>
-sluice_status Guarded(Body body) {
+sluice_status Guarded(Body body) noexcept {
   try {
     return Return(body());
   } catch (const std::bad_alloc&) {
-    return Return(absl::ResourceExhaustedError("out of memory"));
+    return ReturnOutOfMemory();
   } catch (const std::exception& e) {
-    return Return(absl::InternalError(e.what()));
+    return ReturnInternal(e.what());
   }
 }
 
@@ -167,8 +170,9 @@ void WriteStruct(T result, T* value) {
 inline constexpr uint32_t kGroupsMax = 1 << 20;  // of hyperparameters
 
 absl::StatusOr<RuntimeConfig> ToConfig(const sluice_options* options);
-absl::StatusOr<StepRequest> ToStepRequest(const sluice_step_args* args,
-                                          const OffloadRuntime& runtime);
+// Fills in an empty request, whose memory is used.
+absl::Status ReadStep(const sluice_step_args* args, const OffloadRuntime& runtime,
+                      StepRequest* request);
 
 // As much of `text` as fits, always terminated; *needed (may be null) is what the whole takes.
 absl::Status WriteText(const std::string& text, char* out, size_t capacity, size_t* needed);

@@ -13,13 +13,13 @@ bool Closing::handed_over() const {
 
 void Closing::Enter(std::string_view part) {
   const std::lock_guard lock(mutex_);
-  if (!given_up_) waits_for_ = fmt::format("the end of {}", part);
+  part_ = part;
 }
 
 void Closing::GiveUp(std::string hanging) {
   const std::lock_guard lock(mutex_);
   given_up_ = true;
-  waits_for_ = std::move(hanging);
+  hanging_ = std::move(hanging);
   changed_.notify_all();
 }
 
@@ -33,11 +33,15 @@ absl::Status Closing::Wait(Nanos at_most) const {
   std::unique_lock lock(mutex_);
   changed_.wait_for(lock, at_most, [this] { return finished_ || given_up_; });
   if (finished_) return absl::OkStatus();
+  const std::string waits_for =
+      given_up_        ? hanging_
+      : !part_.empty() ? fmt::format("the end of {}", part_)
+                       : "a call that the control thread made to a drive or the device";
   return absl::UnavailableError(fmt::format(
       "the runtime was abandoned, since this has not ended: {}. What that may still use (memory, "
       "files, threads) is kept until it ends or the process does; leave alone what was handed over "
       "with tickets that are not done",
-      waits_for_));
+      waits_for));
 }
 
 }  // namespace sluice

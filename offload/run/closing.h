@@ -33,9 +33,11 @@ class Closing {
   }
   bool handed_over() const;
 
-  void Enter(std::string_view part);  // what is being taken down now
-  void GiveUp(std::string hanging);   // all is taken down but this, which may never end
-  void Finish();                      // nothing is left
+  // What is being taken down now, in words that stay. Allocates nothing: also a runtime that could
+  // not be made, for want of memory, is taken down.
+  void Enter(std::string_view part);
+  void GiveUp(std::string hanging);  // all is taken down but this, which may never end
+  void Finish();                     // nothing is left
 
   // Waits until everything is taken down, or given up, for at most so long. Errors: Unavailable
   // naming what hangs, and what that means for the caller.
@@ -47,7 +49,8 @@ class Closing {
   bool handed_over_ = false;  // guarded by mutex_, all of these
   bool given_up_ = false;
   bool finished_ = false;
-  std::string waits_for_ = "a call that the control thread made to a drive or the device";
+  std::string hanging_;    // of GiveUp
+  std::string_view part_;  // of Enter
 };
 
 }  // namespace sluice

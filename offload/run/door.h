@@ -5,7 +5,7 @@
 // holds the unit; the control thread hears of it later, in the order of the calls, and until then
 // counts whoever is inside but not yet announced.
 //
-// Threads: Enter on any, the rest on the control thread. Allocates nothing.
+// Threads: Enter and Leave on any, the rest on the control thread. Allocates nothing.
 
 #ifndef SLUICE_OFFLOAD_RUN_DOOR_H_
 #define SLUICE_OFFLOAD_RUN_DOOR_H_
@@ -26,6 +26,8 @@ class Door {
                                           std::memory_order_relaxed));
     return true;
   }
+
+  void Leave() { word_.fetch_sub(1, std::memory_order_release); }  // who will not be announced
 
   void Open() { word_.fetch_or(kOpen, std::memory_order_release); }
   // Nobody enters any more. Returns whether nobody is inside who wasn't announced.

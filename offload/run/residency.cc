@@ -4,6 +4,7 @@
 #include <chrono>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "core/config.h"
 #include "core/status.h"
 #include "fmt/format.h"
@@ -133,9 +134,11 @@ void Residency::SetDoor(Unit* unit) {
 bool Residency::Enter(UnitIndex unit, CallerStream stream) {
   Unit& u = units_[unit.value()];
   if (!u.door.Enter()) return false;
-  acquires_->Add();
+  absl::Cleanup leave = [&u] { u.door.Leave(); };
   const UnitLayout& layout = context_.layout->unit(unit);
   views_.Show(unit, u.address, layout.elements, layout.types.param, stream);
+  std::move(leave).Cancel();
+  acquires_->Add();
   return true;
 }
 

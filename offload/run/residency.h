@@ -51,7 +51,8 @@ class Residency final : public Fetcher::Observer {
   // the unit runs on `stream`.
   void Acquire(UnitIndex unit, CallerStream stream, Acquired done);
   // Acquires the unit at once if it is there as it should be: any thread. Entered follows, before
-  // its release. Returns false otherwise: Acquire it then.
+  // its release. Returns false otherwise: Acquire it then. If it throws std::bad_alloc, it is not
+  // acquired.
   bool Enter(UnitIndex unit, CallerStream stream);
   void Entered(UnitIndex unit);
   // The unit has values, so that it may be entered.

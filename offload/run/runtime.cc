@@ -27,7 +27,6 @@ OffloadRuntime::OffloadRuntime(ModelLayout layout, Placement placement,
       scaler_(options.loss_scale),
       tensor_steps_(layout_.tensors().size(), 0) {
   last_step_.loss_scale = scaler_.scale();
-  commands_.reserve(2 * kQuietMax);
 }
 
 absl::StatusOr<std::unique_ptr<OffloadRuntime>> OffloadRuntime::Create(
@@ -91,9 +90,10 @@ absl::Status OffloadRuntime::Init() {
 
 void OffloadRuntime::RunOnce(Deadline deadline) {
   const bool any = inbox_.HandleAll();
-  if (calls_ > 0) RunCommands();
-  heeds_calls_ = HeedsCalls();
-  const bool more = any || !inbox_.empty() || (heeds_calls_ && calls_ > 0);
+  if (calls_.any()) TakeCalls();
+  const bool heeds = HeedsCalls();
+  calls_.SetHeeded(heeds);
+  const bool more = any || !inbox_.empty() || (heeds && calls_.any());
   store_->Poll(more ? kNoWait : deadline);
   if (residency_->waiting()) residency_->CheckStuck(seams_.clock->Now());
   Advance();
@@ -102,18 +102,8 @@ void OffloadRuntime::RunOnce(Deadline deadline) {
   CheckEndedWriting();
 }
 
-void OffloadRuntime::Heard() {
-  const std::lock_guard lock(mutex_);
-  announced_ = false;  // here, where the inbox no longer has the event, and nowhere else
-}
-
-void OffloadRuntime::RunCommands() {
-  {
-    const std::lock_guard lock(mutex_);
-    for (Command& command : commands_) queue_.push_back(std::move(command));
-    commands_.clear();
-    calls_ = 0;
-  }
+void OffloadRuntime::TakeCalls() {
+  calls_.Take(&queue_);
   RunQueue();
 }
 
@@ -125,72 +115,67 @@ bool OffloadRuntime::HeedsCalls() {
 
 // Calls take effect in their order: none overtakes a turn.
 void OffloadRuntime::RunQueue() {
-  while (!queue_.empty() && (turns_.empty() || queue_.front().turn != TurnKind::kNone)) {
-    Command command = std::move(queue_.front());
+  const auto is_turn = [](const Call& call) {
+    return std::holds_alternative<std::unique_ptr<Turn>>(call);
+  };
+  while (!queue_.empty() && (turns_.empty() || is_turn(queue_.front()))) {
+    Call call = std::move(queue_.front());
     queue_.pop_front();
-    (this->*command.run)(command);
+    std::visit([this](auto& one) { Run(one); }, call);
   }
 }
 
-void OffloadRuntime::RunAcquire(Command& command) {
-  for (TensorIndex tensor : layout_.unit(command.unit).tensors) {
+void OffloadRuntime::Run(EndCall&) { residency_->EndIteration(); }
+
+void OffloadRuntime::Run(BeginCall& call) {
+  residency_->BeginIteration(call.key, call.boundary);
+  gradients_->SetBoundary(call.boundary);
+  backward_begun_ = !call.boundary;
+}
+
+void OffloadRuntime::Run(EnteredCall& call) { residency_->Entered(call.unit); }
+
+void OffloadRuntime::Run(AcquireCall& call) {
+  for (TensorIndex tensor : layout_.unit(call.unit).tensors) {
     const absl::Status loaded = CheckLoaded(tensor);
-    if (!loaded.ok()) return tickets_.Complete(command.ticket, loaded);
+    if (!loaded.ok()) return tickets_.Complete(call.ticket, loaded);
   }
-  residency_->Acquire(command.unit, command.stream,
-                      [this, ticket = command.ticket](const absl::Status& status) {
-                        tickets_.Complete(ticket, status);
-                      });
+  residency_->Acquire(call.unit, call.stream, [this, ticket = call.ticket](const absl::Status& s) {
+    tickets_.Complete(ticket, s);
+  });
 }
 
-void OffloadRuntime::RunEntered(Command& command) { residency_->Entered(command.unit); }
-
-void OffloadRuntime::RunRelease(Command& command) {
-  if (!residency_->Release(command.unit, std::move(command.fences)).ok())
+void OffloadRuntime::Run(ReleaseCall& call) {
+  if (!residency_->Release(call.unit, std::move(call.fences)).ok())
     metrics_.Get("misused_releases")->Add();
 }
 
-void OffloadRuntime::RunPushGrads(Command& command) {
+void OffloadRuntime::Run(std::unique_ptr<GradsCall>& call) {
   absl::Status status = failure();
-  for (const GivenGradient& gradient : command.given) {
+  for (const GivenGradient& gradient : call->given) {
     if (status.ok()) status = gradients_->CheckGiven(gradient);
     if (status.ok()) status = CheckLoaded(gradient.tensor);
   }
   bool any = false;
   if (status.ok()) {
-    any = gradient_calls_->Take(command.given, std::move(command.fences.front()), command.ticket);
+    any = gradient_calls_->Take(call->given, std::move(call->fence), call->ticket);
   } else {
-    tickets_.Complete(command.ticket, status);
+    call->fence = Fence();
+    tickets_.Complete(call->ticket, status);
   }
-  {
-    const std::lock_guard lock(mutex_);
-    spare_given_.push_back(std::move(command.given));
-  }
+  spare_grads_.Give(std::move(call));
   if (any && !backward_begun_) {
     backward_begun_ = true;
     ReadAheadIfUseful();
   }
 }
 
-void OffloadRuntime::RunBegin(Command& command) {
-  residency_->BeginIteration(command.key, command.boundary);
-  gradients_->SetBoundary(command.boundary);
-  backward_begun_ = !command.boundary;
-}
-
-void OffloadRuntime::RunEnd(Command&) { residency_->EndIteration(); }
-
-void OffloadRuntime::RunTurn(Command& command) {
-  Turn turn{.kind = command.turn,
-            .step = std::move(command.step),
-            .value = std::move(command.value),
-            .cleared = command.cleared,
-            .ticket = command.ticket};
+void OffloadRuntime::Run(std::unique_ptr<Turn>& turn) {
   turns_.push_back(std::move(turn));
   Advance();
 }
 
-void OffloadRuntime::RunDrain(Command& command) { drains_.push_back(command.ticket); }
+void OffloadRuntime::Run(DrainCall& call) { drains_.push_back(call.ticket); }
 
 void OffloadRuntime::OnUnitUpdated(UnitIndex unit) {
   residency_->EndUpdate(unit);

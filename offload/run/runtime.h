@@ -10,19 +10,19 @@
 // - BlockStore (nvme/): what lives on the drives.
 //
 // The parts form one state machine on one thread, the control thread. It is driven by completions
-// and by commands: what happens elsewhere (workers, device streams, callers) arrives as events in
+// and by calls: what happens elsewhere (workers, device streams, callers) arrives as events in
 // the inbox, what happens on drives is handed out by BlockStore::Poll, and one turn of the loop
 // (RunOnce) handles all that has come. Nothing in it blocks; only Poll waits. Without a thread of
 // its own (Seams::threaded = false) whoever waits for a ticket turns the loop: that is how the
 // whole runtime runs in virtual time.
 //
 // Threads: RunOnce on the control thread; everything else public may be called from any thread and
-// takes effect in the order of the calls, but set_tensor_step and ResetCounters do at once.
+// takes effect in the order of the calls, but set_tensor_step and ResetCounters do at once. A call
+// that throws std::bad_alloc has done nothing.
 
 #ifndef SLUICE_OFFLOAD_RUN_RUNTIME_H_
 #define SLUICE_OFFLOAD_RUN_RUNTIME_H_
 
-#include <atomic>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -34,6 +34,7 @@
 #include "absl/status/statusor.h"
 #include "core/ring_queue.h"
 #include "offload/plan/traffic.h"
+#include "offload/run/calls.h"
 #include "offload/run/closing.h"
 #include "offload/run/gradient_calls.h"
 #include "offload/run/residency.h"
@@ -70,6 +71,7 @@ class OffloadRuntime final : public Updater::Observer {
     return PushGrads(std::span(&one, 1), stream);
   }
   Ticket Step(StepRequest request);
+  StepRequest BlankStep();              // an empty one, with the memory of one before
   Ticket Access(ValueRequest request);  // `request.done` is set here
   Ticket Drain();
   void BeginIteration(uint32_t key, bool boundary);
@@ -102,65 +104,34 @@ class OffloadRuntime final : public Updater::Observer {
   std::string Unsettled() const;
 
  private:
-  static constexpr size_t kQuietMax = 256;  // so many calls are announced, heeded or not
   // How often is looked after what nothing wakes the loop for.
   static constexpr Nanos kTurn = std::chrono::milliseconds(20);
 
-  enum class TurnKind : uint8_t { kNone, kStep, kValue, kClearGrads };
-  struct Command {
-    void (OffloadRuntime::*run)(Command&) = nullptr;
-    TurnKind turn = TurnKind::kNone;  // if `run` is RunTurn
-    UnitIndex unit;
-    std::vector<GivenGradient> given;
-    std::optional<TensorIndex> cleared;  // of kClearGrads; none: all
-    uint32_t key = 0;
-    bool boundary = false;
-    Ticket ticket = 0;
-    CallerStream stream;
-    Fences fences;  // of a release: of each stream; of gradients: one
-    StepRequest step;
-    ValueRequest value;
-  };
-  struct CommandsArrived final : Event {
-    explicit CommandsArrived(OffloadRuntime* runtime) : runtime(runtime) {}
+  struct CallsArrived final : Event {
+    explicit CallsArrived(OffloadRuntime* runtime) : runtime(runtime) {}
     void Handle() override {
-      runtime->Heard();
-      runtime->RunCommands();
+      runtime->calls_.Heard();
+      runtime->TakeCalls();
     }
     OffloadRuntime* const runtime;
-  };
-  // Steps, value requests and the forgetting of gradients wait here, and are begun in order: one at
-  // a time, but value requests together. Every later call of another kind waits in `queue_`.
-  struct Turn {
-    TurnKind kind = TurnKind::kNone;
-    StepRequest step;
-    ValueRequest value;
-    std::optional<TensorIndex> cleared;
-    Ticket ticket = 0;
-    bool summing = false;                  // the step waits for sums
-    bool summed = false;                   // all gradients have arrived and are summed
-    std::optional<ClipDecision> decision;  // the step waits for fetches to end
   };
 
   OffloadRuntime(ModelLayout layout, Placement placement, const RuntimeOptions& options,
                  Seams seams);
   absl::Status Init();
-  void Send(Command command);
-  void SendQuietly(Command command);  // to be heard of when anything else is
-  size_t Put(Command command);
-  void Announce();
-  void Heard();
-  void RunCommands();
+  Ticket SendTurn(std::unique_ptr<Turn> turn);
+  void ClearGrads(std::optional<TensorIndex> tensor);
+  void TakeCalls();
   bool HeedsCalls();
   void RunQueue();
-  void RunAcquire(Command& command);
-  void RunEntered(Command& command);
-  void RunRelease(Command& command);
-  void RunPushGrads(Command& command);
-  void RunBegin(Command& command);
-  void RunEnd(Command& command);
-  void RunTurn(Command& command);
-  void RunDrain(Command& command);
+  void Run(EndCall& call);
+  void Run(BeginCall& call);
+  void Run(EnteredCall& call);
+  void Run(AcquireCall& call);
+  void Run(ReleaseCall& call);
+  void Run(std::unique_ptr<GradsCall>& call);
+  void Run(std::unique_ptr<Turn>& turn);
+  void Run(DrainCall& call);
   void Advance();  // begins whatever turn can begin
   bool AdvanceStep(Turn& turn);
   bool AdvanceValue(Turn& turn);
@@ -213,8 +184,8 @@ class OffloadRuntime final : public Updater::Observer {
   std::unique_ptr<GradientCalls> gradient_calls_;
 
   // The control thread's.
-  RingQueue<Command> queue_;  // calls that have come, in order
-  RingQueue<Turn> turns_;
+  RingQueue<Call> queue_;  // that have come, in order
+  RingQueue<std::unique_ptr<Turn>> turns_;
   size_t values_begun_ = 0;                                    // at the front of turns_
   std::vector<std::optional<Updater::TensorUpdate>> updates_;  // while a step is begun
   std::vector<bool> changes_;                                  // by unit, likewise
@@ -225,18 +196,15 @@ class OffloadRuntime final : public Updater::Observer {
   Ticket step_ticket_ = 0;       // without overlap: completed when the update has ended
 
   mutable std::mutex mutex_;
-  std::vector<std::vector<GivenGradient>> spare_given_;  // guarded by mutex_; of calls to come
-  std::vector<Command> commands_;                        // guarded by mutex_
-  bool announced_ = false;             // guarded by mutex_; commands_arrived_ is in the inbox
   bool stopping_ = false;              // guarded by mutex_
   StepResult last_step_;               // guarded by mutex_
   std::vector<int64_t> tensor_steps_;  // guarded by mutex_
   std::set<std::string> span_names_;   // guarded by mutex_; entries stay
   absl::Status failure_;               // guarded by mutex_
-  CommandsArrived commands_arrived_{this};
-  std::atomic<size_t> calls_{0};         // in commands_
-  std::atomic<int> turns_called_{0};     // and not ended: acquisitions come after them
-  std::atomic<bool> heeds_calls_{true};  // those that were sent quietly should be announced
+  CallsArrived calls_arrived_{this};
+  Calls calls_{&inbox_, &calls_arrived_};
+  Spares<Turn> spare_turns_;
+  Spares<GradsCall> spare_grads_;
   const std::shared_ptr<Closing> closing_ = std::make_shared<Closing>();
   std::thread thread_;
 };

@@ -4,111 +4,97 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "core/status.h"
 #include "fmt/format.h"
 #include "offload/run/runtime.h"
 
 namespace sluice {
 
-size_t OffloadRuntime::Put(Command command) {
-  if (command.turn != TurnKind::kNone) ++turns_called_;
-  const std::lock_guard lock(mutex_);
-  commands_.push_back(std::move(command));
-  return ++calls_;
-}
-
-void OffloadRuntime::Announce() {
-  {
-    const std::lock_guard lock(mutex_);
-    if (commands_.empty() || std::exchange(announced_, true)) return;
-  }
-  inbox_.Post(&commands_arrived_);
-}
-
-void OffloadRuntime::Send(Command command) {
-  Put(std::move(command));
-  Announce();
-}
-
-// Either this sees that calls are heeded, or the control thread, before it sleeps, that there is
-// one.
-void OffloadRuntime::SendQuietly(Command command) {
-  if (Put(std::move(command)) >= kQuietMax || heeds_calls_) Announce();
-}
-
 Ticket OffloadRuntime::Acquire(UnitIndex unit, CallerStream stream) {
   const absl::Status usable = seams_.device->CheckStream(stream);
-  if (usable.ok() && turns_called_ == 0 && residency_->Enter(unit, stream)) {
-    SendQuietly({.run = &OffloadRuntime::RunEntered, .unit = unit});
-    return tickets_.MakeDone();
-  }
+  Calls::Place place(&calls_);
   const Ticket ticket = tickets_.Make();
+  absl::Cleanup drop = [this, ticket] { tickets_.Drop(ticket); };
   if (!usable.ok()) {
     tickets_.Complete(ticket, usable);
-    return ticket;
+  } else if (!calls_.turn_sent() && residency_->Enter(unit, stream)) {
+    tickets_.CompleteUnseen(ticket);
+    place.SendQuietly(EnteredCall{unit});
+  } else {
+    place.Send(AcquireCall{unit, stream, ticket});
   }
-  Send({.run = &OffloadRuntime::RunAcquire, .unit = unit, .ticket = ticket, .stream = stream});
+  std::move(drop).Cancel();
   return ticket;
 }
 
 Ticket OffloadRuntime::PushGrads(std::span<const GivenGradient> given, CallerStream stream) {
-  const Ticket ticket = tickets_.Make();
   absl::StatusOr<Fence> fence = seams_.device->RecordFence(stream);
+  std::unique_ptr<GradsCall> call = spare_grads_.Take();
+  call->given.assign(given.begin(), given.end());
+  Calls::Place place(&calls_);
+  call->ticket = tickets_.Make();
+  const Ticket ticket = call->ticket;
   if (!fence.ok()) {
     tickets_.Complete(ticket, fence.status());
     return ticket;
   }
-  Command command{.run = &OffloadRuntime::RunPushGrads, .ticket = ticket};
-  {
-    const std::lock_guard lock(mutex_);
-    if (!spare_given_.empty()) {
-      command.given = std::move(spare_given_.back());
-      spare_given_.pop_back();
-    }
-  }
-  command.given.assign(given.begin(), given.end());
-  command.fences.push_back(*std::move(fence));
-  Send(std::move(command));
+  call->fence = *std::move(fence);
+  place.Send(std::move(call));
   return ticket;
 }
 
-Ticket OffloadRuntime::Step(StepRequest request) {
-  if (seams_.cores.openmp_waits != nullptr) seams_.cores.openmp_waits->StepTaken();
+Ticket OffloadRuntime::SendTurn(std::unique_ptr<Turn> turn) {
+  Calls::Place place(&calls_);
   const Ticket ticket = tickets_.Make();
-  Send({.run = &OffloadRuntime::RunTurn,
-        .turn = TurnKind::kStep,
-        .ticket = ticket,
-        .step = std::move(request)});
+  turn->ticket = ticket;
+  place.Send(std::move(turn));
+  return ticket;
+}
+
+StepRequest OffloadRuntime::BlankStep() {
+  std::unique_ptr<Turn> turn = spare_turns_.Take();
+  StepRequest request = std::move(turn->step);
+  spare_turns_.Give(std::move(turn));
+  return request;
+}
+
+Ticket OffloadRuntime::Step(StepRequest request) {
+  std::unique_ptr<Turn> turn = spare_turns_.Take();
+  turn->kind = Turn::Kind::kStep;
+  turn->step = std::move(request);
+  const Ticket ticket = SendTurn(std::move(turn));
+  if (seams_.cores.openmp_waits != nullptr) seams_.cores.openmp_waits->StepTaken();
   return ticket;
 }
 
 Ticket OffloadRuntime::Access(ValueRequest request) {
-  const Ticket ticket = tickets_.Make();
-  Send({.run = &OffloadRuntime::RunTurn,
-        .turn = TurnKind::kValue,
-        .ticket = ticket,
-        .value = std::move(request)});
-  return ticket;
+  std::unique_ptr<Turn> turn = spare_turns_.Take();
+  turn->kind = Turn::Kind::kValue;
+  turn->value = std::move(request);
+  return SendTurn(std::move(turn));
 }
 
 Ticket OffloadRuntime::Drain() {
+  Calls::Place place(&calls_);
   const Ticket ticket = tickets_.Make();
-  Send({.run = &OffloadRuntime::RunDrain, .ticket = ticket});
+  place.Send(DrainCall{ticket});
   return ticket;
 }
 
 void OffloadRuntime::BeginIteration(uint32_t key, bool boundary) {
-  Send({.run = &OffloadRuntime::RunBegin, .key = key, .boundary = boundary});
+  calls_.Send(BeginCall{key, boundary});
 }
-void OffloadRuntime::EndIteration() { Send({.run = &OffloadRuntime::RunEnd}); }
+void OffloadRuntime::EndIteration() { calls_.Send(EndCall{}); }
 
 absl::Status OffloadRuntime::Release(UnitIndex unit, CallerStream stream) {
   if (!residency_->views()->Shown(unit)) {
     return absl::FailedPreconditionError(fmt::format(
         "unit '{}' is not acquired: there is nothing to release", layout_.unit(unit).name));
   }
+  Calls::Place place(&calls_);
   SLUICE_ASSIGN_OR_RETURN(Fences fences, residency_->views()->RecordRelease(unit, stream));
-  SendQuietly({.run = &OffloadRuntime::RunRelease, .unit = unit, .fences = std::move(fences)});
+  place.SendQuietly(ReleaseCall{unit, std::move(fences)});
   return absl::OkStatus();
 }
 
@@ -121,15 +107,20 @@ absl::StatusOr<DlManagedTensor*> OffloadRuntime::MakeView(UnitIndex unit) {
   return residency_->views()->MakeView(unit);
 }
 
-void OffloadRuntime::ZeroGrad() {
-  Send({.run = &OffloadRuntime::RunTurn, .turn = TurnKind::kClearGrads});
-}
+void OffloadRuntime::ZeroGrad() { ClearGrads(std::nullopt); }
 
 absl::Status OffloadRuntime::ClearGrad(TensorIndex tensor) {
   SLUICE_RETURN_IF_ERROR(failure());
   SLUICE_RETURN_IF_ERROR(gradients_->CheckTakes(tensor));
-  Send({.run = &OffloadRuntime::RunTurn, .turn = TurnKind::kClearGrads, .cleared = tensor});
+  ClearGrads(tensor);
   return absl::OkStatus();
+}
+
+void OffloadRuntime::ClearGrads(std::optional<TensorIndex> tensor) {
+  std::unique_ptr<Turn> turn = spare_turns_.Take();
+  turn->kind = Turn::Kind::kClearGrads;
+  turn->cleared = tensor;
+  calls_.Send(std::move(turn));
 }
 
 std::optional<absl::Status> OffloadRuntime::Wait(Ticket ticket, std::chrono::milliseconds timeout) {

@@ -78,7 +78,7 @@ void OffloadRuntime::ControlLoop() {
 }
 
 void OffloadRuntime::DrainUntil(TimePoint deadline) {
-  const auto called = [this] { return calls_ > 0 || !inbox_.empty(); };
+  const auto called = [this] { return calls_.any() || !inbox_.empty(); };
   while ((called() || !Quiet()) && failure().ok() && seams_.clock->Now() < deadline)
     RunOnce(std::min(deadline, seams_.clock->Now() + kTurn));
 }

@@ -19,11 +19,11 @@ void OffloadRuntime::Advance() {
       EndTurn(status);
       continue;
     }
-    Turn& turn = turns_[values_begun_];
-    if (values_begun_ > 0 && turn.kind != TurnKind::kValue) return;
-    const bool went_on = turn.kind == TurnKind::kStep    ? AdvanceStep(turn)
-                         : turn.kind == TurnKind::kValue ? AdvanceValue(turn)
-                                                         : AdvanceClearGrads(turn.cleared);
+    Turn& turn = *turns_[values_begun_];
+    if (values_begun_ > 0 && turn.kind != Turn::Kind::kValue) return;
+    const bool went_on = turn.kind == Turn::Kind::kStep    ? AdvanceStep(turn)
+                         : turn.kind == Turn::Kind::kValue ? AdvanceValue(turn)
+                                                           : AdvanceClearGrads(turn.cleared);
     if (!went_on) return;
   }
 }
@@ -36,7 +36,7 @@ bool OffloadRuntime::AdvanceStep(Turn& turn) {
   if (!turn.summed) {
     turn.summing = true;
     gradients_->Finish([this] {
-      Turn& front = turns_.front();
+      Turn& front = *turns_.front();
       front.summing = false;
       front.summed = true;
     });
@@ -214,18 +214,21 @@ bool OffloadRuntime::AdvanceClearGrads(std::optional<TensorIndex> tensor) {
 
 // The first turn is over. What was held back for it goes on, unless another value request follows.
 void OffloadRuntime::EndTurn(const absl::Status& status) {
-  const bool was_value = turns_.front().kind == TurnKind::kValue;
-  if (turns_.front().ticket != 0) tickets_.Complete(turns_.front().ticket, status);
+  std::unique_ptr<Turn> turn = std::move(turns_.front());
   turns_.pop_front();
-  --turns_called_;
-  if (was_value && (turns_.empty() || turns_.front().kind != TurnKind::kValue)) {
+  calls_.TurnEnded();
+  if (turn->ticket != 0) tickets_.Complete(turn->ticket, status);
+  const bool was_value = turn->kind == Turn::Kind::kValue;
+  turn->Reset();
+  spare_turns_.Give(std::move(turn));
+  if (was_value && (turns_.empty() || turns_.front()->kind != Turn::Kind::kValue)) {
     residency_->Replan();
     ReadAheadIfUseful();
   }
 }
 
 void OffloadRuntime::ReadAheadIfUseful() {
-  const bool values_wait = !turns_.empty() && turns_.front().kind == TurnKind::kValue;
+  const bool values_wait = !turns_.empty() && turns_.front()->kind == Turn::Kind::kValue;
   if (backward_begun_ && !values_wait && updater_->idle() && residency_->boundary())
     updater_->AllowReadAhead();
 }

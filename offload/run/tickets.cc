@@ -14,9 +14,11 @@ constexpr char kNotOpen[] = "sluice/ticket_not_open";  // a payload: a mark that
 
 }  // namespace
 
-Ticket Tickets::Make(bool done) {
+Ticket Tickets::Make() {
   const std::lock_guard lock(mutex_);
   if (free_.empty()) {
+    if (entries_.size() == entries_.capacity()) entries_.reserve(2 * entries_.size() + 16);
+    free_.reserve(entries_.capacity());  // so that Wait needs no memory
     free_.push_back(static_cast<uint32_t>(entries_.size()));
     entries_.push_back({.generation = first_generation_});
   }
@@ -24,7 +26,7 @@ Ticket Tickets::Make(bool done) {
   free_.pop_back();
   Entry& entry = entries_[index];
   entry.open = true;
-  entry.done = done;
+  entry.done = false;
   entry.status = absl::OkStatus();
   return (static_cast<uint64_t>(entry.generation) << 32) | index;
 }
@@ -46,6 +48,21 @@ void Tickets::Complete(Ticket ticket, const absl::Status& status) {
   }
   changed_.notify_all();
   if (helped_ != nullptr) helped_->WakeHelpers();
+}
+
+void Tickets::CompleteUnseen(Ticket ticket) {
+  const std::lock_guard lock(mutex_);
+  Find(ticket)->done = true;
+}
+
+void Tickets::Drop(Ticket ticket) {
+  const std::lock_guard lock(mutex_);
+  UseUp(Find(ticket), ticket);
+}
+
+void Tickets::UseUp(Entry* entry, Ticket ticket) {
+  entry->open = false;
+  if (++entry->generation != 0) free_.push_back(static_cast<uint32_t>(ticket));
 }
 
 bool Tickets::Ready(Ticket ticket) {
@@ -77,8 +94,7 @@ std::optional<absl::Status> Tickets::Wait(Ticket ticket, std::chrono::millisecon
     return not_open;
   }
   absl::Status status = std::move(entry->status);
-  entry->open = false;
-  if (++entry->generation != 0) free_.push_back(static_cast<uint32_t>(ticket));
+  UseUp(entry, ticket);
   return status;
 }
 

@@ -30,9 +30,11 @@ class Tickets {
   explicit Tickets(Executor* helped = nullptr, uint32_t first_generation = 1)
       : helped_(helped), first_generation_(first_generation) {}
 
-  Ticket Make() { return Make(false); }
-  Ticket MakeDone() { return Make(true); }  // of what has gone well already
+  Ticket Make();
   void Complete(Ticket ticket, const absl::Status& status);
+  // Of one that nobody knows yet: it is done, well; or it was never made.
+  void CompleteUnseen(Ticket ticket);
+  void Drop(Ticket ticket);
 
   // The result, and the ticket is used up; nothing if it is not done by the end of `timeout`.
   // Errors (as the result): InvalidArgument for a ticket that is not open.
@@ -48,8 +50,8 @@ class Tickets {
     bool done = false;
     absl::Status status;
   };
-  Ticket Make(bool done);
   Entry* Find(Ticket ticket);
+  void UseUp(Entry* entry, Ticket ticket);
   bool Ready(Ticket ticket);  // mutex_ is held
 
   Executor* const helped_;

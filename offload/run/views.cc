@@ -8,6 +8,7 @@
 #include <mutex>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "core/status.h"
 #include "fmt/format.h"
 
@@ -139,16 +140,14 @@ void Views::Show(UnitIndex unit, std::byte* address, int64_t elements, ElementTy
                  CallerStream stream) {
   const std::lock_guard lock(shared_->mutex);
   if (shared_->shown.size() <= unit.value()) shared_->shown.resize(unit.value() + 1);
-  shared_->shown[unit.value()] = {address, elements, type};
   Shared::Slot& slot = shared_->slots[address];
+  auto user = std::ranges::find(slot.users, stream, &Shared::User::stream);
+  if (user == slot.users.end()) user = &slot.users.emplace_back(Shared::User{stream});
+  // Here nothing fails any more for want of memory.
+  ++user->acquired;
+  shared_->shown[unit.value()] = {address, elements, type};
   slot.shown = true;
   ++slot.acquired;
-  const auto user = std::ranges::find(slot.users, stream, &Shared::User::stream);
-  if (user == slot.users.end()) {
-    slot.users.push_back({stream, 1});
-  } else {
-    ++user->acquired;
-  }
 }
 
 void Views::Hide(UnitIndex unit) {
@@ -191,20 +190,24 @@ absl::StatusOr<Fences> Views::RecordRelease(UnitIndex unit, CallerStream stream)
           fmt::format("unit {} is not acquired any more", unit.value()));
     }
     Shared::Slot& slot = shared_->slots[shown->address];
-    const bool last = --slot.acquired == 0;
+    const bool last = slot.acquired == 1;
     for (const Shared::User& user : slot.users) {
       if (last && user.acquired > 0 && user.stream != stream) streams.push_back(user.stream);
     }
+    --slot.acquired;
   }
+  absl::Cleanup undo = [this, unit] {  // it is not released
+    const std::lock_guard lock(shared_->mutex);
+    const Shared::Shown* shown = shared_->Find(unit);
+    if (shown != nullptr) ++shared_->slots[shown->address].acquired;
+  };
   absl::StatusOr<Fences> fences = Record(streams);
+  if (!fences.ok()) return fences;
+  std::move(undo).Cancel();
   const std::lock_guard lock(shared_->mutex);
   const Shared::Shown* shown = shared_->Find(unit);
   if (shown == nullptr) return fences;
   Shared::Slot& slot = shared_->slots[shown->address];
-  if (!fences.ok()) {
-    ++slot.acquired;
-    return fences;
-  }
   const auto user = std::ranges::find(slot.users, stream, &Shared::User::stream);
   if (user != slot.users.end() && user->acquired > 0) --user->acquired;
   slot.ForgetUsers();
@@ -222,9 +225,10 @@ absl::StatusOr<DlManagedTensor*> Views::MakeView(UnitIndex unit) {
           "unit {} is not acquired: wait for the ticket of sluice_acquire first", unit.value()));
     }
     if (shared_->free_views.empty()) {
+      // First, so that neither a deleter nor what follows needs memory.
+      shared_->free_views.reserve(shared_->views.size() + 1);
       shared_->views.push_back(std::make_unique<View>());
       shared_->free_views.push_back(shared_->views.back().get());
-      shared_->free_views.reserve(shared_->views.size());
     }
     view = shared_->free_views.back();
     shared_->free_views.pop_back();

@@ -1,4 +1,5 @@
-// A warm step allocates nothing, on whatever thread: every allocation of the process is counted.
+// A warm step allocates nothing, on whatever thread, also through the C ABI: every allocation of
+// the process is counted.
 
 #include <gtest/gtest.h>
 #include <malloc.h>
@@ -9,7 +10,9 @@
 #include <string>
 
 #include "offload/run/factory.h"
+#include "offload/sluice.h"
 #include "tests/nvme/temp_dir.h"
+#include "tests/offload/c_api_fixture.h"
 #include "tests/offload/smallest_budget.h"
 #include "tests/offload/trainer.h"
 
@@ -126,6 +129,103 @@ TEST_P(AllocationTest, AWarmStepAllocatesNothing) {
     allocations = 0;
     counting = true;
     Iterate(std::move(copy));
+    counting = false;
+    EXPECT_EQ(allocations, 0) << "step " << step;
+  }
+}
+
+// As a framework calls: many gradients at a time, groups, and places of parameters that are its
+// own.
+class CApiAllocationTest : public ::testing::Test {
+ protected:
+  static constexpr uint32_t kUnits = 3, kLent = 2;  // the last unit's parameters are lent
+  static constexpr uint32_t kTensors[kUnits] = {40, 1, 3};
+  static constexpr int64_t kElements[kUnits] = {300, 9000, 5000};
+
+  static void Ok(sluice_status status) {
+    SLUICE_CHECK_MSG(status == SLUICE_OK, sluice_last_error());
+  }
+  void Wait(sluice_ticket ticket) const {
+    sluice_status status = SLUICE_PENDING;
+    while (status == SLUICE_PENDING) status = sluice_wait(runtime_, ticket, 100);
+    Ok(status);
+  }
+  void SetUp() override {
+    Ok(sluice_model_create(&model_));
+    uint32_t number = 0;
+    for (uint32_t u = 0; u < kUnits; ++u) {
+      Ok(sluice_model_add_unit(model_, "unit", &number));
+      for (uint32_t t = 0; t < kTensors[u]; ++t) {
+        Ok(sluice_model_add_tensor(model_, u, "a tensor whose name takes memory", kElements[u],
+                                   t % 2, &number));
+        if (u == kLent) Ok(sluice_model_set_keep(model_, number, SLUICE_KEEP_STATES));
+        given_[u].push_back({values_.data(), kElements[u], number, u == kLent ? 1u : 0u});
+        parameters_.emplace_back(static_cast<size_t>(kElements[u]), 1.0F);
+        places_.push_back({u == kLent ? parameters_.back().data() : nullptr, SLUICE_F32, 0});
+      }
+    }
+    const char* const paths[] = {dir_.path().c_str()};
+    sluice_options options = DefaultOptions();
+    options.nvme_paths = paths;
+    options.nvme_path_count = 1;
+    Ok(sluice_runtime_create(model_, &options, &runtime_));
+    for (uint32_t t = 0; t < places_.size(); ++t) {
+      sluice_ticket ticket = 0;
+      Ok(sluice_write(runtime_, t, SLUICE_MASTER, parameters_[t].data(), SLUICE_F32,
+                      static_cast<int64_t>(parameters_[t].size()), &ticket));
+      Wait(ticket);
+    }
+    for (sluice_group& group : groups_) group = DefaultGroup();
+  }
+  void TearDown() override {
+    Ok(sluice_runtime_destroy(runtime_));
+    Ok(sluice_model_destroy(model_));
+  }
+  void Iterate() {
+    sluice_ticket ticket = 0;
+    Ok(sluice_iteration_begin(runtime_, 0, SLUICE_ITERATION_BOUNDARY));
+    for (uint32_t i = 0; i < 2 * kUnits; ++i) {
+      const uint32_t unit = i < kUnits ? i : 2 * kUnits - 1 - i;
+      Ok(sluice_acquire(runtime_, unit, nullptr, &ticket));
+      Wait(ticket);
+      if (unit != kLent) {
+        DlManagedTensor* view = nullptr;
+        Ok(sluice_unit_view(runtime_, unit, reinterpret_cast<void**>(&view)));
+        view->deleter(view);
+      }
+      if (i >= kUnits) {
+        Ok(sluice_grads(runtime_, given_[unit].data(), given_[unit].size(), nullptr, &ticket));
+        Wait(ticket);
+      }
+      Ok(sluice_release(runtime_, unit, nullptr));
+    }
+    Ok(sluice_iteration_end(runtime_));
+    const sluice_step_args args = {sizeof(args), groups_, 2, 1.0, places_.data(), places_.size()};
+    Ok(sluice_step(runtime_, &args, &ticket));
+    Wait(ticket);
+    Ok(sluice_drain(runtime_, &ticket));
+    Wait(ticket);
+  }
+
+  TempDir dir_;
+  std::vector<float> values_ = std::vector<float>(9000, 0.5F);
+  std::vector<std::vector<float>> parameters_;
+  std::vector<sluice_gradient> given_[kUnits];
+  std::vector<sluice_place> places_;
+  sluice_group groups_[2];
+  sluice_model model_ = 0;
+  sluice_runtime runtime_ = 0;
+};
+
+TEST_F(CApiAllocationTest, AWarmStepAllocatesNothing) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "the sanitizer has its own allocator";
+#endif
+  for (int warm = 0; warm < 20; ++warm) Iterate();
+  for (int step = 0; step < 10; ++step) {
+    allocations = 0;
+    counting = true;
+    Iterate();
     counting = false;
     EXPECT_EQ(allocations, 0) << "step " << step;
   }

@@ -76,6 +76,18 @@ TEST(TicketsTest, AnOperationsOwnInvalidArgumentIsNotThatTheTicketIsNotOpen) {
   EXPECT_FALSE(Tickets::SaysNotOpen(*tickets.Wait(ticket, milliseconds(0))));
 }
 
+TEST(TicketsTest, WhatIsDroppedWasNeverMade) {
+  Tickets tickets;
+  const Ticket dropped = tickets.Make();
+  tickets.Drop(dropped);
+  EXPECT_TRUE(Tickets::SaysNotOpen(*tickets.Wait(dropped, milliseconds(0))));
+  const Ticket done = tickets.Make();
+  EXPECT_NE(dropped, done);
+  tickets.CompleteUnseen(done);
+  EXPECT_EQ(absl::OkStatus(), tickets.Wait(done, milliseconds(0)));
+  EXPECT_TRUE(Tickets::SaysNotOpen(*tickets.Wait(done, milliseconds(0))));
+}
+
 TEST(TicketsTest, AUsedUpTicketIsNeverAnothersToo) {
   Tickets tickets;
   std::set<Ticket> seen;
