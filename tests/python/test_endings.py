@@ -253,6 +253,32 @@ def test_destroy_says_what_failed_and_close_ends_it(tmp_path, monkeypatch):
     assert same(computed(model), expected)
 
 
+class FailingLoader(torch.utils.data.Dataset):
+    """Of which no loader can be made."""
+
+    def __len__(self):
+        raise RuntimeError("no data")
+
+
+REFUSED = {  # what initialize() is given beside a model that is on the tiers by then
+    "a schedule": {"lr_scheduler": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer)},
+    "the data": {"training_data": FailingLoader()},
+}
+
+
+@pytest.mark.parametrize("more", [{}, {"bf16": {"enabled": True}}, {"fp16": {"enabled": True}}], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("refused", REFUSED)
+def test_an_initialize_that_fails_leaves_the_model_as_it_was(refused, more, tmp_path):
+    model = make()
+    with pytest.raises(Exception) as raised:
+        sluice.initialize(model=model, config=config(tmp_path, **more), **REFUSED[refused])
+    assert not isinstance(raised.value, sluice.SluiceError)
+    assert not any(away.is_owned(p) for p in model.parameters())
+    assert same(dict(model.named_parameters()), dict(make().named_parameters()))
+    assert descriptors(tmp_path) == []
+    one_step(initialize(model, tmp_path))
+
+
 # ---- Engines that are dropped
 
 

@@ -50,7 +50,7 @@ def initialize(
         if training_data is not None:
             engine.training_dataloader = _make_loader(training_data, engine.config, collate_fn)
     except BaseException:
-        engine.close()
+        engine.undo()
         raise
     optimizer = None if isinstance(engine.optimizer, NoOptimizer) else engine.optimizer
     return engine, optimizer, engine.training_dataloader, engine.lr_scheduler

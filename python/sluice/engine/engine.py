@@ -68,13 +68,18 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
             raise ValueError("the model has no parameters")
         self.runtime, self.device = make_runtime(self.config, units, self._frozen.keep(units))  # and where inputs belong
         self._units = units
+        self._dtypes_before = {id(p): p.dtype for unit in units for _, p in unit.parameters}
         try:
             self._attach(doors)
+        except BaseException:
+            self.close()
+            raise
+        try:
             self._place_buffers(precision)
             if not is_compiled(model):
                 model._compiled_call_impl = self._call  # which keeps the engine as long as the model. Copies don't have it.
         except BaseException:
-            self.close()
+            self.undo()
             raise
 
     # ---- Setting up
@@ -130,13 +135,17 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
     def _load(self, units):
         """Writes every master from the model's values, which vanish from RAM as it goes; if that fails, the model has them
         still."""
-        dtypes = {id(p): p.dtype for unit in units for _, p in unit.parameters}
         try:
             write_masters(self.runtime, self._attached, units, self._initial_values)
         except BaseException:
-            with contextlib.suppress(abi.SluiceError):  # what came first is what the caller is told
-                self._hand_back(handing_back.of_masters(self.runtime, dtypes))
+            self.undo()
             raise
+
+    def undo(self):
+        """For errors while it is made: ends it, and the model has the values that it came with, in their own types. Buffers
+        stay as they are."""
+        with contextlib.suppress(abi.SluiceError):  # what came first is what the caller is told
+            self._hand_back(handing_back.of_masters(self.runtime, self._dtypes_before))
 
     def _hand_back(self, read):
         """Ends the engine; the model has its values."""
@@ -179,9 +188,9 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
         self.runtime.iteration_begin(_KEY_BOUNDARY if boundary else _KEY_MICRO if training else _KEY_EVAL, boundary)
         self._iteration_open = True
         cache = torch.is_autocast_cache_enabled()
-        torch.set_autocast_cache_enabled(False)  # it would serve stale weights
-        self._in_pass = threading.get_ident()
         try:
+            torch.set_autocast_cache_enabled(False)  # it would serve stale weights
+            self._in_pass = threading.get_ident()
             with self._attached.saved_tensors_hooks():
                 yield
         except BaseException:

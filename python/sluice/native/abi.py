@@ -355,7 +355,14 @@ class ModelSpec:
         self._library = library
         self.handle = _u64()
         library.call("sluice_model_create", ctypes.byref(self.handle))
-        number = _u32()
+        try:
+            self._describe(units, keep or {}, stay, types or {})
+        except BaseException:
+            self.close()
+            raise
+
+    def _describe(self, units, keep, stay, types):
+        library, number = self._library, _u32()
         for unit_name, tensors in units:
             library.call("sluice_model_add_unit", self.handle, _name(unit_name), ctypes.byref(number))
             unit = number.value
@@ -363,11 +370,11 @@ class ModelSpec:
                 library.call(
                     "sluice_model_add_tensor", self.handle, unit, _name(name), elements, group, ctypes.byref(number)
                 )
-        for tensor, kept in (keep or {}).items():
+        for tensor, kept in keep.items():
             library.call("sluice_model_set_keep", self.handle, tensor, kept)
         for unit in stay:
             library.call("sluice_model_keep_in_hbm", self.handle, unit)
-        for unit, (param, grad) in (types or {}).items():
+        for unit, (param, grad) in types.items():
             library.call("sluice_model_set_unit_types", self.handle, unit, param, grad)
 
     def plan(self, options):

@@ -56,6 +56,7 @@ class Cuda:
     def prepare(self, spec, options):
         """Allocates the HBM tier as planned, and puts it into the options. Errors: torch.OutOfMemoryError."""
         options.device, options.device_index = abi.DEVICE_CUDA, self.torch.index
+        self._capsule = None  # of a runtime that could not be made: before there is more
         memory = torch.empty(spec.plan(options)["planned_bytes"]["hbm"], dtype=torch.uint8, device=self.torch)
         # The allocator orders reuse on this stream only, and the library's copies are not on it.
         torch.cuda.current_stream(self.torch).synchronize()
