@@ -14,16 +14,14 @@
  * child every call on its parent's fails with SLUICE_FAILED_PRECONDITION and destroys nothing, and
  * what it makes itself works. Numbers out of range are SLUICE_INVALID_ARGUMENT, named.
  *
- * Threads: every function may be called from any thread. Calls on one runtime take effect in the
- * order they are made. Waiting: only sluice_wait waits, at most 100 ms a call. Everything that
- * takes longer gives a ticket. Errors: every function returns a status; sluice_last_error() has the
- * words. A call for which memory runs out is SLUICE_RESOURCE_EXHAUSTED (SLUICE_PENDING of
- * sluice_wait), has done nothing, and can be made again; but those that write JSON may end the
- * process then. After an error in a deferred update the runtime has failed: every further call that
- * reads or advances it returns that first error. Structs: set struct_size to sizeof the struct.
- * Fields are only ever appended, at a multiple of 8: a caller built against an older version passes
- * shorter structs, and what they lack has its default. SLUICE_..._INIT sets the defaults. No
- * exception crosses this interface, and no other symbol is exported. */
+ * Threads: any, for every function. Calls on one runtime take effect in the order they are made.
+ * Waiting: only sluice_wait waits, at most 100 ms a call. Everything that takes longer gives a
+ * ticket. Errors: every function returns a status, sluice_last_error() the words. A call for which
+ * memory runs out is SLUICE_RESOURCE_EXHAUSTED (sluice_wait: SLUICE_PENDING) and has done nothing;
+ * those that write JSON may end the process. After an error in a deferred update the runtime has
+ * failed: what reads or advances it returns that first error. Structs: set struct_size to sizeof
+ * the struct. Fields are only appended, at multiples of 8: an older caller passes shorter structs,
+ * and what they lack has its default. SLUICE_..._INIT sets the defaults. Nothing is thrown. */
 
 #ifndef SLUICE_OFFLOAD_SLUICE_H_
 #define SLUICE_OFFLOAD_SLUICE_H_
