@@ -276,8 +276,8 @@ class Runtime {
     return Status::Of(sluice_grad_clear(handle_, static_cast<uint32_t>(tensor)));
   }
 
-  // clip_norm 0: no clipping. places: by tensor, where the parameters of those lie of which only
-  // the states are kept. LastStep says what was decided when the ticket is done.
+  // clip_norm 0: no clipping. places: by tensor, where the parameters of those lie that stay with
+  // the caller. LastStep says what was decided when the ticket is done.
   Result<Ticket> Step(std::span<const sluice_group> groups, double clip_norm,
                       std::span<const sluice_place> places = {}) {
     const sluice_step_args args = {
