@@ -123,7 +123,7 @@ class Supplied final : public ThreadedCommunicator {
   }
 
   absl::Status Failed(const CommOp& op, Error* error) const {
-    if (const absl::Status first = status(); !first.ok()) return first;
+    if (absl::Status first = status(); !first.ok()) return first;
     error->back() = '\0';
     return absl::UnavailableError(fmt::format(
         "rank {}: {}: {}", rank().value(), OpName(op),

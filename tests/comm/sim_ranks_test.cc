@@ -105,6 +105,17 @@ TEST(SimRanksTest, OperationsTakeWhatTheirBusiestLinkNeeds) {
   }
 }
 
+// Steps of a tree: three among the ranks of a host, six among the hosts.
+TEST(SimRanksTest, ManyHosts) {
+  SimRanks ranks({.ranks_per_host = 8,
+                  .local_latency = std::chrono::microseconds(10),
+                  .network_latency = std::chrono::microseconds(100)},
+                 64 * 8);
+  ranks.CallAll(CommKind::kAllGather, 16);
+  EXPECT_NEAR(630e-6, ranks.Finish(), 5e-6);
+  for (const TestOp& op : ranks.ops()) EXPECT_TRUE(op.op.status.ok()) << op.op.status;
+}
+
 TEST(SimRanksTest, GroupsShareTheLinks) {
   SimRanks ranks(kOneHost, 4);
   ranks.AddGroup({});
