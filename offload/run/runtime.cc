@@ -65,6 +65,7 @@ absl::Status OffloadRuntime::Init() {
                         .metrics = &metrics_,
                         .trace = &trace_,
                         .overlap = options_.overlap,
+                        .heeds_calls = &heeds_calls_,
                         .fail = [this](const absl::Status& status) { Fail(status); }};
   residency_ = std::make_unique<Residency>(context, hbm_, options_.stuck_after);
   gradients_ = std::make_unique<Gradients>(context);
@@ -92,8 +93,10 @@ absl::Status OffloadRuntime::Init() {
 void OffloadRuntime::RunOnce(Deadline deadline) {
   const bool any = inbox_.HandleAll();
   if (calls_ > 0) RunCommands();
+  if (residency_->views()->died_quietly()) residency_->views()->Settle();
   heeds_calls_ = HeedsCalls();
-  const bool more = any || !inbox_.empty() || (heeds_calls_ && calls_ > 0);
+  const bool unheard = heeds_calls_ && (calls_ > 0 || residency_->views()->died_quietly());
+  const bool more = any || !inbox_.empty() || unheard;
   store_->Poll(more ? kNoWait : deadline);
   if (residency_->waiting()) residency_->CheckStuck(seams_.clock->Now());
   Advance();
