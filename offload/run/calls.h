@@ -143,6 +143,7 @@ class Calls {
   // Whether those that are sent quietly from now on are announced. Either they are, or any() says
   // afterwards that there is one.
   void SetHeeded(bool heeded) { heeded_ = heeded; }
+  const std::atomic<bool>& heeded() const { return heeded_; }
 
  private:
   enum class Heed : uint8_t { kSoon, kSometime };

@@ -6,6 +6,7 @@
 #ifndef SLUICE_OFFLOAD_RUN_CONTEXT_H_
 #define SLUICE_OFFLOAD_RUN_CONTEXT_H_
 
+#include <atomic>
 #include <functional>
 
 #include "core/clock.h"
@@ -43,6 +44,8 @@ struct Context {
   Metrics* metrics;
   TraceEvents* trace;
   bool overlap = true;
+  // Whether the loop should be woken for what it sees at its next turn anyway. Null: it should.
+  const std::atomic<bool>* heeds_calls = nullptr;
   // The first error of a deferred operation: the runtime has failed. May be called again; only the
   // first counts.
   std::function<void(const absl::Status&)> fail;

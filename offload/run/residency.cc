@@ -32,7 +32,8 @@ std::vector<Bytes> CachedBytes(const Placement& placement) {
 Residency::Residency(const Context& context, std::shared_ptr<Arena> hbm, Nanos stuck_after)
     : context_(context),
       views_(
-          std::move(hbm), context.device, context.inbox, [this] { OnFreed(); }, context.fail),
+          std::move(hbm), context.device, context.inbox, [this] { OnFreed(); }, context.fail,
+          context.heeds_calls),
       fetcher_(context, this),
       units_(context.layout->units().size()),
       segments_(context.placement->hbm_cache),

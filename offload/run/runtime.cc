@@ -64,6 +64,7 @@ absl::Status OffloadRuntime::Init() {
                         .metrics = &metrics_,
                         .trace = &trace_,
                         .overlap = options_.overlap,
+                        .heeds_calls = &calls_.heeded(),
                         .fail = [this](const absl::Status& status) { Fail(status); }};
   residency_ = std::make_unique<Residency>(context, hbm_, options_.stuck_after);
   gradients_ = std::make_unique<Gradients>(context);
@@ -90,10 +91,13 @@ absl::Status OffloadRuntime::Init() {
 
 void OffloadRuntime::RunOnce(Deadline deadline) {
   const bool any = inbox_.HandleAll();
+  Views* const views = residency_->views();
   if (calls_.any()) TakeCalls();
+  if (views->died_quietly()) views->Settle();
   const bool heeds = HeedsCalls();
   calls_.SetHeeded(heeds);
-  const bool more = any || !inbox_.empty() || (heeds && calls_.any());
+  const bool unheard = heeds && (calls_.any() || views->died_quietly());
+  const bool more = any || !inbox_.empty() || unheard;
   store_->Poll(more ? kNoWait : deadline);
   if (residency_->waiting()) residency_->CheckStuck(seams_.clock->Now());
   Advance();

@@ -65,6 +65,17 @@ struct Views::Shared final : Event {
     slot->deaths += count;
   }
 
+  // `mutex` is held. A view of the slot has died. Streams that may go are asked soon; the default
+  // stream does not go.
+  void Tell(const Slot& slot) {
+    const auto may_go = [](const User& user) { return user.stream != CallerStream(); };
+    if (heeded != nullptr && std::ranges::none_of(slot.users, may_go)) {
+      quietly = true;
+      if (!*heeded) return;
+    }
+    if (!std::exchange(posted, true)) inbox->Post(this);
+  }
+
   // `mutex` is held. Null if the unit is not shown.
   const Shown* Find(UnitIndex unit) const {
     const bool known = unit.value() < shown.size() && shown[unit.value()].address != nullptr;
@@ -72,14 +83,16 @@ struct Views::Shared final : Event {
   }
 
   mutable std::mutex mutex;
-  std::shared_ptr<Arena> arena;  // constant
-  DlDevice device;               // constant
-  pid_t pid;                     // constant
-  Views* owner;                  // control thread
-  Inbox* inbox;                  // guarded by mutex; null once the runtime is gone
-  bool posted = false;           // guarded by mutex
-  std::vector<Shown> shown;      // guarded by mutex; by unit
-  Slot* dead = nullptr;          // guarded by mutex; the first whose views have died
+  std::shared_ptr<Arena> arena;      // constant
+  DlDevice device;                   // constant
+  pid_t pid;                         // constant
+  Views* owner;                      // control thread
+  const std::atomic<bool>* heeded;   // constant; lives until `inbox` is null
+  Inbox* inbox;                      // guarded by mutex; null once the runtime is gone
+  bool posted = false;               // guarded by mutex
+  std::vector<Shown> shown;          // guarded by mutex; by unit
+  Slot* dead = nullptr;              // guarded by mutex; the first whose views have died
+  std::atomic<bool> quietly{false};  // some may have died unheeded
   std::pmr::monotonic_buffer_resource slot_memory{size_t{128} << 10};  // guarded by mutex
   std::pmr::map<const std::byte*, Slot> slots{&slot_memory};  // guarded by mutex; entries stay
   std::vector<std::unique_ptr<View>> views;  // guarded by mutex; all there ever were
@@ -113,7 +126,8 @@ DlDataType DlTypeOf(ElementType type) {
 }  // namespace
 
 Views::Views(std::shared_ptr<Arena> arena, Device* device, Inbox* inbox,
-             std::function<void()> on_free, std::function<void(const absl::Status&)> on_error)
+             std::function<void()> on_free, std::function<void(const absl::Status&)> on_error,
+             const std::atomic<bool>* heeded)
     : shared_(std::make_shared<Shared>()),
       device_(device),
       inbox_(inbox),
@@ -123,6 +137,7 @@ Views::Views(std::shared_ptr<Arena> arena, Device* device, Inbox* inbox,
   shared_->device = device->dl_device();
   shared_->pid = getpid();
   shared_->owner = this;
+  shared_->heeded = heeded;
   shared_->inbox = inbox;
 }
 
@@ -165,6 +180,8 @@ bool Views::dying() const {
   const std::lock_guard lock(shared_->mutex);
   return shared_->dead != nullptr;
 }
+
+bool Views::died_quietly() const { return shared_->quietly; }
 
 bool Views::Shown(UnitIndex unit) const {
   const std::lock_guard lock(shared_->mutex);
@@ -253,8 +270,9 @@ absl::StatusOr<DlManagedTensor*> Views::MakeView(UnitIndex unit) {
     {
       const std::lock_guard lock(shared->mutex);
       if (shared->inbox != nullptr) {
-        shared->AddDeaths(&shared->slots[static_cast<const std::byte*>(self->dl_tensor.data)], 1);
-        if (!std::exchange(shared->posted, true)) shared->inbox->Post(shared.get());
+        Shared::Slot& slot = shared->slots[static_cast<const std::byte*>(self->dl_tensor.data)];
+        shared->AddDeaths(&slot, 1);
+        shared->Tell(slot);
       }
       shared->free_views.push_back(dying);
     }
@@ -270,6 +288,7 @@ void Views::Settle() {
   {
     const std::lock_guard lock(shared_->mutex);
     next = std::exchange(shared_->dead, nullptr);
+    shared_->quietly = false;
   }
   bool freed = false;
   while (next != nullptr) {

@@ -15,6 +15,7 @@
 #ifndef SLUICE_OFFLOAD_RUN_VIEWS_H_
 #define SLUICE_OFFLOAD_RUN_VIEWS_H_
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -36,9 +37,12 @@ class Views {
  public:
   // Keeps `arena` until the last view is gone. `on_free` is called on the control thread, through
   // `inbox`, some time after the last view of an address has died, and after the address has come
-  // out of use; `on_error` when waiting for a fence failed.
+  // out of use; `on_error` when waiting for a fence failed. `heeded` (not owned) says whether a
+  // view that dies on the default stream should be looked after soon; else Settle does at the next
+  // turn. Null: it should.
   Views(std::shared_ptr<Arena> arena, Device* device, Inbox* inbox, std::function<void()> on_free,
-        std::function<void(const absl::Status&)> on_error);
+        std::function<void(const absl::Status&)> on_error,
+        const std::atomic<bool>* heeded = nullptr);
   ~Views();
   // The runtime is going: memory stays only for the views that are alive, and nothing more may be
   // called.
@@ -61,7 +65,8 @@ class Views {
   absl::StatusOr<Fences> RecordRelease(UnitIndex unit, CallerStream stream);
   // The memory at `address` is in use until `fences` are complete.
   void HoldUntil(const std::byte* address, Fences fences);
-  // Looks after views that have died. Called by itself, but where a stream could not be asked.
+  // Looks after views that have died. Called by itself if that is heeded, but where a stream could
+  // not be asked.
   void Settle();
 
   // Whether a view of memory at `address` is alive, or a fence of its users not complete.
@@ -75,6 +80,9 @@ class Views {
   bool fenced() const { return fenced_ > 0; }
   // Views have died whose streams were not asked yet: Settle does.
   bool dying() const;
+  // Some of them died unheeded. Whoever says that deaths are heeded, and then asks, sees those that
+  // did not see it.
+  bool died_quietly() const;
 
  private:
   struct Shared;

@@ -7,6 +7,7 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <memory>
 #include <utility>
 
@@ -21,12 +22,17 @@ namespace sluice {
 class ViewsTest : public testing::Test {
  protected:
   ViewsTest() {
+    device_ = MakeHostDevice({}, &clock_, &memory_).value();
+    MakeViews(nullptr);
+  }
+
+  void MakeViews(const std::atomic<bool>* heeded) {
+    views_.reset();
     auto arena = std::make_shared<Arena>(*Arena::Create(&counted_, KiB(64)));
     base_ = arena->memory().data();
-    device_ = MakeHostDevice({}, &clock_, &memory_).value();
     views_ = std::make_unique<Views>(
         std::move(arena), device_.get(), waiting_.inbox(), [this] { ++freed_; },
-        [](const absl::Status& status) { ADD_FAILURE() << status; });
+        [](const absl::Status& status) { ADD_FAILURE() << status; }, heeded);
   }
 
   DlManagedTensor* View(uint32_t unit) {

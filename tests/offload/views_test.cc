@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <thread>
 #include <vector>
 
@@ -88,6 +89,47 @@ TEST_F(ViewsTest, ManyThreadsMakeAndDeleteViews) {
   EXPECT_TRUE(views_->InUse(base_));
   last->deleter(last);
   waiting_.HandleUntil([&] { return !views_->InUse(base_); });
+}
+
+// Deaths that nobody waits for are only remembered; who begins to wait sees those before.
+TEST_F(ViewsTest, ADeathWakesNobodyWhileItIsNotHeeded) {
+  std::atomic<bool> heeded{false};
+  MakeViews(&heeded);
+  views_->Show(UnitIndex(0), base_, 10, FloatType::kBf16, {});
+  for (int round = 0; round < 3; ++round) {
+    EXPECT_FALSE(views_->died_quietly());
+    DlManagedTensor* view = View(0);
+    view->deleter(view);
+    EXPECT_TRUE(waiting_.inbox()->empty());
+    EXPECT_TRUE(views_->died_quietly());
+    EXPECT_TRUE(views_->dying());
+    EXPECT_TRUE(views_->InUse(base_));
+    views_->Settle();
+    EXPECT_FALSE(views_->InUse(base_));
+  }
+  heeded = true;
+  DlManagedTensor* view = View(0);
+  view->deleter(view);
+  EXPECT_FALSE(waiting_.inbox()->empty());
+  WaitForFreed(4);
+}
+
+// However the two race, either the death is told or who waits sees it.
+TEST_F(ViewsTest, ADeathIsNeverMissedByWhoBeginsToHeed) {
+  std::atomic<bool> heeded{false};
+  MakeViews(&heeded);
+  views_->Show(UnitIndex(0), base_, 10, FloatType::kBf16, {});
+  for (int round = 0; round < 2000; ++round) {
+    heeded = false;
+    DlManagedTensor* view = View(0);
+    std::thread caller([view] { view->deleter(view); });
+    heeded = true;
+    const bool seen = views_->died_quietly();
+    caller.join();
+    EXPECT_TRUE(seen || !waiting_.inbox()->empty());
+    waiting_.inbox()->HandleAll();
+    views_->Settle();
+  }
 }
 
 // A posted event is in the inbox until it is handled, also if somebody has settled meanwhile.
