@@ -28,7 +28,8 @@ class AdamW(torch.optim.Optimizer):
     """PyTorch's AdamW, with states in fp32 on pinned RAM and NVMe, and an fp32 master of bf16 and fp16 parameters.
 
     An fp32 parameter is its own master: 8 bytes of states an element; of 16-bit ones 12. One that becomes 16-bit between steps
-    has a master from then on, which begins as what it is then, and one that becomes fp32 is its own.
+    has a master from then on, which begins as what it is then, and one that becomes fp32 is its own; states move as for
+    add_param_group().
 
     pinned, nvme: budgets in bytes, or like "8GiB"; None: chosen from the machine, as needed. nvme_path: a directory, or
     several on different drives; None: nothing goes to a drive. workers: threads that update; None: chosen.

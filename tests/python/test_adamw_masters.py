@@ -195,7 +195,8 @@ def test_a_type_may_change_between_steps(before, after, overlap):
         assert same.all() or torch.float32 not in (before, after)
         copies.append(torch.where(same, kept, parameter.detach().float()))
     theirs = torch.optim.AdamW([torch.nn.Parameter(copy) for copy in copies], **SETTINGS)
-    theirs.load_state_dict({**state, "state": {i: {k: v for k, v in e.items() if k != "master"} for i, e in state["state"].items()}})
+    moments = {i: {k: v for k, v in entry.items() if k != "master"} for i, entry in state["state"].items()}
+    theirs.load_state_dict({**state, "state": moments})
     other = make_model()
     for mine, parameter in zip(other.parameters(), model.parameters()):
         mine.data = parameter.detach().clone()
