@@ -17,13 +17,13 @@
 namespace sluice {
 
 // Where calls are counted. Files are made one by one when an engine is; a rank's call is that it
-// comes to an operation of its group.
+// comes to an operation of its group, which is an error, late or silent.
 enum class SimSeam : uint8_t { kRead, kWrite, kCopy, kTask, kFence, kMemory, kFile, kRank };
 inline constexpr int kSimSeamCount = 8;
 
 enum class SimFault : uint8_t {
   kNone,
-  kError,  // reads, writes, copies, ranks: ends with an error. A write's bytes may be on the drive
+  kError,    // reads, writes, copies: ends with an error. A write's bytes may be on the drive
   kRefused,  // reads, writes: an error at once, untouched. Fences, memory, files: can't be had
   kShort,    // reads, writes: ends with an error when half is done
   kCorrupt,  // reads, writes: one bit is another, and nobody says so
