@@ -18,13 +18,13 @@ namespace sluice {
 
 // Where calls are counted. Files are made one by one when an engine is. Fences are points of the
 // caller's streams; orders, those that make them wait for the device's. A rank's call is that it
-// comes to an operation of its group.
+// comes to an operation of its group, which is an error, late or silent.
 enum class SimSeam : uint8_t { kRead, kWrite, kCopy, kTask, kFence, kMemory, kFile, kOrder, kRank };
 inline constexpr int kSimSeamCount = 9;
 
 enum class SimFault : uint8_t {
   kNone,
-  kError,  // reads, writes, copies, ranks: ends with an error. A write's bytes may be on the drive
+  kError,    // reads, writes, copies: ends with an error. A write's bytes may be on the drive
   kRefused,  // reads, writes: an error at once, untouched. Others: can't be had
   kShort,    // reads, writes: ends with an error when half is done
   kCorrupt,  // reads, writes: one bit is another, and nobody says so

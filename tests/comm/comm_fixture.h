@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <deque>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -87,6 +88,10 @@ struct CommImplementation {
   // Elsewhere each has a status of its own, which names a rank, and learns of it when it waits.
   bool one_place;
 };
+
+inline void PrintTo(const CommImplementation& implementation, std::ostream* out) {
+  *out << implementation.name;
+}
 
 template <typename Maker>
 std::unique_ptr<GroupMaker> NewMaker(uint32_t ranks) {
