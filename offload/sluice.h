@@ -137,8 +137,9 @@ typedef struct sluice_options {
   const char* const* nvme_paths; /* directories, one per drive; NULL if nothing may go to NVMe */
   uint32_t nvme_path_count;
   int32_t lowest_param_tier; /* sluice_tier: how far down parameters may go */
-  /* And states. SLUICE_HBM on CUDA: states, gradients and parameters all live there. On the host
-   * device, and where tensors are lent, it is SLUICE_PINNED. */
+  /* And states. SLUICE_HBM on CUDA: states, gradients and parameters all live there; else those of
+   * the first units for which HBM has room beside all parameters. On the host device, and where
+   * tensors are lent, it is SLUICE_PINNED. */
   int32_t lowest_state_tier;
   int32_t io_engine;      /* sluice_io_engine_kind */
   uint32_t io_depth;      /* transfers in the kernel at a time; 0 chosen */

@@ -138,6 +138,9 @@ struct Placement {
   }
 };
 
+// What the sums of squares of all cells take.
+Bytes SquareSumsOf(const ModelLayout& layout);
+
 // Sets every other field of `placement` from its homes and numbers of buffers, but least_pinned.
 void SumUp(const ModelLayout& layout, Placement* placement);
 

@@ -7,48 +7,15 @@
 #include "core/sim_memory.h"
 #include "core/sim_world.h"
 #include "core/status.h"
-#include "offload/plan/default_budgets.h"
 #include "offload/plan/param_pieces.h"
 #include "offload/run/tier_memory.h"
-#include "tests/offload/random_model.h"
+#include "tests/offload/random_placement.h"
 #include "tests/offload/smallest_budget.h"
 
 namespace sluice {
 namespace {
 
 using testing::HasSubstr;
-
-// A model, budgets from nothing to more than enough, and options.
-struct Input {
-  ModelLayout layout;
-  Budgets budgets;
-  PlacementOptions options;
-};
-
-Input AnyInput() {
-  Input input;
-  absl::StatusOr<ModelLayout> layout =
-      ModelLayout::Make(AnyModel(), AnyChunkElements(), AnyFloatTypes());
-  SLUICE_CHECK(layout.ok());
-  input.layout = *std::move(layout);
-  const auto tier = rc::gen::element(Tier::kHbm, Tier::kPinned, Tier::kNvme, Tier::kNvme);
-  input.options = {.lowest_param_tier = *tier,
-                   .lowest_state_tier = *tier,
-                   .highest_state_tier = *rc::gen::element(Tier::kHbm, Tier::kPinned),
-                   .resident_elements_max = *rc::gen::element<int64_t>(0, 100, 5000),
-                   .state_buffers = *rc::gen::inRange(2, 12),
-                   .param_buffers = *rc::gen::inRange(2, 12),
-                   .grad_buffers = *rc::gen::inRange(2, 12),
-                   .hbm_in_place = *rc::gen::arbitrary<bool>(),
-                   .copy_bytes = KiB(*rc::gen::element(4, 16, 64, 1024)),
-                   .workers = *rc::gen::inRange(1, 9)};
-  const int64_t n = input.layout.parameter_count() + 4096 * 20;
-  const auto budget = [](int64_t most) {
-    return Bytes(*rc::gen::oneOf(rc::gen::inRange<int64_t>(0, most), rc::gen::just(most)));
-  };
-  input.budgets = {budget(*rc::gen::element<int64_t>(5, 25) * n), budget(30 * n), budget(20 * n)};
-  return input;
-}
 
 Bytes StateBytes(const ModelLayout& layout, size_t chunk) {
   return RoundUp(layout.chunks()[chunk].state_bytes(), kSlotAlignment);
@@ -372,28 +339,6 @@ TEST(PlacementTest, AnErrorSaysWhatElseCouldBeChanged) {
   EXPECT_THAT(
       std::string(Message(MakePlacement(layout, {MiB(1), KiB(700), Bytes(0)}, {}).status())),
       HasSubstr("or raise the pinned budget"));
-}
-
-constexpr Budgets kNotGiven = {Bytes(-1), Bytes(-1), Bytes(-1)};
-
-RC_GTEST_PROP(DefaultBudgetsTest, LeaveTheHostSomething, ()) {
-  const Input in = AnyInput();
-  const Bytes available = MiB(*rc::gen::inRange<int64_t>(0, 100'000));
-  const Budgets host = DefaultBudgets(kNotGiven, in.layout, in.options, available, std::nullopt);
-  RC_ASSERT(host.hbm >= Bytes(0) && host.hbm <= available / 4);
-  RC_ASSERT(host.pinned >= Bytes(0));
-  RC_ASSERT(host.hbm + host.pinned <= std::max(host.hbm, available - MiB(256)));
-  const Budgets gpu = DefaultBudgets(kNotGiven, in.layout, in.options, available, GiB(1));
-  const bool all_in_hbm = in.options.lowest_state_tier == Tier::kHbm;
-  RC_ASSERT(gpu.hbm <= (all_in_hbm ? GiB(1) : MiB(512)));
-  RC_ASSERT(gpu.pinned <= std::max(Bytes(0), available - MiB(256)));
-}
-
-RC_GTEST_PROP(DefaultBudgetsTest, KeepWhatWasGiven, ()) {
-  const Input in = AnyInput();
-  const Budgets kept = DefaultBudgets(in.budgets, in.layout, in.options, GiB(1), std::nullopt);
-  RC_ASSERT(kept.hbm == in.budgets.hbm && kept.pinned == in.budgets.pinned &&
-            kept.nvme == in.budgets.nvme);
 }
 
 }  // namespace
