@@ -194,7 +194,8 @@ TEST_F(StreamsTest, OnceNoViewIsAliveWhoComesAfterTheStreamsMayHaveTheMemory) {
     EXPECT_FALSE(later.ended) << "before stream " << stream.handle;
     stepped_.Pass(stream);
   }
-  waiting_.HandleUntil([&] { return later.ended; });
+  waiting_.HandleUntil([&] { return later.ended && !views_->fenced(); });
+  EXPECT_FALSE(views_->InUse(base_));
 }
 
 TEST_F(StreamsTest, AReleaseWaitsForStreamsThatNobodyReleasedOn) {
