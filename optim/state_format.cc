@@ -24,7 +24,7 @@ class Fp32States final : public StateFormat {
     return static_cast<uint32_t>(fields().size()) - (reads_param(param_type) ? 1 : 0);
   }
   bool reads_param(std::optional<FloatType> param_type) const override {
-    return param_type == FloatType::kF32;
+    return param_type.value_or(FloatType::kBf16) == FloatType::kF32;
   }
   float* InPlace(const ChunkStates& chunk, size_t field) const override {
     const bool elsewhere = reads_param(chunk.param_type);

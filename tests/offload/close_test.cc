@@ -209,6 +209,8 @@ class CloseTest : public ::testing::TestWithParam<Case> {
     config.budgets = {KiB(400), MiB(1), GiB(1)};
     config.nvme_paths = {dir_.path()};
     config.engine = IoEngineKind::kThreads;
+    // Behind a link gradients are copied by the device.
+    if (GetParam().hang == Hang::kFromDevice) config.link_bytes_per_second = 100e9;
     if (GetParam().hang == Hang::kCompute) {
       config.placement.lowest_state_tier = Tier::kHbm;
       config.highest_state_tier_on_host = Tier::kHbm;
@@ -230,7 +232,9 @@ class CloseTest : public ::testing::TestWithParam<Case> {
     SLUICE_ASSIGN_OR_RETURN(seams.executor, MakeExecutor(config.workers));
     if (hang == Hang::kWorker)
       seams.executor = std::make_unique<HangingExecutor>(std::move(seams.executor), &gate_);
-    SLUICE_ASSIGN_OR_RETURN(seams.device, MakeHostDevice({}, &clock_, &counted_));
+    SLUICE_ASSIGN_OR_RETURN(seams.device,
+                            MakeHostDevice({.link_bytes_per_second = config.link_bytes_per_second},
+                                           &clock_, &counted_));
     if (hang >= Hang::kToDevice && hang <= Hang::kCompute) {
       const auto stream = static_cast<StreamKind>(static_cast<int>(hang) - 1);
       seams.device = std::make_unique<HangingDevice>(std::move(seams.device), stream, &gate_);
