@@ -9,10 +9,9 @@
  * gradients; end the iteration; and at the accumulation boundary call sluice_step. Updates go on
  * under the next forward; acquire waits for them.
  *
- * Handles are numbers, never pointers: a stale, foreign or invented one is an error
- * (SLUICE_INVALID_ARGUMENT), not a crash. Handles belong to the process that made them; in a forked
- * child every call on its parent's fails with SLUICE_FAILED_PRECONDITION and destroys nothing, and
- * what it makes itself works. Numbers out of range are SLUICE_INVALID_ARGUMENT, named.
+ * Handles are numbers, never pointers: a stale, foreign or invented one, and a number out of
+ * range, named, is SLUICE_INVALID_ARGUMENT. They are their process's: in a forked child every call
+ * on its parent's is SLUICE_FAILED_PRECONDITION and destroys nothing; its own work.
  *
  * Threads: any, for every function. Calls on one runtime take effect in the order they are made.
  * Waiting: only sluice_wait waits, at most 100 ms a call. Everything that takes longer gives a

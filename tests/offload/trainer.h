@@ -24,7 +24,6 @@
 
 namespace sluice::testing {
 
-// Drives a runtime through the same training.
 class Trainer {
  public:
   // `caller` (not owned): null computes in the calling thread.
@@ -49,11 +48,9 @@ class Trainer {
           Wait(runtime_->Step({.groups = options_.groups, .clip_norm = options_.clip_norm})));
     }
     SLUICE_RETURN_IF_ERROR(Wait(runtime_->Drain()));
-    if (*torn_)
-      return absl::InternalError(
-          "parameters were wrong, or changed while the caller's stream read them or a view of them "
-          "was alive");
-    return absl::OkStatus();
+    if (!*torn_) return absl::OkStatus();
+    return absl::InternalError(
+        "parameters were wrong, or changed while a stream read them or a view of them was alive");
   }
 
   absl::Status Load() {
