@@ -108,15 +108,15 @@ class Device {
   virtual absl::Status RegisterHost(MemoryView memory) = 0;
 
   // Whether work may be ordered after `stream` now. Errors: FailedPrecondition if the stream is
-  // being captured into a graph.
+  // being captured into a graph; InvalidArgument for a name that means another on each thread.
   virtual absl::Status CheckStream(CallerStream stream) = 0;
   // The point that `stream` has reached. Errors: as CheckStream; Internal if the device refuses.
   virtual absl::StatusOr<Fence> RecordFence(CallerStream stream) = 0;
 
   // Whether callers' streams can wait for the device's; without that neither of these is called.
   virtual bool orders_callers() const = 0;
-  // The point at which all that is on `stream` now has ended. Errors: Internal if the device
-  // refuses.
+  // The point at which all that is on `stream` now has ended. Errors: that of an operation that
+  // was refused there; Internal if the device refuses this.
   virtual absl::StatusOr<Fence> RecordEnd(StreamKind stream) = 0;
   // What is put on `stream` from now on runs after `fence`. Errors: as CheckStream; others if the
   // device refuses. Nothing is ordered then.

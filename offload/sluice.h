@@ -211,10 +211,10 @@ SLUICE_API sluice_status sluice_iteration_begin(sluice_runtime runtime, uint32_t
                                                 uint32_t flags);
 SLUICE_API sluice_status sluice_iteration_end(sluice_runtime runtime);
 
-/* Streams: on CUDA, `stream` is the caller's cudaStream_t (NULL: the legacy default stream) on
- * which what it computes is ordered; elsewhere it is ignored. A stream must live until the tickets
- * of what was acquired on it are done, and as long as the views of these units. On a stream that is
- * being captured into a graph every call fails with SLUICE_FAILED_PRECONDITION.
+/* Streams: on CUDA, `stream` is the cudaStream_t (NULL: the legacy default stream; never
+ * cudaStreamPerThread) on which the caller computes; elsewhere it is ignored. It must live until
+ * the tickets of what was acquired on it are done, and as long as views of these units. While it
+ * is captured into a graph every call fails with SLUICE_FAILED_PRECONDITION.
  *
  * Asks for `unit` in HBM. When the ticket is done, the unit is there and up to date for what is put
  * on `stream` from then on, or ordered after that; elsewhere than on CUDA for whoever looks. It

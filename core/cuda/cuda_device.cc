@@ -98,6 +98,7 @@ class CudaDevice final : public Device {
       op->device_slot = kNoMarks;
       op->status = std::exchange(stream.refused, absl::OkStatus());
       if (op->status.ok()) op->status = Issue(stream.handle, op);
+      if (stream.failed.ok()) stream.failed = op->status;
       stream.queue.Push(op);
       ++stream.pending;
     }
@@ -147,6 +148,10 @@ class CudaDevice final : public Device {
   }
 
   absl::Status CheckStream(CallerStream stream) override {
+    if (stream.handle == cudaStreamPerThread) {
+      return absl::InvalidArgumentError(
+          "cudaStreamPerThread is another stream on each thread: pass one that was made, or null");
+    }
     const CudaScope scope(options_.index);
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
     const cudaError_t error =
@@ -167,9 +172,11 @@ class CudaDevice final : public Device {
   }
 
   bool orders_callers() const override { return true; }
-  absl::StatusOr<Fence> RecordEnd(StreamKind stream) override {
-    SLUICE_ASSIGN_OR_RETURN(const uint32_t point,
-                            fences_->Record(streams_[static_cast<size_t>(stream)].handle));
+  absl::StatusOr<Fence> RecordEnd(StreamKind kind) override {
+    Stream& stream = streams_[static_cast<size_t>(kind)];
+    const std::lock_guard lock(stream.mutex);
+    SLUICE_RETURN_IF_ERROR(stream.failed);
+    SLUICE_ASSIGN_OR_RETURN(const uint32_t point, fences_->Record(stream.handle));
     return Fence(fences_, point);
   }
   absl::Status OrderCallerAfter(CallerStream stream, const Fence& fence) override {
@@ -209,6 +216,7 @@ class CudaDevice final : public Device {
     std::condition_variable changed;
     IntrusiveList<DeviceOp> queue;  // guarded by mutex
     absl::Status refused;           // guarded by mutex; a wait that the next operation relies on
+    absl::Status failed;            // guarded by mutex; of the first operation that was not issued
     bool stopping = false;          // guarded by mutex
     std::atomic<size_t> pending{0};
     std::thread waiter;

@@ -7,8 +7,8 @@
 // the points of a release), takes a Place before: from then on nothing can fail for want of memory.
 // So a call that throws std::bad_alloc has done nothing.
 //
-// Threads: Take, Heard and Heed on the control thread, the rest on any. Allocates when more calls
-// are on their way than ever before.
+// Threads: Take, Heard and SetHeeded on the control thread, the rest on any. Allocates when more
+// calls are on their way than ever before.
 
 #ifndef SLUICE_OFFLOAD_RUN_CALLS_H_
 #define SLUICE_OFFLOAD_RUN_CALLS_H_
@@ -74,6 +74,7 @@ struct Turn {
 
   void Reset() {  // as a new one, but for the memory of `step`
     StepRequest kept = std::move(step);
+    kept.clip_norm = 0;
     kept.groups.clear();
     kept.lent.clear();
     *this = Turn{};

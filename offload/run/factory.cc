@@ -113,7 +113,7 @@ CorePlan PlanCores(const RuntimeConfig& config, const DeviceChoice& device,
   if (device.kind == DeviceKind::kCuda) wishes.gpu = NodeOfPciDevice(files, device.pci_address);
   for (const std::string& path : config.nvme_paths)
     wishes.drives.push_back(NodeOfPath(files, path));
-  CorePlan plan{.allowed = allowed, .binding = ChooseNumaBinding(ReadNumaNodes(files), wishes)};
+  CorePlan plan{.binding = ChooseNumaBinding(ReadNumaNodes(files), wishes)};
   // One budget for the caller's threads and the workers: a core is the caller's, who updates on it
   // while it waits, unless it is to launch kernels.
   const int cores = plan.binding.node

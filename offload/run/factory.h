@@ -57,7 +57,6 @@ int64_t ChunkElementsFor(int64_t parameters, int64_t least);
 // Which cores a runtime is to have, and how many of them its workers: one less than there are on
 // the node that it is bound to, unless `config` says.
 struct CorePlan {
-  AllowedCores allowed;
   NumaBinding binding;
   int workers = 1;
 };

@@ -170,10 +170,12 @@ void Gradients::NextPart(PushOp* push) {
 // Sums are made on the way if this may be the last that is added.
 void Gradients::TakePart(PushOp* push) {
   const Part& part = push->part();
+  const Tensor& tensor = tensors_[push->tensor.value()];
+  const bool sums = boundary_ && tensor.queue.size() == 1;
   push->tasks_left = part.tasks;
-  if (boundary_) ++push->parts_summed;
-  const auto& tasks = tensors_[push->tensor.value()].tasks;
-  for (size_t i = 0; i < part.tasks; ++i) tasks[part.first_task + i]->StartTaking(push, boundary_);
+  if (sums) ++push->parts_summed;
+  for (size_t i = 0; i < part.tasks; ++i)
+    tensor.tasks[part.first_task + i]->StartTaking(push, sums);
 }
 
 void Gradients::OnTaken(PushOp* push) {

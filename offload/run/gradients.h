@@ -6,8 +6,9 @@
 // canonical grid. A lent gradient stays in the caller's memory: it is summed, and later read by the
 // update, where it lies.
 //
-// Threads: the control thread; copies run on workers where the host can reach both ends, else on
-// the device's streams, additions and sums where the gradients are: on workers or on the device.
+// Threads: the control thread; copies run on workers where the host can reach both ends and the
+// gradients stay in memory, else on the device's streams, additions and sums where the gradients
+// are: on workers or on the device.
 // Memory is taken at construction; a push that can't find a free slot of its own takes one more
 // from the heap and keeps it.
 

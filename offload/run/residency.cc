@@ -104,16 +104,15 @@ void Residency::Acquire(UnitIndex unit, CallerStream stream, Acquired done) {
   departures_->Set(book_.departures());
   if (!failed_.ok() && !MayBeWritten(unit)) return done(failed_);
   Unit& u = units_[unit.value()];
-  const bool available = u.state == State::kReady && !u.pending && u.waits.empty();
   const TimePoint now = context_.clock->Now();
   if (waiting_ == 0) last_progress_ = now;
-  if (!available && u.state == State::kAbsent && !u.pending) demand_misses_->Add();
+  if (u.state == State::kAbsent && !u.pending) demand_misses_->Add();
   if (u.waits.empty()) waiting_units_.push_back(unit);
   u.waits.push_back(
       {.done = std::move(done), .stream = stream, .since = now, .was_pending = u.pending});
   ++waiting_;
   Serve(unit);
-  if (!expected && (book_.known() || !available)) {
+  if (!expected && (book_.known() || !u.waits.empty())) {
     BuildPlan(false);
   } else if (u.state == State::kAbsent) {
     const Move* const next = planner_.Next();

@@ -1,12 +1,12 @@
 // offload/run/residency.h
 //
 // Which units are in HBM. Follows the trace: plans with a Planner, moves units in as early as
-// their room is free, serves acquisitions, and keeps a slot untouched while it is acquired or in
-// use (views.h), whatever the plan says.
+// their room is free, serves acquisitions, and keeps a slot untouched while it is acquired or used
+// (views.h), whatever the plan says.
 //
 // A unit that lives in HBM for good is always in place; any other is absent, filling or ready in a
 // slot of the cache. An update makes a unit pending: it leaves the cache, can't be fetched or
-// acquired, and comes back when the update has ended. A slot whose unit has left while it is in use
+// acquired, and comes back when the update has ended. A slot that it leaves so while it is in use
 // is a leftover: nobody's, but not free.
 //
 // Streams wait for each other, not the caller and not the control thread, where the device can do
@@ -15,8 +15,8 @@
 //   Till they have ended the unit is filling, and stays.
 // - The slot of a unit that was released, and of which no view is alive, is filled anew at once;
 //   the device's stream of fetches waits for the streams that may still read what is there. It
-//   carries nothing but fetches, in the order in which their slots were taken, so whatever is
-//   copied over a part of that slot comes after the wait, and nobody else is held up.
+//   carries nothing but fetches, and is told to wait before the first copy into the slot, so
+//   whatever is copied over a part of it comes after the wait, and nobody else is held up.
 //
 // A unit that is ready, and that nothing is about to change, is taken by the caller's thread itself
 // (Enter); the control thread hears of it in the order of the calls (Entered) and till then leaves

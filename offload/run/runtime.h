@@ -170,6 +170,8 @@ class OffloadRuntime final : public Updater::Observer {
   TraceEvents trace_;
   TrackId caller_track_ = 0;
   Inbox inbox_;
+  CallsArrived calls_arrived_{this};
+  Calls calls_{&inbox_, &calls_arrived_};  // whether they are heeded, views ask till they end
   Seams seams_;
   TierMemory memory_;
   std::string pinning_;  // what became of registering pinned memory with the device
@@ -190,7 +192,7 @@ class OffloadRuntime final : public Updater::Observer {
   std::vector<std::optional<Updater::TensorUpdate>> updates_;  // while a step is begun
   std::vector<bool> changes_;                                  // by unit, likewise
   std::vector<Ticket> drains_;
-  std::vector<bool> loaded_;  // by tensor: the master was written
+  std::vector<bool> loaded_;  // by tensor: what is kept of it was written
   LossScaler scaler_;
   bool backward_begun_ = false;  // of a boundary iteration
   Ticket step_ticket_ = 0;       // without overlap: completed when the update has ended
@@ -201,8 +203,6 @@ class OffloadRuntime final : public Updater::Observer {
   std::vector<int64_t> tensor_steps_;  // guarded by mutex_
   std::set<std::string> span_names_;   // guarded by mutex_; entries stay
   absl::Status failure_;               // guarded by mutex_
-  CallsArrived calls_arrived_{this};
-  Calls calls_{&inbox_, &calls_arrived_};
   Spares<Turn> spare_turns_;
   Spares<GradsCall> spare_grads_;
   const std::shared_ptr<Closing> closing_ = std::make_shared<Closing>();

@@ -83,7 +83,7 @@ void OffloadRuntime::DrainUntil(TimePoint deadline) {
     RunOnce(std::min(deadline, seams_.clock->Now() + kTurn));
 }
 
-// Nothing begins any more, but for the parts of a chunk whose first part runs; and nobody hears of
+// Nothing begins any more, but for what the parts of a chunk that run begin; and nobody hears of
 // what ends.
 void OffloadRuntime::SettleUntil(TimePoint deadline) {
   seams_.executor->Abandon();

@@ -279,6 +279,31 @@ def test_an_initialize_that_fails_leaves_the_model_as_it_was(refused, more, tmp_
     one_step(initialize(model, tmp_path))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_initialize_that_fails_rounds_nothing_that_is_frozen(dtype, tmp_path):
+    """Without an optimizer nothing is trained, so bf16 is all that an engine keeps."""
+    model = make().to(dtype)
+    expected = {name: p.detach().clone() for name, p in model.named_parameters()}
+    evaluated = config(tmp_path, bf16={"enabled": True})
+    del evaluated["optimizer"]
+    with pytest.raises(ValueError, match="no optimizer"):
+        sluice.initialize(model=model, config=evaluated, lr_scheduler=lambda optimizer: None)
+    assert same(dict(model.named_parameters()), expected)
+    assert descriptors(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_an_initialize_whose_values_cannot_be_had_again_takes_nothing(error, tmp_path, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("sluice.engine.engine.Engine._place_buffers", fail)
+    monkeypatch.setattr("sluice.spools.handing_back.HandingBack.give", fail)
+    with pytest.raises(error):
+        sluice.initialize(model=make(), config=config(tmp_path))
+    assert descriptors(tmp_path) == []
+
+
 # ---- Engines that are dropped
 
 

@@ -44,14 +44,13 @@ def initialize(
         config = config_params if config_params is not None else getattr(args, "deepspeed_config", None)
     if config is None:
         raise ValueError("config: a dict or the path of a JSON file is needed")
-    engine = Engine(model, load_config(config), optimizer, model_parameters)
-    try:
+
+    def prepare(engine):
         engine.lr_scheduler = _make_scheduler(lr_scheduler, engine)
         if training_data is not None:
             engine.training_dataloader = _make_loader(training_data, engine.config, collate_fn)
-    except BaseException:
-        engine.undo()
-        raise
+
+    engine = Engine(model, load_config(config), optimizer, model_parameters, prepare)
     optimizer = None if isinstance(engine.optimizer, NoOptimizer) else engine.optimizer
     return engine, optimizer, engine.training_dataloader, engine.lr_scheduler
 

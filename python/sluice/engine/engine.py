@@ -34,7 +34,8 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
     after step() has returned; whatever reads values waits for them. Not thread-safe: one thread trains.
     """
 
-    def __init__(self, model, config, optimizer=None, model_parameters=None):
+    def __init__(self, model, config, optimizer=None, model_parameters=None, prepare=None):
+        """prepare(engine): makes what else goes with its optimizer, before anything is taken or moved."""
         super().__init__()
         self.__dict__["module"] = model  # not a submodule: state_dict() is ours
         self.config = config
@@ -60,6 +61,9 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
         self.config = dataclasses.replace(config, notes=(*config.notes, *self._frozen.states_note(model, optimized)))
         self.optimizer.engine = weakref.ref(self)
 
+        if prepare is not None:
+            prepare(self)
+
         places.check_ties(model)
         precision = self._precision(model)
         self.config = dataclasses.replace(self.config, notes=(*self.config.notes, *precision.notes(model)))
@@ -79,7 +83,7 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
             if not is_compiled(model):
                 model._compiled_call_impl = self._call  # which keeps the engine as long as the model. Copies don't have it.
         except BaseException:
-            self.undo()
+            self._undo()
             raise
 
     # ---- Setting up
@@ -138,14 +142,18 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
         try:
             write_masters(self.runtime, self._attached, units, self._initial_values)
         except BaseException:
-            self.undo()
+            self._undo()
             raise
 
-    def undo(self):
-        """For errors while it is made: ends it, and the model has the values that it came with, in their own types. Buffers
-        stay as they are."""
-        with contextlib.suppress(abi.SluiceError):  # what came first is what the caller is told
-            self._hand_back(handing_back.of_masters(self.runtime, self._dtypes_before))
+    def _undo(self):
+        """For errors while it is made: ends it, and the model has its values again, in the types that it came with; frozen
+        ones went through the type that they were kept in. Buffers stay as they are."""
+        try:
+            with contextlib.suppress(abi.SluiceError):  # what came first is what the caller is told
+                self._hand_back(handing_back.of_masters(self.runtime, self._dtypes_before))
+        finally:
+            if not self._closed:  # some of the values can't be had
+                self.close()
 
     def _hand_back(self, read):
         """Ends the engine; the model has its values."""

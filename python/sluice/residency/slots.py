@@ -107,6 +107,7 @@ class Slots:
             if self._runtime.stream() not in self._streams[unit]:
                 self._acquire_further(unit)
             return
+        resumed = unit in self._asked
         asked = self._asked.setdefault(unit, _Asked())
         asked.begin(self._runtime, unit)
         try:
@@ -119,6 +120,8 @@ class Slots:
         self._unit_at[flat.data_ptr()] = unit
         self._flat[unit] = flat
         self._asked.pop(unit, None)
+        if resumed and self._runtime.stream() not in self._streams[unit]:  # it was begun on another
+            self._acquire_further(unit)
 
     def _acquire_further(self, unit):
         stream = self._runtime.stream()
