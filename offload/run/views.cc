@@ -293,10 +293,12 @@ void Views::Settle() {
   bool freed = false;
   while (next != nullptr) {
     Shared::Slot& slot = *next;
+    const std::byte* address;
     int64_t deaths;
     Streams streams;
     {
       const std::lock_guard lock(shared_->mutex);
+      address = slot.address;
       deaths = std::exchange(slot.deaths, 0);
       next = slot.next_dead;
       for (const Shared::User& user : slot.users) streams.push_back(user.stream);
@@ -311,7 +313,7 @@ void Views::Settle() {
       shared_->AddDeaths(&slot, deaths);
       continue;
     }
-    HoldUntil(slot.address, *std::move(fences));
+    HoldUntil(address, *std::move(fences));
     const std::lock_guard lock(shared_->mutex);
     slot.views -= deaths;
     slot.uses -= deaths;
