@@ -3,9 +3,12 @@
 #include <cstdlib>
 #include <new>
 
-// The other forms come here.
+// The other forms come to these.
+void* operator new(size_t size, const std::nothrow_t&) noexcept {
+  return sluice::testing::NextNewFails() ? nullptr : std::malloc(size);
+}
 void* operator new(size_t size) {
-  void* const memory = sluice::testing::NextNewFails() ? nullptr : std::malloc(size);
+  void* const memory = operator new(size, std::nothrow);
   if (memory == nullptr) throw std::bad_alloc();
   return memory;
 }
