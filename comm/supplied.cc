@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "comm/local_ops.h"
@@ -16,6 +18,7 @@ namespace sluice {
 namespace {
 
 constexpr int32_t kWaitMs = 100;  // at a time
+// How often a fence is asked: nobody is told when it is complete.
 constexpr Nanos kFencePoll = std::chrono::microseconds(100);
 // How long an aborted operation may stay under way.
 constexpr Nanos kGiveUp = std::chrono::seconds(10);
@@ -53,7 +56,7 @@ class Supplied final : public ThreadedCommunicator {
     if (op->after != nullptr) status = AwaitFence(*op->after, deadline);
     if (status.ok()) status = StartCall(*op);
     if (status.ok()) status = Await(*op, deadline);
-    if (!status.ok()) table_.abort(table_.context);  // the others may not know
+    if (!status.ok()) AbortTable();  // the others may not know
     return status;
   }
 
@@ -82,7 +85,7 @@ class Supplied final : public ThreadedCommunicator {
     Error error{};
     while (true) {
       const TimePoint now = clock().Now();
-      if (now >= deadline && Break(TooLate(op))) table_.abort(table_.context);
+      if (now >= deadline && Break(TooLate(op))) AbortTable();
       if (give_up == kForever && !status().ok()) give_up = now + kGiveUp;
       if (now >= give_up) {
         const absl::Status why = status();
@@ -130,12 +133,21 @@ class Supplied final : public ThreadedCommunicator {
         error->front() == '\0' ? "failed, and the framework does not say why" : error->data()));
   }
 
-  void Interrupt(const absl::Status& /*why*/) override { table_.abort(table_.context); }
+  void Interrupt(const absl::Status& /*why*/) override { AbortTable(); }
   void Leave() override {
+    const std::lock_guard lock(table_mutex_);
+    left_ = true;
     if (table_.close != nullptr) table_.close(table_.context);
+  }
+  // On any thread; close is the last call, whoever aborts meanwhile.
+  void AbortTable() {
+    const std::lock_guard lock(table_mutex_);
+    if (!left_) table_.abort(table_.context);
   }
 
   const sluice_comm_table table_;
+  std::mutex table_mutex_;
+  bool left_ = false;  // guarded by table_mutex_
   const std::string description_;
   std::vector<sluice_comm_buffer> send_;  // of the operation under way
   std::vector<sluice_comm_buffer> receive_;

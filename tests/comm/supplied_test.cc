@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstring>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "core/clock.h"
@@ -28,7 +29,8 @@ struct Framework {
   int pending = 0;  // so many times wait says that it has not ended
   std::atomic<bool> fails_once_aborted{false};
   std::atomic<int> aborts{0};
-  int closes = 0;
+  std::atomic<int> closes{0};
+  std::atomic<bool> aborted_when_closed{false};
   std::vector<sluice_comm_call> calls;
 
   int32_t Say(int32_t result, char* error, size_t bytes) const {
@@ -54,7 +56,13 @@ struct Framework {
               if (self->pending-- > 0) return SLUICE_COMM_PENDING;
               return self->Say(self->wait_result, error, bytes);
             },
-            .abort = [](void* context) { ++static_cast<Framework*>(context)->aborts; },
+            .abort =
+                [](void* context) {
+                  auto* const self = static_cast<Framework*>(context);
+                  ++self->aborts;
+                  std::this_thread::yield();  // as a framework that takes its time
+                  if (self->closes > 0) self->aborted_when_closed = true;
+                },
             .close = [](void* context) { ++static_cast<Framework*>(context)->closes; },
             .description = "a framework"};
   }
@@ -146,6 +154,19 @@ TEST_F(SuppliedTest, AFrameworkThatNeverEndsIsGivenUp) {
   EXPECT_THAT(std::string(Message(status)), HasSubstr("may still be in use"));
   EXPECT_GT(framework_.aborts, 0);
   communicator_.reset();
+}
+
+TEST_F(SuppliedTest, CloseIsTheLastCallWhoeverAborts) {
+  for (int i = 0; i < 300; ++i) {
+    framework_.closes = 0;
+    Make();
+    std::thread other([this] { communicator_->Abort(absl::AbortedError("by another thread")); });
+    (void)communicator_->Close();
+    other.join();
+    EXPECT_EQ(1, framework_.closes);
+    EXPECT_FALSE(framework_.aborted_when_closed);
+    communicator_.reset();
+  }
 }
 
 TEST_F(SuppliedTest, ATableThatLacksSomethingIsRefused) {
