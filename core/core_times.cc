@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdint>
+#include <limits>
 
 namespace sluice {
 
@@ -30,6 +31,8 @@ Nanos TimeOf(const timeval& time) {
 std::optional<Nanos> BusyTime(std::string_view stat, std::span<const int> cores) {
   // user nice system idle iowait irq softirq steal; what guests ran is in user and nice already.
   constexpr int kColumns = 8, kIdle = 3, kIoWait = 4;
+  const int64_t tick = 1'000'000'000 / std::max<int64_t>(1, sysconf(_SC_CLK_TCK));
+  const int64_t most = std::numeric_limits<int64_t>::max() / tick;
   int64_t ticks = 0;
   size_t found = 0;
   while (!stat.empty()) {
@@ -43,12 +46,14 @@ std::optional<Nanos> BusyTime(std::string_view stat, std::span<const int> cores)
     for (int column = 0; column < kColumns; ++column) {
       const std::optional<int64_t> time = TakeNumber(&line);
       if (!time) return std::nullopt;
-      if (column != kIdle && column != kIoWait) ticks += *time;
+      if (column == kIdle || column == kIoWait) continue;
+      if (*time < 0 || *time > most - ticks) return std::nullopt;
+      ticks += *time;
     }
     ++found;
   }
   if (found < cores.size()) return std::nullopt;
-  return Nanos(ticks * (1'000'000'000 / std::max<int64_t>(1, sysconf(_SC_CLK_TCK))));
+  return Nanos(ticks * tick);
 }
 
 std::optional<CoreTimes> ReadCoreTimes(const FileReader& read, std::span<const int> cores) {
