@@ -209,7 +209,7 @@ void LocalPart::Do(const CommOp& own, std::span<CommOp* const> ops, int phase) {
       return;
     case CommKind::kReduceScatter:
       for (size_t r = 0; r < ops.size(); ++r) addends_[r] = SentTo(*ops[r], self_).data();
-      return OrderedSum(addends_, own.type, own.receive[0].data(), own.type,
+      return OrderedSum(addends_, own.type, 1, own.receive[0].data(), own.type,
                         own.receive[0].size() / static_cast<size_t>(SizeOf(own.type)));
     case CommKind::kAllReduce:
       return phase == 0 ? AddSlice(own, ops) : TakeSlices(own, ops);
@@ -229,7 +229,7 @@ void LocalPart::AddSlice(const CommOp& own, std::span<CommOp* const> ops) {
   const auto size = static_cast<size_t>(SizeOf(own.type));
   const Slice mine = SliceOf(own.send[0].size() / size, self_.value(), ops.size());
   for (size_t r = 0; r < ops.size(); ++r) addends_[r] = ops[r]->send[0].data() + mine.begin * size;
-  OrderedSum(addends_, own.type, own.receive[0].data() + mine.begin * size, own.type,
+  OrderedSum(addends_, own.type, 1, own.receive[0].data() + mine.begin * size, own.type,
              mine.end - mine.begin);
 }
 

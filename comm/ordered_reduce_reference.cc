@@ -1,6 +1,7 @@
 #include "comm/ordered_reduce_reference.h"
 
 #include <cmath>
+#include <vector>
 
 #include "core/float_bits.h"
 
@@ -19,12 +20,19 @@ float Flushed(float value) {
 
 }  // namespace
 
-void OrderedSumReference(std::span<const void* const> from, FloatType from_type, void* to,
-                         FloatType to_type, size_t n) {
+void OrderedSumReference(std::span<const void* const> from, FloatType from_type, float scale,
+                         void* to, FloatType to_type, size_t n) {
   for (size_t i = 0; i < n; ++i) {
-    float sum = ValueAt(from[0], from_type, i);
-    for (const void* const addend : from.subspan(1))
-      sum = Flushed(Flushed(sum) + Flushed(ValueAt(addend, from_type, i)));
+    std::vector<float> sums;
+    for (const void* const addend : from) sums.push_back(ValueAt(addend, from_type, i));
+    while (sums.size() > 1) {  // neighbours, level by level
+      std::vector<float> level;
+      for (size_t r = 0; r + 1 < sums.size(); r += 2)
+        level.push_back(Flushed(Flushed(sums[r]) + Flushed(sums[r + 1])));
+      if (sums.size() % 2 == 1) level.push_back(sums.back());
+      sums = level;
+    }
+    const float sum = scale == 1 ? sums[0] : Flushed(Flushed(sums[0]) * scale);
     if (to_type == FloatType::kF32) {
       static_cast<float*>(to)[i] = sum;
     } else {

@@ -13,8 +13,8 @@
 
 namespace sluice {
 
-void OrderedSumReference(std::span<const void* const> from, FloatType from_type, void* to,
-                         FloatType to_type, size_t n);
+void OrderedSumReference(std::span<const void* const> from, FloatType from_type, float scale,
+                         void* to, FloatType to_type, size_t n);
 
 }  // namespace sluice
 

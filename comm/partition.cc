@@ -1,54 +1,55 @@
 #include "comm/partition.h"
 
-#include "core/grid.h"
+#include "core/status.h"
 
 namespace sluice {
 
-Partition::Partition(std::span<const RunTensor> tensors, uint32_t ranks)
-    : tensors_(tensors.begin(), tensors.end()), shards_(ranks) {
+Partition::Partition(std::span<const int64_t> sizes, uint32_t ranks, uint32_t turn)
+    : ranks_(ranks), turn_(turn % std::max(ranks, 1u)) {
   SLUICE_CHECK(ranks >= 1 && ranks <= kRanksMax);
+  tensors_.reserve(sizes.size());
   int64_t end = 0;
+  for (const int64_t elements : sizes) {
+    SLUICE_CHECK(elements >= 0 && elements <= kElementsMax - kCellElements - end);
+    int64_t offset = RoundUp(end, kTensorAlignment);
+    const int64_t left = kCellElements - offset % kCellElements;
+    if (ranks > 1 && left < std::min(elements, kCellElements)) offset += left;
+    tensors_.push_back({.offset = offset, .elements = elements});
+    if (elements > 0) end = offset + elements;
+    elements_ += elements;
+  }
+  length_ = RoundUp(end, kTensorAlignment);
+  if (ranks == 1 || length_ == 0) {
+    shard_length_ = length_;
+    return;
+  }
+  const int64_t longest = (CellCount(length_) + ranks - 1) / ranks * kCellElements;
+  const int64_t padded = longest * ranks;
+  if (padded - length_ > length_ / kPaddingShare || padded > kElementsMax) return;
+  shard_length_ = longest;
+  length_ = padded;
+}
+
+int64_t Partition::Boundary(uint32_t index) const {
+  if (equal()) return shard_length_ * index;
+  // No product exceeds kElementsMax / kCellElements * kRanksMax = 2^50.
+  return std::min(length_, CellCount(length_) * index / ranks_ * kCellElements);
+}
+
+uint32_t Partition::IndexOf(int64_t place) const {
+  if (equal()) return static_cast<uint32_t>(place / shard_length_);
+  uint32_t first = 0, last = ranks_;  // Boundary(first) <= place, and not so of last
+  while (last - first > 1) {
+    const uint32_t middle = first + (last - first) / 2;
+    (Boundary(middle) <= place ? first : last) = middle;
+  }
+  return first;
+}
+
+int64_t Partition::elements(Rank rank) const {
   int64_t elements = 0;
-  for (const RunTensor& tensor : tensors_) {
-    SLUICE_CHECK(tensor.offset >= end && tensor.elements >= 0 &&
-                 tensor.elements <= kElementsMax - tensor.offset);
-    end = tensor.offset + tensor.elements;
-    before_.push_back(elements);
-    elements += tensor.elements;
-  }
-  before_.push_back(elements);
-  int64_t first = 0;
-  for (uint32_t r = 0; r < ranks; ++r) {
-    const int64_t last = CellStartNearest(r + 1, ranks);
-    const int64_t begin = PlaceOf(first);
-    shards_[r] = {{begin, last > first ? PlaceOf(last - 1) + 1 : begin}, last - first};
-    first = last;
-  }
-}
-
-int64_t Partition::CellStartNearest(uint32_t rank, uint32_t ranks) const {
-  // No product here exceeds 2 * kRanksMax * kElementsMax = 2^61.
-  if (rank == ranks) return elements();
-  const int64_t whole = elements() * rank / ranks;  // rounded down
-  if (whole == elements()) return whole;            // there are none
-  const size_t tensor = TensorOf(whole);
-  const int64_t into = whole - before_[tensor];
-  const int64_t low = whole - into % kCellElements;
-  const int64_t high = std::min(low + kCellElements, before_[tensor + 1]);
-  return 2 * elements() * rank <= (low + high) * ranks ? low : high;
-}
-
-// The last of those that begin there: those before it are empty.
-size_t Partition::TensorOf(int64_t element) const {
-  const auto after = std::upper_bound(before_.begin(), before_.end() - 1, element);
-  return static_cast<size_t>(after - before_.begin()) - 1;
-}
-
-int64_t Partition::PlaceOf(int64_t element) const {
-  if (elements() == 0) return 0;
-  if (element == elements()) return PlaceOf(element - 1) + 1;
-  const size_t tensor = TensorOf(element);
-  return tensors_[tensor].offset + element - before_[tensor];
+  ForTensors(shard(rank), [&](size_t /*tensor*/, ElementRange part) { elements += part.size(); });
+  return elements;
 }
 
 }  // namespace sluice

@@ -1,19 +1,23 @@
 // comm/partition.h
 //
-// What each rank keeps of a unit, or of a single tensor. Pure arithmetic over elements: it knows no
-// types, bytes, states or memory.
+// Where the tensors of a run lie, and what of it each rank keeps. Pure arithmetic over elements: it
+// knows no types, bytes, states or memory.
 //
-// A unit is a run of elements: its tensors one after the other, each at an offset of its own; gaps
-// between them (they align tensors) hold no elements and are counted nowhere. Every tensor is cut
-// into the cells of the canonical grid (core/grid.h), the last one shorter. A rank's shard is a
-// contiguous piece of the run, made of whole cells: with E elements and N ranks, shard r begins at
-// the start of a cell (or the run's end) that is nearest to the r * E / N-th element, the lower of
-// two as near; it ends where shard r + 1 begins. So
-// - a shard has E / N elements, give or take one cell at most; where all cells are whole, shards
-//   differ by one cell at most;
-// - with more ranks than cells some ranks have nothing, and an empty unit has nothing anywhere;
-// - gathered in rank order, shards are the run itself: no copy puts them in place.
-// This rule is part of what a checkpoint means, so it stays.
+// A run is a sequence of tensors, each cut into the cells of the canonical grid (core/grid.h), the
+// last one shorter. They lie one after the other, each at the next multiple of kTensorAlignment.
+// Among several ranks no cell may lie across a multiple of kCellElements of the run: a tensor whose
+// would begins at the next one. So every multiple of kCellElements parts whole cells, and between
+// those a rank's shard is cut: a contiguous piece of the run.
+//
+// - Equal shards, where that costs at most one place in kPaddingShare: each is as long as the
+//   longest must be, and the run is padded at its end to a multiple of that. Gathered in rank
+//   order, equal pieces are the run itself, which is what collectives do fastest.
+// - Else, for runs that are short beside the number of ranks: with C cells, shard r begins at cell
+//   C r / N, rounded down, nothing is padded, and shard r is the rank's that is `turn` further, so
+//   that of many short runs every rank has its part.
+//
+// Places that hold no element (gaps, padding) are counted nowhere, and reach no norm and no
+// checkpoint. This rule is part of what a checkpoint means, so it stays.
 //
 // Threads: any, after the construction, which is all that allocates.
 
@@ -27,7 +31,7 @@
 #include <vector>
 
 #include "comm/rank.h"
-#include "core/status.h"
+#include "core/grid.h"
 
 namespace sluice {
 
@@ -45,42 +49,39 @@ constexpr ElementRange Intersection(ElementRange a, ElementRange b) {
   return {std::max(a.begin, b.begin), std::min(a.end, b.end)};
 }
 
-// Where a tensor lies in its unit's run.
-struct RunTensor {
-  int64_t offset = 0;
-  int64_t elements = 0;  // may be 0
-
-  friend bool operator==(const RunTensor&, const RunTensor&) = default;
-};
-
 class Partition {
  public:
-  static constexpr int64_t kElementsMax = int64_t{1} << 44;
+  static constexpr int64_t kElementsMax = int64_t{1} << 46;  // places, padding included
+  static constexpr int64_t kPaddingShare = 32;
 
-  // `tensors` are in the order of their offsets and don't overlap; 1 <= `ranks` <= kRanksMax;
-  // the run ends by kElementsMax. All of these are checked.
-  Partition(std::span<const RunTensor> tensors, uint32_t ranks);
+  // `sizes`: elements of each tensor, in order; may be 0. 1 <= `ranks` <= kRanksMax; no run is
+  // longer than kElementsMax. All of these are checked.
+  explicit Partition(std::span<const int64_t> sizes, uint32_t ranks = 1, uint32_t turn = 0);
 
-  uint32_t ranks() const { return static_cast<uint32_t>(shards_.size()); }
-  std::span<const RunTensor> tensors() const { return tensors_; }
+  uint32_t ranks() const { return ranks_; }
+  int64_t elements() const { return elements_; }  // without gaps
+  // Places: a multiple of kTensorAlignment, and of equal shards of their number.
+  int64_t length() const { return length_; }
+  bool equal() const { return shard_length_ > 0; }
 
-  // Without gaps: of all ranks, and of one.
-  int64_t elements() const { return before_.back(); }
-  int64_t elements(Rank rank) const { return shards_[rank.value()].elements; }
+  int64_t offset(size_t tensor) const { return tensors_[tensor].offset; }
 
-  // From the first of the rank's elements to the last, as places in the run; gaps amid them are in
-  // it. Of a rank that has nothing it is empty and lies where the shard would.
-  ElementRange shard(Rank rank) const { return shards_[rank.value()].place; }
+  // Places in the run. One that is empty lies where it would.
+  ElementRange shard(Rank rank) const {
+    const uint32_t index = equal() ? rank.value() : (rank.value() + ranks_ - turn_) % ranks_;
+    return {Boundary(index), Boundary(index + 1)};
+  }
+  int64_t elements(Rank rank) const;  // of its shard, without gaps
 
   // f(Rank, ElementRange): the parts of `range`, places in the run, that are in shards, in order.
   template <typename F>
   void ForShards(ElementRange range, F&& f) const {
-    auto shard = std::partition_point(shards_.begin(), shards_.end(), [&](const Shard& candidate) {
-      return candidate.place.end <= range.begin;
-    });
-    for (; shard != shards_.end() && shard->place.begin < range.end; ++shard) {
-      const ElementRange part = Intersection(shard->place, range);
-      if (!part.empty()) f(Rank(static_cast<uint32_t>(shard - shards_.begin())), part);
+    range = Intersection(range, {0, length_});
+    if (range.empty()) return;
+    for (uint32_t index = IndexOf(range.begin); index < ranks_; ++index) {
+      const ElementRange part = Intersection({Boundary(index), Boundary(index + 1)}, range);
+      if (!part.empty()) f(Rank(equal() ? index : (index + turn_) % ranks_), part);
+      if (Boundary(index + 1) >= range.end) return;
     }
   }
 
@@ -88,10 +89,9 @@ class Partition {
   // order; each part as elements of its tensor.
   template <typename F>
   void ForTensors(ElementRange range, F&& f) const {
-    auto tensor =
-        std::partition_point(tensors_.begin(), tensors_.end(), [&](const RunTensor& candidate) {
-          return candidate.offset + candidate.elements <= range.begin;
-        });
+    auto tensor = std::ranges::partition_point(tensors_, [&](const Tensor& candidate) {
+      return candidate.offset + candidate.elements <= range.begin;
+    });
     for (; tensor != tensors_.end() && tensor->offset < range.end; ++tensor) {
       const ElementRange part =
           Intersection({tensor->offset, tensor->offset + tensor->elements}, range);
@@ -102,32 +102,23 @@ class Partition {
   }
 
  private:
-  struct Shard {
-    ElementRange place;
-    int64_t elements = 0;
+  struct Tensor {
+    int64_t offset;
+    int64_t elements;
   };
 
-  // Both count elements without gaps.
-  int64_t CellStartNearest(uint32_t rank, uint32_t ranks) const;
-  size_t TensorOf(int64_t element) const;
-  int64_t PlaceOf(int64_t element) const;  // of the run's end too
+  // Where shard `index` begins, in the order of the run; of `ranks`, its end.
+  int64_t Boundary(uint32_t index) const;
+  // The last shard that begins at or before the place.
+  uint32_t IndexOf(int64_t place) const;
 
-  std::vector<RunTensor> tensors_;
-  std::vector<int64_t> before_;  // by tensor: elements of those before it; at last those of all
-  std::vector<Shard> shards_;
+  std::vector<Tensor> tensors_;
+  uint32_t ranks_;
+  uint32_t turn_;
+  int64_t elements_ = 0;
+  int64_t length_ = 0;
+  int64_t shard_length_ = 0;  // of equal shards
 };
-
-// What moves where when another number of ranks shares the same unit: f(Rank from, Rank to,
-// ElementRange), places in the run, for every piece that is in a shard of both, in order. Together
-// they are all elements, each once. Precondition: the tensors are the same.
-template <typename F>
-void ForMoves(const Partition& from, const Partition& to, F&& f) {
-  SLUICE_CHECK(std::ranges::equal(from.tensors(), to.tensors()));
-  for (uint32_t r = 0; r < from.ranks(); ++r) {
-    to.ForShards(from.shard(Rank(r)),
-                 [&](Rank rank, ElementRange part) { f(Rank(r), rank, part); });
-  }
-}
 
 }  // namespace sluice
 

@@ -13,9 +13,15 @@ namespace sluice {
 
 inline constexpr int64_t kCellElements = 4096;
 
+// Where tensors begin that lie one after the other, in elements.
+inline constexpr int64_t kTensorAlignment = 64;
+
 // What is checked, updated and sealed while it is in a core's cache: a few cells of a chunk.
 inline constexpr int64_t kPieceElements = 4 * kCellElements;
 
+constexpr int64_t RoundUp(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
 constexpr int64_t CellCount(int64_t elements) {
   return (elements + kCellElements - 1) / kCellElements;
 }

@@ -11,9 +11,7 @@ namespace sluice {
 
 namespace {
 
-constexpr int64_t AlignElements(int64_t n) {
-  return (n + kTensorAlignment - 1) / kTensorAlignment * kTensorAlignment;
-}
+constexpr int64_t AlignElements(int64_t n) { return RoundUp(n, kTensorAlignment); }
 
 }  // namespace
 

@@ -31,7 +31,6 @@
 
 namespace sluice {
 
-inline constexpr int64_t kTensorAlignment = 64;            // elements
 inline constexpr int64_t kElementsMax = int64_t{1} << 44;  // of all tensors together
 inline constexpr size_t kChunksMax = size_t{1} << 24;
 

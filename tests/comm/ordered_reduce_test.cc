@@ -13,7 +13,6 @@
 #include "core/executor.h"
 #include "core/float_bits.h"
 #include "core/status.h"
-#include "tests/comm/comm_fixture.h"
 #include "tests/comm/exchange.h"
 #include "tests/core/targets.h"
 
@@ -73,11 +72,12 @@ TEST(OrderedSumTest, IsTheReferenceOnEveryTarget) {
           std::vector<Data> from;
           for (size_t r = 0; r < ranks; ++r) from.push_back(RandomValues(from_type, n, &random));
           const auto size = static_cast<size_t>(SizeOf(to_type));
+          const float scale = n % 2 == 0 ? 1 : 1.0f / static_cast<float>(ranks);
           Data expected(n * size);
-          OrderedSumReference(Pointers(from), from_type, expected.data(), to_type, n);
+          OrderedSumReference(Pointers(from), from_type, scale, expected.data(), to_type, n);
           OnEveryTarget([&] {
             Data sum(n * size);
-            OrderedSum(Pointers(from), from_type, sum.data(), to_type, n);
+            OrderedSum(Pointers(from), from_type, scale, sum.data(), to_type, n);
             ExpectSame(to_type, expected, sum);
           });
         }
@@ -94,11 +94,11 @@ TEST(OrderedSumTest, AnyStartWritesItsElementsOnly) {
       std::vector<Data> from;
       for (int r = 0; r < 3; ++r) from.push_back(RandomValues(type, 200, &random));
       Data expected = from[0];
-      OrderedSumReference(Pointers(from, start * size), type, expected.data() + start * size, type,
-                          100);
+      OrderedSumReference(Pointers(from, start * size), type, 1, expected.data() + start * size,
+                          type, 100);
       OnEveryTarget([&] {
         Data sum = from[0];
-        OrderedSum(Pointers(from, start * size), type, sum.data() + start * size, type, 100);
+        OrderedSum(Pointers(from, start * size), type, 1, sum.data() + start * size, type, 100);
         ExpectSame(type, expected, sum);
       });
     }
@@ -112,17 +112,17 @@ TEST(OrderedSumTest, MayReplaceAnyAddend) {
       std::vector<Data> from;
       for (int r = 0; r < 4; ++r) from.push_back(RandomValues(type, 333, &random));
       Data expected(from[0].size());
-      OrderedSumReference(Pointers(from), type, expected.data(), type, 333);
+      OrderedSumReference(Pointers(from), type, 1, expected.data(), type, 333);
       OnEveryTarget([&] {
         std::vector<Data> own = from;
-        OrderedSum(Pointers(own), type, own[target].data(), type, 333);
+        OrderedSum(Pointers(own), type, 1, own[target].data(), type, 333);
         ExpectSame(type, expected, own[target]);
       });
     }
   }
 }
 
-TEST(OrderedSumTest, AddsFromTheFirstToTheLastAndRoundsOnce) {
+TEST(OrderedSumTest, AddsByTheTreeAndRoundsOnce) {
   const float values[] = {1e8f, 1, -1e8f};
   const void* const forth[] = {&values[0], &values[1], &values[2]};
   const void* const back[] = {&values[0], &values[2], &values[1]};
@@ -132,14 +132,19 @@ TEST(OrderedSumTest, AddsFromTheFirstToTheLastAndRoundsOnce) {
   const void* const alone[] = {&tie};
   OnEveryTarget([&] {
     float sum = -1;
-    OrderedSum(forth, FloatType::kF32, &sum, FloatType::kF32, 1);
+    OrderedSum(forth, FloatType::kF32, 1, &sum, FloatType::kF32, 1);
     EXPECT_EQ(0, sum);
-    OrderedSum(back, FloatType::kF32, &sum, FloatType::kF32, 1);
+    OrderedSum(back, FloatType::kF32, 1, &sum, FloatType::kF32, 1);
     EXPECT_EQ(1, sum);
     uint16_t rounded = 0;
-    OrderedSum(two_ones, FloatType::kBf16, &rounded, FloatType::kBf16, 1);
+    const void* const four[] = {&values[0], &values[1], &values[2], &values[1]};
+    OrderedSum(four, FloatType::kF32, 1, &sum, FloatType::kF32, 1);
+    EXPECT_EQ(0, sum) << "(0 + 1) + (2 + 3): one after the other it were 1";
+    OrderedSum(back, FloatType::kF32, 0.25f, &sum, FloatType::kF32, 1);
+    EXPECT_EQ(0.25f, sum);
+    OrderedSum(two_ones, FloatType::kBf16, 1, &rounded, FloatType::kBf16, 1);
     EXPECT_EQ(258, ToFloat(rounded, FloatType::kBf16)) << "rounded at each step it were 256";
-    OrderedSum(alone, FloatType::kF32, &rounded, FloatType::kBf16, 1);
+    OrderedSum(alone, FloatType::kF32, 1, &rounded, FloatType::kBf16, 1);
     EXPECT_EQ(1, ToFloat(rounded, FloatType::kBf16));
   });
 }
@@ -151,11 +156,11 @@ TEST(OrderedSumTest, FlushesSubnormalsWhateverTheThreadDoes) {
       for (const float b : values) {
         const void* const from[] = {&a, &b};
         float expected = 0, sum = 0, flushed = 0;
-        OrderedSumReference(from, FloatType::kF32, &expected, FloatType::kF32, 1);
-        OrderedSum(from, FloatType::kF32, &sum, FloatType::kF32, 1);
+        OrderedSumReference(from, FloatType::kF32, 1, &expected, FloatType::kF32, 1);
+        OrderedSum(from, FloatType::kF32, 1, &sum, FloatType::kF32, 1);
         {
           const ScopedFlushDenormals flush;
-          OrderedSum(from, FloatType::kF32, &flushed, FloatType::kF32, 1);
+          OrderedSum(from, FloatType::kF32, 1, &flushed, FloatType::kF32, 1);
         }
         EXPECT_EQ(std::bit_cast<uint32_t>(expected), std::bit_cast<uint32_t>(sum));
         EXPECT_EQ(std::bit_cast<uint32_t>(expected), std::bit_cast<uint32_t>(flushed));
@@ -164,96 +169,6 @@ TEST(OrderedSumTest, FlushesSubnormalsWhateverTheThreadDoes) {
   });
   volatile float subnormal = 1e-40f;
   EXPECT_NE(0.0f, subnormal * 2.0f) << "the caller's thread is left as it was";
-}
-
-// A unit whose gradients every rank has, and what their ordered sums are.
-class OrderedReduceTest : public CommFixture {
- protected:
-  static constexpr RunTensor kTensors[] = {{0, 10'000}, {10'048, 7}, {10'112, 0}, {10'112, 9'000}};
-  static constexpr int64_t kRun = 19'112;
-
-  // Reduces the unit in buckets that end at `cuts`; the sums as they lie in the run.
-  Data Reduce(const std::vector<Data>& grads, FloatType type, FloatType to_type,
-              const std::vector<int64_t>& cuts) {
-    const auto count = static_cast<uint32_t>(grads.size());
-    const Partition partition(kTensors, count);
-    const int64_t size = SizeOf(type), to_size = SizeOf(to_type);
-    Data sums(static_cast<size_t>(kRun * to_size));
-    std::vector<OrderedReduce> reduces;
-    for (uint32_t r = 0; r < count; ++r) reduces.emplace_back(Rank(r), count);
-    int64_t begin = 0;
-    for (const int64_t end : cuts) {
-      const ElementRange range{begin, end};
-      begin = end;
-      std::vector<Data> staging;
-      for (uint32_t r = 0; r < count; ++r) {
-        staging.emplace_back(OrderedReduce::StagingSize(partition, Rank(r), range, type).size());
-        const ConstMemoryView all(grads[r]);
-        TestOp* const op = New(CommKind::kBarrier);
-        reduces[r].Prepare(partition,
-                           {.range = range,
-                            .values = all.subspan(static_cast<size_t>(range.begin * size),
-                                                  static_cast<size_t>(range.size() * size)),
-                            .type = type,
-                            .staging = staging[r]},
-                           &op->op);
-        group()[r]->Enqueue(&op->op);
-      }
-      WaitForAll();
-      for (OrderedReduce& reduce : reduces)
-        reduce.Sum(sums.data() + reduce.mine().begin * to_size, to_type);
-    }
-    for (const TestOp& op : ops_) EXPECT_TRUE(op.op.status.ok()) << op.op.status;
-    return sums;
-  }
-};
-
-INSTANTIATE_TEST_SUITE_P(All, OrderedReduceTest, testing::ValuesIn(kCommImplementations), NameOf);
-
-TEST_P(OrderedReduceTest, TheBitsAreTheSameForEveryBucketSizeAndPartition) {
-  std::mt19937 random(5);
-  for (const uint32_t ranks : kRankCounts) {
-    for (const FloatType type : kTypes) {
-      for (const FloatType to_type : {FloatType::kF32, type}) {
-        std::vector<Data> grads;
-        for (uint32_t r = 0; r < ranks; ++r)
-          grads.push_back(RandomValues(type, static_cast<size_t>(kRun), &random));
-        Data expected(static_cast<size_t>(kRun * SizeOf(to_type)));
-        OrderedSumReference(Pointers(grads), type, expected.data(), to_type,
-                            static_cast<size_t>(kRun));
-        const std::vector<int64_t> every_cuts[] = {
-            {kRun}, {4096, 8192, kRun}, {1, 5000, 10'000, 10'055, kRun - 1, kRun}, {kRun, kRun}};
-        for (const std::vector<int64_t>& cuts : every_cuts) {
-          Start(ranks);
-          const Data sums = Reduce(grads, type, to_type, cuts);
-          for (const RunTensor& tensor : kTensors) {  // what is in gaps is nobody's
-            const auto part = [&](const Data& data) {
-              const auto first = data.begin() + tensor.offset * SizeOf(to_type);
-              return Data(first, first + tensor.elements * SizeOf(to_type));
-            };
-            ExpectSame(to_type, part(expected), part(sums));
-          }
-        }
-      }
-    }
-  }
-}
-
-// As many bytes as a reduce-scatter: each rank sends all but its own share, once.
-TEST_P(OrderedReduceTest, ItsTrafficIsThatOfAReduceScatter) {
-  for (const uint32_t ranks : kRankCounts) {
-    Start(ranks);
-    const std::vector<Data> grads(ranks, Data(static_cast<size_t>(kRun * 4)));
-    Reduce(grads, FloatType::kF32, FloatType::kF32, {5000, 12'000, kRun});
-    const Partition partition(kTensors, ranks);
-    for (uint32_t r = 0; r < ranks; ++r) {
-      int64_t elements = 0;
-      for (uint32_t other = 0; other < ranks; ++other)
-        elements += other == r ? 0 : partition.shard(Rank(other)).size();
-      EXPECT_EQ(Bytes(elements * 4),
-                group()[r]->counts()[static_cast<size_t>(CommKind::kAllToAll)].sent);
-    }
-  }
 }
 
 }  // namespace

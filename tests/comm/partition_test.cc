@@ -4,7 +4,6 @@
 #include <rapidcheck/gtest.h>
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "core/grid.h"
@@ -12,20 +11,17 @@
 namespace sluice {
 namespace {
 
-// Tensors of every size that matters, with gaps or without.
-std::vector<RunTensor> DrawTensors() {
-  std::vector<RunTensor> tensors;
-  int64_t end = *rc::gen::element<int64_t>(0, 0, 64, 5000);
-  const bool gaps = *rc::gen::arbitrary<bool>();
-  const auto count = *rc::gen::inRange(0, 7);
+// Of every size that matters.
+std::vector<int64_t> DrawSizes() {
+  std::vector<int64_t> sizes;
+  const auto count = *rc::gen::inRange(0, 9);
   for (int i = 0; i < count; ++i) {
-    const auto elements =
-        *rc::gen::oneOf(rc::gen::element<int64_t>(0, 1, 2, 4095, 4096, 4097, 8192, 12288),
-                        rc::gen::inRange<int64_t>(0, 200), rc::gen::inRange<int64_t>(0, 13'000));
-    tensors.push_back({end, elements});
-    end += elements + (gaps ? *rc::gen::inRange<int64_t>(0, 64) : 0);
+    sizes.push_back(*rc::gen::oneOf(
+        rc::gen::element<int64_t>(0, 1, 63, 64, 65, 4032, 4033, 4095, 4096, 4097, 8192, 12288),
+        rc::gen::inRange<int64_t>(0, 200), rc::gen::inRange<int64_t>(0, 13'000),
+        rc::gen::inRange<int64_t>(0, 60'000)));
   }
-  return tensors;
+  return sizes;
 }
 
 uint32_t DrawRanks() {
@@ -33,197 +29,195 @@ uint32_t DrawRanks() {
                          rc::gen::inRange<uint32_t>(1, 20));
 }
 
-// The rule of partition.h, element by element: who has what, by the element's place in the run;
-// -1: nobody, it is a gap.
-class Oracle {
- public:
-  Oracle(const std::vector<RunTensor>& tensors, uint32_t ranks) {
-    std::vector<int64_t> starts;  // of cells, counted without gaps
-    for (const RunTensor& tensor : tensors) {
-      for (int64_t i = 0; i < tensor.elements; ++i) {
-        if (i % kCellElements == 0) starts.push_back(static_cast<int64_t>(places_.size()));
-        places_.push_back(tensor.offset + i);
+struct Case {
+  std::vector<int64_t> sizes = DrawSizes();
+  uint32_t ranks = DrawRanks();
+  uint32_t turn = *rc::gen::inRange<uint32_t>(0, 100);
+  Partition partition{sizes, ranks, turn};
+
+  // Who has each place of the run; -1: nobody.
+  std::vector<int> Owners() const {
+    std::vector<int> owners(static_cast<size_t>(partition.length()), -1);
+    for (uint32_t r = 0; r < ranks; ++r) {
+      const ElementRange shard = partition.shard(Rank(r));
+      for (int64_t at = shard.begin; at < shard.end; ++at) {
+        RC_ASSERT(owners.at(static_cast<size_t>(at)) == -1);
+        owners[static_cast<size_t>(at)] = static_cast<int>(r);
       }
     }
-    const auto elements = static_cast<int64_t>(places_.size());
-    starts.push_back(elements);
-    std::vector<int64_t> begins;
-    for (uint32_t r = 0; r <= ranks; ++r) {
-      // Distances times the number of ranks are whole numbers.
-      const auto distance = [&](int64_t start) { return std::abs(start * ranks - r * elements); };
-      begins.push_back(*std::ranges::min_element(starts, {}, distance));
-    }
-    begins.back() = elements;
-    owners_.assign(places_.empty() ? 0 : static_cast<size_t>(places_.back()) + 1, -1);
-    for (uint32_t r = 0; r < ranks; ++r) {
-      for (int64_t i = begins[r]; i < begins[r + 1]; ++i)
-        owners_[static_cast<size_t>(places_[static_cast<size_t>(i)])] = static_cast<int>(r);
-    }
+    return owners;
   }
-
-  const std::vector<int>& owners() const { return owners_; }
-  int64_t elements() const { return static_cast<int64_t>(places_.size()); }
-  // By rank, in the run; empty if it has none.
-  std::vector<std::vector<int64_t>> PlacesByRank(uint32_t ranks) const {
-    std::vector<std::vector<int64_t>> places(ranks);
-    for (const int64_t place : places_)
-      places[static_cast<size_t>(owners_[static_cast<size_t>(place)])].push_back(place);
-    return places;
+  // How many cells there would be at least, whoever places the tensors.
+  int64_t ends() const {
+    int64_t end = 0;
+    for (size_t t = 0; t < sizes.size(); ++t) {
+      if (sizes[t] > 0) end = partition.offset(t) + sizes[t];
+    }
+    return end;
   }
-
- private:
-  std::vector<int64_t> places_;  // of elements
-  std::vector<int> owners_;
 };
 
-RC_GTEST_PROP(PartitionTest, EveryElementIsWhereTheRuleSays, ()) {
-  const std::vector<RunTensor> tensors = DrawTensors();
-  const uint32_t ranks = DrawRanks();
-  const Partition partition(tensors, ranks);
-  const Oracle oracle(tensors, ranks);
-  RC_ASSERT(partition.ranks() == ranks);
-  RC_ASSERT(partition.elements() == oracle.elements());
-  const std::vector<std::vector<int64_t>> by_rank = oracle.PlacesByRank(ranks);
-  int64_t end = 0;
-  for (uint32_t r = 0; r < ranks; ++r) {
-    const std::vector<int64_t>& places = by_rank[r];
-    const ElementRange shard = partition.shard(Rank(r));
-    RC_ASSERT(partition.elements(Rank(r)) == static_cast<int64_t>(places.size()));
-    RC_ASSERT(shard.empty() == places.empty());
-    RC_ASSERT(shard.begin >= end && shard.end >= shard.begin);
-    end = shard.end;
-    if (places.empty()) continue;
-    RC_ASSERT(shard.begin == places.front());
-    RC_ASSERT(shard.end == places.back() + 1);
-    for (int64_t at = shard.begin; at < shard.end; ++at) {
-      const int owner = oracle.owners()[static_cast<size_t>(at)];
-      RC_ASSERT(owner == static_cast<int>(r) || owner == -1);
+RC_GTEST_PROP(PartitionTest, TensorsLieInOrderAndCellsAreWhole, ()) {
+  const Case c;
+  int64_t end = 0, elements = 0;
+  for (size_t t = 0; t < c.sizes.size(); ++t) {
+    const int64_t offset = c.partition.offset(t);
+    RC_ASSERT(offset >= end && offset % kTensorAlignment == 0);
+    // No further than it must be.
+    if (c.ranks == 1) RC_ASSERT(offset < end + kTensorAlignment);
+    if (offset >= end + kTensorAlignment) {
+      RC_ASSERT(offset % kCellElements == 0 && offset < end + kCellElements);
+      const int64_t before = RoundUp(end, kTensorAlignment);
+      RC_ASSERT(before + std::min(c.sizes[t], kCellElements) > offset);
+    }
+    for (int64_t cell = 0; c.ranks > 1 && cell < c.sizes[t]; cell += kCellElements) {
+      const int64_t last = std::min(cell + kCellElements, c.sizes[t]) - 1;
+      RC_ASSERT((offset + cell) / kCellElements == (offset + last) / kCellElements);
+    }
+    if (c.sizes[t] > 0) end = offset + c.sizes[t];
+    elements += c.sizes[t];
+  }
+  RC_ASSERT(c.partition.elements() == elements);
+  RC_ASSERT(c.partition.length() >= end && c.partition.length() % kTensorAlignment == 0);
+}
+
+RC_GTEST_PROP(PartitionTest, EveryPlaceHasOneOwnerAndEveryCellIsWholeWithIt, ()) {
+  const Case c;
+  const std::vector<int> owners = c.Owners();
+  for (const int owner : owners) RC_ASSERT(owner >= 0);
+  for (size_t t = 0; t < c.sizes.size(); ++t) {
+    for (int64_t i = 0; i < c.sizes[t]; ++i) {
+      const auto at = static_cast<size_t>(c.partition.offset(t) + i);
+      if (i % kCellElements != 0) RC_ASSERT(owners[at] == owners[at - 1]);
     }
   }
 }
 
-RC_GTEST_PROP(PartitionTest, SharesAreEqualWithinOneCell, ()) {
-  const std::vector<RunTensor> tensors = DrawTensors();
-  const uint32_t ranks = DrawRanks();
-  const Partition partition(tensors, ranks);
-  int64_t total = 0, least = partition.elements(), most = 0;
-  for (uint32_t r = 0; r < ranks; ++r) {
-    const int64_t own = partition.elements(Rank(r));
-    total += own;
-    least = std::min(least, own);
-    most = std::max(most, own);
-    RC_ASSERT(std::abs(own * ranks - partition.elements()) <= kCellElements * ranks);
+RC_GTEST_PROP(PartitionTest, SharesAreEqual, ()) {
+  const Case c;
+  const int64_t length = RoundUp(c.ends(), kTensorAlignment);
+  int64_t total = 0, least = c.partition.length(), most = 0;
+  for (uint32_t r = 0; r < c.ranks; ++r) {
+    const ElementRange shard = c.partition.shard(Rank(r));
+    total += c.partition.elements(Rank(r));
+    least = std::min(least, shard.size());
+    most = std::max(most, shard.size());
+    if (c.partition.equal()) RC_ASSERT(shard.begin == static_cast<int64_t>(r) * shard.size());
   }
-  RC_ASSERT(total == partition.elements());
-  const bool whole = std::ranges::all_of(
-      tensors, [](const RunTensor& tensor) { return tensor.elements % kCellElements == 0; });
-  if (whole) RC_ASSERT(most - least <= kCellElements);
+  RC_ASSERT(total == c.partition.elements());
+  if (c.partition.equal()) {
+    RC_ASSERT(least == most);
+    RC_ASSERT(c.partition.length() - length <= length / Partition::kPaddingShare);
+  } else {
+    RC_ASSERT(c.partition.length() == length);  // nothing is padded
+    RC_ASSERT(most - least <= 2 * kCellElements);
+    // Equal ones would have cost more than they may.
+    const int64_t longest = (CellCount(length) + c.ranks - 1) / c.ranks * kCellElements;
+    RC_ASSERT(longest * c.ranks - length > length / Partition::kPaddingShare || length == 0);
+  }
 }
 
 RC_GTEST_PROP(PartitionTest, ARangeMeetsWhoHasSomethingInIt, ()) {
-  const std::vector<RunTensor> tensors = DrawTensors();
-  const uint32_t ranks = DrawRanks();
-  const Partition partition(tensors, ranks);
-  const Oracle oracle(tensors, ranks);
-  const auto size = static_cast<int64_t>(oracle.owners().size());
+  const Case c;
+  const std::vector<int> owners = c.Owners();
+  const int64_t size = c.partition.length();
   const ElementRange range{*rc::gen::inRange<int64_t>(0, size + 100),
                            *rc::gen::inRange<int64_t>(0, size + 100)};
-  std::vector<int> owners(oracle.owners().size(), -1);
+  std::vector<int> met(owners.size(), -1);
   int64_t end = 0;
-  partition.ForShards(range, [&](Rank rank, ElementRange part) {
+  c.partition.ForShards(range, [&](Rank rank, ElementRange part) {
     RC_ASSERT(!part.empty() && part.begin >= std::max(end, range.begin) && part.end <= range.end);
-    RC_ASSERT(Intersection(partition.shard(rank), part) == part);
     end = part.end;
     for (int64_t at = part.begin; at < part.end; ++at)
-      owners[static_cast<size_t>(at)] = static_cast<int>(rank.value());
+      met[static_cast<size_t>(at)] = static_cast<int>(rank.value());
   });
   for (int64_t at = 0; at < size; ++at) {
-    const int owner = oracle.owners()[static_cast<size_t>(at)];
-    if (owner == -1) continue;
     const bool inside = at >= range.begin && at < range.end;
-    RC_ASSERT(owners[static_cast<size_t>(at)] == (inside ? owner : -1));
+    RC_ASSERT(met[static_cast<size_t>(at)] == (inside ? owners[static_cast<size_t>(at)] : -1));
   }
 }
 
 RC_GTEST_PROP(PartitionTest, ARangeIsOfTensorsAsTheyLie, ()) {
-  const std::vector<RunTensor> tensors = DrawTensors();
-  const Partition partition(tensors, 1);
-  const int64_t size = tensors.empty() ? 0 : tensors.back().offset + tensors.back().elements;
-  const ElementRange range{*rc::gen::inRange<int64_t>(0, size + 100),
-                           *rc::gen::inRange<int64_t>(0, size + 100)};
+  const Case c;
+  const ElementRange range{*rc::gen::inRange<int64_t>(0, c.partition.length() + 100),
+                           *rc::gen::inRange<int64_t>(0, c.partition.length() + 100)};
   std::vector<std::vector<bool>> met;
-  for (const RunTensor& tensor : tensors) met.emplace_back(static_cast<size_t>(tensor.elements));
-  partition.ForTensors(range, [&](size_t tensor, ElementRange part) {
+  for (const int64_t size : c.sizes) met.emplace_back(static_cast<size_t>(size));
+  c.partition.ForTensors(range, [&](size_t tensor, ElementRange part) {
     RC_ASSERT(!part.empty());
     for (int64_t i = part.begin; i < part.end; ++i) {
       RC_ASSERT(!met[tensor].at(static_cast<size_t>(i)));
       met[tensor][static_cast<size_t>(i)] = true;
     }
   });
-  for (size_t t = 0; t < tensors.size(); ++t) {
-    for (int64_t i = 0; i < tensors[t].elements; ++i) {
-      const int64_t at = tensors[t].offset + i;
+  for (size_t t = 0; t < c.sizes.size(); ++t) {
+    for (int64_t i = 0; i < c.sizes[t]; ++i) {
+      const int64_t at = c.partition.offset(t) + i;
       RC_ASSERT(met[t][static_cast<size_t>(i)] == (at >= range.begin && at < range.end));
     }
   }
 }
 
-RC_GTEST_PROP(PartitionTest, MovesBringEveryElementToItsNewRank, ()) {
-  const std::vector<RunTensor> tensors = DrawTensors();
-  const uint32_t ranks[] = {DrawRanks(), DrawRanks()};
-  const Partition from(tensors, ranks[0]), to(tensors, ranks[1]);
-  const Oracle before(tensors, ranks[0]), after(tensors, ranks[1]);
-  std::vector<int> moved(before.owners().size(), 0);
-  ForMoves(from, to, [&](Rank source, Rank target, ElementRange part) {
-    RC_ASSERT(!part.empty());
-    for (int64_t i = part.begin; i < part.end; ++i) {
-      const auto at = static_cast<size_t>(i);
-      if (before.owners()[at] == -1) continue;
-      RC_ASSERT(before.owners()[at] == static_cast<int>(source.value()));
-      RC_ASSERT(after.owners()[at] == static_cast<int>(target.value()));
-      ++moved[at];
-    }
-  });
-  for (size_t at = 0; at < moved.size(); ++at)
-    RC_ASSERT(moved[at] == (before.owners()[at] == -1 ? 0 : 1));
+std::vector<std::pair<int64_t, int64_t>> Shards(const Partition& partition) {
+  std::vector<std::pair<int64_t, int64_t>> result;
+  for (uint32_t r = 0; r < partition.ranks(); ++r)
+    result.emplace_back(partition.shard(Rank(r)).begin, partition.shard(Rank(r)).end);
+  return result;
 }
 
-TEST(PartitionTest, BoundariesAreAtTheNearestCell) {
-  const auto shards = [](std::vector<RunTensor> tensors, uint32_t ranks) {
-    std::vector<std::pair<int64_t, int64_t>> result;
-    const Partition partition(tensors, ranks);
-    for (uint32_t r = 0; r < ranks; ++r)
-      result.emplace_back(partition.shard(Rank(r)).begin, partition.shard(Rank(r)).end);
-    return result;
-  };
-  using Shards = std::vector<std::pair<int64_t, int64_t>>;
-  EXPECT_EQ((Shards{{0, 8192}, {8192, 16384}}), shards({{0, 16384}}, 2));
-  EXPECT_EQ((Shards{{0, 4096}, {4096, 12288}}), shards({{0, 12288}}, 2)) << "the lower of two";
-  EXPECT_EQ((Shards{{0, 0}, {0, 10}}), shards({{0, 10}}, 2)) << "less than a cell";
-  EXPECT_EQ((Shards{{0, 0}, {0, 0}}), shards({{0, 0}}, 2));
-  EXPECT_EQ((Shards{{0, 0}, {0, 0}}), shards({}, 2));
-  EXPECT_EQ((Shards{{0, 10}, {64, 74}, {128, 138}}), shards({{0, 10}, {64, 10}, {128, 10}}, 3))
-      << "a tensor begins a cell, and gaps count for nothing";
+TEST(PartitionTest, LongRunsArePaddedShortOnesAreNot) {
+  using Pairs = std::vector<std::pair<int64_t, int64_t>>;
+  const int64_t cell = kCellElements;
+  const int64_t even[] = {2 * cell, 2 * cell};
+  EXPECT_EQ((Pairs{{0, 2 * cell}, {2 * cell, 4 * cell}}), Shards(Partition(even, 2)));
+  const int64_t odd[] = {3 * cell};  // a pad of one cell would be a third
+  EXPECT_EQ((Pairs{{0, cell}, {cell, 3 * cell}}), Shards(Partition(odd, 2)));
+  EXPECT_EQ((Pairs{{cell, 3 * cell}, {0, cell}}), Shards(Partition(odd, 2, 1)));
+  EXPECT_EQ((Pairs{{cell, 3 * cell}, {0, cell}}), Shards(Partition(odd, 2, 7)));
+  const int64_t long_odd[] = {63 * cell};
+  const Partition padded(long_odd, 2, 1);
+  EXPECT_EQ((Pairs{{0, 32 * cell}, {32 * cell, 64 * cell}}), Shards(padded));
+  EXPECT_EQ(64 * cell, padded.length());
+  EXPECT_EQ(31 * cell, padded.elements(Rank(1)));
+  const int64_t little[] = {10};
+  EXPECT_EQ((Pairs{{0, 0}, {0, 64}}), Shards(Partition(little, 2)));
+  EXPECT_EQ((Pairs{{0, 64}, {0, 0}}), Shards(Partition(little, 2, 1)));
+  EXPECT_EQ((Pairs{{0, 0}, {0, 0}}), Shards(Partition({}, 2)));
+  EXPECT_EQ((Pairs{{0, 64}}), Shards(Partition(little, 1, 5)));
+}
+
+TEST(PartitionTest, TheSurplusOfManyShortRunsGoesAround) {
+  const int64_t size[] = {100};
+  std::vector<int64_t> elements(4);
+  for (uint32_t unit = 0; unit < 40; ++unit) {
+    const Partition partition(size, 4, unit);
+    for (uint32_t r = 0; r < 4; ++r) elements[r] += partition.elements(Rank(r));
+  }
+  EXPECT_EQ((std::vector<int64_t>(4, 1000)), elements);
 }
 
 // No product overflows where both are as large as they may be.
 TEST(PartitionTest, HoldsTheLargest) {
-  const int64_t elements = Partition::kElementsMax;
-  const RunTensor tensor{0, elements};
-  const Partition partition({&tensor, 1}, kRanksMax);
-  const int64_t each = elements / kRanksMax;
+  const int64_t elements = Partition::kElementsMax - kCellElements;
+  const Partition partition({&elements, 1}, kRanksMax);
+  const int64_t each = Partition::kElementsMax / kRanksMax;
+  EXPECT_TRUE(partition.equal());
   EXPECT_EQ(each, partition.elements(Rank(0)));
-  EXPECT_EQ((ElementRange{elements - each, elements}), partition.shard(Rank(kRanksMax - 1)));
+  EXPECT_EQ(each - kCellElements, partition.elements(Rank(kRanksMax - 1)));
+  const int64_t few = 3 * kCellElements;
+  const Partition mostly_empty({&few, 1}, kRanksMax);
+  EXPECT_FALSE(mostly_empty.equal());
+  EXPECT_EQ(kCellElements, mostly_empty.elements(Rank(kRanksMax - 1)));
 }
 
 TEST(PartitionDeathTest, WhatNoLayoutMakesIsABug) {
-  const RunTensor overlapping[] = {{0, 10}, {9, 10}};
-  EXPECT_DEATH(Partition(overlapping, 2), "check failed");
-  const RunTensor one[] = {{0, 10}};
+  const int64_t one[] = {10};
   EXPECT_DEATH(Partition(one, 0), "check failed");
   EXPECT_DEATH(Partition(one, kRanksMax + 1), "check failed");
-  const RunTensor negative[] = {{0, -1}};
+  const int64_t negative[] = {-1};
   EXPECT_DEATH(Partition(negative, 2), "check failed");
+  const int64_t large[] = {Partition::kElementsMax};
+  EXPECT_DEATH(Partition(large, 2), "check failed");
 }
 
 }  // namespace
