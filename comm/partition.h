@@ -57,6 +57,7 @@ class Partition {
   // `sizes`: elements of each tensor, in order; may be 0. 1 <= `ranks` <= kRanksMax; no run is
   // longer than kElementsMax. All of these are checked.
   explicit Partition(std::span<const int64_t> sizes, uint32_t ranks = 1, uint32_t turn = 0);
+  Partition() : Partition(std::span<const int64_t>()) {}
 
   uint32_t ranks() const { return ranks_; }
   int64_t elements() const { return elements_; }  // without gaps

@@ -9,21 +9,19 @@
 
 namespace sluice {
 
-namespace {
-
-constexpr int64_t AlignElements(int64_t n) { return RoundUp(n, kTensorAlignment); }
-
-}  // namespace
-
 absl::StatusOr<ModelLayout> ModelLayout::Make(const ModelSpec& spec, int64_t chunk_elements,
                                               UnitTypes types,
-                                              std::shared_ptr<const StateFormat> format) {
+                                              std::shared_ptr<const StateFormat> format,
+                                              const Sharding& sharding) {
   if (chunk_elements <= 0 || chunk_elements % kCellElements != 0) {
     return absl::InvalidArgumentError(
         fmt::format("chunk_elements is {}; it must be a positive multiple of {}", chunk_elements,
                     kCellElements));
   }
+  SLUICE_CHECK(sharding.rank.value() < sharding.ranks);
+  SLUICE_CHECK(sharding.states || !sharding.params);
   ModelLayout layout;
+  layout.sharding_ = sharding;
   layout.format_ = format != nullptr ? std::move(format) : MakeFp32States(MakeAdamW()->fields());
   layout.chunk_elements_ = chunk_elements;
   layout.default_types_ = types;
@@ -90,7 +88,8 @@ absl::Status ModelLayout::AddTensor(const ModelSpec::Tensor& tensor) {
                       .group = tensor.group,
                       .keep = tensor.keep,
                       .types = unit.types,
-                      .first_cell = cell_count_});
+                      .first_cell = cell_count_,
+                      .kept = {}});
   cell_count_ += CellCount(tensor.elements);
   parameter_count_ += tensor.elements;
   if (tensor.keep != Keep::kParam) updated_count_ += tensor.elements;
@@ -105,59 +104,85 @@ void ModelLayout::PlaceTensors(UnitIndex unit_index) {
   const auto whole = [this](TensorIndex t) { return tensors_[t.value()].keep != Keep::kMoments; };
   std::stable_partition(unit.tensors.begin(), unit.tensors.end(), whole);
   std::stable_partition(unit.tensors.begin(), unit.tensors.end(), updated);
-  for (TensorIndex t : unit.tensors) {
-    tensors_[t.value()].offset = unit.elements;
-    unit.elements += AlignElements(tensors_[t.value()].elements);
-    if (updated(t)) unit.updated_elements = unit.elements;
+  std::vector<int64_t> sizes;
+  for (const TensorIndex t : unit.tensors) sizes.push_back(tensors_[t.value()].elements);
+  const auto frozen = std::ranges::partition_point(unit.tensors, updated);
+  const auto count = static_cast<size_t>(frozen - unit.tensors.begin());
+  unit.updated = Partition(std::span(sizes).first(count), sharding_.ranks, unit_index.value());
+  unit.frozen = Partition(std::span(sizes).subspan(count), sharding_.ranks, unit_index.value());
+  unit.updated_elements = unit.updated.length();
+  unit.elements = unit.updated_elements + unit.frozen.length();
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    tensors_[unit.tensors[i].value()].offset =
+        i < count ? unit.updated.offset(i) : unit.updated_elements + unit.frozen.offset(i - count);
   }
 }
 
-// Takes as many cells as fit; a cell that would make the chunk longer than chunk_elements_, or of
-// which something else is kept, begins the next.
 absl::Status ModelLayout::CutIntoChunks(UnitIndex unit_index) {
   UnitLayout& unit = units_[unit_index.value()];
   unit.first_chunk = static_cast<uint32_t>(chunks_.size());
-  for (TensorIndex t : unit.tensors) {
-    const TensorLayout& tensor = tensors_[t.value()];
-    int64_t length = 0;
-    for (int64_t begin = 0; begin < tensor.elements; begin += length) {
-      const int64_t cell = std::min(kCellElements, tensor.elements - begin);
-      const int64_t at = tensor.offset + begin;
-      const bool fits = chunks_.size() > unit.first_chunk && chunks_.back().keep == tensor.keep &&
-                        at + cell - chunks_.back().offset <= chunk_elements_;
-      if (!fits && chunks_.size() == kChunksMax) return TooManyChunks();
-      if (!fits) {
-        chunks_.push_back({.unit = unit_index,
-                           .offset = at,
-                           .elements = 0,
-                           .capacity = 0,
-                           .first_run = static_cast<uint32_t>(runs_.size()),
-                           .run_count = 0,
-                           .keep = tensor.keep,
-                           .types = unit.types,
-                           .states = Bytes(0)});
-      }
-      ChunkLayout& chunk = chunks_.back();
-      const int64_t room = chunk.offset + chunk_elements_ - at;
-      length = tensor.elements - begin;
-      if (length > room) length = room / kCellElements * kCellElements;
-      if (chunk.run_count > 0 && runs_.back().tensor == t) {
-        runs_.back().elements += length;
-      } else {
-        runs_.push_back({.tensor = t,
-                         .tensor_offset = begin,
-                         .chunk_offset = at - chunk.offset,
-                         .elements = length});
-        ++chunk.run_count;
-      }
-      chunk.elements = at + length - chunk.offset;
-      chunk.capacity = AlignElements(chunk.elements);
-    }
-  }
+  const auto cut = [&](const Partition& partition, size_t first, bool shared) {
+    const ElementRange range =
+        shared ? partition.shard(sharding_.rank) : ElementRange{0, partition.length()};
+    absl::Status status;
+    partition.ForTensors(range, [&](size_t tensor, ElementRange part) {
+      if (status.ok()) status = CutTensor(unit_index, unit.tensors[first + tensor], part);
+    });
+    return status;
+  };
+  const auto is_frozen = [this](TensorIndex t) { return tensors_[t.value()].keep == Keep::kParam; };
+  const auto frozen = std::ranges::find_if(unit.tensors, is_frozen);
+  SLUICE_RETURN_IF_ERROR(cut(unit.updated, 0, sharding_.states));
+  SLUICE_RETURN_IF_ERROR(
+      cut(unit.frozen, static_cast<size_t>(frozen - unit.tensors.begin()), sharding_.params));
   unit.chunk_count = static_cast<uint32_t>(chunks_.size()) - unit.first_chunk;
   for (ChunkLayout& chunk : std::span(chunks_).subspan(unit.first_chunk)) {
     if (chunk.keep != Keep::kParam)
       chunk.states = format_->bytes(chunk.capacity, chunk.copy_type());
+  }
+  return absl::OkStatus();
+}
+
+// Takes as many cells of `range` as fit; a cell that would make the chunk longer than
+// chunk_elements_, or of which something else is kept, begins the next.
+absl::Status ModelLayout::CutTensor(UnitIndex unit, TensorIndex t, ElementRange range) {
+  TensorLayout& tensor = tensors_[t.value()];
+  const uint32_t first_chunk = units_[unit.value()].first_chunk;
+  tensor.kept = range;
+  if (tensor.keep != Keep::kParam) kept_count_ += range.size();
+  int64_t length = 0;
+  for (int64_t begin = range.begin; begin < range.end; begin += length) {
+    const int64_t cell = std::min(kCellElements, range.end - begin);
+    const int64_t at = tensor.offset + begin;
+    const bool fits = chunks_.size() > first_chunk && chunks_.back().keep == tensor.keep &&
+                      at + cell - chunks_.back().offset <= chunk_elements_;
+    if (!fits && chunks_.size() == kChunksMax) return TooManyChunks();
+    if (!fits) {
+      chunks_.push_back({.unit = unit,
+                         .offset = at,
+                         .elements = 0,
+                         .capacity = 0,
+                         .first_run = static_cast<uint32_t>(runs_.size()),
+                         .run_count = 0,
+                         .keep = tensor.keep,
+                         .types = tensor.types,
+                         .states = Bytes(0)});
+    }
+    ChunkLayout& chunk = chunks_.back();
+    const int64_t room = chunk.offset + chunk_elements_ - at;
+    length = range.end - begin;
+    if (length > room) length = room / kCellElements * kCellElements;
+    if (chunk.run_count > 0 && runs_.back().tensor == t) {
+      runs_.back().elements += length;
+    } else {
+      runs_.push_back({.tensor = t,
+                       .tensor_offset = begin,
+                       .chunk_offset = at - chunk.offset,
+                       .elements = length});
+      ++chunk.run_count;
+    }
+    chunk.elements = at + length - chunk.offset;
+    chunk.capacity = RoundUp(chunk.elements, kTensorAlignment);
   }
   return absl::OkStatus();
 }

@@ -10,6 +10,11 @@
 // which the same is kept. How its states lie on a tier, and so how many bytes they are, is the
 // state format's (optim/state_format.h), which the layout keeps.
 //
+// Among several ranks a unit's run is two, one after the other: of what is updated and of what is
+// frozen, each placed and shared by comm/partition.h. What is shared (Sharding) has chunks where
+// this rank keeps it, and nowhere else; a unit's tensors, and the slots that compute uses, are
+// whole on every rank.
+//
 // Every unit has types of its own (unit_types.h), and its chunks and tensors say them too: whoever
 // touches a parameter or a gradient has its type from here.
 
@@ -24,6 +29,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "comm/partition.h"
 #include "core/grid.h"
 #include "core/types.h"
 #include "offload/plan/unit_types.h"
@@ -57,6 +63,15 @@ struct ModelSpec {
   };
   std::vector<Unit> units;
   std::vector<Tensor> tensors;
+};
+
+// Which of the ranks this is, and what of a model each keeps a part of instead of all (ZeRO:
+// Rajbhandari et al. 2020; stages 1 and 2 share states, stage 3 parameters too).
+struct Sharding {
+  Rank rank;
+  uint32_t ranks = 1;
+  bool states = false;  // and gradients; of what is updated
+  bool params = false;  // of everything; only with states
 };
 
 // The part of a chunk that belongs to one tensor.
@@ -102,18 +117,32 @@ struct TensorLayout {
   Keep keep;
   UnitTypes types;
   int64_t first_cell;  // of all cells of the model, in canonical order
+  ElementRange kept;   // in chunks of this rank: what it reads, updates and writes
 };
 
 struct UnitLayout {
   std::string name;
   int64_t elements;          // of the run, a multiple of kTensorAlignment
   int64_t updated_elements;  // of its beginning, where what is not frozen lies
+  Partition updated;         // of that beginning
+  Partition frozen;          // of the rest, whose places count from there
   bool lent;                 // its parameters are with the caller
   bool stays_in_hbm;         // for good
   UnitTypes types;
   uint32_t first_chunk;
   uint32_t chunk_count;
-  std::vector<TensorIndex> tensors;  // in the order in which they lie
+  std::vector<TensorIndex> tensors;  // in the order in which they lie, the frozen ones last
+
+  // f(Rank, ElementRange): the parts of `range` of the unit and whose share each is, in order.
+  template <typename F>
+  void ForShards(ElementRange range, F&& f) const {
+    updated.ForShards(range, f);
+    frozen.ForShards(
+        {range.begin - updated_elements, range.end - updated_elements},
+        [&](Rank rank, ElementRange part) {
+          f(rank, ElementRange{part.begin + updated_elements, part.end + updated_elements});
+        });
+  }
 
   // On the tiers, without what aligns them.
   Bytes param_bytes() const { return Bytes(lent ? 0 : elements * types.param.size()); }
@@ -128,7 +157,8 @@ class ModelLayout {
   // that are not frozen), or for more than kElementsMax elements or kChunksMax chunks.
   static absl::StatusOr<ModelLayout> Make(const ModelSpec& spec, int64_t chunk_elements,
                                           UnitTypes types = {},
-                                          std::shared_ptr<const StateFormat> format = nullptr);
+                                          std::shared_ptr<const StateFormat> format = nullptr,
+                                          const Sharding& sharding = {});
 
   std::span<const UnitLayout> units() const { return units_; }
   std::span<const TensorLayout> tensors() const { return tensors_; }
@@ -140,6 +170,7 @@ class ModelLayout {
     return std::span(runs_).subspan(chunk.first_run, chunk.run_count);
   }
 
+  const Sharding& sharding() const { return sharding_; }
   const std::shared_ptr<const StateFormat>& format() const { return format_; }
   // Whether the chunk's copies on the tiers are read with its states: part of the masters is in
   // them.
@@ -155,19 +186,23 @@ class ModelLayout {
   int64_t cell_count() const { return cell_count_; }
   int64_t parameter_count() const { return parameter_count_; }  // without gaps
   int64_t updated_count() const { return updated_count_; }      // of those that are not frozen
+  int64_t kept_count() const { return kept_count_; }  // of these, with states on this rank
 
  private:
   absl::Status AddTensor(const ModelSpec::Tensor& tensor);
   void PlaceTensors(UnitIndex unit);
   absl::Status CutIntoChunks(UnitIndex unit);
+  absl::Status CutTensor(UnitIndex unit, TensorIndex tensor, ElementRange range);
   absl::Status TooManyChunks() const;
 
   std::shared_ptr<const StateFormat> format_;
+  Sharding sharding_;
   int64_t chunk_elements_ = 0;
   UnitTypes default_types_;
   int64_t cell_count_ = 0;
   int64_t parameter_count_ = 0;
   int64_t updated_count_ = 0;
+  int64_t kept_count_ = 0;
   std::vector<UnitLayout> units_;
   std::vector<TensorLayout> tensors_;
   std::vector<ChunkLayout> chunks_;

@@ -151,8 +151,8 @@ class Placer {
     states_move_ = p_.state_buffer_bytes > Bytes(0);
     p_.state_buffers = states_move_ ? kBuffersMin : 0;
     p_.param_buffers = kBuffersMin;
-    const Bytes buffers =
-        p_.state_buffer_bytes * p_.state_buffers + p_.param_buffer_bytes * kBuffersMin;
+    const Bytes buffers = p_.state_buffer_bytes * p_.state_buffers +
+                          p_.param_buffer_bytes * kBuffersMin + p_.exchange();
     const Bytes grad_buffers = p_.grad_buffer_bytes * kBuffersMin;
 
     const bool grads_may_go = !states_stay && grad_buffers < grads;

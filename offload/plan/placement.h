@@ -41,6 +41,9 @@ struct Budgets {
 
 inline constexpr Bytes kSlotAlignment = Bytes(4096);  // of units, buffers and homes in every arena
 inline constexpr int kBuffersMin = 2;
+// Of gradients among ranks: two that are exchanged while another is collected.
+inline constexpr int kExchanges = 2;
+inline constexpr int kStagingBuffers = kExchanges + 1;
 
 // Of chunks whose states stay, how many are updated at a time: no worker waits for the next.
 constexpr int ResidentUpdates(int workers) { return 2 * workers + 2; }
@@ -73,7 +76,8 @@ struct PlacementOptions {
 struct LeastPinned {
   Bytes gradients;  // that may not go to NVMe, or are less than what moves them; and the sums of
                     // their squares, where the device may make them
-  Bytes buffers;    // two for moving states, two for parameters, and two for gradients
+  Bytes buffers;    // two for moving states, two for parameters, and two for gradients; and what
+                    // gradients pass through among ranks
   Bytes states;     // that may not go to NVMe
   Bytes params;     // likewise, of those that do not live in HBM
 
@@ -115,6 +119,9 @@ struct Placement {
   Bytes state_buffer_bytes;  // of one
   Bytes param_buffer_bytes;  // of the largest chunk, or several
   Bytes grad_buffer_bytes;
+  // Among ranks: of the largest unit, its gradients, and what others have of this rank's shard.
+  Bytes staging_buffer_bytes;
+  Bytes received_buffer_bytes;
   Bytes add_buffer_bytes;  // in HBM: what is added to gradients there passes through
   int add_buffers = 0;
 
@@ -126,7 +133,10 @@ struct Placement {
   }
   Bytes buffers() const {  // in pinned memory
     return state_buffer_bytes * state_buffers + param_buffer_bytes * param_buffers +
-           grad_buffer_bytes * grad_buffers;
+           grad_buffer_bytes * grad_buffers + exchange();
+  }
+  Bytes exchange() const {  // likewise
+    return staging_buffer_bytes * kStagingBuffers + received_buffer_bytes * kExchanges;
   }
   Bytes pinned() const { return grads_pinned + sums + params_pinned + states_pinned + buffers(); }
   Bytes nvme() const { return states_nvme + params_nvme + grads_nvme; }

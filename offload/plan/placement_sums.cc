@@ -44,10 +44,29 @@ void SumUpUnits(const ModelLayout& layout, Placement* p) {
   }
 }
 
+void SumUpExchange(const ModelLayout& layout, Placement* p) {
+  p->staging_buffer_bytes = p->received_buffer_bytes = Bytes(0);
+  const Sharding& sharding = layout.sharding();
+  if (sharding.ranks == 1) return;
+  for (const UnitLayout& unit : layout.units()) {
+    const int64_t others = sharding.ranks - 1;
+    const Bytes received =
+        Bytes(unit.updated.shard(sharding.rank).size() * others * SizeOf(unit.types.grad));
+    p->staging_buffer_bytes =
+        std::max(p->staging_buffer_bytes, RoundUp(unit.grad_bytes(), kSlotAlignment));
+    p->received_buffer_bytes =
+        std::max(p->received_buffer_bytes, RoundUp(received, kSlotAlignment));
+  }
+  // Of ranks that have little, as large as a buffer must be.
+  if (p->staging_buffer_bytes > Bytes(0))
+    p->received_buffer_bytes = std::max(p->received_buffer_bytes, kSlotAlignment);
+}
+
 }  // namespace
 
 void SumUp(const ModelLayout& layout, Placement* p) {
   SumUpUnits(layout, p);
+  SumUpExchange(layout, p);
   p->states_hbm = p->states_pinned = p->states_nvme = Bytes(0);
   p->params_nvme = p->grads_nvme = Bytes(0);
   p->state_buffer_bytes = Bytes(0);

@@ -89,6 +89,10 @@ class TraceBook {
   void OnRelease(UnitIndex unit);
 
   bool open() const { return open_; }
+  // The acquisitions of the open iteration so far; null if none is open.
+  const std::vector<UnitIndex>* recorded() const {
+    return open_ ? &recorded_acquisitions_ : nullptr;
+  }
   bool known() const { return followed_ != nullptr; }
   // What is expected from here on: its acquisitions from position() on. Null if not known. Stays
   // until the iteration ends.

@@ -99,6 +99,25 @@ absl::StatusOr<std::unique_ptr<Device>> DeviceOf(const Plan& plan, const Runtime
                         RealClock(), RealMemory());
 }
 
+absl::Status CheckSharding(const ModelSpec& spec, const RuntimeConfig& config,
+                           const DeviceChoice& device) {
+  if (config.sharding.ranks == 1) return absl::OkStatus();
+  if (device.kind != DeviceKind::kHost || config.link_bytes_per_second > 0) {
+    return absl::UnimplementedError(
+        "several ranks work on the host device only, without a link: use one rank on a GPU");
+  }
+  if (config.sharding.params) {
+    return absl::UnimplementedError(
+        "parameters can't be shared by ranks yet: use ZeRO stage 0 to 2");
+  }
+  for (const ModelSpec::Tensor& tensor : spec.tensors) {
+    if (!IsLent(tensor.keep)) continue;
+    return absl::UnimplementedError(fmt::format(
+        "tensor '{}' stays in the caller's memory, which several ranks can't have", tensor.name));
+  }
+  return absl::OkStatus();
+}
+
 // What the arenas of `plan` take of RAM.
 RamNeed ArenasOf(const Plan& plan, const RuntimeConfig& config) {
   const bool hbm_is_ram = plan.device.kind == DeviceKind::kHost && config.hbm == nullptr;
@@ -137,6 +156,7 @@ absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConf
     input.options.lowest_param_tier = std::min(input.options.lowest_param_tier, Tier::kPinned);
     input.options.lowest_state_tier = std::min(input.options.lowest_state_tier, Tier::kPinned);
   }
+  SLUICE_RETURN_IF_ERROR(CheckSharding(spec, config, input.device));
   const auto lent = [](const ModelSpec::Tensor& t) { return IsLent(t.keep); };
   if (std::any_of(spec.tensors.begin(), spec.tensors.end(), lent)) {
     // The host updates what lies in the caller's memory.
@@ -164,7 +184,7 @@ absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConf
       input.layout,
       ModelLayout::Make(spec,
                         config.chunk_elements > 0 ? config.chunk_elements : chunk_elements_default,
-                        config.types, config.format(config.rule->fields())));
+                        config.types, config.format(config.rule->fields()), config.sharding));
   if (input.device.kind == DeviceKind::kCuda) {
     const absl::Status can = StateUpdate(input.layout.format(), config.rule).CheckGpu();
     if (!can.ok() && input.options.lowest_state_tier == Tier::kHbm) return can;
@@ -238,7 +258,10 @@ RuntimeOptions OptionsOf(const RuntimeConfig& config, const Plan& plan) {
 }
 
 absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spec,
-                                                            const RuntimeConfig& config) {
+                                                            const RuntimeConfig& config,
+                                                            RankLinks ranks) {
+  SLUICE_CHECK(ranks ? ranks.agreement->ranks() == config.sharding.ranks
+                     : config.sharding.ranks == 1);
   SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, config));
   SLUICE_ASSIGN_OR_RETURN(const Topology topology, DetectTopology());
   Seams seams;
@@ -261,6 +284,7 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spe
                                std::span<const DirectFile> files) {
     return MakeIoEngine(config.engine, files, arenas, config.io, RealClock());
   };
+  if (config.sharding.ranks > 1) seams.ranks = std::move(ranks);
   const RuntimeOptions options = OptionsOf(config, plan);
   return OffloadRuntime::Create(std::move(plan.layout), std::move(plan.placement), options,
                                 std::move(seams));

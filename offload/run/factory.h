@@ -41,6 +41,7 @@ struct RuntimeConfig {
   Tier highest_state_tier_on_host = Tier::kPinned;
   bool overlap = true;
   size_t trace_spans_max = 0;
+  Sharding sharding;  // among how many ranks what is shared
 };
 
 inline constexpr int64_t kChunkElementsDefault = 12 * kCellElements;  // 576 KiB of states
@@ -66,7 +67,8 @@ CorePlan PlanCores(const RuntimeConfig& config, const DeviceChoice& device,
 
 // What a placement is made from: the layout of `spec`, and of `config` what places it, with what
 // was not given chosen. Errors: InvalidArgument, Unavailable (see ChooseDevice), Unimplemented
-// (states that must be in a GPU's memory, in a format or by a rule without a kernel there).
+// (states that must be in a GPU's memory, in a format or by a rule without a kernel there; of what
+// is asked of several ranks, what they can't do).
 struct PlanInput {
   ModelLayout layout;
   DeviceChoice device;
@@ -91,10 +93,11 @@ struct Plan {
 };
 absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config);
 
-// Errors beside those of its parts: ResourceExhausted if RAM does not have what the plan takes of
-// it.
+// `ranks`: of as many as `config` says. Errors beside those of its parts: ResourceExhausted if RAM
+// does not have what the plan takes of it.
 absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spec,
-                                                            const RuntimeConfig& config);
+                                                            const RuntimeConfig& config,
+                                                            RankLinks ranks = {});
 
 // What of `config` a runtime is told, with time enough to give back what `plan` takes of RAM.
 RuntimeOptions OptionsOf(const RuntimeConfig& config, const Plan& plan);

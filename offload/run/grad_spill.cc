@@ -147,7 +147,8 @@ void GradSpill::CopyPiece(Slot* slot) {
   const size_t left = slot->part_bytes() - slot->offset;
   slot->piece = push.adding ? std::min(left, slot->staging.size()) : left;
   const size_t begin =
-      static_cast<size_t>(slot->part->what.tensor_offset) * slot->element() + slot->offset;
+      static_cast<size_t>(slot->part->what.tensor_offset - push.first) * slot->element() +
+      slot->offset;
   slot->copy.stream = StreamKind::kDeviceToHost;
   slot->copy.from = push.data.subspan(begin, slot->piece);
   slot->copy.to = push.adding ? slot->staging.data() : slot->At(slot->offset);

@@ -35,7 +35,8 @@ class GradSpill {
     virtual void OnSpilled(const absl::Status& status) = 0;
 
     TensorIndex tensor;
-    ConstMemoryView data;          // all elements of the tensor
+    ConstMemoryView data;  // the tensor's elements from `first` on
+    int64_t first = 0;
     const Fence* fence = nullptr;  // of `data`; not owned
     bool adding = false;           // to what is there, else it replaces that
 

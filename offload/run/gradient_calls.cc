@@ -1,13 +1,15 @@
 #include "offload/run/gradient_calls.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace sluice {
 
-GradientCalls::GradientCalls(const Context& context, Gradients* gradients, const Updater* updater,
-                             Tickets* tickets)
+GradientCalls::GradientCalls(const Context& context, Gradients* gradients, GradExchange* exchange,
+                             const Updater* updater, Tickets* tickets)
     : context_(context),
       gradients_(gradients),
+      exchange_(exchange),
       updater_(updater),
       tickets_(tickets),
       held_(context.layout->units().size()) {}
@@ -22,6 +24,10 @@ GradientCalls::Call* GradientCalls::NewCall() {
   Call* const call = free_calls_.back();
   free_calls_.pop_back();
   return call;
+}
+
+bool GradientCalls::holds() const {
+  return std::ranges::any_of(held_, [](const std::vector<Held>& held) { return !held.empty(); });
 }
 
 bool GradientCalls::Take(std::span<const GivenGradient> given, Fence fence, Ticket ticket) {
@@ -49,8 +55,12 @@ void GradientCalls::HandOn(const Held& held) {
     gradients_->Lend(held.gradient.tensor, held.gradient.data);
     return EndOne(call, absl::OkStatus());
   }
-  gradients_->Push(held.gradient.tensor, held.gradient.data, &call->fence,
-                   [this, call](const absl::Status& status) { EndOne(call, status); });
+  auto done = [this, call](const absl::Status& status) { EndOne(call, status); };
+  if (exchange_ != nullptr) {
+    exchange_->Give(held.gradient.tensor, held.gradient.data, &call->fence, std::move(done));
+  } else {
+    gradients_->Push(held.gradient, &call->fence, std::move(done));
+  }
 }
 
 void GradientCalls::EndOne(Call* call, const absl::Status& status) {

@@ -14,6 +14,7 @@
 #include <span>
 #include <vector>
 
+#include "offload/run/grad_exchange.h"
 #include "offload/run/gradients.h"
 #include "offload/run/tickets.h"
 #include "offload/run/updater.h"
@@ -22,14 +23,16 @@ namespace sluice {
 
 class GradientCalls {
  public:
-  GradientCalls(const Context& context, Gradients* gradients, const Updater* updater,
-                Tickets* tickets);
+  // `exchange`: null if there is one rank.
+  GradientCalls(const Context& context, Gradients* gradients, GradExchange* exchange,
+                const Updater* updater, Tickets* tickets);
   ~GradientCalls();
 
   // Completes the ticket once all have arrived, or, where they are lent, are known. Returns whether
   // one of them was handed on at once. Preconditions: Gradients::CheckGiven of each; there is one,
   // and no tensor is named twice.
   bool Take(std::span<const GivenGradient> given, Fence fence, Ticket ticket);
+  bool holds() const;  // something back
   // The unit's update has read what it needs.
   void GoOn(UnitIndex unit);
   // Of one tensor, or of all: what is held back is dropped, and done.
@@ -55,6 +58,7 @@ class GradientCalls {
 
   const Context context_;
   Gradients* const gradients_;
+  GradExchange* const exchange_;
   const Updater* const updater_;
   Tickets* const tickets_;
   std::vector<std::unique_ptr<Call>> calls_;

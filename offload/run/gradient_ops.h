@@ -63,6 +63,7 @@ class Gradients::PushOp final : public Event,
 
   TensorIndex tensor;
   ConstMemoryView data;
+  int64_t first = 0;  // element, where it begins
   const Fence* fence = nullptr;
   Done done;
   bool adding = false;
@@ -159,7 +160,8 @@ class Gradients::CellTask final : public Task, public DeviceWork, public Event {
       const int64_t begin = cell * kCellElements;
       const auto n = static_cast<size_t>(std::min(kCellElements, part_.elements - begin));
       std::byte* const home = part_.home + begin * SizeOf(type);
-      const std::byte* const from = push_->data.data() + (part_.begin + begin) * SizeOf(type);
+      const std::byte* const from =
+          push_->data.data() + (part_.begin - push_->first + begin) * SizeOf(type);
       if (push_->adding) {
         Accumulate(home, from, type, n);
       } else {

@@ -115,19 +115,20 @@ BufferPool* Gradients::buffers(const Part& part) const {
   return part.in_hbm ? &context_.memory->add_buffers : &context_.memory->param_buffers;
 }
 
-void Gradients::Push(TensorIndex tensor, ConstMemoryView data, const Fence* fence, Done done) {
+void Gradients::Push(const GivenGradient& gradient, const Fence* fence, Done done) {
   if (free_pushes_.empty()) {
     pushes_.push_back(std::make_unique<PushOp>(this));
     free_pushes_.push_back(pushes_.back().get());
   }
   PushOp* push = free_pushes_.back();
   free_pushes_.pop_back();
-  push->tensor = tensor;
-  push->data = data;
+  push->tensor = gradient.tensor;
+  push->data = gradient.data;
+  push->first = gradient.first;
   push->fence = fence;
   push->done = std::move(done);
   ++active_;
-  Tensor& t = tensors_[tensor.value()];
+  Tensor& t = tensors_[gradient.tensor.value()];
   t.queue.push_back(push);
   if (t.queue.size() == 1 && t.sums_left == 0) Begin(push);
 }
@@ -149,6 +150,7 @@ void Gradients::Begin(PushOp* push) {
     ++push->ways_left;
     push->spilled.tensor = push->tensor;
     push->spilled.data = push->data;
+    push->spilled.first = push->first;
     push->spilled.fence = push->fence;
     push->spilled.adding = push->adding;
     spill_->Put(&push->spilled);
@@ -188,8 +190,8 @@ void Gradients::CopyPiece(PushOp* push) {
   const size_t left = static_cast<size_t>(part.elements * size) - push->offset;
   push->piece = push->adding ? std::min(left, push->buffer.size()) : left;
   push->copy.stream = StreamKind::kDeviceToHost;
-  push->copy.from =
-      push->data.subspan(static_cast<size_t>(part.begin * size) + push->offset, push->piece);
+  push->copy.from = push->data.subspan(
+      static_cast<size_t>((part.begin - push->first) * size) + push->offset, push->piece);
   push->copy.to = push->adding ? push->buffer.data() : part.home;
   push->copy.inbox = context_.inbox;
   push->copy.event = push;

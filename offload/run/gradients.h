@@ -29,8 +29,9 @@ namespace sluice {
 // A tensor's gradient, or what is to be added to it, in the caller's memory.
 struct GivenGradient {
   TensorIndex tensor;
-  ConstMemoryView data;  // the tensor's elements in its unit's grad type
+  ConstMemoryView data;  // its elements in its unit's grad type, from `first` on
   bool lent = false;     // not copied
+  int64_t first = 0;     // all that this rank keeps of the tensor is in `data`
 };
 
 class Gradients {
@@ -53,8 +54,8 @@ class Gradients {
   // It was given, and comes by Push or Lend unless it is forgotten before. Precondition:
   // CheckGiven.
   void Expect(const GivenGradient& gradient);
-  // Sets or adds `data`, which is there when `fence` is complete. The fence lives until `done`.
-  void Push(TensorIndex tensor, ConstMemoryView data, const Fence* fence, Done done);
+  // Sets or adds `gradient`, which is there when `fence` is complete. The fence lives until `done`.
+  void Push(const GivenGradient& gradient, const Fence* fence, Done done);
   // `data` is the tensor's gradient, complete now, and stays where it is until an update has read
   // it or it is forgotten.
   void Lend(TensorIndex tensor, ConstMemoryView data);
@@ -67,7 +68,7 @@ class Gradients {
   void CancelFinish() { finish_ = nullptr; }  // `done` is not called any more
 
   bool present(TensorIndex tensor) const { return tensors_[tensor.value()].present; }
-  std::span<const double> cells() const { return cells_; }
+  std::span<double> cells() const { return cells_; }  // changed by who knows other ranks' sums
   // Begins to write what is still in buffers of gradients that live on NVMe, so that others find
   // them there, and the buffers free, once this is idle.
   void StoreKept();

@@ -98,6 +98,8 @@ class Residency final : public Fetcher::Observer {
   bool boundary() const { return boundary_; }
   // The units in the order in which the latest iteration first acquired them.
   std::span<const UnitIndex> UnitOrder() const;
+  // What was acquired in the iteration that is under way; null if none is.
+  const std::vector<UnitIndex>* Acquisitions() const { return book_.recorded(); }
   Views* views() { return &views_; }
 
   void OnEnqueued(UnitIndex unit) override;

@@ -24,6 +24,7 @@ OffloadRuntime::OffloadRuntime(ModelLayout layout, Placement placement,
       seams_(std::move(seams)),
       tickets_(seams_.cores.callers_help ? seams_.executor.get() : nullptr),
       loaded_(layout_.tensors().size(), false),
+      stale_(layout_.units().size(), false),
       scaler_(options.loss_scale),
       tensor_steps_(layout_.tensors().size(), 0) {
   last_step_.loss_scale = scaler_.scale();
@@ -69,8 +70,15 @@ absl::Status OffloadRuntime::Init() {
   residency_ = std::make_unique<Residency>(context, hbm_, options_.stuck_after);
   gradients_ = std::make_unique<Gradients>(context);
   updater_ = std::make_unique<Updater>(context, this);
-  gradient_calls_ =
-      std::make_unique<GradientCalls>(context, gradients_.get(), updater_.get(), &tickets_);
+  if (seams_.ranks) {
+    ranks_ = std::make_unique<Ranks>(
+        context, std::move(seams_.ranks), gradients_.get(),
+        [this] { return residency_->Acquisitions(); },
+        [this](UnitIndex unit) { residency_->EndUpdate(unit); });
+  }
+  gradient_calls_ = std::make_unique<GradientCalls>(
+      context, gradients_.get(), ranks_ == nullptr ? nullptr : ranks_->gradients(), updater_.get(),
+      &tickets_);
   values_ = std::make_unique<ValueAccess>(context);
   if (!seams_.threaded) return absl::OkStatus();
   try {
@@ -97,6 +105,10 @@ void OffloadRuntime::RunOnce(Deadline deadline) {
   const bool heeds = HeedsCalls();
   calls_.SetHeeded(heeds);
   const bool unheard = heeds && (calls_.any() || views->died_quietly());
+  if (ranks_ != nullptr) {
+    ranks_->Poll();
+    deadline = std::min(deadline, ranks_->NextTime());
+  }
   const bool more = any || !inbox_.empty() || unheard;
   store_->Poll(more ? kNoWait : deadline);
   if (residency_->waiting()) residency_->CheckStuck(seams_.clock->Now());
@@ -122,7 +134,10 @@ void OffloadRuntime::RunQueue() {
   const auto is_turn = [](const Call& call) {
     return std::holds_alternative<std::unique_ptr<Turn>>(call);
   };
-  while (!queue_.empty() && (turns_.empty() || is_turn(queue_.front()))) {
+  const auto waits = [this](const Call& call) {
+    return std::holds_alternative<EndCall>(call) && !EndsWindow(false);
+  };
+  while (!queue_.empty() && (turns_.empty() || is_turn(queue_.front())) && !waits(queue_.front())) {
     Call call = std::move(queue_.front());
     queue_.pop_front();
     std::visit([this](auto& one) { Run(one); }, call);
@@ -182,7 +197,7 @@ void OffloadRuntime::Run(std::unique_ptr<Turn>& turn) {
 void OffloadRuntime::Run(DrainCall& call) { drains_.push_back(call.ticket); }
 
 void OffloadRuntime::OnUnitUpdated(UnitIndex unit) {
-  residency_->EndUpdate(unit);
+  RenewOnRanks(unit);
   gradient_calls_->GoOn(unit);
 }
 
@@ -193,7 +208,8 @@ void OffloadRuntime::OnUpdaterIdle() {
 
 bool OffloadRuntime::Quiet() const {
   return turns_.empty() && queue_.empty() && !updater_->updating() && gradients_->idle() &&
-         !values_->busy() && store_->idle() && !residency_->moving();
+         !values_->busy() && store_->idle() && !residency_->moving() &&
+         (ranks_ == nullptr || ranks_->idle());
 }
 
 std::string OffloadRuntime::Unsettled() const {
@@ -214,6 +230,7 @@ std::string OffloadRuntime::Unsettled() const {
   add("gradients or sums", gradients_->idle() ? 0 : 1);
   add("updates", updater_->busy() ? 1 : 0);
   add("values read or written", values_->busy() ? 1 : 0);
+  add("operations of ranks", ranks_ == nullptr || ranks_->idle() ? 0 : 1);
   add("calls", turns_.size() + queue_.size());
   return text;
 }
@@ -236,6 +253,7 @@ void OffloadRuntime::Fail(const absl::Status& status) {
   residency_->Fail(first);
   updater_->Fail();
   gradient_calls_->Fail(first);
+  if (ranks_ != nullptr) ranks_->Fail(first);
   gradients_->Fail(first);
 }
 

@@ -6,6 +6,7 @@
 //   acquisitions.
 // - Gradients: takes gradients into their home, adds them up, sums their squares for the norm.
 // - Updater: the update rule over the states, chunk by chunk, under the next forward.
+// - Ranks: what is done together with other ranks; there is none where there is one rank.
 // - ValueAccess: whole tensors in and out: initial values, state_dict.
 // - BlockStore (nvme/): what lives on the drives.
 //
@@ -37,6 +38,7 @@
 #include "offload/run/calls.h"
 #include "offload/run/closing.h"
 #include "offload/run/gradient_calls.h"
+#include "offload/run/ranks.h"
 #include "offload/run/residency.h"
 #include "offload/run/runtime_options.h"
 #include "offload/run/tickets.h"
@@ -134,6 +136,17 @@ class OffloadRuntime final : public Updater::Observer {
   void Run(DrainCall& call);
   void Advance();  // begins whatever turn can begin
   bool AdvanceStep(Turn& turn);
+  bool MeetRanks(Turn& turn);
+  bool Present(TensorIndex tensor) const;
+  void RenewOnRanks(UnitIndex unit);
+  void RenewWritten();
+  bool EndsWindow(bool at_boundary);
+  bool SettleGradients();
+  void ForgetGradients();
+  void EndGradients();
+  void Refuse(const absl::Status& status);
+  bool GathersValue(const ValueRequest& request) const;
+  void EndWrite(UnitIndex unit);
   bool AdvanceValue(Turn& turn);
   bool AdvanceClearGrads(std::optional<TensorIndex> tensor);
   absl::Status CheckLoaded(TensorIndex tensor) const;
@@ -180,6 +193,7 @@ class OffloadRuntime final : public Updater::Observer {
   std::unique_ptr<BlockStore> store_;
   std::unique_ptr<Residency> residency_;
   std::unique_ptr<Gradients> gradients_;
+  std::unique_ptr<Ranks> ranks_;  // if there are several
   std::unique_ptr<Updater> updater_;
   std::unique_ptr<ValueAccess> values_;
   Tickets tickets_;
@@ -193,6 +207,7 @@ class OffloadRuntime final : public Updater::Observer {
   std::vector<bool> changes_;                                  // by unit, likewise
   std::vector<Ticket> drains_;
   std::vector<bool> loaded_;  // by tensor: what is kept of it was written
+  std::vector<bool> stale_;   // by unit: values were written that other ranks have not heard of
   LossScaler scaler_;
   bool backward_begun_ = false;  // of a boundary iteration
   Ticket step_ticket_ = 0;       // without overlap: completed when the update has ended

@@ -145,6 +145,10 @@ void OffloadRuntime::TakeDown() {
                r->metrics_.Get("close_errors")->Add();
              r->seams_.files.clear();
            }}};
+  if (ranks_ != nullptr) {
+    closing_->Enter("the other ranks");
+    if (!ranks_->Close().ok()) metrics_.Get("close_errors")->Add();
+  }
   std::stable_partition(parts.begin(), parts.end(), [](const Part& part) { return !part.hangs; });
   for (const Part& part : parts) {
     if (seams_.executor == nullptr && seams_.device == nullptr && hbm_ != nullptr) {

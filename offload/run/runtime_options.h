@@ -15,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "core/openmp_waits.h"
 #include "offload/run/context.h"
+#include "offload/run/rank_links.h"
 #include "optim/adamw_rule.h"
 #include "optim/loss_scale.h"
 
@@ -46,6 +47,7 @@ struct Seams {
   std::function<absl::StatusOr<std::unique_ptr<IoEngine>>(std::span<const MemoryView> arenas,
                                                           std::span<const DirectFile> files)>
       make_engine;
+  RankLinks ranks;
   bool threaded = true;
 };
 

@@ -14,7 +14,7 @@ namespace sluice {
 void OffloadRuntime::Advance() {
   while (values_begun_ < turns_.size()) {
     if (const absl::Status status = failure(); !status.ok()) {
-      if (values_->busy()) return;
+      if (values_->busy() || values_begun_ > 0) return;
       gradients_->CancelFinish();
       EndTurn(status);
       continue;
@@ -28,11 +28,15 @@ void OffloadRuntime::Advance() {
   }
 }
 
+// Together with other ranks a step passes two more: all have come to it, and know the same sums.
+// What this rank can refuse it refuses before; later the others have gone on.
+//
 // A step passes three gates: the last update has ended and all gradients have arrived and are
 // summed; the decision; and nothing is being fetched, nor still read by the caller's streams.
 // Returns whether the turn has ended.
 bool OffloadRuntime::AdvanceStep(Turn& turn) {
   if (turn.summing || updater_->updating()) return false;
+  if (!turn.summed && ranks_ != nullptr && !MeetRanks(turn)) return false;
   if (!turn.summed) {
     turn.summing = true;
     gradients_->Finish([this] {
@@ -42,6 +46,11 @@ bool OffloadRuntime::AdvanceStep(Turn& turn) {
     });
     if (turn.summing) return false;
   }
+  if (ranks_ != nullptr && !turn.exchanged) {
+    turn.exchanged = true;
+    ranks_->ExchangeSums();
+  }
+  if (ranks_ != nullptr && !ranks_->sums_exchanged()) return false;
   const size_t turns = turns_.size();
   DecideStep(turn);
   return turns_.size() < turns;
@@ -50,7 +59,7 @@ bool OffloadRuntime::AdvanceStep(Turn& turn) {
 absl::Status OffloadRuntime::CheckStep(const StepRequest& request) const {
   for (uint32_t t = 0; t < layout_.tensors().size(); ++t) {
     const TensorLayout& tensor = layout_.tensors()[t];
-    if (!IsLent(tensor.keep) || !gradients_->present(TensorIndex(t))) continue;
+    if (!IsLent(tensor.keep) || !Present(TensorIndex(t))) continue;
     if (t >= request.lent.size() || request.lent[t].data == nullptr) {
       return absl::InvalidArgumentError(fmt::format(
           "tensor '{}' has a gradient, but the step was not told where its parameter lies",
@@ -69,7 +78,7 @@ absl::Status OffloadRuntime::CheckStep(const StepRequest& request) const {
 absl::Status OffloadRuntime::CheckReleased() const {
   for (uint32_t t = 0; t < layout_.tensors().size(); ++t) {
     const UnitIndex unit = layout_.tensors()[t].unit;
-    if (!gradients_->present(TensorIndex(t)) || !residency_->acquired(unit)) continue;
+    if (!Present(TensorIndex(t)) || !residency_->acquired(unit)) continue;
     return absl::FailedPreconditionError(fmt::format(
         "unit '{}' is acquired: release every unit before the step", layout_.unit(unit).name));
   }
@@ -78,7 +87,7 @@ absl::Status OffloadRuntime::CheckReleased() const {
 
 void OffloadRuntime::DecideStep(Turn& turn) {
   if (!turn.decision) {
-    if (const absl::Status status = CheckStep(turn.step); !status.ok()) return EndTurn(status);
+    if (const absl::Status status = CheckStep(turn.step); !status.ok()) return Refuse(status);
     turn.decision =
         DecideClip(NormOfCells(gradients_->cells()), scaler_.scale(), turn.step.clip_norm);
   }
@@ -88,7 +97,7 @@ void OffloadRuntime::DecideStep(Turn& turn) {
     if (residency_->moving()) return;
     if (const absl::Status status = CheckReleased(); !status.ok()) {
       residency_->Replan();
-      return EndTurn(status);
+      return Refuse(status);
     }
   }
   const absl::Status scaled = scaler_.Update(decision.overflow);
@@ -99,7 +108,7 @@ void OffloadRuntime::DecideStep(Turn& turn) {
   }
   if (decision.overflow) {
     metrics_.Get("steps_skipped")->Add();
-    gradients_->ClearAll();
+    EndGradients();
     residency_->Replan();
     return EndTurn(scaled);
   }
@@ -115,7 +124,7 @@ void OffloadRuntime::StartUpdate(Turn& turn, float grad_scale) {
   {
     const std::lock_guard lock(mutex_);
     for (uint32_t t = 0; t < layout_.tensors().size(); ++t) {
-      if (!gradients_->present(TensorIndex(t))) continue;
+      if (!Present(TensorIndex(t))) continue;
       const TensorLayout& tensor = layout_.tensors()[t];
       updates_[t] = {
           update_.rule().Scalars(turn.step.groups[tensor.group], ++tensor_steps_[t], grad_scale),
@@ -126,8 +135,11 @@ void OffloadRuntime::StartUpdate(Turn& turn, float grad_scale) {
   for (uint32_t u = 0; u < changes_.size(); ++u) {
     if (changes_[u]) SLUICE_CHECK(residency_->BeginUpdate(UnitIndex(u)).ok());
   }
-  gradients_->ClearAll();
+  EndGradients();
   updater_->Start(&updates_);
+  for (uint32_t u = 0; u < changes_.size(); ++u) {  // of which this rank updates nothing
+    if (changes_[u] && !updater_->UnitPending(UnitIndex(u))) OnUnitUpdated(UnitIndex(u));
+  }
   backward_begun_ = false;
   residency_->Replan();
   if (!options_.overlap && updater_->updating()) {
@@ -187,7 +199,9 @@ bool OffloadRuntime::AdvanceValue(Turn& turn) {
   if (!values_->hungry()) return false;
   residency_->Suspend();
   updater_->StopReadAhead();
+  if (turn.value.of_gradient() && !SettleGradients()) return false;
   if (turn.value.of_gradient()) gradients_->StoreKept();
+  if (ranks_ != nullptr && ranks_->gathers()->renewing()) return false;
   if (!updater_->idle() || !gradients_->idle() || residency_->moving()) return false;
   ValueRequest& request = turn.value;
   const UnitIndex unit = layout_.tensor(request.tensor).unit;
@@ -200,15 +214,21 @@ bool OffloadRuntime::AdvanceValue(Turn& turn) {
   }
   const bool loads = request.renews() && (request.of_parameter() ||
                                           layout_.tensor(request.tensor).keep == Keep::kMoments);
-  request.done = [this, unit, tensor = request.tensor, write = request.write,
-                  renews = request.renews(), loads](const absl::Status& status) {
+  const auto end = [this](const absl::Status& status) {
+    --values_begun_;
+    EndTurn(status);
+  };
+  request.done = [this, end, unit, tensor = request.tensor, write = request.write,
+                  renews = request.renews(), loads, gathers = GathersValue(request),
+                  data = request.data, size = request.type.size()](const absl::Status& status) {
     const absl::Status failed = failure();  // a write before this one
     if (!status.ok() && write) Fail(status);
     if (status.ok() && loads) NoteLoaded(tensor);
     if (status.ok() && write && !renews) gradients_->Replaced(tensor);
-    if (renews && !values_->Renews(unit)) residency_->EndUpdate(unit);
-    --values_begun_;
-    EndTurn(failed.ok() ? status : failed);
+    if (renews && !values_->Renews(unit)) EndWrite(unit);
+    const absl::Status result = failed.ok() ? status : failed;
+    if (!gathers || !result.ok()) return end(result);
+    ranks_->gathers()->Complete(tensor, data, size, end);
   };
   ++values_begun_;
   values_->Start(std::move(request));
@@ -219,8 +239,14 @@ bool OffloadRuntime::AdvanceValue(Turn& turn) {
 // waited for.
 bool OffloadRuntime::AdvanceClearGrads(std::optional<TensorIndex> tensor) {
   gradient_calls_->Forget(tensor);
+  if (!SettleGradients()) return false;
   if (!gradients_->idle()) return false;
-  tensor ? gradients_->Clear(*tensor) : gradients_->ClearAll();
+  if (!tensor) {
+    ForgetGradients();
+  } else {
+    gradients_->Clear(*tensor);
+    if (ranks_ != nullptr) ranks_->gradients()->Clear(*tensor);
+  }
   EndTurn(absl::OkStatus());
   return true;
 }
@@ -235,6 +261,7 @@ void OffloadRuntime::EndTurn(const absl::Status& status) {
   turn->Reset();
   spare_turns_.Give(std::move(turn));
   if (was_value && (turns_.empty() || turns_.front()->kind != Turn::Kind::kValue)) {
+    if (ranks_ != nullptr) RenewWritten();
     residency_->Replan();
     ReadAheadIfUseful();
   }

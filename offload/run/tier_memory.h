@@ -42,8 +42,10 @@ struct TierMemory {
   std::byte* sums = nullptr;           // in pinned memory, if they may
   BufferPool state_buffers;
   BufferPool param_buffers;
-  BufferPool grad_buffers;  // that gradients pass through which live on NVMe
-  BufferPool add_buffers;   // in HBM: what is added to gradients that live there passes through
+  BufferPool grad_buffers;      // that gradients pass through which live on NVMe
+  BufferPool staging_buffers;   // gradients among ranks: this rank's of a unit
+  BufferPool received_buffers;  // and the others' of this rank's shard
+  BufferPool add_buffers;       // in HBM: what is added to gradients that live there passes through
   BlockMap blocks;
 
   // Takes both arenas. Errors: ResourceExhausted from the device or the memory resource.

@@ -127,7 +127,7 @@ void Updater::Start(std::vector<std::optional<TensorUpdate>>* updates) {
   }
   if (stores_left_ == 0) return;
   for (uint32_t t = 0; t < updates_.size(); ++t) {
-    if (updates_[t]) unwritten_[t] = context_.layout->tensors()[t].elements;
+    if (updates_[t]) unwritten_[t] = context_.layout->tensors()[t].kept.size();
   }
   started_ = true;
   next_resident_ = 0;

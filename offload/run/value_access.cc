@@ -41,8 +41,8 @@ void ValueAccess::Start(ValueRequest request) {
       if (run.tensor == tensor) requests_.back().left.push_back(ChunkIndex(c));
     }
   }
-  SLUICE_CHECK(!requests_.back().left.empty());
   Pump();
+  EndRequests();  // this rank may keep nothing of the tensor
 }
 
 // Begins what can begin, in the order of the requests. A chunk that is under way for an earlier one
@@ -87,6 +87,10 @@ void ValueAccess::EndChunk(ChunkStep* step, const absl::Status& status) {
   --request->under_way;
   if (!status.ok()) Fail(request, status);
   Pump();
+  EndRequests();
+}
+
+void ValueAccess::EndRequests() {
   while (busy() && requests_.front().left.empty() && requests_.front().under_way == 0) {
     const Request ended = std::move(requests_.front());
     requests_.pop_front();

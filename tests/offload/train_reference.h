@@ -6,6 +6,7 @@
 #define SLUICE_TESTS_OFFLOAD_TRAIN_REFERENCE_H_
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -26,6 +27,76 @@ inline void AddGradient(const UnitTypes& types, int seed, uint32_t t,
     *sum = std::move(grad);
   } else {
     Accumulate(sum->data(), grad.data(), types.grad, master.size());
+  }
+}
+
+// Adds those of a rank's micro-step, by tensor; or, where a unit comes several times, only those of
+// its `turn`-th time, from 0.
+inline void AddGradients(const ModelSpec& spec, const TrainerOptions& o, uint32_t rank, int step,
+                         int micro, const std::vector<std::vector<float>>& master,
+                         std::vector<std::vector<std::byte>>* sums,
+                         std::optional<size_t> turn = std::nullopt) {
+  const std::vector<uint32_t> order = o.Order(rank, step, spec.units.size());
+  std::vector<size_t> times(spec.units.size(), 0);
+  for (size_t i = order.size(); i > 0; --i) {
+    const size_t time = times[order[i - 1]]++;
+    if (turn && time != *turn) continue;
+    for (uint32_t t = 0; t < spec.tensors.size(); ++t) {
+      if (spec.tensors[t].unit != UnitIndex(order[i - 1])) continue;
+      if (spec.tensors[t].keep == Keep::kParam) continue;
+      AddGradient(o.TypesOf(spec, t), o.SeedOf(rank, step, micro), t, master[t], &(*sums)[t]);
+    }
+  }
+}
+
+// The mean of the ranks' gradients of a tensor: the sum of neighbours, of neighbouring pairs, and
+// so on, times 1 / ranks, in fp32, rounded once. A rank that has none adds zeros.
+inline std::vector<std::byte> MeanOfRanks(const std::vector<std::vector<std::byte>>& grads,
+                                          FloatType type, size_t elements) {
+  std::vector<std::vector<float>> sums;
+  for (const std::vector<std::byte>& grad : grads) {
+    sums.emplace_back(elements);
+    if (!grad.empty()) Convert(grad.data(), type, sums.back().data(), FloatType::kF32, elements);
+  }
+  while (sums.size() > 1) {
+    std::vector<std::vector<float>> level;
+    for (size_t r = 0; r < sums.size(); r += 2) {
+      level.push_back(std::move(sums[r]));
+      for (size_t i = 0; r + 1 < sums.size() && i < elements; ++i)
+        level.back()[i] += sums[r + 1][i];
+    }
+    sums = std::move(level);
+  }
+  for (float& value : sums[0]) value *= 1.0f / static_cast<float>(grads.size());
+  std::vector<std::byte> mean(elements * static_cast<size_t>(SizeOf(type)));
+  Convert(sums[0].data(), FloatType::kF32, mean.data(), type, elements);
+  return mean;
+}
+
+// The same of all ranks together. What a rank has of a unit for the k-th time is added to what the
+// others have of it for the k-th time.
+inline void AddMeans(const ModelSpec& spec, const TrainerOptions& o, int step, int micro,
+                     const std::vector<std::vector<float>>& master,
+                     std::vector<std::vector<std::byte>>* sums) {
+  constexpr size_t kTurns = 4;
+  for (size_t turn = 0; turn < kTurns; ++turn) {
+    std::vector<std::vector<std::vector<std::byte>>> by_rank(o.ranks);
+    for (uint32_t r = 0; r < o.ranks; ++r) {
+      by_rank[r].resize(spec.tensors.size());
+      AddGradients(spec, o, r, step, micro, master, &by_rank[r], turn);
+    }
+    for (uint32_t t = 0; t < spec.tensors.size(); ++t) {
+      std::vector<std::vector<std::byte>> grads;
+      for (auto& of_rank : by_rank) grads.push_back(std::move(of_rank[t]));
+      if (std::ranges::all_of(grads, [](const auto& grad) { return grad.empty(); })) continue;
+      const FloatType type = o.TypesOf(spec, t).grad;
+      std::vector<std::byte> mean = MeanOfRanks(grads, type, master[t].size());
+      if ((*sums)[t].empty()) {
+        (*sums)[t] = std::move(mean);
+      } else {
+        Accumulate((*sums)[t].data(), mean.data(), type, master[t].size());
+      }
+    }
   }
 }
 
@@ -56,13 +127,10 @@ std::vector<std::vector<float>> TrainReferenceBy(const ModelSpec& spec, const Tr
   for (int step = 0; step < o.steps; ++step) {
     std::vector<std::vector<std::byte>> grads(tensors);  // empty: none
     for (int micro = 0; micro < o.micro_steps; ++micro) {
-      const std::vector<uint32_t> order = o.Order(step, spec.units.size());
-      for (size_t i = order.size(); i > 0; --i) {
-        for (uint32_t t = 0; t < tensors; ++t) {
-          if (spec.tensors[t].unit != UnitIndex(order[i - 1])) continue;
-          if (spec.tensors[t].keep == Keep::kParam) continue;
-          AddGradient(o.TypesOf(spec, t), step * 16 + micro, t, master[t], &grads[t]);
-        }
+      if (o.ranks > 1) {
+        AddMeans(spec, o, step, micro, master, &grads);
+      } else {
+        AddGradients(spec, o, o.rank, step, micro, master, &grads);
       }
     }
     std::vector<double> cells;

@@ -93,7 +93,7 @@ class Trainer {
     runtime_->BeginIteration(boundary ? 1 : 0, boundary);
     for (uint32_t u : order) SLUICE_RETURN_IF_ERROR(Forward(u));
     for (size_t i = order.size(); i > 0; --i)
-      SLUICE_RETURN_IF_ERROR(Backward(order[i - 1], step * 16 + micro));
+      SLUICE_RETURN_IF_ERROR(Backward(order[i - 1], options_.SeedOf(options_.rank, step, micro)));
     runtime_->EndIteration();
     return absl::OkStatus();
   }

@@ -125,6 +125,12 @@ struct TrainerOptions {
   // gradients then add up) or not at all (it is then left as it is). Empty: unit order.
   std::function<std::vector<uint32_t>(int step, size_t units)> order;
 
+  // Among ranks, each of which has gradients of its own. `rank_order`, if set, is instead of
+  // `order`.
+  uint32_t rank = 0;
+  uint32_t ranks = 1;
+  std::function<std::vector<uint32_t>(uint32_t rank, int step, size_t units)> rank_order;
+
   // Asked while something is waited for that is not done: whether to wait no longer.
   std::function<bool()> give_up = [] { return false; };
 
@@ -141,7 +147,13 @@ struct TrainerOptions {
         UnitTypes{.param = param_type, .grad = grad_type});
   }
 
-  std::vector<uint32_t> Order(int step, size_t units) const {
+  static int SeedOf(uint32_t of_rank, int step, int micro) {
+    return static_cast<int>(of_rank) * 4096 + step * 16 + micro;
+  }
+
+  std::vector<uint32_t> Order(int step, size_t units) const { return Order(rank, step, units); }
+  std::vector<uint32_t> Order(uint32_t of_rank, int step, size_t units) const {
+    if (rank_order) return rank_order(of_rank, step, units);
     if (order) return order(step, units);
     std::vector<uint32_t> all;
     for (uint32_t u = 0; u < units; ++u) all.push_back(u);

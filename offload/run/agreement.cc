@@ -1,0 +1,77 @@
+#include "offload/run/agreement.h"
+
+#include <algorithm>
+
+namespace sluice {
+
+namespace {
+// Until a rank that has nothing to say looks whether others have: first, and at most.
+constexpr Nanos kPauseMin = std::chrono::microseconds(200);
+constexpr Nanos kPauseMax = std::chrono::milliseconds(20);
+
+template <typename T>
+std::span<std::byte> BytesOf(T* value) {
+  return std::as_writable_bytes(std::span(value, 1));
+}
+}  // namespace
+
+Agreement::Agreement(Communicator* communicator, Clock* clock, Inbox* inbox, Metrics* metrics,
+                     Observer* observer)
+    : communicator_(communicator),
+      clock_(clock),
+      inbox_(inbox),
+      observer_(observer),
+      heard_(communicator->ranks()),
+      send_(BytesOf(&message_)),
+      pause_(kPauseMin),
+      rounds_(metrics->Get("agreement_rounds")) {
+  for (Message& message : heard_) receive_.emplace_back(BytesOf(&message));
+  op_.kind = CommKind::kAllGather;
+  op_.send = std::span(&send_, 1);
+  op_.receive = receive_;
+  op_.inbox = inbox_;
+  op_.event = this;
+}
+
+void Agreement::Say(Said said) {
+  to_say_.push_back(said);
+  if (!op_.status.ok() && stopped_) return observer_->OnDisagreement(op_.status, true);
+  Poll();
+}
+
+void Agreement::Poll() {
+  if (in_round_ || stopped_) return;
+  if (!to_say_.empty() || clock_->Now() >= next_time_) Begin();
+}
+
+void Agreement::Begin() {
+  message_.count = std::min(to_say_.size(), kSaidMax);
+  for (size_t i = 0; i < message_.count; ++i) {
+    message_.said[i] = to_say_.front();
+    to_say_.pop_front();
+  }
+  in_round_ = true;
+  communicator_->Enqueue(&op_);
+}
+
+void Agreement::Handle() {
+  if (!op_.status.ok()) {
+    in_round_ = false;
+    stopped_ = true;
+    return observer_->OnDisagreement(op_.status, !to_say_.empty() || message_.count > 0);
+  }
+  rounds_->Add();
+  bool any = false;
+  for (uint32_t r = 0; r < heard_.size(); ++r) {
+    for (size_t i = 0; i < heard_[r].count; ++i) {
+      any = true;
+      observer_->OnSaid(Rank(r), heard_[r].said[i]);
+    }
+  }
+  in_round_ = false;  // not before: what follows from what was heard is said in the next one
+  pause_ = any ? kPauseMin : std::min(2 * pause_, kPauseMax);
+  next_time_ = clock_->Now() + pause_;
+  Poll();
+}
+
+}  // namespace sluice

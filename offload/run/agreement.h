@@ -1,0 +1,99 @@
+// offload/run/agreement.h
+//
+// What the ranks tell each other so that they do the same things in the same order, whatever each
+// of them comes to first. In rounds, every rank says what it has become ready for, and every rank
+// hears all of it, in one order that is the same on all. What follows from what was heard is
+// therefore the same everywhere: nobody waits in a collective that others never come to, and a
+// rank that has no use for an operation takes part in it all the same.
+//
+// A round is one small all-gather. It begins on a rank when there is something to say; else a
+// little later, since another may have something, and ever later while nobody does.
+//
+// Threads: the control thread. Allocates when more is waiting to be said than ever before.
+
+#ifndef SLUICE_OFFLOAD_RUN_AGREEMENT_H_
+#define SLUICE_OFFLOAD_RUN_AGREEMENT_H_
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "core/clock.h"
+#include "core/event.h"
+#include "core/metrics.h"
+#include "core/ring_queue.h"
+
+namespace sluice {
+
+enum class Topic : uint32_t {
+  kModel = 0,      // a hash of what must be the same on all ranks
+  kGradients = 1,  // of a unit: all that this rank has of it in this window
+  kNothing = 2,    // of a unit: this rank will have no gradients of it in this window
+  kSomething = 3,  // of a unit: it will after all
+  kWindowEnd = 4,  // no more gradients in this window
+  kStep = 5,       // the same, and a step is next
+  kParams = 6,     // of a unit: this rank's part was renewed
+  kValue = 7,      // of a tensor: this rank's part was read
+};
+
+struct Said {
+  Topic topic;
+  uint32_t index;
+};
+
+class Agreement final : private Event {
+ public:
+  class Observer {
+   public:
+    virtual ~Observer() = default;
+    virtual void OnSaid(Rank rank, Said said) = 0;  // also of this rank's own
+    // No round follows. `wanted`: there is something to say. Again whenever there is more.
+    virtual void OnDisagreement(const absl::Status& status, bool wanted) = 0;
+  };
+
+  // None of these is owned.
+  Agreement(Communicator* communicator, Clock* clock, Inbox* inbox, Metrics* metrics,
+            Observer* observer);
+
+  // Whatever is said is heard in the order in which it was.
+  void Say(Said said);
+  // Begins a round if there is something to say, or if it is time to hear of others. Call now and
+  // then, and when NextTime has come.
+  void Poll();
+  TimePoint NextTime() const { return in_round_ ? kForever : next_time_; }
+  void Stop() { stopped_ = true; }  // no round begins any more
+
+ private:
+  static constexpr size_t kSaidMax = 31;
+  struct Message {  // of a rank in a round
+    uint64_t count;
+    std::array<Said, kSaidMax> said;
+  };
+  static_assert(sizeof(Message) == 256);
+
+  void Begin();
+  void Handle() override;  // the round has ended
+
+  Communicator* const communicator_;
+  Clock* const clock_;
+  Inbox* const inbox_;
+  Observer* const observer_;
+  RingQueue<Said> to_say_;
+  Message message_{};
+  std::vector<Message> heard_;  // by rank
+  ConstMemoryView send_;
+  std::vector<MemoryView> receive_;
+  CommOp op_;
+  bool in_round_ = false;
+  bool stopped_ = false;
+  TimePoint next_time_{0};
+  Nanos pause_;
+  Counter* const rounds_;
+};
+
+}  // namespace sluice
+
+#endif  // SLUICE_OFFLOAD_RUN_AGREEMENT_H_

@@ -1,0 +1,380 @@
+#include "offload/run/grad_exchange.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "core/status.h"
+#include "fmt/format.h"
+#include "offload/run/reduction.h"
+#include "optim/convert.h"
+
+namespace sluice {
+
+// One tensor's gradient on its way into staging: set, or added to what is there.
+class GradExchange::CopyTask final : public Task, public Event {
+ public:
+  explicit CopyTask(GradExchange* owner) : owner_(owner) {}
+
+  void Run() override {
+    const FloatType type = owner_->context_.layout->tensor(given.tensor).types.grad;
+    if (adding) {
+      Accumulate(to, given.data.data(), type,
+                 given.data.size() / static_cast<size_t>(SizeOf(type)));
+    } else {
+      std::memcpy(to, given.data.data(), given.data.size());
+    }
+    owner_->context_.inbox->Post(this);
+  }
+  Nanos cost() const override { return Nanos(static_cast<int64_t>(given.data.size()) / 10 + 200); }
+  void Handle() override { owner_->OnCopied(this); }
+
+  Given given;
+  std::byte* to = nullptr;
+  bool adding = false;
+
+ private:
+  GradExchange* const owner_;
+};
+
+GradExchange::GradExchange(const Context& context, Communicator* communicator, Agreement* agreement,
+                           Gradients* gradients,
+                           std::function<const std::vector<UnitIndex>*()> acquisitions)
+    : context_(context),
+      communicator_(communicator),
+      agreement_(agreement),
+      gradients_(gradients),
+      acquisitions_(std::move(acquisitions)),
+      shared_(context.layout->sharding().states),
+      under_way_max_(shared_ ? context.memory->received_buffers.count() : 1),
+      units_(context.layout->units().size()),
+      given_(context.layout->tensors().size(), 0),
+      collected_(context.layout->tensors().size(), 0),
+      marks_(context.layout->units().size() * communicator->ranks(), kUnsaid),
+      places_(communicator->ranks(), kInWindow) {
+  for (const TensorLayout& tensor : context.layout->tensors())
+    At(tensor.unit).tensors += tensor.keep == Keep::kParam ? 0 : 1;
+  for (size_t i = 0; i < under_way_max_; ++i) {
+    pool_.push_back(std::make_unique<Reduction>(this));
+    free_reductions_.push_back(pool_.back().get());
+  }
+  track_ = context.trace->AddTrack("gradients among ranks");
+}
+
+GradExchange::~GradExchange() = default;
+
+void GradExchange::Give(TensorIndex tensor, ConstMemoryView data, const Fence* fence, Done done) {
+  if (!failed_.ok()) return done(failed_);
+  given_[tensor.value()] = 1;
+  ++waiting_;
+  Given given{.tensor = tensor, .data = data, .fence = fence, .done = std::move(done)};
+  if (ending_ || closed_) return next_window_.push_back(std::move(given));
+  Take(std::move(given));
+}
+
+void GradExchange::Take(Given given) {
+  if (!std::exchange(window_begun_, true)) SayWhatIsNothing();
+  const UnitIndex index = context_.layout->tensor(given.tensor).unit;
+  Unit& unit = At(index);
+  if (std::exchange(unit.nothing_here, false)) agreement_->Say({Topic::kSomething, index.value()});
+  // What follows a whole unit is another reduction, whether that one was begun or not.
+  if (unit.said_here || unit.agreed > 0 || unit.under_way)
+    return unit.later.push_back(std::move(given));
+  Add(index, std::move(given));
+}
+
+void GradExchange::Add(UnitIndex index, Given given) {
+  Unit& unit = At(index);
+  uint8_t& collected = collected_[given.tensor.value()];
+  if (collected == kNothing) {
+    collected = kGiven;
+    ++unit.collected;
+  }
+  unit.to_copy.push_back(std::move(given));
+  if (unit.collected == unit.tensors) Say(index);
+  Collect(index);
+}
+
+void GradExchange::SayWhatIsNothing() {
+  const std::vector<UnitIndex>* const acquired = acquisitions_();
+  if (acquired == nullptr || acquired->empty()) return;
+  for (Unit& unit : units_) unit.nothing_here = unit.tensors > 0;
+  for (const UnitIndex unit : *acquired) At(unit).nothing_here = false;
+  for (uint32_t u = 0; u < units_.size(); ++u) {
+    if (units_[u].nothing_here) agreement_->Say({Topic::kNothing, u});
+  }
+}
+
+MemoryView GradExchange::TakeStaging(bool last_one) {
+  BufferPool& pool = context_.memory->staging_buffers;
+  return pool.free_count() > (last_one ? 0 : 1) ? pool.TryTake() : MemoryView();
+}
+
+// Copies what was given and is there, one after another of a unit: a tensor may come twice.
+void GradExchange::Collect(UnitIndex index) {
+  Unit& unit = At(index);
+  if (unit.to_copy.empty()) return;
+  if (unit.staging.empty()) unit.staging = TakeStaging(false);
+  if (unit.staging.empty() || !unit.to_copy.front().fence->Complete()) {
+    if (!std::exchange(unit.waits, true)) collecting_.push_back(index);
+    if (unit.staging.empty()) return;
+  }
+  while (!unit.to_copy.empty() && unit.to_copy.front().fence->Complete()) {
+    const TensorIndex tensor = unit.to_copy.front().tensor;
+    const bool adding = collected_[tensor.value()] == kCopied;
+    if (adding && unit.copying > 0) return;  // perhaps that of the same tensor
+    if (free_copies_.empty()) {
+      copies_.push_back(std::make_unique<CopyTask>(this));
+      free_copies_.push_back(copies_.back().get());
+    }
+    CopyTask* const task = free_copies_.back();
+    free_copies_.pop_back();
+    task->given = std::move(unit.to_copy.front());
+    unit.to_copy.pop_front();
+    const TensorLayout& layout = context_.layout->tensor(tensor);
+    task->to = unit.staging.data() + layout.offset * SizeOf(layout.types.grad);
+    task->adding = adding;
+    collected_[tensor.value()] = kCopied;
+    ++unit.copying;
+    context_.executor->Submit(task);
+  }
+}
+
+void GradExchange::CollectMore() {
+  for (size_t left = collecting_.size(); left > 0; --left) {
+    const UnitIndex index = collecting_.front();
+    collecting_.pop_front();
+    At(index).waits = false;
+    Collect(index);
+  }
+}
+
+void GradExchange::OnCopied(CopyTask* task) {
+  const UnitIndex index = context_.layout->tensor(task->given.tensor).unit;
+  const Done done = std::exchange(task->given.done, nullptr);
+  free_copies_.push_back(task);
+  --At(index).copying;
+  --waiting_;
+  done(absl::OkStatus());
+  Collect(index);
+  Pump();
+}
+
+void GradExchange::Say(UnitIndex index) {
+  Unit& unit = At(index);
+  if (std::exchange(unit.said_here, true)) return;
+  agreement_->Say({Topic::kGradients, index.value()});
+}
+
+void GradExchange::EndWindow(Topic topic) {
+  SLUICE_CHECK(window_open() && !at_step_);
+  ending_ = topic;
+  CheckWindow();
+}
+
+// Ends the window here once everything that came in it is said.
+void GradExchange::CheckWindow() {
+  if (!ending_ || closed_) return;
+  bool all = true;
+  for (uint32_t u = 0; u < units_.size(); ++u) {
+    Unit& unit = units_[u];
+    if (unit.collected > 0) Say(UnitIndex(u));
+    // What perhaps waits for this very end can't wait for it.
+    for (; unit.agreed == 0 && !unit.under_way && !unit.later.empty(); unit.later.pop_front())
+      Add(UnitIndex(u), std::move(unit.later.front()));
+    all = all && unit.later.empty();
+  }
+  if (!all) return;
+  at_step_ = *ending_ == Topic::kStep;
+  agreement_->Say({*std::exchange(ending_, std::nullopt), 0});
+  closed_ = true;
+  window_begun_ = false;
+}
+
+void GradExchange::OnSaid(Rank rank, Said said) {
+  const UnitIndex unit(said.index);
+  switch (said.topic) {
+    case Topic::kGradients:
+      SetMark(unit, rank.value(), kHasIt);
+      break;
+    case Topic::kNothing:
+      SetMark(unit, rank.value(), kWontHaveIt);
+      break;
+    case Topic::kSomething:
+      return SetMark(unit, rank.value(), kUnsaid);
+    default:
+      return OnEnded(rank.value(), said.topic == Topic::kStep);
+  }
+  AgreeIfAnswered(unit);
+  Pump();
+}
+
+void GradExchange::SetMark(UnitIndex index, uint32_t rank, Mark mark) {
+  Unit& unit = At(index);
+  Mark& marked = MarkOf(index, rank);
+  const auto answered = [&] { return marked != kUnsaid || places_[rank] != kInWindow ? 1u : 0u; };
+  unit.said -= marked == kHasIt ? 1 : 0;
+  unit.answered -= answered();
+  marked = mark;
+  unit.said += marked == kHasIt ? 1 : 0;
+  unit.answered += answered();
+}
+
+void GradExchange::AgreeIfAnswered(UnitIndex index) {
+  Unit& unit = At(index);
+  if (unit.said == 0 || unit.answered < communicator_->ranks()) return;
+  for (uint32_t r = 0; r < communicator_->ranks(); ++r) {
+    if (MarkOf(index, r) == kHasIt) SetMark(index, r, kUnsaid);
+  }
+  ++unit.agreed;
+  agreed_.push_back(index);
+}
+
+void GradExchange::OnEnded(uint32_t rank, bool for_step) {
+  const bool first = places_[rank] == kInWindow;
+  places_[rank] = for_step ? kAtStep : kAtEnd;
+  for (size_t u = units_.size(); u-- > 0;) {
+    const UnitIndex index(static_cast<uint32_t>(u));
+    if (first && MarkOf(index, rank) == kUnsaid) ++units_[u].answered;
+    AgreeIfAnswered(index);
+  }
+  Pump();
+  if (std::ranges::find(places_, kInWindow) == places_.end()) OnWindowEnded();
+}
+
+// A rank that waits for a step has ended every window until then.
+void GradExchange::OnWindowEnded() {
+  step_agreed_ = std::ranges::find(places_, kAtEnd) == places_.end();
+  uint32_t ended = 0;
+  for (Place& place : places_) {
+    if (step_agreed_ || place == kAtEnd) place = kInWindow;
+    ended += place == kInWindow ? 0 : 1;
+  }
+  std::ranges::fill(marks_, kUnsaid);
+  for (Unit& unit : units_) {
+    unit.said = 0;
+    unit.answered = ended;
+    unit.nothing_here = false;
+  }
+  closed_ = false;
+  if (at_step_) return;
+  for (size_t left = next_window_.size(); left > 0; --left) {
+    Given given = std::move(next_window_.front());
+    next_window_.pop_front();
+    Take(std::move(given));
+  }
+}
+
+void GradExchange::StepBegun() { at_step_ = step_agreed_ = false; }
+
+// Begins what was agreed on, in that order.
+void GradExchange::Pump() {
+  while (failed_.ok() && !agreed_.empty() && under_way_ < under_way_max_) {
+    const UnitIndex index = agreed_.front();
+    Unit& unit = At(index);
+    if (unit.under_way) return;
+    if (unit.staging.empty()) unit.staging = TakeStaging(true);
+    if (unit.staging.empty()) return;
+    Collect(index);
+    if (unit.copying > 0 || !unit.to_copy.empty()) return;
+    const MemoryView received = context_.memory->received_buffers.TryTake();
+    SLUICE_CHECK(!received.empty());
+    agreed_.pop_front();
+    Begin(index, received);
+  }
+}
+
+void GradExchange::Begin(UnitIndex index, MemoryView received) {
+  Unit& unit = At(index);
+  --unit.agreed;
+  unit.under_way = true;
+  unit.said_here = false;
+  unit.collected = 0;
+  for (const TensorIndex t : context_.layout->unit(index).tensors) {
+    const TensorLayout& tensor = context_.layout->tensor(t);
+    if (tensor.keep == Keep::kParam || std::exchange(collected_[t.value()], kNothing) != kNothing)
+      continue;
+    const int64_t size = SizeOf(tensor.types.grad);
+    std::memset(unit.staging.data() + tensor.offset * size, 0,
+                static_cast<size_t>(tensor.elements * size));
+  }
+  ++under_way_;
+  Reduction* const reduction = free_reductions_.back();
+  free_reductions_.pop_back();
+  reduction->Start(index, unit.staging, received);
+}
+
+void GradExchange::OnExchanged(Reduction* reduction) {
+  if (!reduction->status().ok()) return End(reduction, reduction->status());
+  reduction->Sum();
+}
+
+void GradExchange::OnSummed(Reduction* reduction) {
+  if (shared_) return HandOn(reduction);
+  reduction->Gather();
+}
+
+// To Gradients, by tensor: of this rank's shard, or all.
+void GradExchange::HandOn(Reduction* reduction) {
+  if (!reduction->status().ok()) return End(reduction, reduction->status());
+  const UnitLayout& unit = context_.layout->unit(reduction->unit());
+  const ElementRange kept =
+      shared_ ? unit.updated.shard(communicator_->rank()) : ElementRange{0, unit.updated_elements};
+  const int64_t size = SizeOf(unit.types.grad);
+  size_t parts = 0;
+  unit.updated.ForTensors(kept, [&](size_t, ElementRange) { ++parts; });
+  if (parts == 0) return End(reduction, absl::OkStatus());
+  reduction->set_parts_left(parts);
+  unit.updated.ForTensors(kept, [&](size_t i, ElementRange part) {
+    const TensorIndex tensor = unit.tensors[i];
+    const int64_t at = (context_.layout->tensor(tensor).offset + part.begin) * size;
+    gradients_->Push({.tensor = tensor,
+                      .data = reduction->staging().subspan(static_cast<size_t>(at),
+                                                           static_cast<size_t>(part.size() * size)),
+                      .first = part.begin},
+                     reduction->ready(), [this, reduction](const absl::Status& status) {
+                       if (reduction->OnePartDone(status)) End(reduction, reduction->status());
+                     });
+  });
+}
+
+void GradExchange::End(Reduction* reduction, const absl::Status& status) {
+  Unit& unit = At(reduction->unit());
+  context_.trace->Record(track_, "reduce", reduction->unit().value(), reduction->began(),
+                         context_.clock->Now());
+  context_.memory->received_buffers.Give(reduction->received());
+  context_.memory->staging_buffers.Give(std::exchange(unit.staging, {}));
+  free_reductions_.push_back(reduction);
+  --under_way_;
+  unit.under_way = false;
+  if (!status.ok()) {
+    return context_.fail(
+        Annotate(status, fmt::format("adding up the gradients of unit '{}' over ranks",
+                                     context_.layout->unit(reduction->unit()).name)));
+  }
+  for (size_t left = unit.later.size(); left > 0; --left) {
+    Given given = std::move(unit.later.front());
+    unit.later.pop_front();
+    Take(std::move(given));
+  }
+  Pump();
+  CollectMore();
+  CheckWindow();
+}
+
+void GradExchange::Fail(const absl::Status& status) {
+  failed_ = status;
+  const auto end_all = [&](RingQueue<Given>* queue) {
+    for (; !queue->empty(); queue->pop_front()) {
+      --waiting_;
+      queue->front().done(status);
+    }
+  };
+  for (Unit& unit : units_) {
+    end_all(&unit.to_copy);
+    end_all(&unit.later);
+  }
+  end_all(&next_window_);
+}
+
+}  // namespace sluice

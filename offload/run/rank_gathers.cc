@@ -1,0 +1,154 @@
+#include "offload/run/rank_gathers.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/status.h"
+#include "fmt/format.h"
+
+namespace sluice {
+
+class RankGathers::Gather final : public Event {
+ public:
+  explicit Gather(RankGathers* owner) : owner_(owner), receive_(owner->communicator_->ranks()) {
+    op_.kind = CommKind::kAllGather;
+    op_.send = std::span(&send_, 1);
+    op_.receive = receive_;
+    op_.inbox = owner->context_.inbox;
+    op_.event = this;
+  }
+
+  // `to`: rank r has what is at place(r) of it, in elements of so many bytes.
+  template <typename Place>
+  void Start(std::byte* to, int64_t element, const Place& place) {
+    for (uint32_t r = 0; r < receive_.size(); ++r) {
+      const ElementRange range = place(Rank(r));
+      receive_[r] = {to + range.begin * element, static_cast<size_t>(range.size() * element)};
+    }
+    send_ = receive_[owner_->communicator_->rank().value()];
+    owner_->communicator_->Enqueue(&op_);
+  }
+  void Handle() override { owner_->End(this); }
+
+  UnitIndex unit;
+  TensorIndex tensor;
+  Done done;  // of a value
+  const absl::Status& status() const { return op_.status; }
+  TimePoint started() const { return op_.started; }
+  TimePoint finished() const { return op_.finished; }
+
+ private:
+  RankGathers* const owner_;
+  ConstMemoryView send_;
+  std::vector<MemoryView> receive_;
+  CommOp op_;
+};
+
+RankGathers::RankGathers(const Context& context, Communicator* communicator, Agreement* agreement,
+                         std::function<void(UnitIndex)> renewed)
+    : context_(context),
+      communicator_(communicator),
+      agreement_(agreement),
+      renewed_(std::move(renewed)),
+      said_(context.layout->units().size(), 0),
+      asked_by_(communicator->ranks(), 0) {
+  track_ = context.trace->AddTrack("parameters among ranks");
+}
+
+RankGathers::~RankGathers() = default;
+
+void RankGathers::Renew(UnitIndex unit) {
+  ++renewals_;
+  ++under_way_;
+  agreement_->Say({Topic::kParams, unit.value()});
+}
+
+void RankGathers::Complete(TensorIndex tensor, std::byte* data, int64_t element, Done done) {
+  values_.push_back({tensor, data, element, std::move(done)});
+  ++under_way_;
+  agreement_->Say({Topic::kValue, tensor.value()});
+}
+
+void RankGathers::OnSaid(Rank rank, Said said) {
+  if (said.topic == Topic::kParams) return OnParams(UnitIndex(said.index));
+  OnValue(rank, TensorIndex(said.index));
+}
+
+void RankGathers::OnParams(UnitIndex unit) {
+  if (++said_[unit.value()] < communicator_->ranks()) return;
+  said_[unit.value()] = 0;
+  Gather* const gather = Take();
+  gather->unit = unit;
+  const UnitLayout& layout = context_.layout->unit(unit);
+  gather->Start(context_.memory->param_home[unit.value()], layout.types.param.size(),
+                [&](Rank r) { return layout.updated.shard(r); });
+}
+
+void RankGathers::OnValue(Rank rank, TensorIndex tensor) {
+  const uint64_t place = asked_by_[rank.value()]++ - values_begun_;
+  if (place == asked_.size()) {
+    asked_.push_back(tensor);
+  } else if (asked_[place] != tensor) {
+    return context_.fail(absl::FailedPreconditionError(fmt::format(
+        "rank {} reads tensor '{}' where another reads '{}': with several ranks, all must read the "
+        "same tensors in the same order",
+        rank.value(), context_.layout->tensor(tensor).name,
+        context_.layout->tensor(asked_[place]).name)));
+  }
+  if (std::ranges::all_of(asked_by_, [this](uint64_t asked) { return asked > values_begun_; }))
+    StartValue();
+}
+
+void RankGathers::StartValue() {
+  ++values_begun_;
+  asked_.pop_front();
+  Value value = std::move(values_.front());
+  values_.pop_front();
+  Gather* const gather = Take();
+  gather->tensor = value.tensor;
+  gather->done = std::move(value.done);
+  const TensorLayout& tensor = context_.layout->tensor(value.tensor);
+  const UnitLayout& unit = context_.layout->unit(tensor.unit);
+  const ElementRange whole{tensor.offset, tensor.offset + tensor.elements};
+  std::vector<ElementRange> places(communicator_->ranks());
+  unit.ForShards(whole, [&](Rank r, ElementRange part) {
+    places[r.value()] = {part.begin - tensor.offset, part.end - tensor.offset};
+  });
+  gather->Start(value.data, value.element, [&](Rank r) { return places[r.value()]; });
+}
+
+RankGathers::Gather* RankGathers::Take() {
+  if (free_gathers_.empty()) {
+    gathers_.push_back(std::make_unique<Gather>(this));
+    free_gathers_.push_back(gathers_.back().get());
+  }
+  Gather* const gather = free_gathers_.back();
+  free_gathers_.pop_back();
+  return gather;
+}
+
+void RankGathers::End(Gather* gather) {
+  const absl::Status status = gather->status();
+  const Done done = std::exchange(gather->done, nullptr);
+  const UnitIndex unit = gather->unit;
+  free_gathers_.push_back(gather);
+  --under_way_;
+  if (done) return done(status);
+  context_.trace->Record(track_, "gather unit", unit.value(), gather->started(),
+                         gather->finished());
+  --renewals_;
+  if (!status.ok()) {
+    return context_.fail(Annotate(status, fmt::format("gathering the parameters of unit '{}'",
+                                                      context_.layout->unit(unit).name)));
+  }
+  renewed_(unit);
+}
+
+void RankGathers::Fail(const absl::Status& status) {
+  for (Value& value : std::exchange(values_, {})) {
+    --under_way_;
+    value.done(status);
+  }
+}
+
+}  // namespace sluice

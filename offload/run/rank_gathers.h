@@ -1,0 +1,79 @@
+// offload/run/rank_gathers.h
+//
+// What each rank has renewed or read of its shards, brought to all: parameters of units that are
+// whole on every rank, after an update or a write of values; and whole tensors that were read shard
+// by shard. In place, in the order in which all ranks have agreed.
+//
+// Threads: the control thread. Allocates per gather of values.
+
+#ifndef SLUICE_OFFLOAD_RUN_RANK_GATHERS_H_
+#define SLUICE_OFFLOAD_RUN_RANK_GATHERS_H_
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "offload/run/agreement.h"
+#include "offload/run/context.h"
+
+namespace sluice {
+
+class RankGathers {
+ public:
+  using Done = std::function<void(const absl::Status&)>;
+
+  // `communicator` carries nothing else. None is owned. `renewed` hears of every unit whose
+  // parameters are the same on all ranks again.
+  RankGathers(const Context& context, Communicator* communicator, Agreement* agreement,
+              std::function<void(UnitIndex)> renewed);
+  ~RankGathers();
+
+  // This rank's shard of the unit's parameters is new. Not again before `renewed`.
+  void Renew(UnitIndex unit);
+  bool renewing() const { return renewals_ > 0; }
+
+  // `data` holds this rank's part of the tensor's elements, of `element` bytes each, at its place;
+  // `done` is called when it holds all. Every rank asks for the same, in the same order.
+  void Complete(TensorIndex tensor, std::byte* data, int64_t element, Done done);
+
+  // Of kParams and kValue.
+  void OnSaid(Rank rank, Said said);
+  bool idle() const { return under_way_ == 0; }
+  void Fail(const absl::Status& status);
+
+ private:
+  class Gather;
+  struct Value {
+    TensorIndex tensor;
+    std::byte* data;
+    int64_t element;
+    Done done;
+  };
+
+  Gather* Take();
+  void OnParams(UnitIndex unit);
+  void OnValue(Rank rank, TensorIndex tensor);
+  void StartValue();
+  void End(Gather* gather);
+
+  const Context context_;
+  Communicator* const communicator_;
+  Agreement* const agreement_;
+  const std::function<void(UnitIndex)> renewed_;
+  std::vector<uint32_t> said_;      // by unit: ranks whose part is new
+  size_t renewals_ = 0;             // that this rank has asked for
+  std::deque<Value> values_;        // of this rank, not begun
+  std::deque<TensorIndex> asked_;   // by any rank, and not begun
+  std::vector<uint64_t> asked_by_;  // by rank: how many so far
+  uint64_t values_begun_ = 0;
+  size_t under_way_ = 0;  // that this rank waits for
+  std::vector<std::unique_ptr<Gather>> gathers_;
+  std::vector<Gather*> free_gathers_;
+  TrackId track_ = 0;
+};
+
+}  // namespace sluice
+
+#endif  // SLUICE_OFFLOAD_RUN_RANK_GATHERS_H_

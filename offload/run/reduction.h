@@ -1,0 +1,164 @@
+// offload/run/reduction.h
+//
+// One unit's gradients while the ranks add them up: exchange -> sum -> [gather] -> parts handed on.
+// Internal to GradExchange.
+//
+// Threads: the control thread; sums run on workers. Lives as long as the GradExchange; used again
+// and again.
+
+#ifndef SLUICE_OFFLOAD_RUN_REDUCTION_H_
+#define SLUICE_OFFLOAD_RUN_REDUCTION_H_
+
+#include <memory>
+#include <vector>
+
+#include "comm/ordered_reduce.h"
+#include "offload/run/grad_exchange.h"
+
+namespace sluice {
+
+// A piece of this rank's shard.
+class GradExchange::SumTask final : public Task, public Event {
+ public:
+  SumTask(Reduction* reduction, size_t ranks) : from(ranks), reduction_(reduction) {}
+  void Run() override;
+  void Handle() override;
+  Nanos cost() const override { return Nanos((last - first) / 2 + 200); }
+
+  int64_t first = 0;  // elements of the shard
+  int64_t last = 0;
+  std::vector<const void*> from;  // by rank, where that piece begins
+
+ private:
+  Reduction* const reduction_;
+};
+
+class GradExchange::Reduction final : public Event {
+ public:
+  explicit Reduction(GradExchange* owner)
+      : owner_(owner),
+        send_(owner->communicator_->ranks()),
+        receive_(owner->communicator_->ranks()),
+        addends_(owner->communicator_->ranks()) {
+    op_.send = send_;
+    op_.receive = receive_;
+    op_.inbox = owner->context_.inbox;
+    op_.event = this;
+  }
+
+  // `staging`: the unit's gradients as the unit is laid out; `received`: room for what the others
+  // have of this rank's shard.
+  void Start(UnitIndex unit, MemoryView staging, MemoryView received) {
+    unit_ = unit;
+    staging_ = staging;
+    received_ = received;
+    status_ = absl::OkStatus();
+    gathering_ = false;
+    began_ = owner_->context_.clock->Now();
+    const ElementRange mine = shard(rank());
+    const size_t bytes = static_cast<size_t>(mine.size() * size());
+    size_t at = 0;
+    for (uint32_t r = 0; r < send_.size(); ++r) {
+      const bool own = Rank(r) == rank();
+      send_[r] = own ? MemoryView() : Of(shard(Rank(r)));
+      receive_[r] = own ? MemoryView() : received.subspan(at, bytes);
+      addends_[r] = own ? Of(mine).data() : receive_[r].data();
+      at += own ? 0 : bytes;
+    }
+    op_.kind = CommKind::kAllToAll;
+    op_.send = send_;
+    owner_->communicator_->Enqueue(&op_);
+  }
+
+  // Adds up this rank's shard, in place.
+  void Sum() {
+    const int64_t elements = shard(rank()).size();
+    constexpr int64_t kElementsPerTask = 64 * kCellElements;
+    const auto tasks = static_cast<size_t>((elements + kElementsPerTask - 1) / kElementsPerTask);
+    sums_left_ = tasks;
+    if (tasks == 0) return owner_->OnSummed(this);
+    while (tasks_.size() < tasks)
+      tasks_.push_back(std::make_unique<SumTask>(this, addends_.size()));
+    for (size_t i = 0; i < tasks; ++i) {
+      tasks_[i]->first = static_cast<int64_t>(i) * kElementsPerTask;
+      tasks_[i]->last = std::min(elements, tasks_[i]->first + kElementsPerTask);
+      owner_->context_.executor->Submit(tasks_[i].get());
+    }
+  }
+  void SumPiece(SumTask* task) const {
+    const int64_t begin = task->first * size();
+    for (size_t r = 0; r < addends_.size(); ++r) task->from[r] = addends_[r] + begin;
+    OrderedSum(task->from, type(), 1.0f / static_cast<float>(addends_.size()),
+               Of(shard(rank())).data() + begin, type(),
+               static_cast<size_t>(task->last - task->first));
+  }
+  void OnePieceSummed() {
+    if (--sums_left_ == 0) owner_->OnSummed(this);
+  }
+
+  // Brings every rank's sums to all.
+  void Gather() {
+    gathering_ = true;
+    for (uint32_t r = 0; r < receive_.size(); ++r) receive_[r] = Of(shard(Rank(r)));
+    send_[0] = receive_[rank().value()];
+    op_.kind = CommKind::kAllGather;
+    op_.send = std::span<const ConstMemoryView>(send_).first(1);
+    owner_->communicator_->Enqueue(&op_);
+  }
+
+  void Handle() override {
+    status_ = op_.status;
+    gathering_ ? owner_->HandOn(this) : owner_->OnExchanged(this);
+  }
+
+  GradExchange* owner() const { return owner_; }
+  UnitIndex unit() const { return unit_; }
+  MemoryView staging() const { return staging_; }
+  MemoryView received() const { return received_; }
+  const Fence* ready() const { return &ready_; }
+  const absl::Status& status() const { return status_; }
+  TimePoint began() const { return began_; }
+  void set_parts_left(size_t parts) { parts_left_ = parts; }
+  // Returns whether it was the last.
+  bool OnePartDone(const absl::Status& status) {
+    if (status_.ok()) status_ = status;
+    return --parts_left_ == 0;
+  }
+
+ private:
+  Rank rank() const { return owner_->communicator_->rank(); }
+  const UnitLayout& layout() const { return owner_->context_.layout->unit(unit_); }
+  FloatType type() const { return layout().types.grad; }
+  int64_t size() const { return SizeOf(type()); }
+  ElementRange shard(Rank rank) const { return layout().updated.shard(rank); }
+  MemoryView Of(ElementRange range) const {
+    return staging_.subspan(static_cast<size_t>(range.begin * size()),
+                            static_cast<size_t>(range.size() * size()));
+  }
+
+  GradExchange* const owner_;
+  UnitIndex unit_;
+  MemoryView staging_;
+  MemoryView received_;
+  std::vector<ConstMemoryView> send_;  // by rank, as the next two
+  std::vector<MemoryView> receive_;
+  std::vector<const std::byte*> addends_;
+  CommOp op_;
+  bool gathering_ = false;
+  absl::Status status_;
+  TimePoint began_{0};
+  std::vector<std::unique_ptr<SumTask>> tasks_;
+  size_t sums_left_ = 0;
+  size_t parts_left_ = 0;
+  const Fence ready_;  // complete
+};
+
+inline void GradExchange::SumTask::Run() {
+  reduction_->SumPiece(this);
+  reduction_->owner()->context_.inbox->Post(this);
+}
+inline void GradExchange::SumTask::Handle() { reduction_->OnePieceSummed(); }
+
+}  // namespace sluice
+
+#endif  // SLUICE_OFFLOAD_RUN_REDUCTION_H_

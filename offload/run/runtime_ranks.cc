@@ -1,0 +1,87 @@
+// What a runtime does otherwise where there are other ranks.
+
+#include <algorithm>
+
+#include "core/status.h"
+#include "offload/run/runtime.h"
+
+namespace sluice {
+
+bool OffloadRuntime::Present(TensorIndex tensor) const {
+  return ranks_ != nullptr ? ranks_->present(tensor) : gradients_->present(tensor);
+}
+
+// Returns whether all ranks have come to the step.
+bool OffloadRuntime::MeetRanks(Turn& turn) {
+  if (turn.met) return ranks_->met();
+  if (ranks_->gathers()->renewing() || gradient_calls_->holds()) return false;
+  if (!ranks_->gradients()->window_open()) return false;
+  turn.met = true;
+  ranks_->MeetForStep();
+  return ranks_->met();
+}
+
+// Whether nothing that was given in this window is missing: it has been ended, if need be. At the
+// end of an iteration with a step to come, the step does that.
+bool OffloadRuntime::EndsWindow(bool at_boundary) {
+  if (ranks_ == nullptr || (!at_boundary && residency_->boundary())) return true;
+  GradExchange* const gradients = ranks_->gradients();
+  if (!gradients->window_open() || gradient_calls_->holds()) return false;
+  if (gradients->window_begun()) gradients->EndWindow(Topic::kWindowEnd);
+  return true;
+}
+
+// Whether all that was given has reached its home; the others have to come as far.
+bool OffloadRuntime::SettleGradients() {
+  return EndsWindow(true) && (ranks_ == nullptr || ranks_->gradients()->idle());
+}
+
+void OffloadRuntime::ForgetGradients() {
+  gradients_->ClearAll();
+  if (ranks_ != nullptr) ranks_->gradients()->ClearAll();
+}
+
+// Of a step that was decided.
+void OffloadRuntime::EndGradients() {
+  ForgetGradients();
+  if (ranks_ != nullptr) ranks_->StepBegun();
+}
+
+// The step can't be taken here. Where other ranks take it, nothing can go on.
+void OffloadRuntime::Refuse(const absl::Status& status) {
+  if (ranks_ != nullptr) return Fail(status);
+  EndTurn(status);
+}
+
+// The unit's parameters were changed here; so they were, each in its part, on the other ranks.
+void OffloadRuntime::RenewOnRanks(UnitIndex unit) {
+  const UnitLayout& layout = layout_.unit(unit);
+  if (ranks_ != nullptr && layout_.sharding().states && !layout.lent && layout.updated_elements > 0)
+    return ranks_->gathers()->Renew(unit);
+  residency_->EndUpdate(unit);
+}
+
+// Units that lack values are not renewed before they have all.
+void OffloadRuntime::EndWrite(UnitIndex unit) {
+  const bool loaded = std::ranges::all_of(layout_.unit(unit).tensors,
+                                          [this](TensorIndex t) { return loaded_[t.value()]; });
+  if (ranks_ == nullptr || !loaded) return residency_->EndUpdate(unit);
+  stale_[unit.value()] = true;
+}
+
+void OffloadRuntime::RenewWritten() {
+  for (uint32_t u = 0; u < stale_.size(); ++u) {
+    if (!stale_[u]) continue;
+    stale_[u] = false;
+    RenewOnRanks(UnitIndex(u));
+  }
+}
+
+// Whether a read has a part of the tensor only, and other ranks the rest.
+bool OffloadRuntime::GathersValue(const ValueRequest& request) const {
+  if (ranks_ == nullptr || request.write) return false;
+  const Sharding& sharding = layout_.sharding();
+  return layout_.tensor(request.tensor).keep == Keep::kParam ? sharding.params : sharding.states;
+}
+
+}  // namespace sluice

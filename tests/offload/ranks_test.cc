@@ -1,0 +1,171 @@
+// Several ranks in one process, each a runtime with threads of its own: the same training at every
+// stage, with everything anywhere, comes to the bits of plain arrays.
+
+#include <gtest/gtest.h>
+
+#include <thread>
+#include <vector>
+
+#include "comm/in_process.h"
+#include "nlohmann/json.hpp"
+#include "offload/run/factory.h"
+#include "tests/nvme/temp_dir.h"
+#include "tests/offload/trainer.h"
+
+namespace sluice {
+namespace {
+
+using testing::OddModel;
+using testing::Trainer;
+using testing::TrainerOptions;
+
+// How a rank is told of the others, by rank.
+std::vector<RankLinks> LinkRanks(uint32_t ranks) {
+  static const SteadyClock clock;
+  std::vector<RankLinks> links(ranks);
+  const auto make = [&](std::unique_ptr<Communicator> RankLinks::*which) {
+    auto group = MakeInProcessRanks(ranks, {.timeout = std::chrono::seconds(60)}, &clock);
+    SLUICE_CHECK(group.ok());
+    for (uint32_t r = 0; r < ranks; ++r) links[r].*which = std::move((*group)[r]);
+  };
+  make(&RankLinks::agreement);
+  make(&RankLinks::gradients);
+  make(&RankLinks::gathers);
+  return links;
+}
+
+struct RanksCase {
+  ModelSpec spec = OddModel();
+  uint32_t ranks = 2;
+  int stage = 1;
+  RuntimeConfig config;
+  TrainerOptions training;
+};
+
+struct RankResult {
+  absl::Status status;
+  std::vector<std::vector<float>> master;  // by tensor
+  double norm = 0;
+};
+
+RankResult TrainRank(const RanksCase& c, uint32_t rank, RankLinks links) {
+  RuntimeConfig config = c.config;
+  config.sharding = {
+      .rank = Rank(rank), .ranks = c.ranks, .states = c.stage >= 1, .params = c.stage == 3};
+  TrainerOptions training = c.training;
+  training.rank = rank;
+  training.ranks = c.ranks;
+  RankResult result;
+  absl::StatusOr<std::unique_ptr<OffloadRuntime>> runtime =
+      MakeRuntime(c.spec, config, std::move(links));
+  if (!runtime.ok()) return {.status = runtime.status(), .master = {}};
+  {
+    Trainer trainer(runtime->get(), c.spec, training);
+    result.status = trainer.Run();
+    for (uint32_t t = 0; result.status.ok() && t < c.spec.tensors.size(); ++t) {
+      absl::StatusOr<std::vector<float>> master = trainer.Read(t, Field::kMaster);
+      result.status = master.status();
+      if (master.ok()) result.master.push_back(*std::move(master));
+    }
+    result.norm = (*runtime)->last_step().grad_norm;
+  }
+  const absl::Status closed = OffloadRuntime::Close(*std::move(runtime));
+  if (result.status.ok()) result.status = closed;
+  return result;
+}
+
+std::vector<RankResult> Train(const RanksCase& c) {
+  std::vector<RankLinks> links = LinkRanks(c.ranks);
+  std::vector<RankResult> results(c.ranks);
+  std::vector<std::thread> threads;
+  for (uint32_t r = 0; r < c.ranks; ++r) {
+    threads.emplace_back([&, r] { results[r] = TrainRank(c, r, std::move(links[r])); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return results;
+}
+
+void TrainAndCompare(const RanksCase& c) {
+  TrainerOptions all = c.training;
+  all.ranks = c.ranks;
+  const auto expected = testing::TrainReference(c.spec, all);
+  const std::vector<RankResult> results = Train(c);
+  for (uint32_t r = 0; r < c.ranks; ++r) {
+    ASSERT_TRUE(results[r].status.ok()) << "rank " << r << ": " << results[r].status;
+    EXPECT_EQ(results[0].norm, results[r].norm);
+    for (uint32_t t = 0; t < expected.size(); ++t)
+      ASSERT_EQ(expected[t], results[r].master[t]) << "rank " << r << ", tensor " << t;
+  }
+}
+
+enum class Where { kAllInHbm, kStatesOnNvme };
+
+class RanksTest : public ::testing::TestWithParam<std::tuple<uint32_t, int, Where>> {};
+
+TEST_P(RanksTest, ComeToTheBitsOfPlainArrays) {
+  const auto [ranks, stage, where] = GetParam();
+  TempDir directory;
+  RanksCase c{.ranks = ranks, .stage = stage};
+  c.config.types = {.param = FloatType::kBf16, .grad = FloatType::kBf16};
+  c.config.chunk_elements = 2 * kCellElements;
+  c.config.workers = 1;
+  c.config.placement.resident_elements_max = 100;
+  c.config.placement.lowest_param_tier = Tier::kHbm;
+  c.config.budgets = {MiB(1), MiB(16), GiB(1)};
+  if (where == Where::kStatesOnNvme) {
+    c.config.nvme_paths = {directory.path()};
+    c.config.budgets.pinned = MiB(1);
+    c.config.placement.state_buffers = 4;
+  }
+  c.training.micro_steps = 2;
+  TrainAndCompare(c);
+}
+
+// Ranks that skip units, or run them twice, each in its own way and otherwise in every step; types,
+// frozen tensors and homes of all kinds.
+RanksCase RandomCase(uint64_t seed, const std::string& directory) {
+  uint64_t dice = testing::Mix(seed + 1000);
+  const auto draw = [&dice](uint64_t n) { return (dice = testing::Mix(dice + 1)) % n; };
+  RanksCase c{.spec = testing::MixedModel(seed),
+              .ranks = 2 + static_cast<uint32_t>(draw(3)),
+              .stage = static_cast<int>(draw(3))};
+  c.config.types = {.param = FloatType::kBf16, .grad = FloatType::kBf16};
+  c.config.chunk_elements = kCellElements * static_cast<int64_t>(1 + draw(3));
+  c.config.workers = 1 + static_cast<int>(draw(2));
+  c.config.placement.resident_elements_max = 100;
+  c.config.placement.lowest_param_tier = Tier::kHbm;
+  c.config.placement.state_buffers = c.config.placement.grad_buffers = 4;
+  c.config.nvme_paths = {directory};
+  c.config.budgets = {MiB(1), draw(2) == 0 ? MiB(16) : KiB(1000), GiB(1)};
+  c.training.steps = 3;
+  c.training.micro_steps = 1 + static_cast<int>(draw(2));
+  if (draw(3) == 0) return c;
+  c.training.rank_order = [seed](uint32_t rank, int step, size_t units) {
+    uint64_t own = testing::Mix(seed * 97 + rank * 31 + static_cast<uint64_t>(step));
+    std::vector<uint32_t> order;
+    for (uint32_t u = 0; u < units; ++u) {
+      own = testing::Mix(own + 1);
+      if (own % 3 != 0) order.push_back(u);
+      if (own % 7 == 0) order.push_back(u);
+    }
+    return order;
+  };
+  return c;
+}
+
+class RandomRanksTest : public ::testing::TestWithParam<uint64_t> {};
+
+TEST_P(RandomRanksTest, ComeToTheBitsOfPlainArrays) {
+  TempDir directory;
+  TrainAndCompare(RandomCase(GetParam(), directory.path()));
+}
+
+INSTANTIATE_TEST_SUITE_P(All, RandomRanksTest, ::testing::Range<uint64_t>(1, 41));
+
+INSTANTIATE_TEST_SUITE_P(
+    All, RanksTest,
+    ::testing::Combine(::testing::Values(1, 2, 3, 4), ::testing::Values(0, 1, 2),
+                       ::testing::Values(Where::kAllInHbm, Where::kStatesOnNvme)));
+
+}  // namespace
+}  // namespace sluice
