@@ -130,7 +130,11 @@ def test_ssh_starts_every_host():
             parse(["--launcher=ssh", *other, "train.py"])
 
 
-@pytest.mark.parametrize("word, near", [("--num_gpu", "--num_gpus"), ("--hostfiles", "--hostfile"), ("--xyzzy", None), ("-z", None)])
+NEAR = [("--num_gpu", "--num_gpus"), ("--hostfiles", "--hostfile"), ("--xyzzy", None), ("-z", None), ("--set_threads", None)]
+
+
+@pytest.mark.parametrize("word, near", NEAR)
 def test_unknown_flags_are_errors(word, near):
-    with pytest.raises(LaunchError, match=f"unknown flag {word}; " + (f"did you mean {near}" if near else "`sluice launch --help`")):
+    advice = f"did you mean {near}" if near else "`sluice launch --help`"
+    with pytest.raises(LaunchError, match=f"unknown flag {word}; {advice}"):
         parse([word, "train.py"])

@@ -164,7 +164,7 @@ def _check_together(flags):
     if launcher == "ssh":
         for other in ("node_rank", "no_ssh"):
             if other in flags:
-                raise LaunchError(f"--launcher ssh starts every host, and --{other} is for starting each by hand: give one of them")
+                raise LaunchError(f"--launcher ssh starts every host; --{other} is for starting each by hand: give one")
 
 
 def help_text():

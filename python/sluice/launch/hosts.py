@@ -83,7 +83,8 @@ def _selected(pool, options, this_host):
         if host not in pool and set(pool) == {LOCAL} and host in this_host:
             host = LOCAL
         if host not in pool:
-            known = f"this host is {LOCAL}; others need a --hostfile" if set(pool) == {LOCAL} else f"known are {', '.join(pool)}"
+            alone = set(pool) == {LOCAL}
+            known = f"this host is {LOCAL}; others need a --hostfile" if alone else f"known are {', '.join(pool)}"
             raise LaunchError(f"--{flag}: {host} is unknown: {known}")
         strange = sorted((gpus or set()) - set(pool[host]), key=int)
         if strange:

@@ -1,6 +1,8 @@
 """What torchrun starts for each rank: binds its cores, if asked to, and becomes the script, with --local_rank if that is
-wanted. Its flags are the launcher's that concern a rank, and first of all --set_threads where OMP_NUM_THREADS is to be the
-number of the rank's physical cores. It is run as a file, and takes only the parts of the package that need no PyTorch: the script will load that."""
+wanted. Its flags are those of the launcher that concern a rank; before them --set_threads, where OMP_NUM_THREADS is to be
+the number of the rank's physical cores. It is run as a file, and takes only the parts of the package that need no PyTorch:
+the script will load that.
+"""
 
 import os
 import pathlib

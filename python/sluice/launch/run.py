@@ -52,8 +52,9 @@ def _launch(options, environment):
     alone = len(hosts) == 1 and hosts[0].name in this_host and options.get("launcher") != "ssh"
     node = 0 if alone and options.get("node_rank") is None else options.get("node_rank")
     if node is not None and node >= len(hosts):
-        raise LaunchError(f"--node_rank {node}: there {'is 1 host' if len(hosts) == 1 else f'are {len(hosts)} hosts'}, from 0 on")
-    address = _address(options, hosts, this_host, alone)
+        count = "is 1 host" if len(hosts) == 1 else f"are {len(hosts)} hosts"
+        raise LaunchError(f"--node_rank {node}: there {count}, from 0 on")
+    address = _address(options, hosts, alone)
     port = options.get("master_port") or (_free_port() if alone else PORT)
     python = options.get("python") or sys.executable
     commands = [
@@ -72,10 +73,12 @@ def _say_few_cores(options, ranks):
     cores = len(os.sched_getaffinity(0))
     bound = options.get("bind_cores_to_rank") or options.get("bind_core_list") is not None  # then each rank speaks
     if not bound and cores < 2 * ranks:
-        _say(f"{ranks} {'rank has' if ranks == 1 else 'ranks share'} {cores} {'core' if cores == 1 else 'cores'}: a rank wants 2 or more, for computing, updates and I/O")
+        share = "rank has" if ranks == 1 else "ranks share"
+        wants = "a rank wants 2 or more, for computing, updates and I/O"
+        _say(f"{ranks} {share} {cores} {'core' if cores == 1 else 'cores'}: {wants}")
 
 
-def _address(options, hosts, this_host, alone):
+def _address(options, hosts, alone):
     address = options.get("master_addr")
     if address is not None:
         return address

@@ -36,7 +36,8 @@ def nodes_of_machine(root="/"):
 
 
 def node_of_gpu(gpu, root="/"):
-    """The NUMA node of an NVIDIA GPU, by its number (of the PCI bus's order) or "GPU-..." name; None: the kernel doesn't say."""
+    """The NUMA node of an NVIDIA GPU, by its number in the order of the PCI bus or by its "GPU-..." name, or None where the
+    kernel doesn't say."""
     folder = pathlib.Path(root, "proc/driver/nvidia/gpus")
     try:
         buses = sorted(os.listdir(folder))
