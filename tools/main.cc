@@ -3,13 +3,16 @@
 #include <algorithm>
 #include <exception>
 #include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/config.h"
 #include "fmt/format.h"
 #include "offload/sluice.h"
 #include "tools/command.h"
+#include "tools/launch.h"
 
 namespace sluice::tools {
 
@@ -22,8 +25,9 @@ constexpr const char* kFooter =
 // What to say of a first word that is no command.
 ExitCode NoCommand(const std::string& word, const std::vector<Command>& commands) {
   std::vector<std::string> names;
-  names.reserve(commands.size());
+  names.reserve(commands.size() + 1);
   for (const Command& command : commands) names.push_back(command.app->get_name());
+  names.emplace_back(kLaunch);
   const std::optional<std::string> nearest = NearestName(word, names);
   Fail(fmt::format(
       "'{}' is not a command; {}", word,
@@ -32,6 +36,8 @@ ExitCode NoCommand(const std::string& word, const std::vector<Command>& commands
 }
 
 ExitCode Run(int argc, const char* const* argv) {
+  if (argc > 1 && std::string_view(argv[1]) == kLaunch)  // flags that are not ours to read
+    return Launch(std::span(argv + 2, argv + argc));
   CLI::App app(
       "Sluice keeps a model's parameters and optimizer states on HBM, pinned RAM and NVMe.",
       "sluice");
@@ -39,6 +45,7 @@ ExitCode Run(int argc, const char* const* argv) {
       "--version", fmt::format("sluice {} (C ABI version {})", SLUICE_VERSION, SLUICE_ABI_VERSION));
   app.footer(kFooter);
   const std::vector<Command> commands = {AddDoctor(&app), AddPlan(&app)};
+  app.add_subcommand(kLaunch, kLaunchAbout);
   if (argc < 2) {
     fmt::print(stderr, "{}", app.help());
     return kUsage;

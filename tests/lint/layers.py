@@ -21,6 +21,8 @@ PACKAGE = "python/sluice/"
 # Rooms of the package and its faces, the files beside them; each may import those before it that it names.
 ROOMS = {
     "probe.py": set(),
+    "ranks": set(),
+    "launch": {"ranks"},
     "native": set(),
     "settings": {"native"},
     "residency": {"native"},
