@@ -321,7 +321,7 @@ void AddGpuOptions(CLI::App* app, PlanOptions* o) {
                    "What every ZeRO stage and offload needs on so many GPUs, what fits,\n"
                    "and which to take. Budgets are then of a GPU, and of a host");
   AddGpuOption(app, "--gpus-per-host", &o->gpus_per_host, kGpusPerHostMax,
-               "(default: all, but at most 8)")
+               "Of them on each host (default: all, but at most 8)")
       ->needs(gpus);
   app->add_option("--headroom", o->headroom_percent,
                   "Of HBM, in percent, that is to be left for activations (default 20)")
