@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <utility>
@@ -20,7 +21,38 @@ constexpr size_t kBytesMax = size_t{16} << 20;
 constexpr int kDepthMax = 100;
 constexpr double kWholeMax = 1e15;
 
-absl::StatusOr<std::string> ReadAll(const std::string& path) {
+std::string Shown(const Json& value) {
+  std::string text = Text(value);
+  if (text.size() > 80) text = text.substr(0, 80) + "...";
+  return text;
+}
+
+template <typename J>
+absl::StatusOr<J> Parse(const std::string& text, const std::string& source) {
+  bool too_deep = false;
+  const auto keep = [&too_deep](int depth, typename J::parse_event_t, const J&) {
+    too_deep = too_deep || depth > kDepthMax;
+    return !too_deep;
+  };
+  J json = J::parse(text, keep, /*allow_exceptions=*/false, /*ignore_comments=*/true);
+  if (too_deep) {
+    return absl::InvalidArgumentError(fmt::format("{} is nested too deeply", source));
+  }
+  if (json.is_discarded()) {
+    return absl::InvalidArgumentError(fmt::format("{} is not JSON", source));
+  }
+  if (!json.is_object()) {
+    return absl::InvalidArgumentError(
+        fmt::format("{} must hold an object, not {}", source, Shown(json)));
+  }
+  return json;
+}
+
+}  // namespace
+
+std::string Text(const Json& json) { return JsonText(json, -1); }
+
+absl::StatusOr<std::string> ReadBytes(const std::string& path, size_t offset, size_t most) {
   // A FIFO's open would wait for a writer.
   const int file = open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
   if (file < 0) return ErrnoStatus(errno, fmt::format("reading {}", path));
@@ -30,9 +62,10 @@ absl::StatusOr<std::string> ReadAll(const std::string& path) {
   if (fstat(file, &info) != 0 || !S_ISREG(info.st_mode)) {
     status = absl::InvalidArgumentError(fmt::format("{} is not a regular file", path));
   }
-  while (status.ok() && text.size() <= kBytesMax) {
+  while (status.ok() && text.size() < most) {
     char buffer[1 << 16];
-    const ssize_t n = read(file, buffer, sizeof(buffer));
+    const ssize_t n = pread(file, buffer, std::min(sizeof(buffer), most - text.size()),
+                            static_cast<off_t>(offset + text.size()));
     if (n == 0) break;
     if (n < 0) {
       status = ErrnoStatus(errno, fmt::format("reading {}", path));
@@ -41,42 +74,24 @@ absl::StatusOr<std::string> ReadAll(const std::string& path) {
     }
   }
   close(file);
-  if (status.ok() && text.size() > kBytesMax) {
-    status = absl::InvalidArgumentError(fmt::format("{} has more than 16 MiB", path));
-  }
   if (!status.ok()) return status;
   return text;
 }
 
-std::string Shown(const Json& value) {
-  std::string text = Text(value);
-  if (text.size() > 80) text = text.substr(0, 80) + "...";
-  return text;
+absl::StatusOr<Json> ParseObject(const std::string& text, const std::string& source) {
+  return Parse<Json>(text, source);
 }
 
-}  // namespace
-
-std::string Text(const Json& json) { return JsonText(json, -1); }
+absl::StatusOr<SortedJson> ParseSortedObject(const std::string& text, const std::string& source) {
+  return Parse<SortedJson>(text, source);
+}
 
 absl::StatusOr<Json> ReadJsonFile(const std::string& path) {
-  SLUICE_ASSIGN_OR_RETURN(const std::string text, ReadAll(path));
-  bool too_deep = false;
-  const auto keep = [&too_deep](int depth, Json::parse_event_t, const Json&) {
-    too_deep = too_deep || depth > kDepthMax;
-    return !too_deep;
-  };
-  Json json = Json::parse(text, keep, /*allow_exceptions=*/false, /*ignore_comments=*/true);
-  if (too_deep) {
-    return absl::InvalidArgumentError(fmt::format("{} is nested too deeply", path));
+  SLUICE_ASSIGN_OR_RETURN(const std::string text, ReadBytes(path, 0, kBytesMax + 1));
+  if (text.size() > kBytesMax) {
+    return absl::InvalidArgumentError(fmt::format("{} has more than 16 MiB", path));
   }
-  if (json.is_discarded()) {
-    return absl::InvalidArgumentError(fmt::format("{} is not JSON", path));
-  }
-  if (!json.is_object()) {
-    return absl::InvalidArgumentError(
-        fmt::format("{} must hold an object, not {}", path, Shown(json)));
-  }
-  return json;
+  return ParseObject(text, path);
 }
 
 const Json* Fields::Find(std::string_view key) const {

@@ -17,6 +17,8 @@
 namespace sluice::tools {
 
 using Json = nlohmann::ordered_json;
+// Keys in the order of the alphabet, found fast: for objects that have very many.
+using SortedJson = nlohmann::json;
 
 // `json` as text. What isn't UTF-8 in it, such as a path's bytes, is written out (JsonText).
 std::string Text(const Json& json);
@@ -24,6 +26,14 @@ std::string Text(const Json& json);
 // The object that a regular file of at most 16 MiB holds; comments are allowed. Errors:
 // InvalidArgument naming the file; those of reading it.
 absl::StatusOr<Json> ReadJsonFile(const std::string& path);
+
+// From place `offset` of a regular file on, `most` bytes, or as many as there are. Errors: as
+// above.
+absl::StatusOr<std::string> ReadBytes(const std::string& path, size_t offset, size_t most);
+
+// The object that `text` is; `source`: for messages. Errors: InvalidArgument naming it.
+absl::StatusOr<Json> ParseObject(const std::string& text, const std::string& source);
+absl::StatusOr<SortedJson> ParseSortedObject(const std::string& text, const std::string& source);
 
 // An object whose values are taken one by one. The first that won't do is remembered, and what was
 // asked for then has its default, so that a reader checks once, at its end.

@@ -1,7 +1,6 @@
 #include "tools/model_shape.h"
 
 #include <charconv>
-#include <cmath>
 #include <string>
 #include <system_error>
 
@@ -20,6 +19,10 @@ void AddBlock(int64_t index, int64_t h, SpecBuilder* builder) {
   builder->Linear("mlp.up", h, 4 * h);
   builder->Linear("mlp.down", 4 * h, h);
 }
+
+constexpr int64_t kCountMax = 1'000'000'000'000'000;
+
+bool IsDigit(char c) { return c >= '0' && c <= '9'; }
 
 absl::Status Wrong(const std::string& message) { return absl::InvalidArgumentError(message); }
 
@@ -80,25 +83,49 @@ absl::StatusOr<ModelSpec> MakeModelSpec(const ModelShape& shape) {
 }
 
 absl::StatusOr<int64_t> ParseCount(std::string_view text) {
-  const auto wrong = [text] {
-    return Wrong(fmt::format("'{}' is not a count; write it like 7B, 350M or 124439808", text));
+  const auto wrong = [text](std::string_view why) {
+    return Wrong(
+        fmt::format("'{}' is not a count{}; write it like 7B, 350M, 7e9 or 124439808", text, why));
   };
-  double number = 0;
-  const auto [end, error] =
-      std::from_chars(text.data(), text.data() + text.size(), number, std::chars_format::fixed);
-  if (error != std::errc()) return wrong();
-  const std::string_view suffix(end, static_cast<size_t>(text.data() + text.size() - end));
-  double factor = 1;
-  if (suffix.size() > 1) return wrong();
-  if (suffix.size() == 1) {
-    constexpr std::string_view kLetters = "kmbtKMBT";
-    const size_t at = kLetters.find(suffix[0]);
-    if (at == std::string_view::npos) return wrong();
-    factor = std::pow(1000.0, static_cast<double>(at % 4 + 1));
+  // Digits without the point, and the power of ten that they are to be taken times.
+  int64_t digits = 0;
+  int power = 0;
+  size_t at = 0;
+  bool any = false, point = false;
+  for (; at < text.size(); ++at) {
+    const char c = text[at];
+    if (c == '.' && !point) {
+      point = true;
+    } else if (c == '_' && any && !point && at + 1 < text.size() && IsDigit(text[at + 1]) &&
+               IsDigit(text[at - 1])) {
+      continue;
+    } else if (IsDigit(c)) {
+      any = true;
+      if (digits > kCountMax) return wrong("");
+      digits = digits * 10 + (c - '0');
+      power -= point ? 1 : 0;
+    } else {
+      break;
+    }
   }
-  const double count = std::round(number * factor);
-  if (!(count >= 1) || count > 1e15) return wrong();
-  return static_cast<int64_t>(count);
+  if (!any) return wrong("");
+  const std::string_view rest = text.substr(at);
+  constexpr std::string_view kLetters = "kmbtKMBT";
+  if (rest.size() == 1 && kLetters.find(rest[0]) != std::string_view::npos) {
+    power += static_cast<int>(kLetters.find(rest[0]) % 4 + 1) * 3;
+  } else if (!rest.empty()) {
+    if (rest[0] != 'e' && rest[0] != 'E') return wrong("");
+    const std::string_view tens = rest.substr(rest.size() > 1 && rest[1] == '+' ? 2 : 1);
+    uint32_t exponent = 0;
+    const auto [end, error] = std::from_chars(tens.data(), tens.data() + tens.size(), exponent, 10);
+    if (error != std::errc() || end != tens.data() + tens.size() || exponent > 99) return wrong("");
+    power += static_cast<int>(exponent);
+  }
+  for (; power < 0 && digits % 10 == 0 && digits > 0; ++power) digits /= 10;
+  if (power < 0 && digits > 0) return wrong(", which is whole");
+  for (; power > 0 && digits <= kCountMax && digits > 0; --power) digits *= 10;
+  if (digits < 1 || digits > kCountMax) return wrong("");
+  return digits;
 }
 
 }  // namespace sluice::tools

@@ -31,8 +31,8 @@ inline constexpr int64_t kVocabDefault = 50257;
 // Errors: InvalidArgument saying which numbers don't go together.
 absl::StatusOr<ModelSpec> MakeModelSpec(const ModelShape& shape);
 
-// "7B", "350M", "1.3b", "124439808": K, M, B and T are powers of 1000. Positive.
-// Errors: InvalidArgument showing the text and an example.
+// "7B", "350M", "1.3b", "7e9", "124439808", "7_000_000_000": K, M, B and T are powers of 1000. From
+// 1 to 1e15, exact. Errors: InvalidArgument showing the text and an example.
 absl::StatusOr<int64_t> ParseCount(std::string_view text);
 
 }  // namespace sluice::tools

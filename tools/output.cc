@@ -75,6 +75,7 @@ std::string BudgetText(Bytes budget) {
 
 std::string CountText(int64_t count) {
   const auto value = static_cast<double>(count);
+  if (count >= 1'000'000'000'000) return fmt::format("{:.1f} trillion", value / 1e12);
   if (count >= 1'000'000'000) return fmt::format("{:.1f} billion", value / 1e9);
   if (count >= 1'000'000) return fmt::format("{:.1f} million", value / 1e6);
   return fmt::format("{}", count);

@@ -13,13 +13,16 @@
 #include "fmt/format.h"
 #include "nlohmann/json.hpp"
 #include "offload/plan/traffic.h"
+#include "offload/plan/zero_need.h"
 #include "offload/run/factory.h"
 #include "offload/run/report.h"
 #include "tools/command.h"
 #include "tools/hf_model.h"
 #include "tools/json_file.h"
 #include "tools/model_shape.h"
+#include "tools/plan_gpus.h"
 #include "tools/plan_options.h"
+#include "tools/safetensors_model.h"
 #include "tools/smallest_budgets.h"
 
 namespace sluice::tools {
@@ -193,27 +196,35 @@ ExitCode CantWork(const PlanInput& input, const RuntimeConfig& config, const std
   return Fail(Message(status));
 }
 
-// The model that the options describe, by a file or by numbers, and in words.
-absl::StatusOr<HfModel> ModelOf(const PlanOptions& options, const Json& model) {
-  if (!options.model.empty()) return ModelOfHfConfig(model, options.model);
+// The model that the options describe, by numbers.
+absl::StatusOr<HfModel> ModelOfNumbers(const PlanOptions& options) {
   ModelShape shape = options.shape;
   if (!options.params.empty()) shape.params = *ParseCount(options.params);
   SLUICE_ASSIGN_OR_RETURN(ModelSpec spec, MakeModelSpec(shape));
   return HfModel{.spec = std::move(spec), .description = ""};
 }
 
-// Reads the files that are named: what they say goes behind what was given. `model`: the first.
-absl::Status ReadFiles(PlanOptions* options, Json* model) {
+// The model, by a file or by numbers, and in words. What the files say goes behind what was given.
+absl::StatusOr<HfModel> ReadModel(PlanOptions* options) {
   if (!options->config.empty()) {
     SLUICE_ASSIGN_OR_RETURN(const Json config, ReadJsonFile(options->config));
     SLUICE_RETURN_IF_ERROR(ApplyDsConfig(config, options->config, options));
   }
-  if (!options->model.empty()) {
-    SLUICE_ASSIGN_OR_RETURN(*model, ReadJsonFile(options->model));
-    if (options->dtype.empty()) options->dtype = TypeOfHfConfig(*model);
+  absl::StatusOr<HfModel> model;
+  std::string dtype;
+  if (IsSafetensors(options->model)) {
+    SLUICE_ASSIGN_OR_RETURN(const SortedJson header, ReadSafetensors(options->model));
+    dtype = TypeOfSafetensors(header);
+    model = ModelOfSafetensors(header, options->model);
+  } else if (!options->model.empty()) {
+    SLUICE_ASSIGN_OR_RETURN(const Json config, ReadJsonFile(options->model));
+    dtype = TypeOfHfConfig(config);
+    model = ModelOfHfConfig(config, options->model);
+  } else {
+    model = ModelOfNumbers(*options);
   }
-  if (options->dtype.empty()) options->dtype = "bf16";
-  return absl::OkStatus();
+  if (options->dtype.empty()) options->dtype = dtype.empty() ? "bf16" : dtype;
+  return model;
 }
 
 std::string PlanJson(const Plan& plan, const std::string& described) {
@@ -229,11 +240,9 @@ ExitCode RunPlan(PlanOptions options) {
     Fail(Message(status));
     return code;
   };
-  Json model_file;
-  if (const absl::Status read = ReadFiles(&options, &model_file); !read.ok())
-    return refuse(read, kUsage);
-  const absl::StatusOr<HfModel> model = ModelOf(options, model_file);
+  const absl::StatusOr<HfModel> model = ReadModel(&options);
   if (!model.ok()) return refuse(model.status(), kUsage);
+  if (options.gpus > 0) return PlanGpus(options, *model, ConfigOf(options));
   absl::StatusOr<DeviceChoice> device = DeviceOf(options);
   if (!device.ok()) return refuse(device.status(), kFailed);
   const RuntimeConfig config = ConfigOf(options);
@@ -258,10 +267,11 @@ std::string Complaint(const absl::StatusOr<T>& parsed) {
 void AddModelOptions(CLI::App* app, PlanOptions* o) {
   CLI::Option* model =
       app->add_option("--model", o->model,
-                      "A config.json of Transformers: the shapes of all its parameters")
+                      "A config.json of Transformers, a .safetensors file or its .index.json:\n"
+                      "the shapes of all parameters")
           ->type_name("FILE")
           ->group("Model");
-  app->add_option("--params", o->params, "Parameters, like 7B or 350M")
+  app->add_option("--params", o->params, "Parameters, like 7B, 350M or 7e9")
       ->type_name("COUNT")
       ->check([](const std::string& text) { return Complaint(ParseCount(text)); })
       ->excludes(model)
@@ -291,6 +301,40 @@ void AddModelOptions(CLI::App* app, PlanOptions* o) {
       ->group("Model");
 }
 
+// A whole number from 1 to `most`.
+CLI::Option* AddGpuOption(CLI::App* app, const char* name, int64_t* count, int64_t most,
+                          const char* help) {
+  return app->add_option(name, *count, help)
+      ->type_name("COUNT")
+      ->check([most](const std::string& text) {
+        const absl::StatusOr<int64_t> parsed = ParseCount(text);
+        const bool digits = text.find_first_not_of("0123456789") == std::string::npos;
+        if (digits && parsed.ok() && *parsed <= most) return std::string();
+        return fmt::format("'{}' is not a whole number of GPUs from 1 to {}", text, most);
+      })
+      ->group("Which ZeRO stage, on several GPUs");
+}
+
+void AddGpuOptions(CLI::App* app, PlanOptions* o) {
+  CLI::Option* gpus =
+      AddGpuOption(app, "--gpus", &o->gpus, kGpusMax,
+                   "What every ZeRO stage and offload needs on so many GPUs, what fits,\n"
+                   "and which to take. Budgets are then of a GPU, and of a host");
+  AddGpuOption(app, "--gpus-per-host", &o->gpus_per_host, kGpusPerHostMax,
+               "Of them on each host (default: all, but at most 8)")
+      ->needs(gpus);
+  app->add_option("--headroom", o->headroom_percent,
+                  "Of HBM, in percent, that is to be left for activations (default 20)")
+      ->type_name("PERCENT")
+      ->check([](const std::string& text) {
+        const bool digits = text.find_first_not_of("0123456789") == std::string::npos;
+        if (digits && !text.empty() && text.size() < 3) return std::string();
+        return fmt::format("'{}' is not a whole number of percent from 0 to 99", text);
+      })
+      ->needs(gpus)
+      ->group("Which ZeRO stage, on several GPUs");
+}
+
 void AddBudget(CLI::App* app, const char* name, std::string* text, const char* help) {
   app->add_option(name, *text, help)
       ->type_name("SIZE")
@@ -305,8 +349,9 @@ Command AddPlan(CLI::App* application) {
   CLI::App* app = application->add_subcommand(
       "plan", "What would be placed where, and what a step would move; creates nothing");
   AddModelOptions(app, options.get());
+  AddGpuOptions(app, options.get());
   AddBudget(app, "--hbm", &options->hbm, "Of HBM (default: from this machine)");
-  AddBudget(app, "--pinned", &options->pinned, "Of pinned RAM (default: from this machine)");
+  AddBudget(app, "--pinned,--ram", &options->pinned, "Of pinned RAM (default: from this machine)");
   AddBudget(app, "--nvme", &options->nvme, "Of NVMe (default: no limit)");
   app->add_option("--nvme-path", options->nvme_paths,
                   "A directory for swap files, one per drive; it need not be there.\n"
@@ -332,7 +377,8 @@ Command AddPlan(CLI::App* application) {
       "machine: with all budgets given, this one is not looked at. Examples:\n"
       "  sluice plan --params 7B --layers 32 --hidden 4096 --hbm 4GiB --pinned 32GiB --nvme "
       "200GiB\n"
-      "  sluice plan --model config.json --config ds_config.json --device cuda --hbm 20GiB");
+      "  sluice plan --model config.json --config ds_config.json --device cuda --hbm 20GiB\n"
+      "  sluice plan --params 7B --gpus 4 --hbm 40GiB --ram 256GiB --nvme 2TiB");
   return {.app = app, .run = [options] { return RunPlan(*options); }};
 }
 

@@ -19,7 +19,7 @@ namespace sluice::tools {
 
 // Texts of the command line were checked when it was parsed. Empty: not given.
 struct PlanOptions {
-  std::string model;   // a config.json of Transformers
+  std::string model;   // a config.json of Transformers, or safetensors
   std::string config;  // a ds_config.json
   std::string params;
   ModelShape shape;
@@ -29,6 +29,10 @@ struct PlanOptions {
   std::string grad_dtype;
   std::string device;
   int64_t chunk_elements = 0;
+  // Of a plan for several GPUs. Budgets are then of a GPU, and of a host.
+  int64_t gpus = 0;           // 0: no such plan
+  int64_t gpus_per_host = 0;  // 0: chosen
+  int headroom_percent = 20;
   // By a configuration only.
   Tier lowest_param_tier = Tier::kNvme;
   Tier lowest_state_tier = Tier::kNvme;
