@@ -69,7 +69,8 @@ absl::StatusOr<bool> Attendance::Begin(const Party& party) {
       return absl::FailedPreconditionError(what);
     }
   }
-  return true;  // not reached: equal sizes have equal sums
+  SLUICE_CHECK_MSG(false, "equal sizes have equal sums");
+  return true;
 }
 
 absl::Status Attendance::Leave(Rank rank) {

@@ -86,7 +86,7 @@ struct CommOp {
   // It ended because the embedding framework would not end it, and may still read and write the
   // memory at any time: nobody else may use that again, and it must never be unmapped.
   bool memory_lost = false;
-  TimePoint started{0};  // when it was the first in line, and its fence complete
+  TimePoint started{0};  // when it could: its turn had come, and its fence was complete
   TimePoint finished{0};
   Inbox* inbox = nullptr;
   Event* event = nullptr;

@@ -145,6 +145,29 @@ TEST_P(CommFailureTest, PointToPointThatDoesNotFit) {
                {"rank 1 calls barrier with tag 0, rank 2 receive of 11 bytes from rank 1"});
 }
 
+// Nobody's total is another than it should be, nor is that of all.
+TEST_P(CommFailureTest, OneRankExpectsWhatIsSentToAnother) {
+  const auto call = [&](uint32_t rank, const std::vector<size_t>& send,
+                        const std::vector<size_t>& receive) {
+    TestOp* const op = New(CommKind::kAllToAll);
+    for (const size_t bytes : send) op->send.emplace_back(op->memory.emplace_back(bytes));
+    for (const size_t bytes : receive) op->receive.emplace_back(op->memory.emplace_back(bytes));
+    Enqueue(op, group()[rank].get());
+  };
+  Start(3, {.timeout = kNever});
+  call(0, {0, 10, 20}, {0, 0, 0});
+  call(1, {0, 5, 0}, {20, 5, 0});
+  call(2, {0, 0, 5}, {10, 0, 5});
+  ExpectBroken(absl::StatusCode::kFailedPrecondition,
+               {"rank 0 sends 10 bytes to rank 1, which expects 20"});
+  Start(3, {.timeout = kNever});
+  call(0, {0, 0, 10}, {0, 0, 0});
+  call(1, {0, 0, 20}, {0, 0, 0});
+  call(2, {0, 0, 0}, {20, 10, 0});
+  ExpectBroken(absl::StatusCode::kFailedPrecondition,
+               {"rank 0 sends 10 bytes to rank 2, which expects 20"});
+}
+
 // Of the same kind and sizes: both ranks and both tags are named.
 TEST_P(CommFailureTest, OneRankHasAnotherTag) {
   constexpr uint64_t kTag = 0x8000'0000'0000'0000, kOther = kTag + 1;
@@ -182,6 +205,10 @@ TEST_P(CommFailureTest, ARankThatNeverComesIsNamedAtTheDeadline) {
   for (const uint32_t ranks : {2u, 3u, 8u}) {
     for (uint32_t missing = 0; missing < ranks; ++missing) {
       Start(ranks, {.timeout = kSoon});
+      if (missing % 2 == 0) {  // as it is after a while, not only from the beginning
+        for (uint32_t r = 0; r < ranks; ++r) Barrier(r);
+        LetThingsHappen();
+      }
       for (uint32_t r = 0; r < ranks; ++r) {
         if (r == missing) continue;
         Call(r, CommKind::kAllGather);
@@ -189,7 +216,8 @@ TEST_P(CommFailureTest, ARankThatNeverComesIsNamedAtTheDeadline) {
       }
       ExpectBroken(absl::StatusCode::kDeadlineExceeded,
                    {"waits in all-gather of 48 bytes for " + RankName(missing) + ",",
-                    "waits in all-gather of 48 bytes for ranks"});  // others may be that late too
+                    "waits in all-gather of 48 bytes for ranks",  // others may be that late too
+                    "waits in barrier for rank"});
     }
   }
 }

@@ -224,6 +224,21 @@ TEST(SimRanksTest, ASilentRankIsNamedAfterTheTimeout) {
   }
 }
 
+TEST(SimRanksTest, EachOperationHasATimeoutOfItsOwn) {
+  SimRanks ranks(kTwoHosts, 4);
+  const Group& group = ranks.AddGroup({.timeout = std::chrono::seconds(30)});
+  ranks.CallAll(CommKind::kBarrier, 0, 1);
+  ranks.world().At(std::chrono::seconds(10), [&] { ranks.CallAll(CommKind::kBarrier, 0, 1); });
+  ranks.world().At(std::chrono::seconds(20),
+                   [&] { ranks.Call(group[0].get(), CommKind::kBarrier, 0); });
+  ranks.world().At(std::chrono::seconds(40),
+                   [&] { ranks.Call(group[1].get(), CommKind::kBarrier, 0); });
+  EXPECT_NEAR(0, ranks.Finish(), 1e-3);
+  while (ranks.ops().size() < 10) ranks.world().RunNext(kForever);
+  EXPECT_NEAR(50, ranks.Finish(), 1e-3);  // 30 s of the one that has waited longest
+  for (size_t i = 0; i < 10; ++i) EXPECT_EQ(i < 8, ranks.ops()[i].op.status.ok());
+}
+
 // Late ones and errors at random, and groups that are closed whatever state they are in.
 TEST(SimRanksTest, WhateverHappensEverythingEnds) {
   for (const uint64_t seed : Seeds(100)) {
