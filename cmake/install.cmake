@@ -62,6 +62,8 @@ install(CODE [[
   endif()]])
 install(FILES offload/sluice.h offload/sluice.hpp
         DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/sluice)
+install(FILES comm/comm_table.h
+        DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/sluice RENAME sluice_comm.h)
 
 set(package ${CMAKE_INSTALL_LIBDIR}/cmake/sluice)
 install(EXPORT sluice-targets NAMESPACE sluice:: DESTINATION ${package})

@@ -1,14 +1,15 @@
-/* comm/comm_table.h
+/* comm/comm_table.h, installed as sluice/sluice_comm.h
  *
  * Ranks' communication as an embedding framework supplies it: a table of C functions over MPI, a
- * process group, or whatever it has. One table is one group, as one rank sees it. C, as the C ABI
- * will have it.
+ * process group, or whatever it has. One table is one group, as one rank sees it.
  *
- * Threads: start and wait are called from one thread of Sluice's at a time, one operation after the
- * other in the order in which all ranks call them; abort from any thread, also while wait waits.
- * Memory: a call's arrays and what they point at are valid from start until wait has said that the
- * operation has ended or failed; nothing of it may be touched afterwards. No exception may leave a
- * function. */
+ * Threads: start is called from one thread of Sluice's, wait from another one, each for one
+ * operation after the other in the order in which all ranks call them, and both at the same time;
+ * abort from any thread, also while wait waits.
+ * Memory: a call and its arrays are valid during start only; the memory that its buffers point at
+ * until wait has said that the operation has ended or failed, and nothing of it may be touched
+ * afterwards. If wait goes on saying neither for ten seconds after abort, the operation is given
+ * up: its memory then stays as it is for ever. No exception may leave a function. */
 
 #ifndef SLUICE_COMM_COMM_TABLE_H_
 #define SLUICE_COMM_COMM_TABLE_H_
@@ -20,7 +21,7 @@
 extern "C" {
 #endif
 
-/* What each rank passes, and gets: one buffer, or one for each rank, in their order. */
+/* What each rank passes, and gets: something of its own, or something for each rank. */
 typedef enum sluice_comm_kind {
   SLUICE_COMM_ALL_GATHER = 0,     /* sends one; receives one for each */
   SLUICE_COMM_REDUCE_SCATTER = 1, /* sends one for each; receives the sum of those for it */
@@ -32,23 +33,32 @@ typedef enum sluice_comm_kind {
   SLUICE_COMM_BARRIER = 7         /* neither */
 } sluice_comm_kind;
 
-/* Buffers may be empty and of different sizes: a sent one is as large as the one that receives it.
- * What a rank receives from itself may be the very buffer that it sends. */
 typedef struct sluice_comm_buffer {
   void* data; /* of those that are sent, to be read only */
   size_t bytes;
 } sluice_comm_buffer;
 
+/* What is sent, or received: buffers one after the other. Where there is something for each rank,
+ * `ends` has an entry for each, which says where in `buffers` those of the rank end, and those of
+ * the next begin; else it is null, and all buffers are the one. */
+typedef struct sluice_comm_segments {
+  const sluice_comm_buffer* buffers;
+  size_t count;
+  const uint32_t* ends;
+} sluice_comm_segments;
+
+/* Buffers may be empty and of different sizes: what one rank sends to another is in all as large as
+ * what that one receives from it, but may be cut in other places. What a rank receives from itself
+ * may be the very memory that it sends. */
 typedef struct sluice_comm_call {
   size_t struct_size;
+  uint64_t tag;  /* the same on all ranks of the operation */
   int32_t kind;  /* sluice_comm_kind */
-  int32_t dtype; /* what is added: 0 fp32, 1 bf16, 2 fp16 */
+  int32_t dtype; /* what is added: 0 fp32, 1 bf16, 2 fp16; buffers are cut between values */
   uint32_t peer;
   uint32_t reserved;
-  const sluice_comm_buffer* send;
-  size_t send_count;
-  const sluice_comm_buffer* receive;
-  size_t receive_count;
+  sluice_comm_segments send;
+  sluice_comm_segments receive;
 } sluice_comm_call;
 
 typedef enum sluice_comm_result {
@@ -62,14 +72,17 @@ typedef struct sluice_comm_table {
   void* context; /* passed to each function */
   uint32_t rank;
   uint32_t ranks;
-  /* Begins an operation, which `wait` ends: ENDED, or FAILED, and then there is nothing to wait
-   * for. It may block only as long as the ranks need to agree on nothing. */
-  int32_t (*start)(void* context, const sluice_comm_call* call, char* error, size_t error_bytes);
-  /* Waits for the operation that was started, for at most `timeout_ms`. `error` is a buffer for a
-   * message, which ends with a 0. */
-  int32_t (*wait)(void* context, int32_t timeout_ms, char* error, size_t error_bytes);
-  /* Makes the operation under way, and every later one, fail within a second on this rank, and on
-   * the others if it can. It may be called more than once. */
+  /* Begins an operation, which `wait` ends, by its number: 0, 1, 2, ... ENDED, or FAILED, and then
+   * there is nothing to wait for. Several may be under way: as many as the communicator's options
+   * say, two if they say nothing. It may block only as long as the ranks need to agree on nothing.
+   * `error` is a buffer for a message, which ends with a 0. */
+  int32_t (*start)(void* context, const sluice_comm_call* call, uint64_t operation, char* error,
+                   size_t error_bytes);
+  /* Waits for an operation that was started, for at most `timeout_ms`. */
+  int32_t (*wait)(void* context, uint64_t operation, int32_t timeout_ms, char* error,
+                  size_t error_bytes);
+  /* Makes what is under way, and every later operation, fail within a second on this rank, and on
+   * the others if it can. */
   void (*abort)(void* context);
   /* The last call. Nothing is under way, unless it was aborted and did not end. May be null. */
   void (*close)(void* context);

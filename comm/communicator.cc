@@ -1,9 +1,25 @@
 #include "comm/communicator.h"
 
-#include "comm/local_ops.h"
+#include <algorithm>
+
 #include "core/status.h"
+#include "fmt/format.h"
 
 namespace sluice {
+
+namespace {
+
+constexpr Nanos kLongestWait = std::chrono::hours(1);  // of the condition variable, at a time
+
+// SplitMix64's (Steele, Lea & Flood 2014) last steps: every bit of what comes out depends on every
+// bit of what goes in.
+uint64_t Mixed(uint64_t z) {
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+  return z ^ (z >> 31);
+}
+
+}  // namespace
 
 const char* Name(CommKind kind) {
   static constexpr std::array<const char*, kCommKindCount> kNames = {
@@ -16,10 +32,17 @@ void Communicator::Enqueue(CommOp* op) {
   SLUICE_CHECK(op->inbox != nullptr && op->event != nullptr);
   const std::string wrong = WrongViews(*op, rank_, ranks_);
   SLUICE_CHECK_MSG(wrong.empty(), wrong);
+  op->sizes_ = sizer_.SizesOf(*op);
+  op->memory_lost = false;
   {
     const std::lock_guard lock(mutex_);
     ++pending_;
+    if (!IsPointToPoint(op->kind)) {
+      history_ = Mixed(history_ + 0x9E3779B97F4A7C15u + static_cast<uint64_t>(op->kind));
+      history_ = Mixed(history_ + op->tag);
+    }
   }
+  if (closed_) return End(op, status());
   Start(op);
 }
 
@@ -43,6 +66,26 @@ CommCounts Communicator::counts() const {
   return counts_;
 }
 
+uint64_t Communicator::history() const {
+  const std::lock_guard lock(mutex_);
+  return history_;
+}
+
+absl::Status Communicator::Close() {
+  if (closed_) return close_status_;
+  if (!AwaitIdle(options_.close_timeout)) {
+    Abort(absl::CancelledError(
+        fmt::format("rank {} was closed with {} operations pending", rank_.value(), pending())));
+    while (!AwaitIdle(kLongestWait)) {
+    }
+  }
+  closed_ = true;
+  close_status_ = status();
+  Break(absl::CancelledError(fmt::format("rank {} is closed", rank_.value())));
+  Leave();
+  return close_status_;
+}
+
 bool Communicator::Break(const absl::Status& why) {
   const std::lock_guard lock(mutex_);
   if (!status_.ok()) return false;
@@ -50,16 +93,16 @@ bool Communicator::Break(const absl::Status& why) {
   return true;
 }
 
-void Communicator::End(CommOp* op, const absl::Status& status, TimePoint now) {
+void Communicator::End(CommOp* op, const absl::Status& status) {
   op->status = status;
-  op->finished = now;
+  op->finished = clock_->Now();
   {
     const std::lock_guard lock(mutex_);
     if (status.ok()) {
       CommCount& count = counts_[static_cast<size_t>(op->kind)];
       ++count.operations;
-      count.sent += SentBytes(*op, rank_, ranks_);
-      count.received += ReceivedBytes(*op, rank_, ranks_);
+      count.sent += SentBytes(*op, ranks_);
+      count.received += ReceivedBytes(*op, ranks_);
     } else if (status_.ok()) {
       status_ = status;
     }
@@ -70,7 +113,7 @@ void Communicator::End(CommOp* op, const absl::Status& status, TimePoint now) {
 
 bool Communicator::AwaitIdle(Nanos longest) {
   std::unique_lock lock(mutex_);
-  return idle_.wait_for(lock, longest, [this] { return pending_ == 0; });
+  return idle_.wait_for(lock, std::min(longest, kLongestWait), [this] { return pending_ == 0; });
 }
 
 }  // namespace sluice

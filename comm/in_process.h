@@ -1,9 +1,12 @@
 // comm/in_process.h
 //
-// Ranks that are in one process, as threads of it have them: each communicator has a thread, which
-// waits for the others to come and then reads their memory directly. Every byte is copied once,
-// from where it is sent to where it is received; sums read all ranks' values in place, in rank
-// order and fp32, so their bits are those of ordered_reduce.h.
+// Ranks that are in one process, as threads of it have them. They read each other's memory: every
+// byte is copied once, from where it is sent to where it is received; sums read all ranks' values
+// in place, and their bits are those of ordered_reduce.h.
+//
+// Whoever comes last to an operation that moves little carries it out for all ranks, there and
+// then: nobody is woken but those who are told of its end. Of larger ones each rank's part is done
+// by a thread of its communicator's, which sleeps otherwise, and asks fences that are open.
 //
 // The ranks see each other's operations, so that one that disagrees, is aborted or has left is
 // named at once.

@@ -5,7 +5,8 @@
 // carries both directions at its rate, one operation after the other: so groups that share ranks
 // compete. An operation begins when all ranks that it needs have come to it and their links are
 // free, and takes as long as the busiest link; its bytes move at a moment drawn in between, so
-// memory that is touched while the communicator has it shows as wrong data.
+// memory that is touched while the communicator has it shows as wrong data. All ranks of an
+// operation end it at one time.
 //
 // What goes wrong, SimFaults says (SimSeam::kRank): a rank's library reports an error (kError), or
 // the rank comes late or not before everybody has given up. Whoever closes or aborts a communicator
@@ -21,6 +22,7 @@
 #include <span>
 #include <vector>
 
+#include "comm/attendance.h"
 #include "comm/communicator.h"
 #include "core/sim_world.h"
 
@@ -32,6 +34,8 @@ struct SimNetworkOptions {
   double network_bytes_per_second = 50e9;              // of a rank, to and from other hosts
   Nanos local_latency = std::chrono::microseconds(5);  // of a step among 2, 4, 8, ... ranks
   Nanos network_latency = std::chrono::microseconds(20);  // of a step among 2, 4, 8, ... hosts
+  // If not, operations only take their time: memory isn't touched, and views may lie anywhere.
+  bool moves_data = true;
 };
 
 // What an operation moves over a rank's links, in the direction in which it is more. Gathers and
@@ -41,6 +45,7 @@ struct SimTraffic {
   Bytes local;
   Bytes network;
 };
+// Since Enqueue.
 SimTraffic TrafficOf(const CommOp& op, Rank self, uint32_t ranks, uint32_t ranks_per_host);
 
 class SimNetwork {
@@ -52,15 +57,16 @@ class SimNetwork {
   // A group of all ranks; it shares the network, which outlives it, with the other groups.
   std::vector<std::unique_ptr<Communicator>> MakeGroup(const CommOptions& options);
 
-  // How long the links are busy with an operation that all of `participants` have come to (`ops` by
-  // rank), and from when: the caller's from then on.
+  // How long the links are busy with an operation that all of `party` have come to (`ops` by rank),
+  // and from when: the caller's from then on.
   struct Span {
     TimePoint begin;
     TimePoint end;
   };
-  Span Occupy(std::span<const Rank> participants, std::span<CommOp* const> ops);
+  Span Occupy(const Party& party, std::span<CommOp* const> ops);
 
   uint32_t ranks() const { return static_cast<uint32_t>(links_.size()); }
+  const SimNetworkOptions& options() const { return options_; }
   SimWorld* world() { return world_; }
 
  private:

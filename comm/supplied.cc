@@ -1,16 +1,19 @@
 #include "comm/supplied.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <array>
-#include <cstring>
+#include <condition_variable>
 #include <mutex>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
-#include "comm/local_ops.h"
-#include "comm/threaded_communicator.h"
+#include "comm/op_rules.h"
 #include "core/status.h"
+#include "core/work_queue.h"
 #include "fmt/format.h"
 
 namespace sluice {
@@ -20,7 +23,7 @@ namespace {
 constexpr int32_t kWaitMs = 100;  // at a time
 // How often a fence is asked: nobody is told when it is complete.
 constexpr Nanos kFencePoll = std::chrono::microseconds(100);
-// How long an aborted operation may stay under way.
+// How long what is under way may stay so when the table was aborted.
 constexpr Nanos kGiveUp = std::chrono::seconds(10);
 
 static_assert(static_cast<int>(CommKind::kAllGather) == SLUICE_COMM_ALL_GATHER &&
@@ -32,17 +35,25 @@ static_assert(static_cast<int>(CommKind::kAllGather) == SLUICE_COMM_ALL_GATHER &
               static_cast<int>(CommKind::kReceive) == SLUICE_COMM_RECEIVE &&
               static_cast<int>(CommKind::kBarrier) == SLUICE_COMM_BARRIER);
 
-class Supplied final : public ThreadedCommunicator {
+class Supplied final : public Communicator {
  public:
   Supplied(const sluice_comm_table& table, const CommOptions& options, const Clock* clock)
-      : ThreadedCommunicator(Rank(table.rank), table.ranks, options, clock),
+      : Communicator(Rank(table.rank), table.ranks, options, clock),
         table_(table),
         description_(table.description == nullptr ? "no description" : table.description),
-        send_(table.ranks),
-        receive_(table.ranks) {}
+        free_(options.in_flight) {}
   ~Supplied() override { (void)Close(); }
 
-  absl::Status StartThread() { return ThreadedCommunicator::StartThread(); }
+  absl::Status StartThreads() {
+    try {
+      starts_ = std::thread([this] { StartAll(); });
+      waits_ = std::thread([this] { AwaitAll(); });
+    } catch (const std::system_error& e) {
+      return absl::ResourceExhaustedError(
+          fmt::format("the threads of rank {} can't be started: {}", rank().value(), e.what()));
+    }
+    return absl::OkStatus();
+  }
 
   std::string description() const override {
     return fmt::format("{} ranks, supplied by the framework: {}", ranks(), description_);
@@ -51,68 +62,93 @@ class Supplied final : public ThreadedCommunicator {
  private:
   using Error = std::array<char, 512>;
 
-  absl::Status CarryOut(CommOp* op, Deadline deadline) override {
-    absl::Status status;
-    if (op->after != nullptr) status = AwaitFence(*op->after, deadline);
-    if (status.ok()) status = StartCall(*op);
-    if (status.ok()) status = Await(*op, deadline);
-    if (!status.ok()) AbortTable();  // the others may not know
-    return status;
+  void Start(CommOp* op) override { to_start_.Push(op); }
+
+  // The thread that starts: an operation's status is then whether it was started.
+  void StartAll() {
+    pthread_setname_np(pthread_self(), "sluice-comm");
+    while (CommOp* const op = to_start_.Pop()) {
+      {
+        std::unique_lock lock(free_mutex_);
+        freed_.wait(lock, [this] { return free_ > 0; });
+        --free_;
+      }
+      while (op->after != nullptr && status().ok() && !op->after->Complete())
+        std::this_thread::sleep_for(kFencePoll);
+      op->started = clock().Now();
+      op->status = status();
+      if (op->status.ok()) op->status = StartCall(*op);
+      under_way_.Push(op);
+    }
+  }
+
+  // The thread that waits.
+  void AwaitAll() {
+    pthread_setname_np(pthread_self(), "sluice-wait");
+    uint64_t number = 0;
+    while (CommOp* const op = under_way_.Pop()) {
+      End(op, op->status.ok() ? Await(op, number++) : op->status);
+      {
+        const std::lock_guard lock(free_mutex_);
+        ++free_;
+      }
+      freed_.notify_one();
+    }
+  }
+
+  // Null where all are one: C has no spans, nor const of what a struct points at.
+  template <typename View>
+  static sluice_comm_segments ToC(const Segments<View>& segments,
+                                  std::vector<sluice_comm_buffer>* buffers) {
+    buffers->clear();
+    for (const View& view : segments.views)
+      buffers->push_back({const_cast<std::byte*>(view.data()), view.size()});
+    return {.buffers = buffers->data(),
+            .count = buffers->size(),
+            .ends = segments.ends.empty() ? nullptr : segments.ends.data()};
   }
 
   absl::Status StartCall(const CommOp& op) {
-    for (size_t i = 0; i < op.send.size(); ++i)  // C has no const of what a struct points at
-      send_[i] = {const_cast<std::byte*>(op.send[i].data()), op.send[i].size()};
-    for (size_t i = 0; i < op.receive.size(); ++i)
-      receive_[i] = {op.receive[i].data(), op.receive[i].size()};
     const sluice_comm_call call{.struct_size = sizeof(call),
+                                .tag = op.tag,
                                 .kind = static_cast<int32_t>(op.kind),
                                 .dtype = static_cast<int32_t>(op.type),
                                 .peer = op.peer.value(),
                                 .reserved = 0,
-                                .send = send_.data(),
-                                .send_count = op.send.size(),
-                                .receive = receive_.data(),
-                                .receive_count = op.receive.size()};
+                                .send = ToC(op.send, &send_),
+                                .receive = ToC(op.receive, &receive_)};
     Error error{};
-    if (table_.start(table_.context, &call, error.data(), error.size()) == SLUICE_COMM_ENDED)
-      return absl::OkStatus();
-    return Failed(op, &error);
+    const int32_t result =
+        table_.start(table_.context, &call, started_, error.data(), error.size());
+    if (result != SLUICE_COMM_ENDED) return Failed(op, &error);
+    ++started_;
+    return absl::OkStatus();
   }
 
-  absl::Status Await(const CommOp& op, Deadline deadline) {
-    Deadline give_up = kForever;
+  absl::Status Await(CommOp* op, uint64_t number) {
+    const TimePoint since = clock().Now();  // it is the first in line now
+    const Deadline deadline =
+        options().timeout > kForever - since ? kForever : since + options().timeout;
     Error error{};
     while (true) {
       const TimePoint now = clock().Now();
-      if (now >= deadline && Break(TooLate(op))) AbortTable();
-      if (give_up == kForever && !status().ok()) give_up = now + kGiveUp;
-      if (now >= give_up) {
-        const absl::Status why = status();
-        return absl::Status(
-            why.code(),
-            fmt::format("{}; the framework does not end {}, whose memory may still be in use",
-                        Message(why), OpName(op)));
-      }
-      const Nanos left = std::min<Nanos>(std::max(deadline, now) - now, give_up - now);
+      if (now >= deadline) BreakAll(TooLate(*op));
+      if (give_up_ == kForever && !status().ok()) give_up_ = now + kGiveUp;
+      const Nanos left = std::min<Nanos>(std::max(deadline, now) - now, give_up_ - now);
       const auto left_ms = std::chrono::duration_cast<std::chrono::milliseconds>(left).count();
       const auto wait_ms = static_cast<int32_t>(std::clamp<int64_t>(left_ms, 1, kWaitMs));
-      const int32_t result = table_.wait(table_.context, wait_ms, error.data(), error.size());
+      const int32_t result =
+          table_.wait(table_.context, number, wait_ms, error.data(), error.size());
       if (result == SLUICE_COMM_ENDED) return absl::OkStatus();
-      if (result != SLUICE_COMM_PENDING) return Failed(op, &error);
+      if (result != SLUICE_COMM_PENDING) return Failed(*op, &error);
+      if (now < give_up_) continue;
+      op->memory_lost = true;
+      const absl::Status why = status();
+      return absl::Status(
+          why.code(),
+          fmt::format("{}; the framework does not end {}, whose memory may still be in use",
+                      Message(why), OpName(*op)));
     }
-  }
-
-  absl::Status AwaitFence(const Fence& fence, Deadline deadline) {
-    while (!fence.Complete()) {
-      SLUICE_RETURN_IF_ERROR(status());
-      if (clock().Now() >= deadline) {
-        return absl::DeadlineExceededError(fmt::format(
-            "rank {}: the work that an operation was ordered after has not ended", rank().value()));
-      }
-      std::this_thread::sleep_for(kFencePoll);
-    }
-    return absl::OkStatus();
   }
 
   absl::Status TooLate(const CommOp& op) const {
@@ -125,32 +161,50 @@ class Supplied final : public ThreadedCommunicator {
                     rank().value(), OpName(op), others));
   }
 
-  absl::Status Failed(const CommOp& op, Error* error) const {
-    if (absl::Status first = status(); !first.ok()) return first;
+  absl::Status Failed(const CommOp& op, Error* error) {
     error->back() = '\0';
-    return absl::UnavailableError(fmt::format(
+    BreakAll(absl::UnavailableError(fmt::format(
         "rank {}: {}: {}", rank().value(), OpName(op),
-        error->front() == '\0' ? "failed, and the framework does not say why" : error->data()));
+        error->front() == '\0' ? "failed, and the framework does not say why" : error->data())));
+    return status();  // what came first
   }
 
-  void Interrupt(const absl::Status& /*why*/) override { AbortTable(); }
-  void Leave() override {
-    const std::lock_guard lock(table_mutex_);
-    left_ = true;
-    if (table_.close != nullptr) table_.close(table_.context);
+  // The others may not know.
+  void BreakAll(const absl::Status& why) {
+    if (Break(why)) AbortTable();
   }
+  void Interrupt(const absl::Status& /*why*/) override { AbortTable(); }
   // On any thread; close is the last call, whoever aborts meanwhile.
   void AbortTable() {
     const std::lock_guard lock(table_mutex_);
     if (!left_) table_.abort(table_.context);
   }
 
+  void Leave() override {
+    to_start_.Stop();
+    if (starts_.joinable()) starts_.join();
+    under_way_.Stop();
+    if (waits_.joinable()) waits_.join();
+    const std::lock_guard lock(table_mutex_);
+    left_ = true;
+    if (table_.close != nullptr) table_.close(table_.context);
+  }
+
   const sluice_comm_table table_;
   std::mutex table_mutex_;
   bool left_ = false;  // guarded by table_mutex_
   const std::string description_;
-  std::vector<sluice_comm_buffer> send_;  // of the operation under way
+  WorkQueue<CommOp> to_start_;
+  WorkQueue<CommOp> under_way_;
+  std::mutex free_mutex_;
+  std::condition_variable freed_;
+  uint32_t free_;                         // places for what is under way; guarded by free_mutex_
+  uint64_t started_ = 0;                  // this and below: of the thread that starts
+  std::vector<sluice_comm_buffer> send_;  // of the call that is made
   std::vector<sluice_comm_buffer> receive_;
+  Deadline give_up_ = kForever;  // of the thread that waits
+  std::thread starts_;
+  std::thread waits_;
 };
 
 absl::Status CheckTable(const sluice_comm_table& table) {
@@ -170,9 +224,10 @@ absl::Status CheckTable(const sluice_comm_table& table) {
 
 absl::StatusOr<std::unique_ptr<Communicator>> MakeSuppliedCommunicator(
     const sluice_comm_table& table, const CommOptions& options, const Clock* clock) {
+  SLUICE_CHECK(options.in_flight > 0);
   SLUICE_RETURN_IF_ERROR(CheckTable(table));
   auto communicator = std::make_unique<Supplied>(table, options, clock);
-  SLUICE_RETURN_IF_ERROR(communicator->StartThread());
+  SLUICE_RETURN_IF_ERROR(communicator->StartThreads());
   return communicator;
 }
 

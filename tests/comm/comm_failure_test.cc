@@ -29,21 +29,20 @@ class CommFailureTest : public CommFixture {
 
   // A collective of 48 bytes, over memory that goes when it has ended.
   TestOp* Call(uint32_t rank, CommKind kind, size_t bytes = 48, uint32_t peer = 0,
-               FloatType type = FloatType::kF32) {
+               FloatType type = FloatType::kF32, uint64_t tag = 0) {
     TestOp* const op = New(kind);
+    op->op.tag = tag;
     op->op.type = type;
     op->op.peer = Rank(peer);
     const bool one_to_all = kind == CommKind::kBroadcast;
     const bool sends = !one_to_all || rank == peer;
     const bool receives = !one_to_all || rank != peer;
     if (kind != CommKind::kBarrier && sends) {
-      const bool each = kind == CommKind::kReduceScatter || kind == CommKind::kAllToAll;
-      for (uint32_t i = 0; i < (each ? ranks() : 1); ++i)
+      for (uint32_t i = 0; i < (SendsOnePerRank(kind) ? ranks() : 1); ++i)
         op->send.emplace_back(op->memory.emplace_back(bytes));
     }
     if (kind != CommKind::kBarrier && receives) {
-      const bool each = kind == CommKind::kAllGather || kind == CommKind::kAllToAll;
-      for (uint32_t i = 0; i < (each ? ranks() : 1); ++i)
+      for (uint32_t i = 0; i < (ReceivesOnePerRank(kind) ? ranks() : 1); ++i)
         op->receive.emplace_back(op->memory.emplace_back(bytes));
     }
     Enqueue(op, group()[rank].get());
@@ -137,18 +136,79 @@ TEST_P(CommFailureTest, PointToPointThatDoesNotFit) {
   Send(0, 1, data);
   Send(1, 0, data);
   ExpectBroken(absl::StatusCode::kFailedPrecondition,
-               {"rank 0 calls send of 10 bytes to rank 1, rank 1 send of 10 bytes to rank 0"});
+               {"rank 0 calls send of 10 bytes to rank 1 with tag 0, rank 1 send of 10 bytes to "
+                "rank 0 with tag 0"});
   Start(3, {.timeout = kNever});
   Receive(2, 1, longer);
   Barrier(1);
   ExpectBroken(absl::StatusCode::kFailedPrecondition,
-               {"rank 1 calls barrier, rank 2 receive of 11 bytes from rank 1"});
+               {"rank 1 calls barrier with tag 0, rank 2 receive of 11 bytes from rank 1"});
+}
+
+// Nobody's total is another than it should be, nor is that of all.
+TEST_P(CommFailureTest, OneRankExpectsWhatIsSentToAnother) {
+  const auto call = [&](uint32_t rank, const std::vector<size_t>& send,
+                        const std::vector<size_t>& receive) {
+    TestOp* const op = New(CommKind::kAllToAll);
+    for (const size_t bytes : send) op->send.emplace_back(op->memory.emplace_back(bytes));
+    for (const size_t bytes : receive) op->receive.emplace_back(op->memory.emplace_back(bytes));
+    Enqueue(op, group()[rank].get());
+  };
+  Start(3, {.timeout = kNever});
+  call(0, {0, 10, 20}, {0, 0, 0});
+  call(1, {0, 5, 0}, {20, 5, 0});
+  call(2, {0, 0, 5}, {10, 0, 5});
+  ExpectBroken(absl::StatusCode::kFailedPrecondition,
+               {"rank 0 sends 10 bytes to rank 1, which expects 20"});
+  Start(3, {.timeout = kNever});
+  call(0, {0, 0, 10}, {0, 0, 0});
+  call(1, {0, 0, 20}, {0, 0, 0});
+  call(2, {0, 0, 0}, {20, 10, 0});
+  ExpectBroken(absl::StatusCode::kFailedPrecondition,
+               {"rank 0 sends 10 bytes to rank 2, which expects 20"});
+}
+
+// Of the same kind and sizes: both ranks and both tags are named.
+TEST_P(CommFailureTest, OneRankHasAnotherTag) {
+  constexpr uint64_t kTag = 0x8000'0000'0000'0000, kOther = kTag + 1;
+  for (const uint32_t ranks : {2u, 3u, 4u}) {
+    for (uint32_t odd = 0; odd < ranks; ++odd) {
+      for (const CommKind kind :
+           {CommKind::kAllGather, CommKind::kReduceScatter, CommKind::kAllReduce,
+            CommKind::kBroadcast, CommKind::kAllToAll, CommKind::kBarrier}) {
+        Start(ranks, {.timeout = kNever});
+        for (uint32_t r = 0; r < ranks; ++r)
+          Call(r, kind, 48, 0, FloatType::kF32, r == odd ? kOther : kTag);
+        ExpectBroken(absl::StatusCode::kFailedPrecondition,
+                     {RankName(odd) + " calls " + Name(kind), RankName(odd) + " " + Name(kind)});
+        if (!GetParam().one_place) continue;
+        for (const uint64_t tag : {kTag, kOther})
+          EXPECT_THAT(std::string(Message(group()[0]->status())),
+                      HasSubstr(" with tag " + std::to_string(tag)));
+      }
+    }
+  }
+  Data data(10);
+  Start(2, {.timeout = kNever});
+  Send(0, 1, data);
+  TestOp* const receive = New(CommKind::kReceive);
+  receive->op.tag = 7;
+  receive->op.peer = Rank(0);
+  receive->receive = {data};
+  Enqueue(receive, group()[1].get());
+  ExpectBroken(absl::StatusCode::kFailedPrecondition,
+               {"rank 0 calls send of 10 bytes to rank 1 with tag 0, rank 1 receive of 10 bytes "
+                "from rank 0 with tag 7"});
 }
 
 TEST_P(CommFailureTest, ARankThatNeverComesIsNamedAtTheDeadline) {
   for (const uint32_t ranks : {2u, 3u, 8u}) {
     for (uint32_t missing = 0; missing < ranks; ++missing) {
       Start(ranks, {.timeout = kSoon});
+      if (missing % 2 == 0) {  // as it is after a while, not only from the beginning
+        for (uint32_t r = 0; r < ranks; ++r) Barrier(r);
+        LetThingsHappen();
+      }
       for (uint32_t r = 0; r < ranks; ++r) {
         if (r == missing) continue;
         Call(r, CommKind::kAllGather);
@@ -156,7 +216,8 @@ TEST_P(CommFailureTest, ARankThatNeverComesIsNamedAtTheDeadline) {
       }
       ExpectBroken(absl::StatusCode::kDeadlineExceeded,
                    {"waits in all-gather of 48 bytes for " + RankName(missing) + ",",
-                    "waits in all-gather of 48 bytes for ranks"});  // others may be that late too
+                    "waits in all-gather of 48 bytes for ranks",  // others may be that late too
+                    "waits in barrier for rank"});
     }
   }
 }
@@ -175,13 +236,36 @@ class Never final : public FencePool {
   void Return(uint32_t) override {}
 };
 
-TEST_P(CommFailureTest, AFenceThatNeverCompletesEndsAtTheDeadline) {
-  Start(2, {.timeout = kSoon});
+TEST_P(CommFailureTest, ARankWhoseFenceNeverCompletesIsNamedByTheOthers) {
+  Start(3, {.timeout = kSoon});
   const Fence fence(std::make_shared<Never>(), 0);
   TestOp* const op = New(CommKind::kBarrier);
   op->op.after = &fence;
   Enqueue(op, group()[1].get());
-  ExpectBroken(absl::StatusCode::kDeadlineExceeded, {"rank 1"});
+  const TestOp* const other = Barrier(0);
+  Barrier(2);
+  WaitFor({other});
+  if (!GetParam().one_place) group()[1]->Abort(absl::AbortedError("rank 1 is told"));
+  ExpectBroken(absl::StatusCode::kDeadlineExceeded, {"waits in barrier for rank"});
+}
+
+TEST_P(CommFailureTest, AnOpenFenceHoldsNeitherAbortNorClose) {
+  for (const bool closes : {false, true}) {
+    Start(2, {.close_timeout = kSoon});
+    const Fence fence(std::make_shared<Never>(), 0);
+    TestOp* const op = New(CommKind::kBarrier);
+    op->op.after = &fence;
+    Enqueue(op, group()[0].get());
+    const TestOp* const behind = Barrier(0);
+    if (closes) {
+      EXPECT_TRUE(absl::IsCancelled(group()[0]->Close()));
+    } else {
+      group()[0]->Abort(absl::CancelledError("enough"));
+    }
+    WaitForAll();
+    for (const TestOp* ended : {static_cast<const TestOp*>(op), behind})
+      EXPECT_TRUE(absl::IsCancelled(ended->op.status)) << ended->op.status;
+  }
 }
 
 TEST_P(CommFailureTest, ARankThatGoesAwayIsNamed) {

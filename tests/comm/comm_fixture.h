@@ -10,6 +10,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <deque>
 #include <memory>
 #include <ostream>
@@ -17,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "comm/comm_op.h"
 #include "comm/communicator.h"
 #include "comm/in_process.h"
 #include "comm/sim_ranks.h"
@@ -37,6 +39,18 @@ class GroupMaker {
   virtual ~GroupMaker() = default;
   virtual Group Make(const CommOptions& options) = 0;
   virtual SimWorld* world() { return nullptr; }  // in which time passes; null: real time
+  virtual void Pass(Nanos time) = 0;             // nobody sleeps for it
+};
+
+// Real time, and what was leapt over.
+class LeapingClock final : public Clock {
+ public:
+  TimePoint Now() const override { return steady_.Now() + leapt_.load(); }
+  void Leap(Nanos time) { leapt_ = leapt_.load() + time; }
+
+ private:
+  SteadyClock steady_;
+  std::atomic<Nanos> leapt_{Nanos(0)};
 };
 
 class InProcessMaker final : public GroupMaker {
@@ -45,10 +59,11 @@ class InProcessMaker final : public GroupMaker {
   Group Make(const CommOptions& options) override {
     return MakeInProcessRanks(ranks_, options, &clock_).value();
   }
+  void Pass(Nanos time) override { clock_.Leap(time); }
 
  private:
   const uint32_t ranks_;
-  SteadyClock clock_;
+  LeapingClock clock_;
 };
 
 class SimMaker final : public GroupMaker {
@@ -56,6 +71,11 @@ class SimMaker final : public GroupMaker {
   explicit SimMaker(uint32_t ranks) : network_({.ranks_per_host = 3}, ranks, &world_) {}
   Group Make(const CommOptions& options) override { return network_.MakeGroup(options); }
   SimWorld* world() override { return &world_; }
+  void Pass(Nanos time) override {
+    const TimePoint until = world_.Now() + time;
+    while (world_.RunNext(until)) {
+    }
+  }
 
  private:
   SimWorld world_{1};
@@ -69,15 +89,17 @@ class SuppliedMaker final : public GroupMaker {
     Group inner = MakeInProcessRanks(ranks_, {}, &clock_).value();
     Group group;
     for (auto& communicator : inner) {
-      tables_.push_back(std::make_unique<TableOverGroup>(std::move(communicator)));
+      tables_.push_back(
+          std::make_unique<TableOverGroup>(std::move(communicator), options.in_flight));
       group.push_back(MakeSuppliedCommunicator(tables_.back()->table(), options, &clock_).value());
     }
     return group;
   }
+  void Pass(Nanos time) override { clock_.Leap(time); }
 
  private:
   const uint32_t ranks_;
-  SteadyClock clock_;
+  LeapingClock clock_;
   std::vector<std::unique_ptr<TableOverGroup>> tables_;
 };
 
@@ -115,10 +137,24 @@ struct TestOp final : Event {
     order = (*counter)++;
     memory.clear();
   }
+  // To be called when views and kind are there. Where there is one per rank and no ends are given,
+  // each view is one.
+  void SetSegments() {
+    const auto ends = [](auto* ends, bool one_per_rank, size_t views) {
+      for (uint32_t i = 1; one_per_rank && ends->size() < views; ++i) ends->push_back(i);
+    };
+    if (send_ends.empty()) ends(&send_ends, SendsOnePerRank(op.kind), send.size());
+    if (receive_ends.empty()) ends(&receive_ends, ReceivesOnePerRank(op.kind), receive.size());
+    op.send = {send, send_ends};
+    op.receive = {receive, receive_ends};
+  }
+
   CommOp op;
   std::deque<Data> memory;  // its own, if any, as long as it is under way
   std::vector<ConstMemoryView> send;
   std::vector<MemoryView> receive;
+  std::vector<uint32_t> send_ends;
+  std::vector<uint32_t> receive_ends;
   bool ended = false;
   int order = -1;
   int* counter = nullptr;
@@ -143,6 +179,7 @@ class CommFixture : public testing::TestWithParam<CommImplementation> {
   Group& group() { return groups_.front(); }
   uint32_t ranks() const { return static_cast<uint32_t>(groups_.front().size()); }
   SimWorld* world() { return maker_->world(); }
+  void Pass(Nanos time) { maker_->Pass(time); }
 
   TestOp* New(CommKind kind) {
     TestOp* const op = &ops_.emplace_back();
@@ -153,8 +190,7 @@ class CommFixture : public testing::TestWithParam<CommImplementation> {
     return op;
   }
   static void Enqueue(TestOp* op, Communicator* communicator) {
-    op->op.send = op->send;
-    op->op.receive = op->receive;
+    op->SetSegments();
     communicator->Enqueue(&op->op);
   }
   // One without data, on `rank` of the first group.

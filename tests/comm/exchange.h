@@ -1,8 +1,9 @@
 // tests/comm/exchange.h
 //
-// One operation as all ranks call it: views of random sizes, many of them empty, random contents,
-// and what each rank must receive, found element by element. Values that are added are small
-// integers, whose sums every type holds exactly, in whatever order.
+// One operation as all ranks call it: memory of random sizes, much of it empty, each rank's cut
+// into views of its own, random contents, and what each rank must receive, found element by
+// element. Values that are added are small integers, whose sums every type holds exactly, in
+// whatever order.
 
 #ifndef SLUICE_TESTS_COMM_EXCHANGE_H_
 #define SLUICE_TESTS_COMM_EXCHANGE_H_
@@ -15,7 +16,6 @@
 #include <vector>
 
 #include "comm/communicator.h"
-#include "comm/local_ops.h"
 #include "core/float_bits.h"
 #include "tests/comm/comm_fixture.h"
 
@@ -44,11 +44,13 @@ class Exchange {
   Exchange(CommKind kind, FloatType type, uint32_t ranks, bool in_place, std::mt19937* random)
       : kind_(kind), type_(type), ranks_(ranks), in_place_(in_place), random_(random) {
     root_ = Draw(ranks);
+    tag_ = Draw(1000);
     if (kind == CommKind::kSend) peer_ = (root_ + 1 + Draw(ranks - 1)) % ranks;
     const auto size = static_cast<size_t>(SizeOf(type));
     for (uint32_t r = 0; r < ranks; ++r) sizes_.push_back(size * DrawCount());
     memory_.resize(ranks);
     for (uint32_t r = 0; r < ranks; ++r) Fill(r);
+    for (uint32_t r = 0; r < ranks; ++r) CutAll(r);
     for (uint32_t r = 0; r < ranks; ++r) expected_.push_back(Expected(r));
   }
 
@@ -63,12 +65,11 @@ class Exchange {
     op.kind = kind_ == CommKind::kSend && rank == peer_ ? CommKind::kReceive : kind_;
     op.type = type_;
     op.peer = Rank(kind_ == CommKind::kSend && rank == root_ ? peer_ : root_);
-    for (const Data& data : memory.send) test->send.emplace_back(data);
-    for (size_t i = 0; i < memory.receive.size(); ++i) {
-      Data& own = memory.receive[i];
-      const bool here = InPlaceOf(rank, i) != nullptr;
-      test->receive.emplace_back(here ? *InPlaceOf(rank, i) : own);
-    }
+    op.tag = tag_;
+    test->send.assign(memory.send_views.begin(), memory.send_views.end());
+    test->receive = memory.receive_views;
+    if (SendsOnePerRank(op.kind)) test->send_ends = memory.send_ends;
+    if (ReceivesOnePerRank(op.kind)) test->receive_ends = memory.receive_ends;
   }
 
   // Whether `rank` has what it should.
@@ -79,7 +80,7 @@ class Exchange {
       const Data& got = InPlaceOf(rank, i) != nullptr ? *InPlaceOf(rank, i) : memory.receive[i];
       EXPECT_TRUE(expected_[rank][i] == got)
           << Name(kind_) << " as " << Name(type_) << " among " << ranks_ << ", rank " << rank
-          << ", view " << i << " of " << got.size() << " bytes" << (in_place_ ? ", in place" : "");
+          << ", part " << i << " of " << got.size() << " bytes" << (in_place_ ? ", in place" : "");
     }
   }
 
@@ -87,6 +88,10 @@ class Exchange {
   struct Memory {
     std::vector<Data> send;
     std::vector<Data> receive;
+    std::vector<MemoryView> send_views;
+    std::vector<MemoryView> receive_views;
+    std::vector<uint32_t> send_ends;
+    std::vector<uint32_t> receive_ends;
   };
 
   uint32_t Draw(uint32_t below) { return static_cast<uint32_t>((*random_)() % below); }
@@ -99,7 +104,28 @@ class Exchange {
     return data;
   }
 
-  // The memory that is sent and received into, for the view of its own that a rank has of both.
+  // Up to five views, between values, of which some are empty.
+  void Cut(Data* data, std::vector<MemoryView>* views, std::vector<uint32_t>* ends) {
+    const auto size = static_cast<size_t>(SizeOf(type_));
+    MemoryView rest(*data);
+    for (uint32_t cuts = Draw(5); cuts > 0; --cuts) {
+      const size_t n = size * Draw(static_cast<uint32_t>(rest.size() / size + 1));
+      views->push_back(rest.first(n));
+      rest = rest.subspan(n);
+    }
+    if (!rest.empty()) views->push_back(rest);
+    ends->push_back(static_cast<uint32_t>(views->size()));
+  }
+  void CutAll(uint32_t rank) {
+    Memory& memory = memory_[rank];
+    for (Data& data : memory.send) Cut(&data, &memory.send_views, &memory.send_ends);
+    for (size_t i = 0; i < memory.receive.size(); ++i) {
+      Data* const here = InPlaceOf(rank, i);
+      Cut(here != nullptr ? here : &memory.receive[i], &memory.receive_views, &memory.receive_ends);
+    }
+  }
+
+  // The memory that is sent and received into, for what a rank has of both.
   Data* InPlaceOf(uint32_t rank, size_t view) {
     if (!in_place_) return nullptr;
     std::vector<Data>& send = memory_[rank].send;
@@ -188,6 +214,7 @@ class Exchange {
   std::mt19937* const random_;
   uint32_t root_ = 0;
   uint32_t peer_ = 0;
+  uint64_t tag_ = 0;
   std::vector<size_t> sizes_;  // by rank, bytes
   std::vector<Memory> memory_;
   std::vector<std::vector<Data>> expected_;  // by rank and view

@@ -44,8 +44,7 @@ class SimRanks {
     for (uint32_t i = 0; kind != CommKind::kBarrier && i < (all_receive ? ranks : 1); ++i)
       op->receive.emplace_back(view());
     op->op.kind = kind;
-    op->op.send = op->send;
-    op->op.receive = op->receive;
+    op->SetSegments();
     op->op.inbox = waiting_.inbox();
     op->op.event = op;
     op->counter = &counter_;
@@ -116,6 +115,49 @@ TEST(SimRanksTest, ManyHosts) {
   for (const TestOp& op : ranks.ops()) EXPECT_TRUE(op.op.status.ok()) << op.op.status;
 }
 
+// As a schedule of many hosts has them: an operation is one thing that happens, whatever the number
+// of ranks. Nobody has that much memory: the views lie nowhere.
+TEST(SimRanksTest, ManyCollectivesOfManyRanks) {
+  constexpr uint32_t kRanks = 512;
+  constexpr int kCalls = 200;
+  SimWorld world(1);
+  SimNetwork network({.moves_data = false}, kRanks, &world);
+  const Group group = network.MakeGroup({});
+  WaitingInbox waiting(&world);
+  const ConstMemoryView nowhere(reinterpret_cast<const std::byte*>(64), size_t{1} << 30);
+  const MemoryView no_place(reinterpret_cast<std::byte*>(64), size_t{1} << 30);
+  int counter = 0;
+  std::deque<TestOp> ops(kRanks);
+  int64_t bytes = 0;
+  for (int call = 0; call < kCalls; ++call) {
+    const auto kind = static_cast<CommKind>(call % kCommKindCount);
+    if (IsPointToPoint(kind)) continue;
+    for (uint32_t r = 0; r < kRanks; ++r) {
+      TestOp& op = ops[r];
+      const bool one = kind != CommKind::kBarrier;
+      const bool root = r == 0 || kind != CommKind::kBroadcast;
+      const bool other = r != 0 || kind != CommKind::kBroadcast;
+      op.op.kind = kind;
+      op.op.tag = static_cast<uint64_t>(call);
+      op.send.assign(SendsOnePerRank(kind) ? kRanks : one && root ? 1 : 0, nowhere);
+      op.receive.assign(ReceivesOnePerRank(kind) ? kRanks : one && other ? 1 : 0, no_place);
+      op.send_ends.clear();
+      op.receive_ends.clear();
+      op.SetSegments();
+      op.op.inbox = waiting.inbox();
+      op.op.event = &op;
+      op.counter = &counter;
+      op.ended = false;
+      group[r]->Enqueue(&op.op);
+    }
+    waiting.HandleUntil(
+        [&] { return std::ranges::all_of(ops, [](const TestOp& op) { return op.ended; }); });
+    for (const TestOp& op : ops) ASSERT_TRUE(op.op.status.ok()) << op.op.status;
+    if (kind == CommKind::kAllGather) bytes += int64_t{kRanks - 1} << 30;
+  }
+  EXPECT_EQ(Bytes(bytes), group[0]->counts()[static_cast<size_t>(CommKind::kAllGather)].received);
+}
+
 TEST(SimRanksTest, GroupsShareTheLinks) {
   SimRanks ranks(kOneHost, 4);
   ranks.AddGroup({});
@@ -180,6 +222,21 @@ TEST(SimRanksTest, ASilentRankIsNamedAfterTheTimeout) {
       EXPECT_THAT(std::string(Message(op.op.status)), HasSubstr("rank 2"));
     }
   }
+}
+
+TEST(SimRanksTest, EachOperationHasATimeoutOfItsOwn) {
+  SimRanks ranks(kTwoHosts, 4);
+  const Group& group = ranks.AddGroup({.timeout = std::chrono::seconds(30)});
+  ranks.CallAll(CommKind::kBarrier, 0, 1);
+  ranks.world().At(std::chrono::seconds(10), [&] { ranks.CallAll(CommKind::kBarrier, 0, 1); });
+  ranks.world().At(std::chrono::seconds(20),
+                   [&] { ranks.Call(group[0].get(), CommKind::kBarrier, 0); });
+  ranks.world().At(std::chrono::seconds(40),
+                   [&] { ranks.Call(group[1].get(), CommKind::kBarrier, 0); });
+  EXPECT_NEAR(0, ranks.Finish(), 1e-3);
+  while (ranks.ops().size() < 10) ranks.world().RunNext(kForever);
+  EXPECT_NEAR(50, ranks.Finish(), 1e-3);  // 30 s of the one that has waited longest
+  for (size_t i = 0; i < 10; ++i) EXPECT_EQ(i < 8, ranks.ops()[i].op.status.ok());
 }
 
 // Late ones and errors at random, and groups that are closed whatever state they are in.

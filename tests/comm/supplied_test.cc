@@ -6,8 +6,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <deque>
+#include <functional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -31,6 +34,10 @@ struct Framework {
   std::atomic<int> aborts{0};
   std::atomic<int> closes{0};
   std::atomic<bool> aborted_when_closed{false};
+  std::function<void(const sluice_comm_call&)> on_start;
+  std::vector<int> ends_when_started;  // by operation: not before so many were started
+  std::atomic<int> started{0};
+  int under_way_max = 0;
   std::vector<sluice_comm_call> calls;
 
   int32_t Say(int32_t result, char* error, size_t bytes) const {
@@ -42,14 +49,25 @@ struct Framework {
             .context = this,
             .rank = 1,
             .ranks = 3,
-            .start = [](void* context, const sluice_comm_call* call, char* error,
-                        size_t bytes) -> int32_t {
+            .start = [](void* context, const sluice_comm_call* call, uint64_t operation,
+                        char* error, size_t bytes) -> int32_t {
               auto* const self = static_cast<Framework*>(context);
+              EXPECT_EQ(self->calls.size(), operation);
               self->calls.push_back(*call);
+              if (self->on_start != nullptr) self->on_start(*call);
+              ++self->started;
+              self->started.notify_all();
               return self->Say(self->start_result, error, bytes);
             },
-            .wait = [](void* context, int32_t, char* error, size_t bytes) -> int32_t {
+            .wait = [](void* context, uint64_t operation, int32_t, char* error,
+                       size_t bytes) -> int32_t {
               auto* const self = static_cast<Framework*>(context);
+              if (operation < self->ends_when_started.size()) {
+                int seen;
+                while ((seen = self->started) < self->ends_when_started[operation])
+                  self->started.wait(seen);
+                self->under_way_max = std::max(self->under_way_max, seen - int(operation));
+              }
               if (self->fails_once_aborted)
                 return self->Say(self->aborts > 0 ? SLUICE_COMM_FAILED : SLUICE_COMM_PENDING, error,
                                  bytes);
@@ -73,13 +91,17 @@ class SuppliedTest : public testing::Test {
   void Make(const CommOptions& options = {}) {
     communicator_ = MakeSuppliedCommunicator(framework_.table(), options, &clock_).value();
   }
+  void Enqueue(TestOp* op) {
+    op->SetSegments();
+    op->op.inbox = waiting_.inbox();
+    op->op.event = op;
+    op->counter = &counter_;
+    communicator_->Enqueue(&op->op);
+  }
   absl::Status Run(CommKind kind = CommKind::kBarrier) {
     TestOp op;
     op.op.kind = kind;
-    op.op.inbox = waiting_.inbox();
-    op.op.event = &op;
-    op.counter = &counter_;
-    communicator_->Enqueue(&op.op);
+    Enqueue(&op);
     waiting_.HandleUntil([&] { return op.ended; });
     return op.op.status;
   }
@@ -109,6 +131,7 @@ TEST_F(SuppliedTest, AnErrorIsPassedOnAndTheOthersAreTold) {
   for (const bool starts : {false, true}) {
     for (const char* message : {"", "no such communicator", long_text.c_str()}) {
       framework_.aborts = 0;
+      framework_.calls.clear();
       framework_.message = message;
       framework_.start_result = starts ? SLUICE_COMM_ENDED : SLUICE_COMM_FAILED;
       framework_.wait_result = starts ? 77 : SLUICE_COMM_ENDED;  // whatever is no result failed
@@ -143,17 +166,86 @@ class HastyClock final : public Clock {
   mutable std::atomic<int64_t> looks_{0};
 };
 
+// What was under way is lost; what was not started is as it was.
 TEST_F(SuppliedTest, AFrameworkThatNeverEndsIsGivenUp) {
   HastyClock hasty;
   framework_.pending = 1'000'000;
+  framework_.ends_when_started = {2};
   communicator_ =
-      MakeSuppliedCommunicator(framework_.table(), {.timeout = std::chrono::seconds(30)}, &hasty)
+      MakeSuppliedCommunicator(framework_.table(),
+                               {.timeout = std::chrono::seconds(1000), .in_flight = 2}, &hasty)
           .value();
-  const absl::Status status = Run();
-  EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
-  EXPECT_THAT(std::string(Message(status)), HasSubstr("may still be in use"));
-  EXPECT_GT(framework_.aborts, 0);
+  std::deque<TestOp> ops(4);
+  for (TestOp& op : ops) Enqueue(&op);
+  waiting_.HandleUntil([&] { return ops.back().ended; });
+  for (size_t i = 0; i < ops.size(); ++i) {
+    const CommOp& op = ops[i].op;
+    EXPECT_TRUE(absl::IsDeadlineExceeded(op.status)) << op.status;
+    EXPECT_EQ(i < framework_.calls.size(), op.memory_lost) << i;
+    EXPECT_EQ(op.memory_lost,
+              Message(op.status).find("may still be in use") != std::string_view::npos);
+  }
+  EXPECT_EQ(2u, framework_.calls.size());
+  EXPECT_EQ(1, framework_.aborts);
   communicator_.reset();
+}
+
+TEST_F(SuppliedTest, SomeOperationsAreStartedBeforeTheFirstHasEnded) {
+  for (const int in_flight : {1, 2, 3, 7}) {
+    constexpr int kCalls = 20;
+    framework_.calls.clear();
+    framework_.started = framework_.under_way_max = 0;
+    framework_.ends_when_started.clear();
+    for (int i = 0; i < kCalls; ++i)
+      framework_.ends_when_started.push_back(std::min(i + in_flight, kCalls));
+    Make({.in_flight = static_cast<uint32_t>(in_flight)});
+    std::deque<TestOp> ops(kCalls);
+    for (size_t i = 0; i < ops.size(); ++i) {
+      ops[i].op.tag = i;
+      Enqueue(&ops[i]);
+    }
+    waiting_.HandleUntil([&] { return ops.back().ended; });
+    for (size_t i = 0; i < ops.size(); ++i) {
+      EXPECT_TRUE(ops[i].op.status.ok()) << ops[i].op.status;
+      EXPECT_EQ(i, framework_.calls[i].tag);
+      EXPECT_EQ(static_cast<int>(i), ops[i].order - ops[0].order);
+    }
+    EXPECT_EQ(in_flight, framework_.under_way_max);
+    EXPECT_TRUE(communicator_->Close().ok());
+  }
+}
+
+TEST_F(SuppliedTest, TheTableSeesHowEachRanksPartIsCut) {
+  Make();
+  Data data(64);
+  TestOp op;
+  op.op.kind = CommKind::kAllToAll;
+  op.op.tag = 0xFEDC'BA98'7654'3210;
+  const MemoryView all(data);
+  op.send = {all.subspan(0, 4), all.subspan(4, 6), all.subspan(10, 5)};
+  op.send_ends = {0, 2, 3};
+  op.receive = {all.subspan(20, 10)};
+  op.receive_ends = {0, 1, 1};
+  framework_.on_start = [&](const sluice_comm_call& call) {
+    EXPECT_EQ(sizeof(call), call.struct_size);
+    EXPECT_EQ(op.op.tag, call.tag);
+    ASSERT_EQ(3u, call.send.count);
+    ASSERT_EQ(1u, call.receive.count);
+    EXPECT_EQ(op.send_ends, std::vector<uint32_t>(call.send.ends, call.send.ends + 3));
+    EXPECT_EQ(op.receive_ends, std::vector<uint32_t>(call.receive.ends, call.receive.ends + 3));
+    for (size_t i = 0; i < 3; ++i) {
+      EXPECT_EQ(op.send[i].data(), call.send.buffers[i].data);
+      EXPECT_EQ(op.send[i].size(), call.send.buffers[i].bytes);
+    }
+    EXPECT_EQ(op.receive[0].data(), call.receive.buffers[0].data);
+    EXPECT_EQ(10u, call.receive.buffers[0].bytes);
+  };
+  Enqueue(&op);
+  waiting_.HandleUntil([&] { return op.ended; });
+  EXPECT_TRUE(op.op.status.ok()) << op.op.status;
+  framework_.on_start = nullptr;
+  Run(CommKind::kBarrier).IgnoreError();
+  EXPECT_EQ(nullptr, framework_.calls.back().send.ends);
 }
 
 TEST_F(SuppliedTest, CloseIsTheLastCallWhoeverAborts) {

@@ -21,13 +21,16 @@
 
 namespace sluice {
 
-class TableOverGroup final : public Waker, public Event {
+class TableOverGroup final : public Waker {
  public:
-  // `inner` is this rank's.
-  explicit TableOverGroup(std::unique_ptr<Communicator> inner) : inner_(std::move(inner)) {
+  // `inner` is this rank's. So many operations may be under way.
+  TableOverGroup(std::unique_ptr<Communicator> inner, uint32_t in_flight)
+      : inner_(std::move(inner)), calls_(in_flight) {
     inbox_.SetWaker(this);
-    op_.inbox = &inbox_;
-    op_.event = this;
+    for (Call& call : calls_) {
+      call.op.inbox = &inbox_;
+      call.op.event = &call;
+    }
   }
 
   sluice_comm_table table() {
@@ -35,12 +38,15 @@ class TableOverGroup final : public Waker, public Event {
             .context = this,
             .rank = inner_->rank().value(),
             .ranks = inner_->ranks(),
-            .start = [](void* context, const sluice_comm_call* call, char*, size_t) -> int32_t {
-              static_cast<TableOverGroup*>(context)->Start(*call);
+            .start = [](void* context, const sluice_comm_call* call, uint64_t operation, char*,
+                        size_t) -> int32_t {
+              static_cast<TableOverGroup*>(context)->Start(*call, operation);
               return SLUICE_COMM_ENDED;
             },
-            .wait = [](void* context, int32_t timeout_ms, char* error, size_t bytes) -> int32_t {
-              return static_cast<TableOverGroup*>(context)->Wait(timeout_ms, error, bytes);
+            .wait = [](void* context, uint64_t operation, int32_t timeout_ms, char* error,
+                       size_t bytes) -> int32_t {
+              return static_cast<TableOverGroup*>(context)->Wait(operation, timeout_ms, error,
+                                                                 bytes);
             },
             .abort =
                 [](void* context) {
@@ -59,38 +65,54 @@ class TableOverGroup final : public Waker, public Event {
     }
     changed_.notify_one();
   }
-  void Handle() override { ended_ = true; }
 
  private:
-  void Start(const sluice_comm_call& call) {
-    const std::span send(call.send, call.send_count);
-    const std::span receive(call.receive, call.receive_count);
-    const auto view = [](const sluice_comm_buffer& buffer) {
-      return MemoryView(static_cast<std::byte*>(buffer.data), buffer.bytes);
+  struct Call final : Event {
+    void Handle() override { ended = true; }
+    CommOp op;
+    std::vector<ConstMemoryView> send;
+    std::vector<MemoryView> receive;
+    std::vector<uint32_t> send_ends;
+    std::vector<uint32_t> receive_ends;
+    bool ended = false;  // of the thread that waits
+  };
+
+  void Start(const sluice_comm_call& from, uint64_t operation) {
+    Call& call = calls_[operation % calls_.size()];
+    const auto take = [this](const sluice_comm_segments& segments, bool one_per_rank, auto* views,
+                             std::vector<uint32_t>* ends) {
+      views->clear();
+      for (const sluice_comm_buffer& buffer : std::span(segments.buffers, segments.count))
+        views->push_back(MemoryView(static_cast<std::byte*>(buffer.data), buffer.bytes));
+      SLUICE_CHECK(one_per_rank == (segments.ends != nullptr));
+      ends->assign(segments.ends, segments.ends + (one_per_rank ? inner_->ranks() : 0));
     };
-    send_.resize(send.size());
-    receive_.resize(receive.size());
-    std::ranges::transform(send, send_.begin(), view);
-    std::ranges::transform(receive, receive_.begin(), view);
-    op_.kind = static_cast<CommKind>(call.kind);
-    op_.type = static_cast<FloatType>(call.dtype);
-    op_.peer = Rank(call.peer);
-    op_.send = send_;
-    op_.receive = receive_;
-    ended_ = false;
-    inner_->Enqueue(&op_);
+    call.op.kind = static_cast<CommKind>(from.kind);
+    call.op.type = static_cast<FloatType>(from.dtype);
+    call.op.peer = Rank(from.peer);
+    call.op.tag = from.tag;
+    take(from.send, SendsOnePerRank(call.op.kind), &call.send, &call.send_ends);
+    take(from.receive, ReceivesOnePerRank(call.op.kind), &call.receive, &call.receive_ends);
+    call.op.send = {call.send, call.send_ends};
+    call.op.receive = {call.receive, call.receive_ends};
+    call.ended = false;
+    inner_->Enqueue(&call.op);
   }
 
-  int32_t Wait(int32_t timeout_ms, char* error, size_t bytes) {
-    {
-      std::unique_lock lock(mutex_);
-      changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [this] { return woken_; });
-      woken_ = false;
-    }
+  int32_t Wait(uint64_t operation, int32_t timeout_ms, char* error, size_t bytes) {
+    const Call& call = calls_[operation % calls_.size()];
     inbox_.HandleAll();
-    if (!ended_) return SLUICE_COMM_PENDING;
-    if (op_.status.ok()) return SLUICE_COMM_ENDED;
-    const std::string_view message = Message(op_.status);
+    if (!call.ended) {
+      {
+        std::unique_lock lock(mutex_);
+        changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [this] { return woken_; });
+        woken_ = false;
+      }
+      inbox_.HandleAll();
+    }
+    if (!call.ended) return SLUICE_COMM_PENDING;
+    if (call.op.status.ok()) return SLUICE_COMM_ENDED;
+    const std::string_view message = Message(call.op.status);
     const size_t length = std::min(message.size(), bytes - 1);
     std::memcpy(error, message.data(), length);
     error[length] = '\0';
@@ -98,11 +120,8 @@ class TableOverGroup final : public Waker, public Event {
   }
 
   const std::unique_ptr<Communicator> inner_;
-  CommOp op_;
-  std::vector<ConstMemoryView> send_;
-  std::vector<MemoryView> receive_;
+  std::vector<Call> calls_;  // by number, from the start again
   Inbox inbox_;
-  bool ended_ = false;  // of the thread that starts and waits
   std::mutex mutex_;
   std::condition_variable changed_;
   bool woken_ = false;  // guarded by mutex_

@@ -1,6 +1,7 @@
 """Sluice as others see it once it is installed: embed.py BUILD_FOLDER PREFIX TEST.
 
 install    puts what BUILD_FOLDER has built into PREFIX, emptied before
+headers    each C header compiles by itself, as C11 and as C++
 exports    the library exports the functions of sluice.h and nothing else
 cmake      both examples, built outside the tree through find_package, run
 pkgconfig  the same by the lines of docs/embedding.md, word for word
@@ -17,6 +18,8 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SANE = {"embed_c": r"embed_c: 30 steps, loss \d+\.\d+ -> \d", "embed_cpp": r"embed_cpp: 25 steps, loss .* the same bits"}
+
+WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Wno-long-long")
 
 
 def run(*command, **options):
@@ -45,6 +48,14 @@ def exports(build, prefix):
     listed = run("nm", "-D", "--defined-only", lib_folder(prefix) / "libsluice.so")
     exported = {line.split()[-1] for line in listed.splitlines()}
     assert exported == declared, f"only in the library: {exported - declared}; only declared: {declared - exported}"
+
+
+def headers(build, prefix):
+    found = sorted((prefix / "include" / "sluice").glob("*.h"))
+    assert [f.name for f in found] == ["sluice.h", "sluice_comm.h"], found
+    for header in found:
+        for language, standard in (("c", "c11"), ("c++", "c++98")):
+            run("cc", "-x", language, f"-std={standard}", *WARNINGS, "-fsyntax-only", header)
 
 
 def run_examples(folder):
@@ -105,5 +116,5 @@ def memcheck(build, prefix):
         )
 
 
-TESTS = {f.__name__: f for f in (install, exports, cmake, pkgconfig, memcheck)}
+TESTS = {f.__name__: f for f in (install, headers, exports, cmake, pkgconfig, memcheck)}
 TESTS[sys.argv[3]](pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
