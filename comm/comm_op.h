@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "comm/rank.h"
@@ -57,6 +58,13 @@ struct Segments {
     return views.subspan(begin, ends[rank] - begin);
   }
 };
+
+// The ends of one view for each rank.
+inline std::vector<uint32_t> EndsOfOneEach(uint32_t ranks) {
+  std::vector<uint32_t> ends(ranks);
+  for (uint32_t r = 0; r < ranks; ++r) ends[r] = r + 1;
+  return ends;
+}
 
 // What is known of an operation's sizes when it is enqueued.
 struct CommSizes {

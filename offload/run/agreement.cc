@@ -23,12 +23,13 @@ Agreement::Agreement(Communicator* communicator, Clock* clock, Inbox* inbox, Met
       observer_(observer),
       heard_(communicator->ranks()),
       send_(BytesOf(&message_)),
+      ends_(EndsOfOneEach(communicator->ranks())),
       pause_(kPauseMin),
       rounds_(metrics->Get("agreement_rounds")) {
   for (Message& message : heard_) receive_.emplace_back(BytesOf(&message));
   op_.kind = CommKind::kAllGather;
-  op_.send = std::span(&send_, 1);
-  op_.receive = receive_;
+  op_.send.views = std::span(&send_, 1);
+  op_.receive = {.views = receive_, .ends = ends_};
   op_.inbox = inbox_;
   op_.event = this;
 }
@@ -51,6 +52,7 @@ void Agreement::Begin() {
     to_say_.pop_front();
   }
   in_round_ = true;
+  ++op_.tag;
   communicator_->Enqueue(&op_);
 }
 

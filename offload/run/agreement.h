@@ -86,6 +86,7 @@ class Agreement final : private Event {
   std::vector<Message> heard_;  // by rank
   ConstMemoryView send_;
   std::vector<MemoryView> receive_;
+  const std::vector<uint32_t> ends_;
   CommOp op_;
   bool in_round_ = false;
   bool stopped_ = false;

@@ -10,21 +10,25 @@ namespace sluice {
 
 class RankGathers::Gather final : public Event {
  public:
-  explicit Gather(RankGathers* owner) : owner_(owner), receive_(owner->communicator_->ranks()) {
+  explicit Gather(RankGathers* owner)
+      : owner_(owner),
+        receive_(owner->communicator_->ranks()),
+        ends_(EndsOfOneEach(owner->communicator_->ranks())) {
     op_.kind = CommKind::kAllGather;
-    op_.send = std::span(&send_, 1);
-    op_.receive = receive_;
+    op_.send.views = std::span(&send_, 1);
+    op_.receive = {.views = receive_, .ends = ends_};
     op_.inbox = owner->context_.inbox;
     op_.event = this;
   }
 
   // `to`: rank r has what is at place(r) of it, in elements of so many bytes.
   template <typename Place>
-  void Start(std::byte* to, int64_t element, const Place& place) {
+  void Start(uint64_t tag, std::byte* to, int64_t element, const Place& place) {
     for (uint32_t r = 0; r < receive_.size(); ++r) {
       const ElementRange range = place(Rank(r));
       receive_[r] = {to + range.begin * element, static_cast<size_t>(range.size() * element)};
     }
+    op_.tag = tag;
     send_ = receive_[owner_->communicator_->rank().value()];
     owner_->communicator_->Enqueue(&op_);
   }
@@ -41,6 +45,7 @@ class RankGathers::Gather final : public Event {
   RankGathers* const owner_;
   ConstMemoryView send_;
   std::vector<MemoryView> receive_;
+  const std::vector<uint32_t> ends_;
   CommOp op_;
 };
 
@@ -80,7 +85,7 @@ void RankGathers::OnParams(UnitIndex unit) {
   Gather* const gather = Take();
   gather->unit = unit;
   const UnitLayout& layout = context_.layout->unit(unit);
-  gather->Start(context_.memory->param_home[unit.value()], layout.types.param.size(),
+  gather->Start(unit.value(), context_.memory->param_home[unit.value()], layout.types.param.size(),
                 [&](Rank r) { return layout.updated.shard(r); });
 }
 
@@ -114,7 +119,9 @@ void RankGathers::StartValue() {
   unit.ForShards(whole, [&](Rank r, ElementRange part) {
     places[r.value()] = {part.begin - tensor.offset, part.end - tensor.offset};
   });
-  gather->Start(value.data, value.element, [&](Rank r) { return places[r.value()]; });
+  constexpr uint64_t kOfValue = uint64_t{1} << 32;
+  gather->Start(kOfValue + value.tensor.value(), value.data, value.element,
+                [&](Rank r) { return places[r.value()]; });
 }
 
 RankGathers::Gather* RankGathers::Take() {

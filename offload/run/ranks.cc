@@ -60,7 +60,8 @@ Ranks::Ranks(const Context& context, RankLinks links, Gradients* gradients,
       agreement_(links_.agreement.get(), context.clock, context.inbox, context.metrics, this),
       exchange_(context, links_.gradients.get(), &agreement_, gradients, std::move(acquisitions)),
       gathers_(context, links_.gathers.get(), &agreement_, std::move(renewed)),
-      present_(context.layout->tensors().size(), 0) {
+      present_(context.layout->tensors().size(), 0),
+      ends_(EndsOfOneEach(links_.agreement->ranks())) {
   const size_t words = (present_.size() + sizeof(double) - 1) / sizeof(double);
   for (uint32_t r = 0; r < ranks(); ++r) {
     size_t cells = words;
@@ -70,8 +71,10 @@ Ranks::Ranks(const Context& context, RankLinks links, Gradients* gradients,
   }
   send_ = receive_[rank().value()];
   op_.kind = CommKind::kAllGather;
-  op_.send = std::span(&send_, 1);
-  op_.receive = receive_;
+  op_.send.views = std::span(&send_, 1);
+  op_.receive = {.views = receive_, .ends = ends_};
+  constexpr uint64_t kOfSums = uint64_t{1} << 32;
+  op_.tag = kOfSums;
   op_.inbox = context.inbox;
   op_.event = this;
   agreement_.Say({Topic::kModel, fingerprint_});

@@ -86,6 +86,7 @@ class Ranks final : private Agreement::Observer, private Event {
   std::vector<std::vector<double>> messages_;  // by rank: sums of its cells, then what it was given
   ConstMemoryView send_;
   std::vector<MemoryView> receive_;
+  const std::vector<uint32_t> ends_;
   CommOp op_;
 };
 

@@ -39,9 +39,9 @@ class GradExchange::Reduction final : public Event {
       : owner_(owner),
         send_(owner->communicator_->ranks()),
         receive_(owner->communicator_->ranks()),
+        ends_(EndsOfOneEach(owner->communicator_->ranks())),
         addends_(owner->communicator_->ranks()) {
-    op_.send = send_;
-    op_.receive = receive_;
+    op_.receive = {.views = receive_, .ends = ends_};
     op_.inbox = owner->context_.inbox;
     op_.event = this;
   }
@@ -66,7 +66,8 @@ class GradExchange::Reduction final : public Event {
       at += own ? 0 : bytes;
     }
     op_.kind = CommKind::kAllToAll;
-    op_.send = send_;
+    op_.send = {.views = send_, .ends = ends_};
+    op_.tag = unit.value();
     owner_->communicator_->Enqueue(&op_);
   }
 
@@ -102,7 +103,7 @@ class GradExchange::Reduction final : public Event {
     for (uint32_t r = 0; r < receive_.size(); ++r) receive_[r] = Of(shard(Rank(r)));
     send_[0] = receive_[rank().value()];
     op_.kind = CommKind::kAllGather;
-    op_.send = std::span<const ConstMemoryView>(send_).first(1);
+    op_.send = {.views = std::span<const ConstMemoryView>(send_).first(1), .ends = {}};
     owner_->communicator_->Enqueue(&op_);
   }
 
@@ -142,6 +143,7 @@ class GradExchange::Reduction final : public Event {
   MemoryView received_;
   std::vector<ConstMemoryView> send_;  // by rank, as the next two
   std::vector<MemoryView> receive_;
+  const std::vector<uint32_t> ends_;
   std::vector<const std::byte*> addends_;
   CommOp op_;
   bool gathering_ = false;
