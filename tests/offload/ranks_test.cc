@@ -98,7 +98,7 @@ void TrainAndCompare(const RanksCase& c) {
   }
 }
 
-enum class Where { kAllInHbm, kStatesOnNvme };
+enum class Where { kAllInHbm, kStatesOnNvme, kParamsPinned, kAllOnNvme };
 
 class RanksTest : public ::testing::TestWithParam<std::tuple<uint32_t, int, Where>> {};
 
@@ -118,6 +118,17 @@ TEST_P(RanksTest, ComeToTheBitsOfPlainArrays) {
     c.config.placement.state_buffers = 4;
   }
   c.training.micro_steps = 2;
+  if (where >= Where::kParamsPinned) {  // which shares of parameters may be
+    if (stage < 3) GTEST_SKIP();
+    c.config.budgets.hbm = KiB(300);
+    c.config.placement.lowest_param_tier = Tier::kPinned;
+  }
+  if (where == Where::kAllOnNvme) {
+    c.config.nvme_paths = {directory.path()};
+    c.config.placement.lowest_param_tier = Tier::kNvme;
+    c.config.placement.state_buffers = c.config.placement.param_buffers = 2;
+    c.config.budgets.pinned = KiB(800);
+  }
   TrainAndCompare(c);
 }
 
@@ -128,7 +139,7 @@ RanksCase RandomCase(uint64_t seed, const std::string& directory) {
   const auto draw = [&dice](uint64_t n) { return (dice = testing::Mix(dice + 1)) % n; };
   RanksCase c{.spec = testing::MixedModel(seed),
               .ranks = 2 + static_cast<uint32_t>(draw(3)),
-              .stage = static_cast<int>(draw(3))};
+              .stage = static_cast<int>(draw(4))};
   c.config.types = {.param = FloatType::kBf16, .grad = FloatType::kBf16};
   c.config.chunk_elements = kCellElements * static_cast<int64_t>(1 + draw(3));
   c.config.workers = 1 + static_cast<int>(draw(2));
@@ -137,6 +148,10 @@ RanksCase RandomCase(uint64_t seed, const std::string& directory) {
   c.config.placement.state_buffers = c.config.placement.grad_buffers = 4;
   c.config.nvme_paths = {directory};
   c.config.budgets = {MiB(1), draw(2) == 0 ? MiB(16) : KiB(1000), GiB(1)};
+  if (c.stage == 3) {
+    c.config.budgets.hbm = KiB(250 + 50 * static_cast<int64_t>(draw(5)));
+    c.config.placement.lowest_param_tier = static_cast<Tier>(draw(3));
+  }
   c.training.steps = 3;
   c.training.micro_steps = 1 + static_cast<int>(draw(2));
   if (draw(3) == 0) return c;
@@ -164,8 +179,9 @@ INSTANTIATE_TEST_SUITE_P(All, RandomRanksTest, ::testing::Range<uint64_t>(1, 41)
 
 INSTANTIATE_TEST_SUITE_P(
     All, RanksTest,
-    ::testing::Combine(::testing::Values(1, 2, 3, 4), ::testing::Values(0, 1, 2),
-                       ::testing::Values(Where::kAllInHbm, Where::kStatesOnNvme)));
+    ::testing::Combine(::testing::Values(1, 2, 3, 4), ::testing::Values(0, 1, 2, 3),
+                       ::testing::Values(Where::kAllInHbm, Where::kStatesOnNvme,
+                                         Where::kParamsPinned, Where::kAllOnNvme)));
 
 }  // namespace
 }  // namespace sluice
