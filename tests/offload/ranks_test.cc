@@ -98,7 +98,7 @@ void TrainAndCompare(const RanksCase& c) {
   }
 }
 
-enum class Where { kAllInHbm, kStatesOnNvme, kParamsPinned, kAllOnNvme };
+enum class Where { kAllInHbm, kStatesOnHost, kStatesOnNvme, kParamsPinned, kAllOnNvme };
 
 class RanksTest : public ::testing::TestWithParam<std::tuple<uint32_t, int, Where>> {};
 
@@ -112,14 +112,17 @@ TEST_P(RanksTest, ComeToTheBitsOfPlainArrays) {
   c.config.placement.resident_elements_max = 100;
   c.config.placement.lowest_param_tier = Tier::kHbm;
   c.config.budgets = {MiB(1), MiB(16), GiB(1)};
+  if (where == Where::kAllInHbm) {
+    c.config.placement.lowest_state_tier = c.config.highest_state_tier_on_host = Tier::kHbm;
+    c.config.budgets.hbm = MiB(16);
+  }
   if (where == Where::kStatesOnNvme) {
     c.config.nvme_paths = {directory.path()};
     c.config.budgets.pinned = MiB(1);
     c.config.placement.state_buffers = 4;
   }
   c.training.micro_steps = 2;
-  if (where >= Where::kParamsPinned) {  // which shares of parameters may be
-    if (stage < 3) GTEST_SKIP();
+  if (where >= Where::kParamsPinned) {
     c.config.budgets.hbm = KiB(300);
     c.config.placement.lowest_param_tier = Tier::kPinned;
   }
@@ -177,11 +180,69 @@ TEST_P(RandomRanksTest, ComeToTheBitsOfPlainArrays) {
 
 INSTANTIATE_TEST_SUITE_P(All, RandomRanksTest, ::testing::Range<uint64_t>(1, 41));
 
-INSTANTIATE_TEST_SUITE_P(
-    All, RanksTest,
-    ::testing::Combine(::testing::Values(1, 2, 3, 4), ::testing::Values(0, 1, 2, 3),
-                       ::testing::Values(Where::kAllInHbm, Where::kStatesOnNvme,
-                                         Where::kParamsPinned, Where::kAllOnNvme)));
+// P elements in bf16 with fp32 states: the formulas of docs/zero.md, of every rank.
+TEST(RanksMemoryTest, EachStageTakesItsBytes) {
+  ModelSpec spec;
+  constexpr int64_t kUnits = 8, kElements = 60 * kCellElements;
+  for (uint32_t u = 0; u < kUnits; ++u) {
+    spec.units.push_back({.name = std::to_string(u)});
+    for (int t = 0; t < 2; ++t) {
+      spec.tensors.push_back({.name = std::to_string(u) + "." + std::to_string(t),
+                              .unit = UnitIndex(u),
+                              .elements = kElements,
+                              .group = 0});
+    }
+  }
+  const int64_t p = 2 * kUnits * kElements;
+  for (const uint32_t ranks : {1u, 2u, 3u, 4u}) {
+    for (int stage = 0; stage <= 3; ++stage) {
+      for (const bool in_hbm : {false, true}) {
+        for (uint32_t rank = 0; rank < ranks; ++rank) {
+          SCOPED_TRACE(::testing::Message()
+                       << ranks << " ranks, stage " << stage << ", rank " << rank);
+          RuntimeConfig config;
+          config.types = {.param = FloatType::kBf16, .grad = FloatType::kBf16};
+          config.placement.lowest_param_tier = Tier::kHbm;
+          if (in_hbm) {
+            config.placement.lowest_state_tier = Tier::kHbm;
+            config.highest_state_tier_on_host = Tier::kHbm;
+          }
+          config.budgets = {GiB(1), GiB(1), Bytes(0)};
+          config.sharding = {
+              .rank = Rank(rank), .ranks = ranks, .states = stage >= 1, .params = stage == 3};
+          const absl::StatusOr<Plan> plan = MakePlan(spec, config);
+          ASSERT_TRUE(plan.ok()) << plan.status();
+          const Placement& placed = plan->placement;
+          const auto near = [](int64_t expected, Bytes bytes) {
+            EXPECT_NEAR(static_cast<double>(expected), static_cast<double>(bytes.value()),
+                        0.05 * static_cast<double>(expected));
+          };
+          near(2 * p / (stage == 3 ? ranks : 1), placed.hbm_fixed);
+          near(12 * p / (stage >= 1 ? ranks : 1), placed.states_hbm + placed.states_pinned);
+          near(2 * p / (stage >= 1 ? ranks : 1), placed.grads_hbm + placed.grads_pinned);
+          EXPECT_EQ(in_hbm, placed.states_pinned == Bytes(0));
+          EXPECT_EQ(in_hbm, placed.grads_pinned == Bytes(0));
+        }
+      }
+    }
+  }
+}
+
+// Parameters leave HBM at stage 3 only.
+std::vector<std::tuple<uint32_t, int, Where>> EveryCase() {
+  std::vector<std::tuple<uint32_t, int, Where>> cases;
+  for (uint32_t ranks = 1; ranks <= 4; ++ranks) {
+    for (int stage = 0; stage <= 3; ++stage) {
+      for (const Where where : {Where::kAllInHbm, Where::kStatesOnHost, Where::kStatesOnNvme,
+                                Where::kParamsPinned, Where::kAllOnNvme}) {
+        if (stage == 3 || where < Where::kParamsPinned) cases.emplace_back(ranks, stage, where);
+      }
+    }
+  }
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, RanksTest, ::testing::ValuesIn(EveryCase()));
 
 }  // namespace
 }  // namespace sluice
