@@ -1,10 +1,10 @@
 // offload/run/fetcher.h
 //
 // Brings one unit's parameters, or this rank's shard of them, from their home (pinned memory or
-// NVMe) into HBM. From pinned memory
-// that is one copy; from NVMe it is, a buffer's worth of neighbouring chunks at a time, reads into
-// the buffer, checks on workers and a copy; several such pieces are under way at once. Copies wait
-// for whatever StreamKind::kFetch was told to wait for before.
+// NVMe) into HBM. From pinned memory that is one copy; from NVMe it is, a buffer's worth of
+// neighbouring chunks at a time, reads into the buffer, checks on workers and a copy; several such
+// pieces are under way at once. Copies wait for whatever StreamKind::kFetch was told to wait for
+// before.
 //
 // Threads: the control thread. Allocates at construction only.
 

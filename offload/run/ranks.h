@@ -2,10 +2,9 @@
 //
 // One rank among several: what it does together with the others. They agree on what comes next
 // (Agreement); gradients are added up over ranks on their way in (GradExchange); parameters and
-// values that each has a shard of are gathered (RankGathers, and UnitGathers for what is only whole
-// while it is used); and at a step all get the same sums
-// of squares and know which tensors any of them has a gradient of, so that norm, clipping, overflow
-// and loss scale are the same everywhere.
+// values that each has a shard of are gathered (RankGathers, and UnitGathers for what is whole only
+// while it is used); and at a step all get the same sums of squares and know which tensors any of
+// them has a gradient of, so that norm, clipping, overflow and loss scale are the same everywhere.
 //
 // Threads: the control thread, except the figures of communication.
 
