@@ -46,7 +46,15 @@ struct RankResult {
   absl::Status status;
   std::vector<std::vector<float>> master;  // by tensor
   double norm = 0;
+  Bytes gradients;  // sent in the training
+  Bytes gathers;
 };
+
+Bytes SentOver(const Communicator& link) {
+  Bytes sent;
+  for (const CommCount& count : link.counts()) sent += count.sent;
+  return sent;
+}
 
 RankResult TrainRank(const RanksCase& c, uint32_t rank, RankLinks links) {
   RuntimeConfig config = c.config;
@@ -56,12 +64,18 @@ RankResult TrainRank(const RanksCase& c, uint32_t rank, RankLinks links) {
   training.rank = rank;
   training.ranks = c.ranks;
   RankResult result;
+  const Communicator* const gradients = links.gradients.get();
+  const Communicator* const gathers = links.gathers.get();
   absl::StatusOr<std::unique_ptr<OffloadRuntime>> runtime =
       MakeRuntime(c.spec, config, std::move(links));
   if (!runtime.ok()) return {.status = runtime.status(), .master = {}};
   {
     Trainer trainer(runtime->get(), c.spec, training);
     result.status = trainer.Run();
+    if (c.ranks > 1 && result.status.ok()) {
+      result.gradients = SentOver(*gradients);
+      result.gathers = SentOver(*gathers);
+    }
     for (uint32_t t = 0; result.status.ok() && t < c.spec.tensors.size(); ++t) {
       absl::StatusOr<std::vector<float>> master = trainer.Read(t, Field::kMaster);
       result.status = master.status();
@@ -180,8 +194,8 @@ TEST_P(RandomRanksTest, ComeToTheBitsOfPlainArrays) {
 
 INSTANTIATE_TEST_SUITE_P(All, RandomRanksTest, ::testing::Range<uint64_t>(1, 41));
 
-// P elements in bf16 with fp32 states: the formulas of docs/zero.md, of every rank.
-TEST(RanksMemoryTest, EachStageTakesItsBytes) {
+// Eight units of two tensors, `elements` in all.
+ModelSpec EvenModel(int64_t* elements) {
   ModelSpec spec;
   constexpr int64_t kUnits = 8, kElements = 60 * kCellElements;
   for (uint32_t u = 0; u < kUnits; ++u) {
@@ -193,7 +207,46 @@ TEST(RanksMemoryTest, EachStageTakesItsBytes) {
                               .group = 0});
     }
   }
-  const int64_t p = 2 * kUnits * kElements;
+  *elements = 2 * kUnits * kElements;
+  return spec;
+}
+
+// The formulas of docs/zero.md, over a whole training.
+TEST(RanksTrafficTest, EachStageSendsItsBytes) {
+  int64_t p = 0;
+  RanksCase c{.spec = EvenModel(&p)};
+  c.config.types = {.param = FloatType::kBf16, .grad = FloatType::kBf16};
+  c.config.workers = 1;
+  c.config.placement.lowest_param_tier = Tier::kHbm;
+  c.training.steps = 3;
+  for (c.ranks = 2; c.ranks <= 4; ++c.ranks) {
+    for (c.stage = 0; c.stage <= 3; ++c.stage) {
+      SCOPED_TRACE(::testing::Message() << c.ranks << " ranks, stage " << c.stage);
+      const double once = 2.0 * static_cast<double>(p) * (c.ranks - 1) / c.ranks;
+      const int64_t shard = 2 * p / c.ranks, slot = 2 * p / 8;
+      c.config.budgets = {Bytes(c.stage == 3 ? shard + slot * 33 / 32 + 65536 : 3 * p), GiB(1),
+                          Bytes(0)};
+      const int steps = c.training.steps;
+      // With room for one unit, the last of forward is still there in backward; and the first is
+      // brought for a step that does not come.
+      const double gathers = c.stage == 0   ? 0
+                             : c.stage == 3 ? (steps * (2 * 8 - 1) + 1) / 8.0
+                                            : steps + 1;  // once for the first values
+      for (const RankResult& result : Train(c)) {
+        ASSERT_TRUE(result.status.ok()) << result.status;
+        const double gradients = once * steps * (c.stage == 0 ? 2 : 1);
+        EXPECT_NEAR(gradients, static_cast<double>(result.gradients.value()), 0.02 * gradients);
+        EXPECT_NEAR(once * gathers, static_cast<double>(result.gathers.value()),
+                    0.02 * once * gathers);
+      }
+    }
+  }
+}
+
+// P elements in bf16 with fp32 states: the formulas of docs/zero.md, of every rank.
+TEST(RanksMemoryTest, EachStageTakesItsBytes) {
+  int64_t p = 0;
+  const ModelSpec spec = EvenModel(&p);
   for (const uint32_t ranks : {1u, 2u, 3u, 4u}) {
     for (int stage = 0; stage <= 3; ++stage) {
       for (const bool in_hbm : {false, true}) {
