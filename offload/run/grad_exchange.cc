@@ -31,12 +31,13 @@ class GradExchange::CopyTask final : public Task, public Event {
 };
 
 GradExchange::GradExchange(const Context& context, Communicator* communicator, Agreement* agreement,
-                           Gradients* gradients,
+                           Gradients* gradients, const Updater* updater,
                            std::function<const std::vector<UnitIndex>*()> acquisitions)
     : context_(context),
       communicator_(communicator),
       agreement_(agreement),
       gradients_(gradients),
+      updater_(updater),
       acquisitions_(std::move(acquisitions)),
       shared_(context.layout->sharding().states),
       under_way_max_(shared_ ? context.memory->received_buffers.count() : 1),
@@ -302,6 +303,10 @@ void GradExchange::OnSummed(Reduction* reduction) {
 // To Gradients, by tensor: of this rank's shard, or all.
 void GradExchange::HandOn(Reduction* reduction) {
   if (!reduction->status().ok()) return End(reduction, reduction->status());
+  if (updater_->UnitPending(reduction->unit())) {
+    At(reduction->unit()).held = reduction;
+    return;
+  }
   const UnitLayout& unit = context_.layout->unit(reduction->unit());
   const ElementRange kept =
       shared_ ? unit.updated.shard(communicator_->rank()) : ElementRange{0, unit.updated_elements};
@@ -323,14 +328,22 @@ void GradExchange::HandOn(Reduction* reduction) {
   });
 }
 
-void GradExchange::End(Reduction* reduction, const absl::Status& status) {
-  const UnitIndex unit = reduction->unit();
-  context_.trace->Record(track_, "reduce", unit.value(), reduction->began(), context_.clock->Now());
+void GradExchange::GoOn(UnitIndex unit) {
+  if (Reduction* const held = std::exchange(At(unit).held, nullptr)) HandOn(held);
+}
+
+void GradExchange::GiveBack(Reduction* reduction) {
   context_.memory->received_buffers.Give(reduction->received());
   context_.memory->staging_buffers.Give(reduction->staging());
   free_reductions_.push_back(reduction);
   --under_way_;
-  At(unit).under_way = false;
+  At(reduction->unit()).under_way = false;
+}
+
+void GradExchange::End(Reduction* reduction, const absl::Status& status) {
+  const UnitIndex unit = reduction->unit();
+  context_.trace->Record(track_, "reduce", unit.value(), reduction->began(), context_.clock->Now());
+  GiveBack(reduction);
   if (!status.ok()) {
     return context_.fail(
         Annotate(status, fmt::format("adding up the gradients of unit '{}' over ranks",
@@ -342,6 +355,9 @@ void GradExchange::End(Reduction* reduction, const absl::Status& status) {
 
 void GradExchange::Fail(const absl::Status& status) {
   failed_ = status;
+  for (Unit& unit : units_) {
+    if (unit.held != nullptr) GiveBack(std::exchange(unit.held, nullptr));
+  }
   const auto end_all = [&](RingQueue<Given>* queue) {
     for (; !queue->empty(); queue->pop_front()) {
       --waiting_;

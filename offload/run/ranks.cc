@@ -50,7 +50,7 @@ uint32_t FingerprintOf(const ModelLayout& layout) {
   return hash;
 }
 
-Ranks::Ranks(const Context& context, RankLinks links, Gradients* gradients,
+Ranks::Ranks(const Context& context, RankLinks links, Gradients* gradients, const Updater* updater,
              std::function<const std::vector<UnitIndex>*()> acquisitions,
              std::function<void(UnitIndex)> renewed)
     : context_(context),
@@ -58,7 +58,8 @@ Ranks::Ranks(const Context& context, RankLinks links, Gradients* gradients,
       of_gradients_(gradients),
       fingerprint_(FingerprintOf(*context.layout)),
       agreement_(links_.agreement.get(), context.clock, context.inbox, context.metrics, this),
-      exchange_(context, links_.gradients.get(), &agreement_, gradients, std::move(acquisitions)),
+      exchange_(context, links_.gradients.get(), &agreement_, gradients, updater,
+                std::move(acquisitions)),
       gathers_(context, links_.gathers.get(), &agreement_, std::move(renewed)),
       units_(context, links_.gathers.get(), &agreement_),
       present_(context.layout->tensors().size(), 0),

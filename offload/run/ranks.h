@@ -33,7 +33,7 @@ class Ranks final : private Agreement::Observer, private Event {
  public:
   // `acquisitions` says what was acquired in the iteration that is under way, if one is; `renewed`
   // hears of every unit whose parameters are the same on all ranks again.
-  Ranks(const Context& context, RankLinks links, Gradients* gradients,
+  Ranks(const Context& context, RankLinks links, Gradients* gradients, const Updater* updater,
         std::function<const std::vector<UnitIndex>*()> acquisitions,
         std::function<void(UnitIndex)> renewed);
   ~Ranks() override;
