@@ -300,32 +300,27 @@ void GradExchange::OnSummed(Reduction* reduction) {
   reduction->Gather();
 }
 
-// To Gradients, by tensor: of this rank's shard, or all.
+// To Gradients, by tensor: what this rank keeps of each, which may be nothing.
 void GradExchange::HandOn(Reduction* reduction) {
   if (!reduction->status().ok()) return End(reduction, reduction->status());
-  if (updater_->UnitPending(reduction->unit())) {
-    At(reduction->unit()).held = reduction;
+  const UnitIndex index = reduction->unit();
+  if (updater_->UnitPending(index)) {
+    At(index).held = reduction;
     return;
   }
-  const UnitLayout& unit = context_.layout->unit(reduction->unit());
-  const ElementRange kept =
-      shared_ ? unit.updated.shard(communicator_->rank()) : ElementRange{0, unit.updated_elements};
-  const int64_t size = SizeOf(unit.types.grad);
-  size_t parts = 0;
-  unit.updated.ForTensors(kept, [&](size_t, ElementRange) { ++parts; });
-  if (parts == 0) return End(reduction, absl::OkStatus());
-  reduction->set_parts_left(parts);
-  unit.updated.ForTensors(kept, [&](size_t i, ElementRange part) {
-    const TensorIndex tensor = unit.tensors[i];
-    const int64_t at = (context_.layout->tensor(tensor).offset + part.begin) * size;
-    gradients_->Push({.tensor = tensor,
-                      .data = reduction->staging().subspan(static_cast<size_t>(at),
-                                                           static_cast<size_t>(part.size() * size)),
-                      .first = part.begin},
-                     reduction->ready(), [this, reduction](const absl::Status& status) {
+  reduction->set_parts_left(At(index).tensors);
+  for (const TensorIndex t : context_.layout->unit(index).tensors) {
+    const TensorLayout& tensor = context_.layout->tensor(t);
+    if (tensor.keep == Keep::kParam) continue;
+    const int64_t size = SizeOf(tensor.types.grad);
+    const MemoryView kept = reduction->staging().subspan(
+        static_cast<size_t>((tensor.offset + tensor.kept.begin) * size),
+        static_cast<size_t>(tensor.kept.size() * size));
+    gradients_->Push({.tensor = t, .data = kept, .first = tensor.kept.begin}, reduction->ready(),
+                     [this, reduction](const absl::Status& status) {
                        if (reduction->OnePartDone(status)) End(reduction, reduction->status());
                      });
-  });
+  }
 }
 
 void GradExchange::GoOn(UnitIndex unit) {

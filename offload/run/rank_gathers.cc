@@ -21,7 +21,7 @@ class RankGathers::Gather final : public Event {
 
   // `to`: rank r has what is at place(r) of it, in elements of so many bytes.
   template <typename Place>
-  void Start(uint64_t tag, std::byte* to, int64_t element, const Place& place) {
+  void Prepare(uint64_t tag, std::byte* to, int64_t element, const Place& place) {
     receive_.clear();
     ends_.clear();
     for (uint32_t r = 0; r < owner_->communicator_->ranks(); ++r) {
@@ -36,8 +36,8 @@ class RankGathers::Gather final : public Event {
     op_.tag = tag;
     op_.send.views = send_;
     op_.receive = {.views = receive_, .ends = ends_};
-    owner_->communicator_->Enqueue(&op_);
   }
+  void Start() { owner_->communicator_->Enqueue(&op_); }
   void Handle() override { owner_->End(this); }
 
   UnitIndex unit;
@@ -55,10 +55,11 @@ class RankGathers::Gather final : public Event {
   CommOp op_;
 };
 
-RankGathers::RankGathers(const Context& context, Communicator* communicator, Agreement* agreement,
-                         std::function<void(UnitIndex)> renewed)
+RankGathers::RankGathers(const Context& context, Communicator* communicator, LaunchOrder* order,
+                         Agreement* agreement, std::function<void(UnitIndex)> renewed)
     : context_(context),
       communicator_(communicator),
+      order_(order),
       agreement_(agreement),
       renewed_(std::move(renewed)),
       said_(context.layout->units().size(), 0),
@@ -96,13 +97,14 @@ void RankGathers::OnParams(UnitIndex unit) {
   Gather* const gather = Take();
   gather->unit = unit;
   const UnitLayout& layout = context_.layout->unit(unit);
-  gather->Start(unit.value(), context_.memory->param_home[unit.value()], layout.types.param.size(),
-                [&](Rank r) -> Gather::Places {
-                  if (!context_.layout->sharding().params) return {layout.updated.shard(r)};
-                  const ElementRange frozen = layout.frozen.shard(r);
-                  const int64_t begin = layout.updated_elements;
-                  return {layout.updated.shard(r), {frozen.begin + begin, frozen.end + begin}};
-                });
+  gather->Prepare(unit.value(), context_.memory->param_home[unit.value()],
+                  layout.types.param.size(), [&](Rank r) -> Gather::Places {
+                    if (!context_.layout->sharding().params) return {layout.updated.shard(r)};
+                    const ElementRange frozen = layout.frozen.shard(r);
+                    const int64_t begin = layout.updated_elements;
+                    return {layout.updated.shard(r), {frozen.begin + begin, frozen.end + begin}};
+                  });
+  Launch(gather);
 }
 
 void RankGathers::OnValue(Rank rank, TensorIndex tensor) {
@@ -136,8 +138,16 @@ void RankGathers::StartValue() {
     places[r.value()] = {part.begin - tensor.offset, part.end - tensor.offset};
   });
   constexpr uint64_t kOfValue = uint64_t{1} << 32;
-  gather->Start(kOfValue + value.tensor.value(), value.data, value.element,
-                [&](Rank r) -> Gather::Places { return {places[r.value()]}; });
+  gather->Prepare(kOfValue + value.tensor.value(), value.data, value.element,
+                  [&](Rank r) -> Gather::Places { return {places[r.value()]}; });
+  Launch(gather);
+}
+
+void RankGathers::Launch(Gather* gather) {
+  order_->Add([gather] {
+    gather->Start();
+    return true;
+  });
 }
 
 RankGathers::Gather* RankGathers::Take() {

@@ -17,6 +17,7 @@
 #include "comm/communicator.h"
 #include "offload/run/agreement.h"
 #include "offload/run/context.h"
+#include "offload/run/launch_order.h"
 
 namespace sluice {
 
@@ -24,10 +25,10 @@ class RankGathers {
  public:
   using Done = std::function<void(const absl::Status&)>;
 
-  // `communicator` carries nothing else. None is owned. `renewed` hears of every unit whose
-  // parameters are the same on all ranks again.
-  RankGathers(const Context& context, Communicator* communicator, Agreement* agreement,
-              std::function<void(UnitIndex)> renewed);
+  // None is owned. `order` is of all that `communicator` carries. `renewed` hears of every unit
+  // whose parameters are the same on all ranks again.
+  RankGathers(const Context& context, Communicator* communicator, LaunchOrder* order,
+              Agreement* agreement, std::function<void(UnitIndex)> renewed);
   ~RankGathers();
 
   // This rank's shard of the unit's parameters is new. Not again before `renewed`. Where the unit
@@ -55,6 +56,7 @@ class RankGathers {
   };
 
   Gather* Take();
+  void Launch(Gather* gather);
   void OnParams(UnitIndex unit);
   void OnValue(Rank rank, TensorIndex tensor);
   void StartValue();
@@ -62,6 +64,7 @@ class RankGathers {
 
   const Context context_;
   Communicator* const communicator_;
+  LaunchOrder* const order_;
   Agreement* const agreement_;
   const std::function<void(UnitIndex)> renewed_;
   std::vector<uint32_t> said_;      // by unit: ranks whose part is new

@@ -60,8 +60,8 @@ Ranks::Ranks(const Context& context, RankLinks links, Gradients* gradients, cons
       agreement_(links_.agreement.get(), context.clock, context.inbox, context.metrics, this),
       exchange_(context, links_.gradients.get(), &agreement_, gradients, updater,
                 std::move(acquisitions)),
-      gathers_(context, links_.gathers.get(), &agreement_, std::move(renewed)),
-      units_(context, links_.gathers.get(), &agreement_),
+      gathers_(context, links_.gathers.get(), &order_, &agreement_, std::move(renewed)),
+      units_(context, links_.gathers.get(), &order_, &agreement_),
       present_(context.layout->tensors().size(), 0),
       ends_(EndsOfOneEach(links_.agreement->ranks())) {
   const size_t words = (present_.size() + sizeof(double) - 1) / sizeof(double);
@@ -176,7 +176,7 @@ void Ranks::Fail(const absl::Status& status) {
   agreement_.Stop();
   exchange_.Fail(status);
   gathers_.Fail(status);
-  units_.Fail(status);
+  order_.Stop();
   links_.agreement->Abort(status);
   links_.gradients->Abort(status);
   links_.gathers->Abort(status);

@@ -82,6 +82,7 @@ class Ranks final : private Agreement::Observer, private Event {
   const uint32_t fingerprint_;
   Agreement agreement_;
   GradExchange exchange_;
+  LaunchOrder order_;  // of what `gathers` carries
   RankGathers gathers_;
   UnitGathers units_;
   std::vector<uint8_t> present_;  // by tensor
