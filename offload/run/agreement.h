@@ -32,7 +32,6 @@ enum class Topic : uint32_t {
   kModel = 0,      // a hash of what must be the same on all ranks
   kGradients = 1,  // of a unit: all that this rank has of it in this window
   kNothing = 2,    // of a unit: this rank will have no gradients of it in this window
-  kSomething = 3,  // of a unit: it will after all
   kWindowEnd = 4,  // no more gradients in this window
   kStep = 5,       // the same, and a step is next
   kParams = 6,     // of a unit: this rank's part was renewed

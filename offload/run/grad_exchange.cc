@@ -69,7 +69,6 @@ void GradExchange::Take(Given given) {
   if (!std::exchange(window_begun_, true)) SayWhatIsNothing();
   const UnitIndex index = context_.layout->tensor(given.tensor).unit;
   Unit& unit = At(index);
-  if (std::exchange(unit.nothing_here, false)) agreement_->Say({Topic::kSomething, index.value()});
   Group* last = unit.groups.empty() ? nullptr : unit.groups[unit.groups.size() - 1];
   if (last != nullptr && std::ranges::count(last->tensors, given.tensor) > 0) Say(index, last);
   if (last == nullptr || last->said) {
@@ -89,10 +88,10 @@ void GradExchange::Take(Given given) {
 void GradExchange::SayWhatIsNothing() {
   const std::vector<UnitIndex>* const acquired = acquisitions_();
   if (acquired == nullptr || acquired->empty()) return;
-  for (Unit& unit : units_) unit.nothing_here = unit.tensors > 0;
-  for (const UnitIndex unit : *acquired) At(unit).nothing_here = false;
+  for (Unit& unit : units_) unit.acquired = false;
+  for (const UnitIndex unit : *acquired) At(unit).acquired = true;
   for (uint32_t u = 0; u < units_.size(); ++u) {
-    if (units_[u].nothing_here) agreement_->Say({Topic::kNothing, u});
+    if (!units_[u].acquired && units_[u].tensors > 0) agreement_->Say({Topic::kNothing, u});
   }
 }
 
@@ -166,7 +165,7 @@ template <typename F>
 void GradExchange::Change(UnitIndex index, uint32_t rank, F&& change) {
   Unit& unit = At(index);
   Mark& mark = MarkOf(index, rank);
-  const auto said = [&mark] { return mark.groups > 0 ? 1u : 0u; };
+  const auto said = [&mark] { return mark.groups > 0 && !mark.nothing ? 1u : 0u; };
   const auto answered = [&] {
     return mark.groups > 0 || mark.nothing || places_[rank] != kInWindow ? 1u : 0u;
   };
@@ -183,8 +182,8 @@ void GradExchange::OnSaid(Rank rank, Said said) {
   if (topic == Topic::kWindowEnd || topic == Topic::kStep)
     return OnEnded(rank.value(), topic == Topic::kStep);
   Change(unit, rank.value(), [topic](Mark* mark) {
-    if (topic == Topic::kGradients) ++mark->groups;
-    if (topic != Topic::kGradients) mark->nothing = topic == Topic::kNothing;
+    mark->groups += topic == Topic::kGradients ? 1 : 0;
+    mark->nothing = mark->nothing || topic == Topic::kNothing;
   });
   Agree(unit);
   Pump();
@@ -196,7 +195,7 @@ void GradExchange::Agree(UnitIndex index) {
   while (unit.said > 0 && unit.answered == communicator_->ranks()) {
     Agreed agreed{.unit = index};
     for (uint32_t r = 0; r < communicator_->ranks(); ++r) {
-      if (MarkOf(index, r).groups == 0) continue;
+      if (MarkOf(index, r).groups == 0 || MarkOf(index, r).nothing) continue;
       if (Rank(r) == communicator_->rank()) agreed.here = true;
       Change(index, r, [](Mark* mark) { --mark->groups; });
     }
@@ -210,9 +209,18 @@ void GradExchange::OnEnded(uint32_t rank, bool for_step) {
     if (places_[rank] == kInWindow && mark.groups == 0 && !mark.nothing) ++units_[u].answered;
   }
   places_[rank] = for_step ? kAtStep : kAtEnd;
-  for (size_t u = units_.size(); u-- > 0;) Agree(UnitIndex(static_cast<uint32_t>(u)));
+  const bool all = std::ranges::find(places_, kInWindow) == places_.end();
+  for (size_t u = units_.size(); u-- > 0;) {
+    const UnitIndex index(static_cast<uint32_t>(u));
+    Agree(index);
+    if (!all) continue;
+    // What ranks have of it that had said they wouldn't.
+    for (uint32_t r = 0; r < places_.size(); ++r)
+      Change(index, r, [](Mark* mark) { mark->nothing = false; });
+    Agree(index);
+  }
   Pump();
-  if (std::ranges::find(places_, kInWindow) == places_.end()) OnWindowEnded();
+  if (all) OnWindowEnded();
 }
 
 // A rank that waits for a step has ended every window until then.
@@ -227,7 +235,6 @@ void GradExchange::OnWindowEnded() {
   for (Unit& unit : units_) {
     unit.said = 0;
     unit.answered = ended;
-    unit.nothing_here = false;
   }
   if (at_step_ && !step_agreed_) return;  // this rank waits for the step
   closed_ = false;

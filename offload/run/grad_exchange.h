@@ -58,7 +58,7 @@ class GradExchange {
   void EndWindow(Topic topic);
   // Whether anything was given since the last window was ended here.
   bool window_begun() const { return window_begun_; }
-  // Of kGradients, kNothing, kSomething, kWindowEnd and kStep.
+  // Of kGradients, kNothing, kWindowEnd and kStep.
   void OnSaid(Rank rank, Said said);
 
   // All ranks have said kStep, and all that was given has reached Gradients.
@@ -105,7 +105,7 @@ class GradExchange {
     uint32_t tensors = 0;       // that are updated
     uint32_t said = 0;          // ranks that have it, and to whom nothing is agreed
     uint32_t answered = 0;      // these, and ranks that won't have it or have ended the window
-    bool nothing_here = false;  // said by this rank
+    bool acquired = false;      // while it is said what is not
     bool under_way = false;     // a reduction
     Reduction* held = nullptr;  // which has ended, till the update before has
     bool waits = false;         // is in collecting_

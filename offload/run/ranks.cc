@@ -100,7 +100,6 @@ void Ranks::OnSaid(Rank rank, Said said) {
           rank.value(), this->rank().value())));
     case Topic::kGradients:
     case Topic::kNothing:
-    case Topic::kSomething:
     case Topic::kWindowEnd:
     case Topic::kStep:
       return exchange_.OnSaid(rank, said);
