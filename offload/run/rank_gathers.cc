@@ -63,7 +63,8 @@ RankGathers::RankGathers(const Context& context, Communicator* communicator, Lau
       agreement_(agreement),
       renewed_(std::move(renewed)),
       said_(context.layout->units().size(), 0),
-      asked_by_(communicator->ranks(), 0) {
+      asked_by_(communicator->ranks(), 0),
+      accesses_(communicator->ranks(), 0) {
   track_ = context.trace->AddTrack("parameters among ranks");
 }
 
@@ -81,7 +82,20 @@ void RankGathers::Complete(TensorIndex tensor, std::byte* data, int64_t element,
   agreement_->Say({Topic::kValue, tensor.value()});
 }
 
+void RankGathers::ComeToAccess() {
+  ++come_to_;
+  agreement_->Say({Topic::kAccess, 0});
+}
+
+bool RankGathers::all_at_access() const {
+  return std::ranges::all_of(accesses_, [this](uint64_t count) { return count >= come_to_; });
+}
+
 void RankGathers::OnSaid(Rank rank, Said said) {
+  if (said.topic == Topic::kAccess) {
+    ++accesses_[rank.value()];
+    return;
+  }
   if (said.topic == Topic::kParams) return OnParams(UnitIndex(said.index));
   OnValue(rank, TensorIndex(said.index));
 }

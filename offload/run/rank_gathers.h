@@ -37,11 +37,16 @@ class RankGathers {
   void Renew(UnitIndex unit);
   bool renewing() const { return renewals_ > 0; }
 
+  // Where ranks share parameters, values are accessed when all ranks have come to that, so that
+  // none needs what is about to change.
+  void ComeToAccess();
+  bool all_at_access() const;
+
   // `data` holds this rank's part of the tensor's elements, of `element` bytes each, at its place;
   // `done` is called when it holds all. Every rank asks for the same, in the same order.
   void Complete(TensorIndex tensor, std::byte* data, int64_t element, Done done);
 
-  // Of kParams and kValue.
+  // Of kParams, kValue and kAccess.
   void OnSaid(Rank rank, Said said);
   bool idle() const { return under_way_ == 0; }
   void Fail(const absl::Status& status);
@@ -73,7 +78,9 @@ class RankGathers {
   std::deque<TensorIndex> asked_;   // by any rank, and not begun
   std::vector<uint64_t> asked_by_;  // by rank: how many so far
   uint64_t values_begun_ = 0;
-  size_t under_way_ = 0;  // that this rank waits for
+  uint64_t come_to_ = 0;            // accesses, of this rank
+  std::vector<uint64_t> accesses_;  // by rank: how many it has come to
+  size_t under_way_ = 0;            // that this rank waits for
   std::vector<std::unique_ptr<Gather>> gathers_;
   std::vector<Gather*> free_gathers_;
   TrackId track_ = 0;

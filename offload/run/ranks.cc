@@ -105,6 +105,7 @@ void Ranks::OnSaid(Rank rank, Said said) {
       return exchange_.OnSaid(rank, said);
     case Topic::kParams:
     case Topic::kValue:
+    case Topic::kAccess:
       return gathers_.OnSaid(rank, said);
     case Topic::kFetch:
     case Topic::kUrgent:

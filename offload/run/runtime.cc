@@ -112,6 +112,7 @@ void OffloadRuntime::RunOnce(Deadline deadline) {
   }
   const bool more = any || !inbox_.empty() || unheard;
   store_->Poll(more ? kNoWait : deadline);
+  values_->Retry();
   if (residency_->waiting()) residency_->CheckStuck(seams_.clock->Now());
   Advance();
   RunQueue();

@@ -1,6 +1,7 @@
 // What a runtime does otherwise where there are other ranks.
 
 #include <algorithm>
+#include <utility>
 
 #include "core/status.h"
 #include "offload/run/runtime.h"
@@ -19,6 +20,12 @@ bool OffloadRuntime::MeetRanks(Turn& turn) {
   turn.met = true;
   ranks_->MeetForStep();
   return ranks_->met();
+}
+
+bool OffloadRuntime::MeetForAccess(Turn& turn) {
+  if (!layout_.sharding().params) return true;
+  if (!std::exchange(turn.met, true)) ranks_->gathers()->ComeToAccess();
+  return ranks_->gathers()->all_at_access();
 }
 
 // Whether nothing that was given in this window is missing: it has been ended, if need be. At the
