@@ -57,6 +57,10 @@ void Agreement::Begin() {
 }
 
 void Agreement::Handle() {
+  if (stopped_) {
+    in_round_ = false;
+    return;
+  }
   if (!op_.status.ok()) {
     in_round_ = false;
     stopped_ = true;
@@ -67,7 +71,7 @@ void Agreement::Handle() {
   for (uint32_t r = 0; r < heard_.size(); ++r) {
     for (size_t i = 0; i < heard_[r].count; ++i) {
       any = true;
-      observer_->OnSaid(Rank(r), heard_[r].said[i]);
+      if (!stopped_) observer_->OnSaid(Rank(r), heard_[r].said[i]);
     }
   }
   in_round_ = false;  // not before: what follows from what was heard is said in the next one

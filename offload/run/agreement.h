@@ -29,14 +29,16 @@
 namespace sluice {
 
 enum class Topic : uint32_t {
-  kModel = 0,      // a hash of what must be the same on all ranks
+  kModel = 0,      // a number, or a hash, of what must be the same on all ranks: one after another
   kGradients = 1,  // of a unit: all that this rank has of it in this window
   kNothing = 2,    // of a unit: this rank will have no gradients of it in this window
   kSomething = 3,  // of a unit: it will after all
   kWindowEnd = 4,  // no more gradients in this window
-  kStep = 5,       // the same, and a step is next
-  kParams = 6,     // of a unit: this rank's part was renewed
-  kValue = 7,      // of a tensor: this rank's part was read
+  kStep = 5,       // the same, and a step is next; these three are Meetings (grad_exchange.h)
+  kClear = 6,      // likewise: gradients are to be forgotten; 0: all, t + 1: tensor t's
+  kGradient = 7,   // likewise: a gradient is to be read or written; 2 t, and 1 if it was given here
+  kParams = 8,     // of a unit: this rank's part was renewed
+  kValue = 9,      // of a tensor: this rank's part was read, or written; 2 t, and 1 if written
 };
 
 struct Said {
@@ -63,8 +65,8 @@ class Agreement final : private Event {
   // Begins a round if there is something to say, or if it is time to hear of others. Call now and
   // then, and when NextTime has come.
   void Poll();
-  TimePoint NextTime() const { return in_round_ ? kForever : next_time_; }
-  void Stop() { stopped_ = true; }  // no round begins any more
+  TimePoint NextTime() const { return in_round_ || stopped_ ? kForever : next_time_; }
+  void Stop() { stopped_ = true; }  // no round begins any more, and nothing more is heard
 
  private:
   static constexpr size_t kSaidMax = 31;

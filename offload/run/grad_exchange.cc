@@ -50,8 +50,10 @@ GradExchange::GradExchange(const Context& context, Communicator* communicator, A
       units_(context.layout->units().size()),
       given_(context.layout->tensors().size(), 0),
       collected_(context.layout->tensors().size(), 0),
-      marks_(context.layout->units().size() * communicator->ranks(), kUnsaid),
-      places_(communicator->ranks(), kInWindow) {
+      in_later_(context.layout->tensors().size(), 0),
+      marks_(context.layout->units().size() * communicator->ranks()),
+      places_(communicator->ranks(), kInWindow),
+      meetings_(communicator->ranks(), Said{}) {
   for (const TensorLayout& tensor : context.layout->tensors())
     At(tensor.unit).tensors += tensor.keep == Keep::kParam ? 0 : 1;
   for (size_t i = 0; i < under_way_max_; ++i) {
@@ -68,19 +70,61 @@ void GradExchange::Give(TensorIndex tensor, ConstMemoryView data, const Fence* f
   given_[tensor.value()] = 1;
   ++waiting_;
   Given given{.tensor = tensor, .data = data, .fence = fence, .done = std::move(done)};
-  if (ending_ || closed_) return next_window_.push_back(std::move(given));
+  if (closed_) return next_window_.push_back(std::move(given));
   Take(std::move(given));
 }
 
 void GradExchange::Take(Given given) {
   if (!std::exchange(window_begun_, true)) SayWhatIsNothing();
   const UnitIndex index = context_.layout->tensor(given.tensor).unit;
+  if (std::exchange(At(index).nothing_here, false))
+    agreement_->Say({Topic::kSomething, index.value()});
+  if (!failed_.ok()) {  // so it may be from here on, whenever something was said
+    --waiting_;
+    return given.done(failed_);
+  }
+  At(index).said_here ? AddLater(index, std::move(given)) : Add(index, std::move(given));
+}
+
+// What follows a whole unit is another turn, whether the reduction before was begun or not.
+void GradExchange::AddLater(UnitIndex index, Given given) {
   Unit& unit = At(index);
-  if (std::exchange(unit.nothing_here, false)) agreement_->Say({Topic::kSomething, index.value()});
-  // What follows a whole unit is another reduction, whether that one was begun or not.
-  if (unit.said_here || unit.agreed > 0 || unit.under_way)
-    return unit.later.push_back(std::move(given));
-  Add(index, std::move(given));
+  if (!std::exchange(unit.later_open, true)) {
+    unit.later_turns.push_back({});
+    unit.later_collected = 0;
+    for (const TensorIndex t : context_.layout->unit(index).tensors) in_later_[t.value()] = 0;
+  }
+  ++unit.later_turns[unit.later_turns.size() - 1].given;
+  unit.later_collected += std::exchange(in_later_[given.tensor.value()], 1) == 0 ? 1 : 0;
+  unit.later.push_back(std::move(given));
+  if (unit.later_collected == unit.tensors) CloseLater(index);
+}
+
+void GradExchange::CloseLater(UnitIndex index) {
+  Unit& unit = At(index);
+  unit.later_turns[unit.later_turns.size() - 1].said = true;
+  unit.later_open = false;
+  agreement_->Say({Topic::kGradients, index.value()});
+}
+
+// The turn that was collected is being reduced.
+void GradExchange::NextTurn(UnitIndex index) {
+  Unit& unit = At(index);
+  unit.collected = 0;
+  unit.said_here = false;
+  for (const TensorIndex t : context_.layout->unit(index).tensors) collected_[t.value()] = kNothing;
+  if (unit.later_turns.empty()) return;
+  const LaterTurn turn = unit.later_turns.front();
+  unit.later_turns.pop_front();
+  if (unit.later_turns.empty()) unit.later_open = false;
+  for (uint32_t i = 0; i < turn.given; ++i) {
+    uint8_t& collected = collected_[unit.later.front().tensor.value()];
+    unit.collected += std::exchange(collected, kGiven) == kNothing ? 1 : 0;
+    unit.to_copy.push_back(std::move(unit.later.front()));
+    unit.later.pop_front();
+  }
+  unit.said_here = turn.said;
+  Collect(index);
 }
 
 void GradExchange::Add(UnitIndex index, Given given) {
@@ -166,142 +210,53 @@ void GradExchange::Say(UnitIndex index) {
   agreement_->Say({Topic::kGradients, index.value()});
 }
 
-void GradExchange::EndWindow(Topic topic) {
-  SLUICE_CHECK(window_open() && !at_step_);
-  ending_ = topic;
-  CheckWindow();
-}
-
-// Ends the window here once everything that came in it is said.
-void GradExchange::CheckWindow() {
-  if (!ending_ || closed_) return;
-  bool all = true;
-  for (uint32_t u = 0; u < units_.size(); ++u) {
-    Unit& unit = units_[u];
-    if (unit.collected > 0) Say(UnitIndex(u));
-    // What perhaps waits for this very end can't wait for it.
-    for (; unit.agreed == 0 && !unit.under_way && !unit.later.empty(); unit.later.pop_front())
-      Add(UnitIndex(u), std::move(unit.later.front()));
-    all = all && unit.later.empty();
-  }
-  if (!all) return;
-  at_step_ = *ending_ == Topic::kStep;
-  agreement_->Say({*std::exchange(ending_, std::nullopt), 0});
-  closed_ = true;
-  window_begun_ = false;
-}
-
-void GradExchange::OnSaid(Rank rank, Said said) {
-  const UnitIndex unit(said.index);
-  switch (said.topic) {
-    case Topic::kGradients:
-      SetMark(unit, rank.value(), kHasIt);
-      break;
-    case Topic::kNothing:
-      SetMark(unit, rank.value(), kWontHaveIt);
-      break;
-    case Topic::kSomething:
-      return SetMark(unit, rank.value(), kUnsaid);
-    default:
-      return OnEnded(rank.value(), said.topic == Topic::kStep);
-  }
-  AgreeIfAnswered(unit);
-  Pump();
-}
-
-void GradExchange::SetMark(UnitIndex index, uint32_t rank, Mark mark) {
-  Unit& unit = At(index);
-  Mark& marked = MarkOf(index, rank);
-  const auto answered = [&] { return marked != kUnsaid || places_[rank] != kInWindow ? 1u : 0u; };
-  unit.said -= marked == kHasIt ? 1 : 0;
-  unit.answered -= answered();
-  marked = mark;
-  unit.said += marked == kHasIt ? 1 : 0;
-  unit.answered += answered();
-}
-
-void GradExchange::AgreeIfAnswered(UnitIndex index) {
-  Unit& unit = At(index);
-  if (unit.said == 0 || unit.answered < communicator_->ranks()) return;
-  for (uint32_t r = 0; r < communicator_->ranks(); ++r) {
-    if (MarkOf(index, r) == kHasIt) SetMark(index, r, kUnsaid);
-  }
-  ++unit.agreed;
-  agreed_.push_back(index);
-}
-
-void GradExchange::OnEnded(uint32_t rank, bool for_step) {
-  const bool first = places_[rank] == kInWindow;
-  places_[rank] = for_step ? kAtStep : kAtEnd;
-  for (size_t u = units_.size(); u-- > 0;) {
-    const UnitIndex index(static_cast<uint32_t>(u));
-    if (first && MarkOf(index, rank) == kUnsaid) ++units_[u].answered;
-    AgreeIfAnswered(index);
-  }
-  Pump();
-  if (std::ranges::find(places_, kInWindow) == places_.end()) OnWindowEnded();
-}
-
-// A rank that waits for a step has ended every window until then.
-void GradExchange::OnWindowEnded() {
-  step_agreed_ = std::ranges::find(places_, kAtEnd) == places_.end();
-  uint32_t ended = 0;
-  for (Place& place : places_) {
-    if (step_agreed_ || place == kAtEnd) place = kInWindow;
-    ended += place == kInWindow ? 0 : 1;
-  }
-  std::ranges::fill(marks_, kUnsaid);
-  for (Unit& unit : units_) {
-    unit.said = 0;
-    unit.answered = ended;
-    unit.nothing_here = false;
-  }
-  closed_ = false;
-  if (at_step_) return;
-  for (size_t left = next_window_.size(); left > 0; --left) {
-    Given given = std::move(next_window_.front());
-    next_window_.pop_front();
+// Of what was given, what is there now. A failure ends what is left of it.
+void GradExchange::TakeAll(RingQueue<Given>* queue) {
+  for (size_t left = queue->size(); left > 0 && !queue->empty(); --left) {
+    Given given = std::move(queue->front());
+    queue->pop_front();
     Take(std::move(given));
   }
 }
 
-void GradExchange::StepBegun() { at_step_ = step_agreed_ = false; }
-
 // Begins what was agreed on, in that order.
 void GradExchange::Pump() {
   while (failed_.ok() && !agreed_.empty() && under_way_ < under_way_max_) {
-    const UnitIndex index = agreed_.front();
-    Unit& unit = At(index);
+    const Agreed next = agreed_.front();
+    Unit& unit = At(next.unit);
     if (unit.under_way) return;
-    if (unit.staging.empty()) unit.staging = TakeStaging(true);
-    if (unit.staging.empty()) return;
-    Collect(index);
-    if (unit.copying > 0 || !unit.to_copy.empty()) return;
+    MemoryView staging;
+    if (next.mine) {
+      if (unit.staging.empty()) unit.staging = TakeStaging(true);
+      if (unit.staging.empty()) return;
+      Collect(next.unit);
+      if (unit.copying > 0 || !unit.to_copy.empty()) return;
+      staging = std::exchange(unit.staging, {});
+    } else {
+      staging = TakeStaging(true);
+      if (staging.empty()) return;
+    }
     const MemoryView received = context_.memory->received_buffers.TryTake();
     SLUICE_CHECK(!received.empty());
     agreed_.pop_front();
-    Begin(index, received);
+    Begin(next, staging, received);
   }
 }
 
-void GradExchange::Begin(UnitIndex index, MemoryView received) {
-  Unit& unit = At(index);
-  --unit.agreed;
-  unit.under_way = true;
-  unit.said_here = false;
-  unit.collected = 0;
-  for (const TensorIndex t : context_.layout->unit(index).tensors) {
+void GradExchange::Begin(Agreed what, MemoryView staging, MemoryView received) {
+  At(what.unit).under_way = true;
+  for (const TensorIndex t : context_.layout->unit(what.unit).tensors) {
     const TensorLayout& tensor = context_.layout->tensor(t);
-    if (tensor.keep == Keep::kParam || std::exchange(collected_[t.value()], kNothing) != kNothing)
-      continue;
+    if (tensor.keep == Keep::kParam || (what.mine && collected_[t.value()] != kNothing)) continue;
     const int64_t size = SizeOf(tensor.types.grad);
-    std::memset(unit.staging.data() + tensor.offset * size, 0,
+    std::memset(staging.data() + tensor.offset * size, 0,
                 static_cast<size_t>(tensor.elements * size));
   }
   ++under_way_;
   Reduction* const reduction = free_reductions_.back();
   free_reductions_.pop_back();
-  reduction->Start(index, unit.staging, received);
+  reduction->Start(what.unit, staging, received);
+  if (what.mine) NextTurn(what.unit);
 }
 
 void GradExchange::OnExchanged(Reduction* reduction) {
@@ -343,7 +298,7 @@ void GradExchange::End(Reduction* reduction, const absl::Status& status) {
   context_.trace->Record(track_, "reduce", reduction->unit().value(), reduction->began(),
                          context_.clock->Now());
   context_.memory->received_buffers.Give(reduction->received());
-  context_.memory->staging_buffers.Give(std::exchange(unit.staging, {}));
+  context_.memory->staging_buffers.Give(reduction->staging());
   free_reductions_.push_back(reduction);
   --under_way_;
   unit.under_way = false;
@@ -352,14 +307,8 @@ void GradExchange::End(Reduction* reduction, const absl::Status& status) {
         Annotate(status, fmt::format("adding up the gradients of unit '{}' over ranks",
                                      context_.layout->unit(reduction->unit()).name)));
   }
-  for (size_t left = unit.later.size(); left > 0; --left) {
-    Given given = std::move(unit.later.front());
-    unit.later.pop_front();
-    Take(std::move(given));
-  }
   Pump();
   CollectMore();
-  CheckWindow();
 }
 
 void GradExchange::Fail(const absl::Status& status) {

@@ -10,8 +10,15 @@
 // given its first gradient of an iteration says so of all units that it has not acquired in it. In
 // a window, which ends when every rank has said that nothing more comes, a rank may also lack what
 // it was to have, a unit or some tensors: then that is reduced when the window ends. Who lacks
-// something adds zeros; what no rank has is not reduced. Which units are reduced and in which order
-// follows from what was said alone, so it is the same on all ranks.
+// something adds zeros; what no rank has is not reduced. A unit that a rank has again in a window,
+// once all its tensors were given, is another reduction: what it has of it for the k-th time is
+// added to what others have for the k-th time. Which units are reduced and in which order, and what
+// goes into each, follows from what was said alone, so it is the same on all ranks, and does not
+// depend on who is ahead.
+//
+// A meeting is where every rank must come before any goes on, whatever windows it has ended until
+// then: a step, the forgetting of gradients, a look at one. Ranks that come to different ones, of
+// which none could end, fail.
 //
 // Buffers: whatever collects may take any but the last; the reduction that is next takes that one
 // if it has none. So what is collected early never keeps the next one from going on. While there is
@@ -26,8 +33,8 @@
 
 #include <functional>
 #include <memory>
-#include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "comm/communicator.h"
@@ -51,24 +58,32 @@ class GradExchange {
   // `done` says that `data` is not read any more.
   void Give(TensorIndex tensor, ConstMemoryView data, const Fence* fence, Done done);
   // Whether a window may be ended here: the last one has ended everywhere.
-  bool window_open() const { return !ending_ && !closed_; }
-  // Nothing more comes in this window, which is open. `topic` says what is next: kWindowEnd, or
-  // kStep, after which StepBegun comes before anything is given.
-  void EndWindow(Topic topic);
+  bool window_open() const { return !closed_; }
+  // Nothing more comes in this window, which is open. `what` says what is next: kWindowEnd, or a
+  // meeting, after which MeetingOver comes before anything is given.
+  void EndWindow(Said what);
   // Whether anything was given since the last window was ended here.
   bool window_begun() const { return window_begun_; }
-  // Of kGradients, kNothing, kSomething, kWindowEnd and kStep.
+  // Of kGradients, kNothing, kSomething, kWindowEnd and meetings.
   void OnSaid(Rank rank, Said said);
 
-  // All ranks have said kStep, and all that was given has reached Gradients.
-  bool all_at_step() const { return step_agreed_ && settled(); }
-  void StepBegun();
+  // All ranks have come to the meeting, and all that was given has reached Gradients.
+  bool met() const { return meeting_agreed_ && settled(); }
+  void MeetingOver() { at_meeting_ = meeting_agreed_ = false; }
+  // Of a meeting over a gradient, when it is agreed: whether any rank was given it.
+  bool met_given() const { return met_given_; }
+  // A rank that is at a meeting of that kind; null: there is none. In words: what it is there for.
+  const Said* MeetingOf(Rank rank) const {
+    return places_[rank.value()] == kAtMeeting ? &meetings_[rank.value()] : nullptr;
+  }
+  std::string InWords(Said meeting) const;
   // Nothing is on its way, and the windows that were ended here have ended everywhere.
-  bool settled() const { return !ending_ && !closed_ && agreed_.empty() && under_way_ == 0; }
+  bool settled() const { return !closed_ && agreed_.empty() && under_way_ == 0; }
   bool idle() const { return settled() && waiting_ == 0; }
 
   // Whether this rank was given something of the tensor since it was last cleared.
   bool given(TensorIndex tensor) const { return given_[tensor.value()] != 0; }
+  void SetGiven(TensorIndex tensor) { given_[tensor.value()] = 1; }  // written, on all ranks
   void Clear(TensorIndex tensor) { given_[tensor.value()] = 0; }
   void ClearAll() { given_.assign(given_.size(), 0); }
 
@@ -88,20 +103,30 @@ class GradExchange {
     const Fence* fence = nullptr;
     Done done;
   };
+  struct LaterTurn {
+    uint32_t given = 0;  // so many of `later`
+    bool said = false;
+  };
   struct Unit {
     uint32_t tensors = 0;       // that are updated
     uint32_t said = 0;          // ranks that have it
     uint32_t answered = 0;      // ranks that have it, or won't, or have ended the window
     bool nothing_here = false;  // said by this one
-    uint32_t agreed = 0;        // reductions that are to be begun
     bool said_here = false;     // of what is collected now
     bool under_way = false;     // a reduction
     uint32_t collected = 0;     // tensors of which something was given for the next reduction
     size_t copying = 0;         // of that
     bool waits = false;         // is in collecting_
-    RingQueue<Given> to_copy;   // for the next reduction
-    RingQueue<Given> later;     // for the one after it, in this window
+    RingQueue<Given> to_copy;   // for this rank's next turn, whose staging this is
     MemoryView staging;
+    RingQueue<Given> later;  // for the turns after it
+    RingQueue<LaterTurn> later_turns;
+    bool later_open = false;       // the last of these may get more
+    uint32_t later_collected = 0;  // tensors that it has something of
+  };
+  struct Agreed {
+    UnitIndex unit;
+    bool mine = false;  // this rank's next turn; else it adds zeros
   };
 
   Unit& At(UnitIndex unit) { return units_[unit.value()]; }
@@ -111,18 +136,25 @@ class GradExchange {
   void Collect(UnitIndex index);
   void OnCopied(CopyTask* task);
   void Say(UnitIndex index);
-  void CheckWindow();
+  void AddLater(UnitIndex index, Given given);
+  void CloseLater(UnitIndex index);
+  void NextTurn(UnitIndex index);
   // What a rank has said of a unit in this window.
-  enum Mark : uint8_t { kUnsaid, kHasIt, kWontHaveIt };
+  struct Mark {
+    uint32_t turns = 0;  // that it has, and that are not agreed on
+    bool wont = false;   // have more
+  };
   Mark& MarkOf(UnitIndex unit, uint32_t rank) {
     return marks_[unit.value() * communicator_->ranks() + rank];
   }
   void SetMark(UnitIndex unit, uint32_t rank, Mark mark);
   void AgreeIfAnswered(UnitIndex unit);
-  void OnEnded(uint32_t rank, bool for_step);
+  void OnEnded(uint32_t rank, Said said);
+  void Agree();
+  void TakeAll(RingQueue<Given>* given);
   void OnWindowEnded();
   void Pump();
-  void Begin(UnitIndex index, MemoryView received);
+  void Begin(Agreed what, MemoryView staging, MemoryView received);
   void OnExchanged(Reduction* reduction);
   void OnSummed(Reduction* reduction);
   void HandOn(Reduction* reduction);
@@ -139,7 +171,8 @@ class GradExchange {
   std::vector<Unit> units_;
   std::vector<uint8_t> given_;  // by tensor
   enum Collected : uint8_t { kNothing, kGiven, kCopied };
-  std::vector<uint8_t> collected_;   // by tensor, for the next reduction
+  std::vector<uint8_t> collected_;   // by tensor, for this rank's next turn
+  std::vector<uint8_t> in_later_;    // by tensor, for the last of the later turns
   RingQueue<UnitIndex> collecting_;  // that wait for staging, or for a fence
   RingQueue<Given> next_window_;
   size_t waiting_ = 0;  // given, and not copied
@@ -147,16 +180,17 @@ class GradExchange {
   std::vector<CopyTask*> free_copies_;
   std::vector<std::unique_ptr<Reduction>> pool_;
   std::vector<Reduction*> free_reductions_;
-  RingQueue<UnitIndex> agreed_;  // to be begun, in this order
-  size_t under_way_ = 0;         // reductions
+  RingQueue<Agreed> agreed_;  // to be begun, in this order
+  size_t under_way_ = 0;      // reductions
   bool window_begun_ = false;
-  std::optional<Topic> ending_;  // to be said when all units are
-  bool closed_ = false;          // ended here, and not yet by all
-  bool at_step_ = false;         // said here
-  bool step_agreed_ = false;
+  bool closed_ = false;      // ended here, and not yet by all
+  bool at_meeting_ = false;  // said here
+  bool meeting_agreed_ = false;
+  bool met_given_ = false;
   std::vector<Mark> marks_;  // by unit and rank
-  enum Place : uint8_t { kInWindow, kAtEnd, kAtStep };
-  std::vector<Place> places_;  // by rank: what it has said of the window
+  enum Place : uint8_t { kInWindow, kAtEnd, kAtMeeting };
+  std::vector<Place> places_;   // by rank: what it has said of the window
+  std::vector<Said> meetings_;  // by rank that is at one
   absl::Status failed_;
   TrackId track_ = 0;
 };

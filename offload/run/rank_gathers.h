@@ -1,8 +1,8 @@
 // offload/run/rank_gathers.h
 //
 // What each rank has renewed or read of its shards, brought to all: parameters of units that are
-// whole on every rank, after an update or a write of values; and whole tensors that were read shard
-// by shard. In place, in the order in which all ranks have agreed.
+// whole on every rank, after an update; and whole tensors that were read or written shard by shard.
+// In place, in the order in which all ranks have agreed.
 //
 // Threads: the control thread. Allocates per gather of values.
 
@@ -12,6 +12,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "comm/communicator.h"
@@ -35,11 +36,15 @@ class RankGathers {
   bool renewing() const { return renewals_ > 0; }
 
   // `data` holds this rank's part of the tensor's elements, of `element` bytes each, at its place;
-  // `done` is called when it holds all. Every rank asks for the same, in the same order.
-  void Complete(TensorIndex tensor, std::byte* data, int64_t element, Done done);
+  // `done` is called when it holds all. Every rank asks for the same, in the same order, after a
+  // read of values or after a write.
+  enum class After : uint8_t { kRead, kWrite };
+  void Complete(TensorIndex tensor, After after, std::byte* data, int64_t element, Done done);
 
   // Of kParams and kValue.
   void OnSaid(Rank rank, Said said);
+  // The first value that another has asked for and the rank has not, in words: "reads tensor 'x'".
+  std::string MissedBy(Rank rank) const;
   bool idle() const { return under_way_ == 0; }
   void Fail(const absl::Status& status);
 
@@ -54,7 +59,8 @@ class RankGathers {
 
   Gather* Take();
   void OnParams(UnitIndex unit);
-  void OnValue(Rank rank, TensorIndex tensor);
+  void OnValue(Rank rank, uint32_t index);
+  std::string InWords(uint32_t index) const;
   void StartValue();
   void End(Gather* gather);
 
@@ -65,7 +71,7 @@ class RankGathers {
   std::vector<uint32_t> said_;      // by unit: ranks whose part is new
   size_t renewals_ = 0;             // that this rank has asked for
   std::deque<Value> values_;        // of this rank, not begun
-  std::deque<TensorIndex> asked_;   // by any rank, and not begun
+  std::deque<uint32_t> asked_;      // by any rank, and not begun: what was said
   std::vector<uint64_t> asked_by_;  // by rank: how many so far
   uint64_t values_begun_ = 0;
   size_t under_way_ = 0;  // that this rank waits for

@@ -24,7 +24,6 @@ OffloadRuntime::OffloadRuntime(ModelLayout layout, Placement placement,
       seams_(std::move(seams)),
       tickets_(seams_.cores.callers_help ? seams_.executor.get() : nullptr),
       loaded_(layout_.tensors().size(), false),
-      stale_(layout_.units().size(), false),
       scaler_(options.loss_scale),
       tensor_steps_(layout_.tensors().size(), 0) {
   last_step_.loss_scale = scaler_.scale();
@@ -135,7 +134,7 @@ void OffloadRuntime::RunQueue() {
     return std::holds_alternative<std::unique_ptr<Turn>>(call);
   };
   const auto waits = [this](const Call& call) {
-    return std::holds_alternative<EndCall>(call) && !EndsWindow(false);
+    return std::holds_alternative<EndCall>(call) && !EndsWindow();
   };
   while (!queue_.empty() && (turns_.empty() || is_turn(queue_.front())) && !waits(queue_.front())) {
     Call call = std::move(queue_.front());
