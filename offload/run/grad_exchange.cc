@@ -38,13 +38,12 @@ class GradExchange::CopyTask final : public Task, public Event {
 };
 
 GradExchange::GradExchange(const Context& context, Communicator* communicator, Agreement* agreement,
-                           Gradients* gradients,
-                           std::function<const std::vector<UnitIndex>*()> acquisitions)
+                           Gradients* gradients, Asks asks)
     : context_(context),
       communicator_(communicator),
       agreement_(agreement),
       gradients_(gradients),
-      acquisitions_(std::move(acquisitions)),
+      asks_(std::move(asks)),
       shared_(context.layout->sharding().states),
       under_way_max_(shared_ ? context.memory->received_buffers.count() : 1),
       units_(context.layout->units().size()),
@@ -140,7 +139,7 @@ void GradExchange::Add(UnitIndex index, Given given) {
 }
 
 void GradExchange::SayWhatIsNothing() {
-  const std::vector<UnitIndex>* const acquired = acquisitions_();
+  const std::vector<UnitIndex>* const acquired = asks_.acquisitions();
   if (acquired == nullptr || acquired->empty()) return;
   for (Unit& unit : units_) unit.nothing_here = unit.tensors > 0;
   for (const UnitIndex unit : *acquired) At(unit).nothing_here = false;
@@ -265,8 +264,22 @@ void GradExchange::OnExchanged(Reduction* reduction) {
 }
 
 void GradExchange::OnSummed(Reduction* reduction) {
-  if (shared_) return HandOn(reduction);
+  if (shared_) return HandOnIfFree(reduction);
   reduction->Gather();
+}
+
+// This rank may lack the unit, so nobody has waited here for the update before.
+void GradExchange::HandOnIfFree(Reduction* reduction) {
+  if (asks_.updating(reduction->unit()) && failed_.ok()) return held_.push_back(reduction);
+  HandOn(reduction);
+}
+
+void GradExchange::GoOn(UnitIndex unit) {
+  const auto held = std::ranges::find(held_, unit, &Reduction::unit);
+  if (held == held_.end()) return;
+  Reduction* const reduction = *held;  // the only one of the unit
+  held_.erase(held);
+  HandOn(reduction);
 }
 
 // To Gradients, by tensor: of this rank's shard, or all.
@@ -324,6 +337,7 @@ void GradExchange::Fail(const absl::Status& status) {
     end_all(&unit.later);
   }
   end_all(&next_window_);
+  for (Reduction* const reduction : std::exchange(held_, {})) End(reduction, status);
 }
 
 }  // namespace sluice

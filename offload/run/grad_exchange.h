@@ -49,9 +49,15 @@ class GradExchange {
  public:
   using Done = Gradients::Done;
 
-  // None is owned. `acquisitions`: of the iteration that is under way, null if none is.
+  // What it asks of others.
+  struct Asks {
+    std::function<const std::vector<UnitIndex>*()> acquisitions;  // of this iteration; null: none
+    std::function<bool(UnitIndex)> updating;  // whether an update still reads gradients of it
+  };
+
+  // None is owned.
   GradExchange(const Context& context, Communicator* communicator, Agreement* agreement,
-               Gradients* gradients, std::function<const std::vector<UnitIndex>*()> acquisitions);
+               Gradients* gradients, Asks asks);
   ~GradExchange();
 
   // This rank's gradient of the tensor, to be added to the others'; there when `fence` is complete.
@@ -87,6 +93,8 @@ class GradExchange {
   void Clear(TensorIndex tensor) { given_[tensor.value()] = 0; }
   void ClearAll() { given_.assign(given_.size(), 0); }
 
+  // The unit's update has read what it needs.
+  void GoOn(UnitIndex unit);
   // Goes on with what waits for a fence, or for memory.
   void CollectMore();
 
@@ -157,6 +165,7 @@ class GradExchange {
   void Begin(Agreed what, MemoryView staging, MemoryView received);
   void OnExchanged(Reduction* reduction);
   void OnSummed(Reduction* reduction);
+  void HandOnIfFree(Reduction* reduction);
   void HandOn(Reduction* reduction);
   void End(Reduction* reduction, const absl::Status& status);
   MemoryView TakeStaging(bool last_one);
@@ -165,7 +174,7 @@ class GradExchange {
   Communicator* const communicator_;
   Agreement* const agreement_;
   Gradients* const gradients_;
-  const std::function<const std::vector<UnitIndex>*()> acquisitions_;
+  const Asks asks_;
   const bool shared_;  // each rank keeps its shard's only
   const size_t under_way_max_;
   std::vector<Unit> units_;
@@ -180,8 +189,9 @@ class GradExchange {
   std::vector<CopyTask*> free_copies_;
   std::vector<std::unique_ptr<Reduction>> pool_;
   std::vector<Reduction*> free_reductions_;
-  RingQueue<Agreed> agreed_;  // to be begun, in this order
-  size_t under_way_ = 0;      // reductions
+  std::vector<Reduction*> held_;  // back, until their unit's update has ended
+  RingQueue<Agreed> agreed_;      // to be begun, in this order
+  size_t under_way_ = 0;          // reductions
   bool window_begun_ = false;
   bool closed_ = false;      // ended here, and not yet by all
   bool at_meeting_ = false;  // said here

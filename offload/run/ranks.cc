@@ -81,8 +81,7 @@ std::vector<std::pair<std::string, uint32_t>> FingerprintsOf(const ModelLayout& 
   };
 }
 
-Ranks::Ranks(const Context& context, RankLinks links, Gradients* gradients,
-             std::function<const std::vector<UnitIndex>*()> acquisitions,
+Ranks::Ranks(const Context& context, RankLinks links, Gradients* gradients, GradExchange::Asks asks,
              std::function<void(UnitIndex)> renewed)
     : context_(context),
       links_(std::move(links)),
@@ -90,7 +89,7 @@ Ranks::Ranks(const Context& context, RankLinks links, Gradients* gradients,
       fingerprints_(FingerprintsOf(*context.layout, context.update->rule())),
       compared_(links_.agreement->ranks(), 0),
       agreement_(links_.agreement.get(), context.clock, context.inbox, context.metrics, this),
-      exchange_(context, links_.gradients.get(), &agreement_, gradients, std::move(acquisitions)),
+      exchange_(context, links_.gradients.get(), &agreement_, gradients, std::move(asks)),
       gathers_(context, links_.gathers.get(), &agreement_, std::move(renewed)),
       present_(context.layout->tensors().size(), 0),
       ends_(EndsOfOneEach(links_.agreement->ranks())) {

@@ -32,10 +32,8 @@ std::vector<std::pair<std::string, uint32_t>> FingerprintsOf(const ModelLayout& 
 
 class Ranks final : private Agreement::Observer, private Event {
  public:
-  // `acquisitions` says what was acquired in the iteration that is under way, if one is; `renewed`
-  // hears of every unit whose parameters are the same on all ranks again.
-  Ranks(const Context& context, RankLinks links, Gradients* gradients,
-        std::function<const std::vector<UnitIndex>*()> acquisitions,
+  // `renewed` hears of every unit whose parameters are the same on all ranks again.
+  Ranks(const Context& context, RankLinks links, Gradients* gradients, GradExchange::Asks asks,
         std::function<void(UnitIndex)> renewed);
   ~Ranks() override;
 

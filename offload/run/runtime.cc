@@ -72,7 +72,9 @@ absl::Status OffloadRuntime::Init() {
   if (seams_.ranks) {
     ranks_ = std::make_unique<Ranks>(
         context, std::move(seams_.ranks), gradients_.get(),
-        [this] { return residency_->Acquisitions(); },
+        GradExchange::Asks{
+            .acquisitions = [this] { return residency_->Acquisitions(); },
+            .updating = [this](UnitIndex unit) { return updater_->UnitPending(unit); }},
         [this](UnitIndex unit) { residency_->EndUpdate(unit); });
   }
   gradient_calls_ = std::make_unique<GradientCalls>(
@@ -197,6 +199,7 @@ void OffloadRuntime::Run(DrainCall& call) { drains_.push_back(call.ticket); }
 
 void OffloadRuntime::OnUnitUpdated(UnitIndex unit) {
   RenewOnRanks(unit);
+  if (ranks_ != nullptr) ranks_->gradients()->GoOn(unit);
   gradient_calls_->GoOn(unit);
 }
 

@@ -77,7 +77,11 @@ class PlainRanks {
         windows_(c.ranks),
         open_(c.ranks, false) {
     const size_t tensors = spec_.tensors.size();
-    for (uint32_t t = 0; t < tensors; ++t) master_.push_back(InitialOf(spec_, options_, t));
+    for (uint32_t t = 0; t < tensors; ++t) {
+      master_.push_back(InitialOf(spec_, options_, t));
+      const ElementType type = options_.TypesOf(spec_, t).param;
+      if (frozen(t)) master_[t] = ValuesOf(ParamsOf(master_[t], type), type);
+    }
     moments_.resize(tensors);
     for (size_t t = 0; t < tensors; ++t)
       moments_[t].assign(2, std::vector<float>(master_[t].size()));
@@ -113,12 +117,14 @@ class PlainRanks {
   using Turns = std::vector<std::vector<std::byte>>;  // of a tensor
   using Window = std::vector<Turns>;                  // by tensor
 
+  bool frozen(uint32_t t) const { return spec_.tensors[t].keep == Keep::kParam; }
+
   void Micro(const ScriptOp& op) {
     for (uint32_t r = 0; r < windows_.size(); ++r) {
       const std::vector<uint32_t>& order = op.order[r];
       for (size_t i = order.size(); i > 0; --i) {
         for (uint32_t t = 0; t < spec_.tensors.size(); ++t) {
-          if (spec_.tensors[t].unit != UnitIndex(order[i - 1])) continue;
+          if (spec_.tensors[t].unit != UnitIndex(order[i - 1]) || frozen(t)) continue;
           if (!open_[r]) windows_[r].emplace_back(spec_.tensors.size());
           open_[r] = true;
           const UnitTypes types = options_.TypesOf(spec_, t);

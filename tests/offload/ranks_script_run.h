@@ -77,13 +77,14 @@ class ScriptRank {
     std::vector<Ticket> tickets;
     for (const ModelSpec::Tensor& tensor : case_.spec.tensors) {
       SLUICE_RETURN_IF_ERROR(Call());
-      kept_.emplace_back(static_cast<size_t>(tensor.elements));
       const auto t = static_cast<uint32_t>(tickets.size());
+      kept_.emplace_back(static_cast<size_t>(tensor.elements * TypeOf(t).size()));
       tickets.push_back(Access(t, Field::kMaster, false, &kept_.back()));
     }
     for (uint32_t t = 0; t < tickets.size(); ++t) {
       SLUICE_RETURN_IF_ERROR(Await(tickets[t]));
-      if (kept_[first + t] != plain.master(t)) return Differs(fmt::format("tensor {}", t));
+      if (ValuesOf(kept_[first + t], TypeOf(t)) != plain.master(t))
+        return Differs(fmt::format("tensor {}", t));
     }
     kept_.resize(first);
     return absl::OkStatus();
@@ -109,16 +110,21 @@ class ScriptRank {
     return Await(call());
   }
 
-  Ticket Access(uint32_t tensor, Field field, bool write, std::vector<float>* values) {
+  // As what the tensor's values are passed.
+  ElementType TypeOf(uint32_t tensor) const {
+    const ElementType type = case_.training.TypesOf(case_.spec, tensor).param;
+    return type.is_bytes() ? type : FloatType::kF32;
+  }
+  Ticket Access(uint32_t tensor, Field field, bool write, std::vector<std::byte>* values) {
     return runtime_->Access({.write = write,
                              .tensor = TensorIndex(tensor),
                              .field = field,
-                             .data = reinterpret_cast<std::byte*>(values->data()),
-                             .type = FloatType::kF32,
+                             .data = values->data(),
+                             .type = TypeOf(tensor),
                              .done = nullptr});
   }
   absl::Status Write(uint32_t tensor, Field field, const std::vector<float>& values) {
-    std::vector<float>& kept = kept_.emplace_back(values);
+    std::vector<std::byte>& kept = kept_.emplace_back(ParamsOf(values, TypeOf(tensor)));
     SLUICE_RETURN_IF_ERROR(Wait([&] { return Access(tensor, field, true, &kept); }));
     kept_.pop_back();
     return absl::OkStatus();
@@ -169,6 +175,7 @@ class ScriptRank {
     for (const TensorIndex t : runtime_->layout().unit(unit).tensors) {
       const TensorLayout& tensor = runtime_->layout().tensor(t);
       const UnitTypes types = case_.training.TypesOf(case_.spec, t.value());
+      if (tensor.keep == Keep::kParam) continue;
       if (status.ok()) status = Call();
       if (!status.ok()) break;
       grads_.push_back(MadeGradient(op, rank_, t.value(),
@@ -207,52 +214,28 @@ class ScriptRank {
   }
 
   absl::Status CompareGrad(uint32_t t, const std::vector<std::byte>& plain) {
-    std::vector<float>& read =
-        kept_.emplace_back(static_cast<size_t>(case_.spec.tensors[t].elements));
+    std::vector<std::byte>& read =
+        kept_.emplace_back(static_cast<size_t>(4 * case_.spec.tensors[t].elements));
     const absl::Status status = Wait([&] { return Access(t, Field::kGrad, false, &read); });
     if (plain.empty() && absl::IsNotFound(status)) return absl::OkStatus();
     SLUICE_RETURN_IF_ERROR(status);
-    std::vector<float> expected(read.size());
+    std::vector<float> expected(read.size() / 4);
     if (plain.empty()) return Differs(fmt::format("that tensor {} has a gradient", t));
     Convert(plain.data(), case_.training.TypesOf(case_.spec, t).grad, expected.data(),
-            FloatType::kF32, read.size());
-    return read == expected ? absl::OkStatus() : Differs(fmt::format("the gradient of {}", t));
+            FloatType::kF32, expected.size());
+    return ValuesOf(read, FloatType::kF32) == expected
+               ? absl::OkStatus()
+               : Differs(fmt::format("the gradient of {}", t));
   }
 
   OffloadRuntime* const runtime_;
   const RanksCase& case_;
   const uint32_t rank_;
   const std::function<absl::Status()> before_call_;
-  std::deque<std::vector<float>> kept_;  // of tickets that are not done, or failed
+  std::deque<std::vector<std::byte>> kept_;  // of tickets that are not done, or failed
   std::deque<std::vector<std::byte>> grads_;
   std::vector<Ticket> pushed_;
 };
-
-// All ranks carry out the operations; by rank, how that ended.
-inline std::vector<absl::Status> RunScript(const RanksCase& c, const std::vector<ScriptOp>& ops) {
-  std::vector<PlainRanks> plain{PlainRanks(c)};  // after that many operations
-  for (const ScriptOp& op : ops) {
-    plain.push_back(plain.back());
-    plain.back().Do(op);
-  }
-  std::vector<RankLinks> links = LinkRanks(c.ranks);
-  std::vector<absl::Status> ends(c.ranks);
-  OnRanks(c.ranks, [&](uint32_t r) {
-    auto runtime = MakeRank(c, r, std::move(links[r]));
-    ends[r] = runtime.status();
-    if (!runtime.ok()) return;
-    ScriptRank rank(runtime->get(), c, r);  // outlives the runtime, which may read what it keeps
-    ends[r] = rank.Load();
-    for (size_t i = 0; i < ops.size() && ends[r].ok(); ++i) {
-      ends[r] = rank.Do(ops[i], plain[i + 1]);
-      if (!ends[r].ok()) ends[r] = Annotate(ends[r], fmt::format("operation {}", i));
-    }
-    if (ends[r].ok()) ends[r] = rank.CompareMasters(plain.back());
-    const absl::Status closed = OffloadRuntime::Close(*std::move(runtime));
-    if (ends[r].ok()) ends[r] = closed;
-  });
-  return ends;
-}
 
 }  // namespace sluice::testing
 

@@ -3,9 +3,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "tests/nvme/temp_dir.h"
@@ -15,10 +17,37 @@ namespace sluice {
 namespace {
 
 using testing::InMemory;
+using testing::PlainRanks;
 using testing::RanksCase;
-using testing::RunScript;
 using testing::ScriptOp;
+using testing::ScriptRank;
 using Kind = testing::ScriptOp::Kind;
+
+// All ranks carry out the operations; by rank, how that ended.
+std::vector<absl::Status> RunScript(const RanksCase& c, const std::vector<ScriptOp>& ops) {
+  std::vector<PlainRanks> plain{PlainRanks(c)};  // after that many operations
+  for (const ScriptOp& op : ops) {
+    plain.push_back(plain.back());
+    plain.back().Do(op);
+  }
+  std::vector<RankLinks> links = testing::LinkRanks(c.ranks);
+  std::vector<absl::Status> ends(c.ranks);
+  testing::OnRanks(c.ranks, [&](uint32_t r) {
+    auto runtime = testing::MakeRank(c, r, std::move(links[r]));
+    ends[r] = runtime.status();
+    if (!runtime.ok()) return;
+    ScriptRank rank(runtime->get(), c, r);  // outlives the runtime, which may read what it keeps
+    ends[r] = rank.Load();
+    for (size_t i = 0; i < ops.size() && ends[r].ok(); ++i) {
+      ends[r] = rank.Do(ops[i], plain[i + 1]);
+      if (!ends[r].ok()) ends[r] = Annotate(ends[r], fmt::format("operation {}", i));
+    }
+    if (ends[r].ok()) ends[r] = rank.CompareMasters(plain.back());
+    const absl::Status closed = OffloadRuntime::Close(*std::move(runtime));
+    if (ends[r].ok()) ends[r] = closed;
+  });
+  return ends;
+}
 
 void RunAndCompare(const RanksCase& c, const std::vector<ScriptOp>& ops) {
   const std::vector<absl::Status> ends = RunScript(c, ops);
@@ -179,6 +208,104 @@ TEST_P(RanksScriptTest, AnOverflowOnOneRankSkipsTheStepOnAll) {
 INSTANTIATE_TEST_SUITE_P(All, RanksScriptTest,
                          ::testing::Combine(::testing::Values(2, 3, 4),
                                             ::testing::Values(0, 1, 2)));
+
+// Any of what is above, in any order, as the seed says.
+std::vector<ScriptOp> RandomScript(const RanksCase& c, uint64_t seed) {
+  uint64_t dice = testing::Mix(seed + 500);
+  const auto draw = [&dice](uint64_t n) { return (dice = testing::Mix(dice + 1)) % n; };
+  const auto tensors = static_cast<uint64_t>(c.spec.tensors.size());
+  const auto some_units = [&](uint64_t of) {
+    std::vector<uint32_t> order;
+    for (uint32_t u = 0; u < c.spec.units.size(); ++u) {
+      const uint64_t times = draw(of);
+      for (uint64_t i = 0; i < std::min<uint64_t>(times, 2); ++i) order.push_back(u);
+    }
+    return order;
+  };
+  std::vector<ScriptOp> ops;
+  bool between_steps = true, given = false;
+  for (int i = 0; i < 24; ++i) {
+    ScriptOp op{.kind = Kind::kMicro, .order = UnitsOnAll(c), .seed = i + 1};
+    op.tensor = static_cast<uint32_t>(draw(tensors));
+    const bool frozen = c.spec.tensors[op.tensor].keep == Keep::kParam;
+    const uint64_t kind = draw(16);
+    op.waits = draw(3) != 0;
+    if (kind < 6) {
+      op.boundary = draw(2) == 0;
+      // Units that come in an iteration after gradients of another make what is added to what
+      // depend on who is faster: a window has one iteration, or every unit in each.
+      if (!given && kind < 4 && !op.boundary) {
+        for (uint32_t r = 0; r < c.ranks; ++r) op.order[r] = some_units(3);
+      } else if (kind == 5) {
+        op.bracketed = false;
+      }
+      given = op.boundary || !op.bracketed;
+      between_steps = false;
+    } else if (kind < 9) {
+      op.kind = Kind::kStep;
+      given = false;
+      between_steps = true;
+    } else if (kind == 9) {
+      if (!between_steps) continue;
+      op.kind = Kind::kEvaluate;
+      op.order = UnitsOn(c, {static_cast<uint32_t>(draw(c.ranks))});
+    } else if (kind == 10) {
+      op.kind = Kind::kRead;
+    } else if (kind == 11) {
+      op.kind = Kind::kClear;
+      given = false;
+    } else {
+      if (frozen) continue;
+      constexpr Kind kOfOne[] = {Kind::kClearOne, Kind::kReadGrad, Kind::kWrite, Kind::kWriteGrad};
+      op.kind = kOfOne[kind - 12];
+      given = given && op.kind == Kind::kWrite;
+    }
+    ops.push_back(op);
+  }
+  ops.push_back({.kind = Kind::kStep, .order = {}});
+  return ops;
+}
+
+RanksCase RandomCase(uint64_t seed, const std::string& directory) {
+  uint64_t dice = testing::Mix(seed + 1000);
+  const auto draw = [&dice](uint64_t n) { return (dice = testing::Mix(dice + 1)) % n; };
+  RanksCase c = InMemory(2 + static_cast<uint32_t>(draw(3)), static_cast<int>(draw(3)));
+  c.spec = testing::MixedModel(seed);
+  c.config.workers = 1 + static_cast<int>(draw(2));
+  c.config.placement.state_buffers = c.config.placement.grad_buffers = 4;
+  c.config.nvme_paths = {directory};
+  if (draw(2) == 0) c.config.budgets.pinned = KiB(1000);
+  return c;
+}
+
+class RandomScriptTest : public ::testing::TestWithParam<uint64_t> {};
+
+TEST_P(RandomScriptTest, ComesToTheBitsOfPlainArrays) {
+  TempDir directory;
+  const RanksCase c = RandomCase(GetParam(), directory.path());
+  RunAndCompare(c, RandomScript(c, GetParam()));
+}
+
+INSTANTIATE_TEST_SUITE_P(All, RandomScriptTest, ::testing::Range<uint64_t>(1, 41));
+
+TEST(BusyRandomScriptTest, ComesToTheBitsOfPlainArrays) {
+  std::atomic<bool> end{false};
+  std::vector<std::thread> busy;
+  for (int i = 0; i < 3; ++i) {
+    busy.emplace_back([&end] {
+      while (!end) {
+      }
+    });
+  }
+  for (uint64_t seed = 100; seed < 106; ++seed) {
+    TempDir directory;
+    const RanksCase c = RandomCase(seed, directory.path());
+    SCOPED_TRACE(seed);
+    RunAndCompare(c, RandomScript(c, seed));
+  }
+  end = true;
+  for (std::thread& thread : busy) thread.join();
+}
 
 }  // namespace
 }  // namespace sluice
