@@ -76,10 +76,11 @@ void RankGathers::Renew(UnitIndex unit) {
   agreement_->Say({Topic::kParams, unit.value()});
 }
 
-void RankGathers::Complete(TensorIndex tensor, std::byte* data, int64_t element, Done done) {
+void RankGathers::Complete(TensorIndex tensor, After after, std::byte* data, int64_t element,
+                           Done done) {
   values_.push_back({tensor, data, element, std::move(done)});
   ++under_way_;
-  agreement_->Say({Topic::kValue, tensor.value()});
+  agreement_->Say({Topic::kValue, 2 * tensor.value() + (after == After::kWrite ? 1 : 0)});
 }
 
 void RankGathers::ComeToAccess() {
@@ -97,7 +98,17 @@ void RankGathers::OnSaid(Rank rank, Said said) {
     return;
   }
   if (said.topic == Topic::kParams) return OnParams(UnitIndex(said.index));
-  OnValue(rank, TensorIndex(said.index));
+  OnValue(rank, said.index);
+}
+
+std::string RankGathers::InWords(uint32_t index) const {
+  return fmt::format("{} tensor '{}'", index % 2 == 0 ? "reads" : "writes",
+                     context_.layout->tensor(TensorIndex(index / 2)).name);
+}
+
+std::string RankGathers::MissedBy(Rank rank) const {
+  const bool misses = !asked_.empty() && asked_by_[rank.value()] <= values_begun_;
+  return misses ? InWords(asked_.front()) : std::string();
 }
 
 void RankGathers::OnParams(UnitIndex unit) {
@@ -121,16 +132,15 @@ void RankGathers::OnParams(UnitIndex unit) {
   Launch(gather);
 }
 
-void RankGathers::OnValue(Rank rank, TensorIndex tensor) {
+void RankGathers::OnValue(Rank rank, uint32_t index) {
   const uint64_t place = asked_by_[rank.value()]++ - values_begun_;
   if (place == asked_.size()) {
-    asked_.push_back(tensor);
-  } else if (asked_[place] != tensor) {
-    return context_.fail(absl::FailedPreconditionError(fmt::format(
-        "rank {} reads tensor '{}' where another reads '{}': with several ranks, all must read the "
-        "same tensors in the same order",
-        rank.value(), context_.layout->tensor(tensor).name,
-        context_.layout->tensor(asked_[place]).name)));
+    asked_.push_back(index);
+  } else if (asked_[place] != index) {
+    return context_.fail(absl::FailedPreconditionError(
+        fmt::format("rank {} {} where another {}: with several ranks, all must do so, in the same "
+                    "order",
+                    rank.value(), InWords(index), InWords(asked_[place]))));
   }
   if (std::ranges::all_of(asked_by_, [this](uint64_t asked) { return asked > values_begun_; }))
     StartValue();
