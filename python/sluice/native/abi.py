@@ -80,6 +80,11 @@ class Options(Structure):
         ("device", ctypes.c_int32),
         ("device_index", ctypes.c_int32),
         ("hbm_memory", ctypes.c_void_p),
+        ("rank", ctypes.c_uint32),
+        ("ranks", ctypes.c_uint32),
+        ("zero_stage", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("comm", ctypes.c_void_p),
     ]
 
     def __init__(self, **values):
