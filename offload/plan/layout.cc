@@ -21,7 +21,7 @@ absl::StatusOr<ModelLayout> ModelLayout::Make(const ModelSpec& spec, int64_t chu
   SLUICE_CHECK(sharding.rank.value() < sharding.ranks);
   SLUICE_CHECK(sharding.states || !sharding.params);
   ModelLayout layout;
-  layout.sharding_ = sharding;
+  if (sharding.ranks > 1) layout.sharding_ = sharding;  // one has everything
   layout.format_ = format != nullptr ? std::move(format) : MakeFp32States(MakeAdamW()->fields());
   layout.chunk_elements_ = chunk_elements;
   layout.default_types_ = types;

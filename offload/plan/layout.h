@@ -146,6 +146,10 @@ struct UnitLayout {
 
   // On the tiers, without what aligns them.
   Bytes param_bytes() const { return Bytes(lent ? 0 : elements * types.param.size()); }
+  Bytes shard_bytes(Rank rank) const {  // of one rank
+    const int64_t places = updated.shard(rank).size() + frozen.shard(rank).size();
+    return Bytes(lent ? 0 : places * types.param.size());
+  }
   Bytes grad_bytes() const { return Bytes(updated_elements * SizeOf(types.grad)); }
 };
 

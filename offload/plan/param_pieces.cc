@@ -19,7 +19,10 @@ ParamPieces::ParamPieces(const ModelLayout& layout, const Placement& placement)
       // Chunks in HBM begin where their neighbours' capacity ends.
       const Bytes bytes = layout.chunks()[c].param_bytes();
       const Bytes room = from_nvme ? RoundUp(bytes, placement.io_alignment) : bytes;
-      if (pieces_.empty() || used + room > placement.param_buffer_bytes) {
+      const bool adjoins =
+          c > unit.first_chunk && layout.chunks()[c - 1].offset + layout.chunks()[c - 1].capacity ==
+                                      layout.chunks()[c].offset;
+      if (pieces_.empty() || !adjoins || used + room > placement.param_buffer_bytes) {
         pieces_.push_back({.first = c, .count = 0});
         used = Bytes(0);
       }

@@ -62,7 +62,11 @@ class Placer {
     p_.task_elements = options_.task_elements;
     for (const UnitLayout& unit : layout_.units())
       slots_.push_back(RoundUp(unit.param_bytes(), kSlotAlignment));
-    SLUICE_RETURN_IF_ERROR(states_in_hbm() ? PlaceAllInHbm() : PlaceInHbm());
+    if (layout_.sharding().params) {
+      SLUICE_RETURN_IF_ERROR(PlaceShards());
+    } else {
+      SLUICE_RETURN_IF_ERROR(states_in_hbm() ? PlaceAllInHbm() : PlaceInHbm());
+    }
     SLUICE_RETURN_IF_ERROR(PlaceInPinned());
     SumUp(layout_, &p_);
     if (p_.nvme() > budgets_.nvme) {
@@ -121,6 +125,36 @@ class Placer {
     p_.state_home.assign(layout_.chunks().size(), Tier::kPinned);
     p_.grad_home.assign(layout_.chunks().size(), Tier::kPinned);
     if (whole && options_.highest_state_tier == Tier::kHbm) HomeStatesInHbm(left);
+    return absl::OkStatus();
+  }
+
+  // States and gradients that may not leave HBM are there too; what is left is the cache.
+  absl::Status PlaceShards() {
+    const bool in_hbm = options_.lowest_param_tier == Tier::kHbm || states_in_hbm();
+    p_.shards_may_go = !in_hbm && options_.lowest_param_tier == Tier::kNvme;
+    Bytes largest, all;
+    for (size_t u = 0; u < slots_.size(); ++u) {
+      const UnitLayout& unit = layout_.units()[u];
+      p_.shared.push_back(!StaysInHbm(unit));
+      p_.param_home.push_back(in_hbm || !p_.shared[u] ? Tier::kHbm : Tier::kPinned);
+      if (!p_.shared[u]) continue;
+      largest = std::max(largest, slots_[u]);
+      all += slots_[u];
+    }
+    const Tier states = states_in_hbm() ? Tier::kHbm : Tier::kPinned;
+    p_.state_home.assign(layout_.chunks().size(), states);
+    p_.grad_home.assign(layout_.chunks().size(), states);
+    SumUp(layout_, &p_);
+    const Bytes least = p_.hbm() + largest;
+    if (least > budgets_.hbm) {
+      return TooSmall(
+          "hbm", budgets_.hbm, least,
+          "the largest unit must fit beside this rank's shards and what stays there",
+          in_hbm ? "; or let parameters go to pinned memory or NVMe (offload_param)" : "");
+    }
+    const Bytes left = budgets_.hbm - p_.hbm();
+    p_.hbm_cache =
+        std::min(all, Bytes(left.value() / kSlotAlignment.value() * kSlotAlignment.value()));
     return absl::OkStatus();
   }
 

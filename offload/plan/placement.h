@@ -15,6 +15,10 @@
 // too, and only when they don't all fit. Frozen tensors need no states and no gradients, lent ones
 // no room for parameters.
 //
+// Where ranks share parameters (layout.h), a unit that does not live in HBM for good has its home,
+// this rank's shard, in HBM if parameters may go nowhere else, and in pinned RAM and on NVMe
+// otherwise; all of it comes into the cache, from all ranks, whenever it is needed.
+//
 // Where states may not leave HBM, everything lives there, gradients too, and the update runs there;
 // pinned memory then holds what values pass through on their way in and out.
 
@@ -91,6 +95,7 @@ struct LeastPinned {
 // and no other gradients are there.
 struct Placement {
   std::vector<Tier> param_home;  // by unit
+  std::vector<bool> shared;      // by unit: its home holds this rank's shard; empty: none's
   std::vector<Tier> state_home;  // by chunk
   std::vector<Tier> grad_home;   // by chunk; of frozen ones it says nothing
   Bytes hbm_cache;               // the room that units which don't live in HBM are moved through
@@ -100,12 +105,13 @@ struct Placement {
   int grad_buffers = 0;
   Bytes copy_room;  // that each parameter buffer has at least, if copies into HBM are to be larger
   bool hbm_in_place = false;
-  bool device_sums = false;  // squares may be summed in HBM, even if none are there now
+  bool shards_may_go = false;  // parameters that ranks share may live on NVMe
+  bool device_sums = false;    // squares may be summed in HBM, even if none are there now
   int64_t task_elements = 0;
 
   std::vector<Bytes> slot_bytes;  // by unit: room in HBM for compute, aligned
   std::vector<Bytes> home_bytes;  // by unit: what this rank keeps of its parameters, aligned
-  Bytes hbm_fixed;                // units that live in HBM
+  Bytes hbm_fixed;                // units that live in HBM, and shards
   Bytes states_hbm;
   Bytes states_pinned;
   Bytes states_nvme;  // extents
@@ -122,6 +128,7 @@ struct Placement {
   // Among ranks: of the largest unit, its gradients, and what others have of this rank's shard.
   Bytes staging_buffer_bytes;
   Bytes received_buffer_bytes;
+  Bytes served_bytes;      // this rank's largest shard of parameters, if those may live on NVMe
   Bytes add_buffer_bytes;  // in HBM: what is added to gradients there passes through
   int add_buffers = 0;
 
@@ -136,10 +143,14 @@ struct Placement {
            grad_buffer_bytes * grad_buffers + exchange();
   }
   Bytes exchange() const {  // likewise
-    return staging_buffer_bytes * kStagingBuffers + received_buffer_bytes * kExchanges;
+    return staging_buffer_bytes * kStagingBuffers + received_buffer_bytes * kExchanges +
+           served_bytes;
   }
   Bytes pinned() const { return grads_pinned + sums + params_pinned + states_pinned + buffers(); }
   Bytes nvme() const { return states_nvme + params_nvme + grads_nvme; }
+  bool IsShared(size_t unit) const { return !shared.empty() && shared[unit]; }
+  // Whether compute finds the unit at its home, and never elsewhere.
+  bool resident(size_t unit) const { return param_home[unit] == Tier::kHbm && !IsShared(unit); }
   // Whether the chunk's parameters cross a link when they were updated.
   bool CopiesUpdate(const ModelLayout& layout, size_t chunk) const {
     const ChunkLayout& c = layout.chunks()[chunk];

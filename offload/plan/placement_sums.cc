@@ -38,17 +38,24 @@ void SumUpUnits(const ModelLayout& layout, Placement* p) {
   p->hbm_fixed = p->params_pinned = Bytes(0);
   for (size_t u = 0; u < layout.units().size(); ++u) {
     p->slot_bytes.push_back(RoundUp(layout.units()[u].param_bytes(), kSlotAlignment));
-    p->home_bytes.push_back(p->slot_bytes.back());  // one rank keeps all of it
-    if (p->param_home[u] == Tier::kHbm) p->hbm_fixed += p->slot_bytes[u];
+    const UnitLayout& unit = layout.units()[u];
+    p->home_bytes.push_back(p->IsShared(u)
+                                ? RoundUp(unit.shard_bytes(layout.sharding().rank), kSlotAlignment)
+                                : p->slot_bytes.back());
+    if (p->param_home[u] == Tier::kHbm) p->hbm_fixed += p->home_bytes[u];
     if (p->param_home[u] == Tier::kPinned) p->params_pinned += p->home_bytes[u];
   }
 }
 
 void SumUpExchange(const ModelLayout& layout, Placement* p) {
-  p->staging_buffer_bytes = p->received_buffer_bytes = Bytes(0);
+  p->staging_buffer_bytes = p->received_buffer_bytes = p->served_bytes = Bytes(0);
   const Sharding& sharding = layout.sharding();
   if (sharding.ranks == 1) return;
   for (const UnitLayout& unit : layout.units()) {
+    if (p->shards_may_go) {
+      p->served_bytes =
+          std::max(p->served_bytes, RoundUp(unit.shard_bytes(sharding.rank), kSlotAlignment));
+    }
     const int64_t others = sharding.ranks - 1;
     const Bytes received =
         Bytes(unit.updated.shard(sharding.rank).size() * others * SizeOf(unit.types.grad));

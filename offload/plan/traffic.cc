@@ -22,12 +22,19 @@ StepTraffic TrafficOf(const ModelLayout& layout, const Placement& p) {
     if (params == Tier::kNvme && layout.reads_params(chunk)) t.nvme_read += on_nvme;
     if (p.CopiesUpdate(layout, c)) t.to_hbm += chunk.param_bytes();
   }
-  Bytes streamed;  // units that don't live in HBM
+  Bytes streamed;  // units that don't live in HBM, or this rank's shards of them
+  Bytes slots;     // the room that they take there
   for (size_t u = 0; u < p.param_home.size(); ++u) {
-    if (p.param_home[u] != Tier::kHbm) streamed += p.slot_bytes[u];
+    if (p.resident(u)) continue;
+    streamed += p.home_bytes[u];
+    slots += p.slot_bytes[u];
   }
   // Forward brings in all of them; backward what the cache did not keep.
-  const Bytes again = std::max(Bytes(0), streamed - p.hbm_cache);
+  Bytes again = std::max(Bytes(0), slots - p.hbm_cache);
+  if (slots > streamed) {
+    const double share = static_cast<double>(again.value()) / static_cast<double>(slots.value());
+    again = Bytes(static_cast<int64_t>(share * static_cast<double>(streamed.value())));
+  }
   t.to_hbm += streamed + again;
   t.nvme_read += p.params_nvme;
   if (streamed > Bytes(0)) {

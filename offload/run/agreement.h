@@ -37,6 +37,9 @@ enum class Topic : uint32_t {
   kStep = 5,       // the same, and a step is next
   kParams = 6,     // of a unit: this rank's part was renewed
   kValue = 7,      // of a tensor: this rank's part was read
+  kFetch = 8,      // of a unit: this rank has room for it
+  kUrgent = 9,     // of a unit: it can't wait for the others to have room too
+  kUnwanted = 10,  // of a unit: it has no room for it any more
 };
 
 struct Said {

@@ -106,10 +106,6 @@ absl::Status CheckSharding(const ModelSpec& spec, const RuntimeConfig& config,
     return absl::UnimplementedError(
         "several ranks work on the host device only, without a link: use one rank on a GPU");
   }
-  if (config.sharding.params) {
-    return absl::UnimplementedError(
-        "parameters can't be shared by ranks yet: use ZeRO stage 0 to 2");
-  }
   for (const ModelSpec::Tensor& tensor : spec.tensors) {
     if (!IsLent(tensor.keep)) continue;
     return absl::UnimplementedError(fmt::format(

@@ -19,6 +19,7 @@ struct Fetcher::UnitFetch final : Event {
   Fetcher* owner = nullptr;
   UnitIndex unit;
   std::byte* to = nullptr;
+  bool as_home = false;
   uint32_t next_chunk = 0;  // of the model
   uint32_t last_chunk = 0;
   uint32_t chunks_to_copy = 0;  // of which no copy is enqueued
@@ -63,7 +64,8 @@ class Fetcher::Piece final : public BufferPool::Waiter, public Event {
     const ChunkLayout& chunk = c.layout->chunks()[first_];
     copy.stream = StreamKind::kFetch;
     copy.from = buffer.first(BytesBefore(count));
-    copy.to = fetch->to + chunk.offset * chunk.types.param.size();
+    const int64_t at = fetch->as_home ? c.memory->PlaceAtHome(chunk) : chunk.offset;
+    copy.to = fetch->to + at * chunk.types.param.size();
     copy.inbox = c.inbox;
     copy.event = &copied;
     c.device->Enqueue(&copy);
@@ -148,21 +150,29 @@ Fetcher::Fetcher(const Context& context, Observer* observer)
 
 Fetcher::~Fetcher() = default;
 
-void Fetcher::Fetch(UnitIndex unit, std::byte* to) {
+void Fetcher::Start(UnitIndex unit, std::byte* to, bool as_home) {
   UnitFetch* fetch = fetches_[unit.value()].get();
   SLUICE_CHECK(fetch->to == nullptr);
   fetch->to = to;
+  fetch->as_home = as_home;
   fetch->status = absl::OkStatus();
   fetch->begin = context_.clock->Now();
   ++active_;
   const UnitLayout& layout = context_.layout->unit(unit);
-  const int64_t bytes = layout.param_bytes().value();
+  const bool shared = context_.placement->IsShared(unit.value());
+  const Bytes own = shared ? layout.shard_bytes(context_.layout->sharding().rank) : Bytes(0);
+  const int64_t bytes = (shared ? own : layout.param_bytes()).value();
   fetches_count_->Add();
   fetched_bytes_->Add(bytes);
   if (context_.placement->param_home[unit.value()] == Tier::kNvme) {
     fetch->next_chunk = layout.first_chunk;
     fetch->last_chunk = layout.first_chunk + layout.chunk_count;
     fetch->chunks_to_copy = fetch->chunks_left = layout.chunk_count;
+    if (layout.chunk_count == 0) {  // this rank has nothing of it
+      fetch->copy.inbox = context_.inbox;
+      fetch->copy.status = absl::OkStatus();
+      return context_.inbox->Post(fetch);
+    }
     hungry_.push_back(fetch);
     return NextPieces();
   }

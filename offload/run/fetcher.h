@@ -1,9 +1,10 @@
 // offload/run/fetcher.h
 //
-// Brings one unit's parameters from their home (pinned memory or NVMe) into HBM. From pinned memory
-// that is one copy; from NVMe it is, a buffer's worth of neighbouring chunks at a time, reads into
-// the buffer, checks on workers and a copy; several such pieces are under way at once. Copies wait
-// for whatever StreamKind::kFetch was told to wait for before.
+// Brings one unit's parameters, or this rank's shard of them, from their home (pinned memory or
+// NVMe) into HBM. From pinned memory that is one copy; from NVMe it is, a buffer's worth of
+// neighbouring chunks at a time, reads into the buffer, checks on workers and a copy; several such
+// pieces are under way at once. Copies wait for whatever StreamKind::kFetch was told to wait for
+// before.
 //
 // Threads: the control thread. Allocates at construction only.
 
@@ -33,7 +34,9 @@ class Fetcher {
 
   // Fills `to` with the unit's parameters. Not twice at a time for one unit; the home must not be
   // written meanwhile.
-  void Fetch(UnitIndex unit, std::byte* to);
+  void Fetch(UnitIndex unit, std::byte* to) { Start(unit, to, false); }
+  // The same of a shard on NVMe, and `to` becomes what its home would be.
+  void FetchHome(UnitIndex unit, std::byte* to) { Start(unit, to, true); }
 
   int active() const { return active_; }
 
@@ -41,6 +44,7 @@ class Fetcher {
   struct UnitFetch;
   class Piece;
 
+  void Start(UnitIndex unit, std::byte* to, bool as_home);
   void NextPieces();
   void EndPiece(Piece* piece, const absl::Status& status);
   void End(UnitFetch* fetch);

@@ -7,31 +7,24 @@
 #include "core/status.h"
 #include "fmt/format.h"
 #include "offload/run/reduction.h"
-#include "optim/convert.h"
 
 namespace sluice {
 
-// One tensor's gradient on its way into staging: set, or added to what is there.
+// One tensor's gradient on its way into staging.
 class GradExchange::CopyTask final : public Task, public Event {
  public:
   explicit CopyTask(GradExchange* owner) : owner_(owner) {}
 
   void Run() override {
-    const FloatType type = owner_->context_.layout->tensor(given.tensor).types.grad;
-    if (adding) {
-      Accumulate(to, given.data.data(), type,
-                 given.data.size() / static_cast<size_t>(SizeOf(type)));
-    } else {
-      std::memcpy(to, given.data.data(), given.data.size());
-    }
+    std::memcpy(to, given.data.data(), given.data.size());
     owner_->context_.inbox->Post(this);
   }
   Nanos cost() const override { return Nanos(static_cast<int64_t>(given.data.size()) / 10 + 200); }
   void Handle() override { owner_->OnCopied(this); }
 
   Given given;
+  Group* group = nullptr;
   std::byte* to = nullptr;
-  bool adding = false;
 
  private:
   GradExchange* const owner_;
@@ -49,8 +42,7 @@ GradExchange::GradExchange(const Context& context, Communicator* communicator, A
       under_way_max_(shared_ ? context.memory->received_buffers.count() : 1),
       units_(context.layout->units().size()),
       given_(context.layout->tensors().size(), 0),
-      collected_(context.layout->tensors().size(), 0),
-      marks_(context.layout->units().size() * communicator->ranks(), kUnsaid),
+      marks_(context.layout->units().size() * communicator->ranks()),
       places_(communicator->ranks(), kInWindow) {
   for (const TensorLayout& tensor : context.layout->tensors())
     At(tensor.unit).tensors += tensor.keep == Keep::kParam ? 0 : 1;
@@ -68,7 +60,7 @@ void GradExchange::Give(TensorIndex tensor, ConstMemoryView data, const Fence* f
   given_[tensor.value()] = 1;
   ++waiting_;
   Given given{.tensor = tensor, .data = data, .fence = fence, .done = std::move(done)};
-  if (ending_ || closed_) return next_window_.push_back(std::move(given));
+  if (closed_) return next_window_.push_back(std::move(given));
   Take(std::move(given));
 }
 
@@ -77,21 +69,19 @@ void GradExchange::Take(Given given) {
   const UnitIndex index = context_.layout->tensor(given.tensor).unit;
   Unit& unit = At(index);
   if (std::exchange(unit.nothing_here, false)) agreement_->Say({Topic::kSomething, index.value()});
-  // What follows a whole unit is another reduction, whether that one was begun or not.
-  if (unit.said_here || unit.agreed > 0 || unit.under_way)
-    return unit.later.push_back(std::move(given));
-  Add(index, std::move(given));
-}
-
-void GradExchange::Add(UnitIndex index, Given given) {
-  Unit& unit = At(index);
-  uint8_t& collected = collected_[given.tensor.value()];
-  if (collected == kNothing) {
-    collected = kGiven;
-    ++unit.collected;
+  Group* last = unit.groups.empty() ? nullptr : unit.groups[unit.groups.size() - 1];
+  if (last != nullptr && std::ranges::count(last->tensors, given.tensor) > 0) Say(index, last);
+  if (last == nullptr || last->said) {
+    if (free_groups_.empty()) {
+      groups_.push_back(std::make_unique<Group>());
+      free_groups_.push_back(groups_.back().get());
+    }
+    last = TakeFree(&free_groups_);
+    unit.groups.push_back(last);
   }
-  unit.to_copy.push_back(std::move(given));
-  if (unit.collected == unit.tensors) Say(index);
+  last->tensors.push_back(given.tensor);
+  last->to_copy.push_back(std::move(given));
+  if (last->tensors.size() == unit.tensors) Say(index, last);
   Collect(index);
 }
 
@@ -105,37 +95,38 @@ void GradExchange::SayWhatIsNothing() {
   }
 }
 
+void GradExchange::Say(UnitIndex unit, Group* group) {
+  if (!std::exchange(group->said, true)) agreement_->Say({Topic::kGradients, unit.value()});
+}
+
 MemoryView GradExchange::TakeStaging(bool last_one) {
   BufferPool& pool = context_.memory->staging_buffers;
   return pool.free_count() > (last_one ? 0 : 1) ? pool.TryTake() : MemoryView();
 }
 
-// Copies what was given and is there, one after another of a unit: a tensor may come twice.
+// Copies what is next of the unit, as far as it is there.
 void GradExchange::Collect(UnitIndex index) {
   Unit& unit = At(index);
-  if (unit.to_copy.empty()) return;
-  if (unit.staging.empty()) unit.staging = TakeStaging(false);
-  if (unit.staging.empty() || !unit.to_copy.front().fence->Complete()) {
-    if (!std::exchange(unit.waits, true)) collecting_.push_back(index);
-    if (unit.staging.empty()) return;
-  }
-  while (!unit.to_copy.empty() && unit.to_copy.front().fence->Complete()) {
-    const TensorIndex tensor = unit.to_copy.front().tensor;
-    const bool adding = collected_[tensor.value()] == kCopied;
-    if (adding && unit.copying > 0) return;  // perhaps that of the same tensor
+  if (unit.groups.empty()) return;
+  Group* const group = unit.groups.front();
+  if (group->staging.empty()) group->staging = TakeStaging(false);
+  if (!group->staging.empty()) Copy(group);
+  if (!group->to_copy.empty() && !std::exchange(unit.waits, true)) collecting_.push_back(index);
+}
+
+void GradExchange::Copy(Group* group) {
+  while (!group->to_copy.empty() && group->to_copy.front().fence->Complete()) {
     if (free_copies_.empty()) {
       copies_.push_back(std::make_unique<CopyTask>(this));
       free_copies_.push_back(copies_.back().get());
     }
-    CopyTask* const task = free_copies_.back();
-    free_copies_.pop_back();
-    task->given = std::move(unit.to_copy.front());
-    unit.to_copy.pop_front();
-    const TensorLayout& layout = context_.layout->tensor(tensor);
-    task->to = unit.staging.data() + layout.offset * SizeOf(layout.types.grad);
-    task->adding = adding;
-    collected_[tensor.value()] = kCopied;
-    ++unit.copying;
+    CopyTask* const task = TakeFree(&free_copies_);
+    task->given = std::move(group->to_copy.front());
+    group->to_copy.pop_front();
+    const TensorLayout& layout = context_.layout->tensor(task->given.tensor);
+    task->group = group;
+    task->to = group->staging.data() + layout.offset * SizeOf(layout.types.grad);
+    ++group->copying;
     context_.executor->Submit(task);
   }
 }
@@ -150,94 +141,75 @@ void GradExchange::CollectMore() {
 }
 
 void GradExchange::OnCopied(CopyTask* task) {
-  const UnitIndex index = context_.layout->tensor(task->given.tensor).unit;
   const Done done = std::exchange(task->given.done, nullptr);
   free_copies_.push_back(task);
-  --At(index).copying;
+  --task->group->copying;
   --waiting_;
   done(absl::OkStatus());
-  Collect(index);
   Pump();
-}
-
-void GradExchange::Say(UnitIndex index) {
-  Unit& unit = At(index);
-  if (std::exchange(unit.said_here, true)) return;
-  agreement_->Say({Topic::kGradients, index.value()});
 }
 
 void GradExchange::EndWindow(Topic topic) {
   SLUICE_CHECK(window_open() && !at_step_);
-  ending_ = topic;
-  CheckWindow();
-}
-
-// Ends the window here once everything that came in it is said.
-void GradExchange::CheckWindow() {
-  if (!ending_ || closed_) return;
-  bool all = true;
   for (uint32_t u = 0; u < units_.size(); ++u) {
     Unit& unit = units_[u];
-    if (unit.collected > 0) Say(UnitIndex(u));
-    // What perhaps waits for this very end can't wait for it.
-    for (; unit.agreed == 0 && !unit.under_way && !unit.later.empty(); unit.later.pop_front())
-      Add(UnitIndex(u), std::move(unit.later.front()));
-    all = all && unit.later.empty();
+    if (!unit.groups.empty()) Say(UnitIndex(u), unit.groups[unit.groups.size() - 1]);
   }
-  if (!all) return;
-  at_step_ = *ending_ == Topic::kStep;
-  agreement_->Say({*std::exchange(ending_, std::nullopt), 0});
+  at_step_ = topic == Topic::kStep;
   closed_ = true;
   window_begun_ = false;
+  agreement_->Say({topic, 0});
+}
+
+template <typename F>
+void GradExchange::Change(UnitIndex index, uint32_t rank, F&& change) {
+  Unit& unit = At(index);
+  Mark& mark = MarkOf(index, rank);
+  const auto said = [&mark] { return mark.groups > 0 ? 1u : 0u; };
+  const auto answered = [&] {
+    return mark.groups > 0 || mark.nothing || places_[rank] != kInWindow ? 1u : 0u;
+  };
+  unit.said -= said();
+  unit.answered -= answered();
+  change(&mark);
+  unit.said += said();
+  unit.answered += answered();
 }
 
 void GradExchange::OnSaid(Rank rank, Said said) {
   const UnitIndex unit(said.index);
-  switch (said.topic) {
-    case Topic::kGradients:
-      SetMark(unit, rank.value(), kHasIt);
-      break;
-    case Topic::kNothing:
-      SetMark(unit, rank.value(), kWontHaveIt);
-      break;
-    case Topic::kSomething:
-      return SetMark(unit, rank.value(), kUnsaid);
-    default:
-      return OnEnded(rank.value(), said.topic == Topic::kStep);
-  }
-  AgreeIfAnswered(unit);
+  const Topic topic = said.topic;
+  if (topic == Topic::kWindowEnd || topic == Topic::kStep)
+    return OnEnded(rank.value(), topic == Topic::kStep);
+  Change(unit, rank.value(), [topic](Mark* mark) {
+    if (topic == Topic::kGradients) ++mark->groups;
+    if (topic != Topic::kGradients) mark->nothing = topic == Topic::kNothing;
+  });
+  Agree(unit);
   Pump();
 }
 
-void GradExchange::SetMark(UnitIndex index, uint32_t rank, Mark mark) {
+// On as many reductions of the unit as every rank has answered for.
+void GradExchange::Agree(UnitIndex index) {
   Unit& unit = At(index);
-  Mark& marked = MarkOf(index, rank);
-  const auto answered = [&] { return marked != kUnsaid || places_[rank] != kInWindow ? 1u : 0u; };
-  unit.said -= marked == kHasIt ? 1 : 0;
-  unit.answered -= answered();
-  marked = mark;
-  unit.said += marked == kHasIt ? 1 : 0;
-  unit.answered += answered();
-}
-
-void GradExchange::AgreeIfAnswered(UnitIndex index) {
-  Unit& unit = At(index);
-  if (unit.said == 0 || unit.answered < communicator_->ranks()) return;
-  for (uint32_t r = 0; r < communicator_->ranks(); ++r) {
-    if (MarkOf(index, r) == kHasIt) SetMark(index, r, kUnsaid);
+  while (unit.said > 0 && unit.answered == communicator_->ranks()) {
+    Agreed agreed{.unit = index};
+    for (uint32_t r = 0; r < communicator_->ranks(); ++r) {
+      if (MarkOf(index, r).groups == 0) continue;
+      if (Rank(r) == communicator_->rank()) agreed.here = true;
+      Change(index, r, [](Mark* mark) { --mark->groups; });
+    }
+    agreed_.push_back(agreed);
   }
-  ++unit.agreed;
-  agreed_.push_back(index);
 }
 
 void GradExchange::OnEnded(uint32_t rank, bool for_step) {
-  const bool first = places_[rank] == kInWindow;
-  places_[rank] = for_step ? kAtStep : kAtEnd;
   for (size_t u = units_.size(); u-- > 0;) {
-    const UnitIndex index(static_cast<uint32_t>(u));
-    if (first && MarkOf(index, rank) == kUnsaid) ++units_[u].answered;
-    AgreeIfAnswered(index);
+    const Mark& mark = MarkOf(UnitIndex(static_cast<uint32_t>(u)), rank);
+    if (places_[rank] == kInWindow && mark.groups == 0 && !mark.nothing) ++units_[u].answered;
   }
+  places_[rank] = for_step ? kAtStep : kAtEnd;
+  for (size_t u = units_.size(); u-- > 0;) Agree(UnitIndex(static_cast<uint32_t>(u)));
   Pump();
   if (std::ranges::find(places_, kInWindow) == places_.end()) OnWindowEnded();
 }
@@ -250,14 +222,14 @@ void GradExchange::OnWindowEnded() {
     if (step_agreed_ || place == kAtEnd) place = kInWindow;
     ended += place == kInWindow ? 0 : 1;
   }
-  std::ranges::fill(marks_, kUnsaid);
+  std::ranges::fill(marks_, Mark());
   for (Unit& unit : units_) {
     unit.said = 0;
     unit.answered = ended;
     unit.nothing_here = false;
   }
+  if (at_step_ && !step_agreed_) return;  // this rank waits for the step
   closed_ = false;
-  if (at_step_) return;
   for (size_t left = next_window_.size(); left > 0; --left) {
     Given given = std::move(next_window_.front());
     next_window_.pop_front();
@@ -270,38 +242,51 @@ void GradExchange::StepBegun() { at_step_ = step_agreed_ = false; }
 // Begins what was agreed on, in that order.
 void GradExchange::Pump() {
   while (failed_.ok() && !agreed_.empty() && under_way_ < under_way_max_) {
-    const UnitIndex index = agreed_.front();
-    Unit& unit = At(index);
+    const Agreed agreed = agreed_.front();
+    Unit& unit = At(agreed.unit);
     if (unit.under_way) return;
-    if (unit.staging.empty()) unit.staging = TakeStaging(true);
-    if (unit.staging.empty()) return;
-    Collect(index);
-    if (unit.copying > 0 || !unit.to_copy.empty()) return;
+    MemoryView staging;
+    if (agreed.here) {
+      Group* const group = unit.groups.front();
+      if (group->staging.empty()) group->staging = TakeStaging(true);
+      if (group->staging.empty()) return;
+      Copy(group);
+      if (group->copying > 0 || !group->to_copy.empty()) return;
+      staging = group->staging;
+    } else {
+      staging = TakeStaging(true);
+      if (staging.empty()) return;
+    }
     const MemoryView received = context_.memory->received_buffers.TryTake();
     SLUICE_CHECK(!received.empty());
     agreed_.pop_front();
-    Begin(index, received);
+    Begin(agreed, staging, received);
   }
 }
 
-void GradExchange::Begin(UnitIndex index, MemoryView received) {
-  Unit& unit = At(index);
-  --unit.agreed;
-  unit.under_way = true;
-  unit.said_here = false;
-  unit.collected = 0;
-  for (const TensorIndex t : context_.layout->unit(index).tensors) {
+// What is not in the group is zeros.
+void GradExchange::Begin(const Agreed& agreed, MemoryView staging, MemoryView received) {
+  Unit& unit = At(agreed.unit);
+  Group* const group = agreed.here ? unit.groups.front() : nullptr;
+  for (const TensorIndex t : context_.layout->unit(agreed.unit).tensors) {
     const TensorLayout& tensor = context_.layout->tensor(t);
-    if (tensor.keep == Keep::kParam || std::exchange(collected_[t.value()], kNothing) != kNothing)
-      continue;
+    if (tensor.keep == Keep::kParam) continue;
+    if (group != nullptr && std::ranges::count(group->tensors, t) > 0) continue;
     const int64_t size = SizeOf(tensor.types.grad);
-    std::memset(unit.staging.data() + tensor.offset * size, 0,
+    std::memset(staging.data() + tensor.offset * size, 0,
                 static_cast<size_t>(tensor.elements * size));
   }
+  if (group != nullptr) {
+    unit.groups.pop_front();
+    group->tensors.clear();
+    group->said = false;
+    group->staging = {};
+    free_groups_.push_back(group);
+  }
+  unit.under_way = true;
   ++under_way_;
-  Reduction* const reduction = free_reductions_.back();
-  free_reductions_.pop_back();
-  reduction->Start(index, unit.staging, received);
+  TakeFree(&free_reductions_)->Start(agreed.unit, staging, received);
+  Collect(agreed.unit);
 }
 
 void GradExchange::OnExchanged(Reduction* reduction) {
@@ -339,27 +324,20 @@ void GradExchange::HandOn(Reduction* reduction) {
 }
 
 void GradExchange::End(Reduction* reduction, const absl::Status& status) {
-  Unit& unit = At(reduction->unit());
-  context_.trace->Record(track_, "reduce", reduction->unit().value(), reduction->began(),
-                         context_.clock->Now());
+  const UnitIndex unit = reduction->unit();
+  context_.trace->Record(track_, "reduce", unit.value(), reduction->began(), context_.clock->Now());
   context_.memory->received_buffers.Give(reduction->received());
-  context_.memory->staging_buffers.Give(std::exchange(unit.staging, {}));
+  context_.memory->staging_buffers.Give(reduction->staging());
   free_reductions_.push_back(reduction);
   --under_way_;
-  unit.under_way = false;
+  At(unit).under_way = false;
   if (!status.ok()) {
     return context_.fail(
         Annotate(status, fmt::format("adding up the gradients of unit '{}' over ranks",
-                                     context_.layout->unit(reduction->unit()).name)));
-  }
-  for (size_t left = unit.later.size(); left > 0; --left) {
-    Given given = std::move(unit.later.front());
-    unit.later.pop_front();
-    Take(std::move(given));
+                                     context_.layout->unit(unit).name)));
   }
   Pump();
   CollectMore();
-  CheckWindow();
 }
 
 void GradExchange::Fail(const absl::Status& status) {
@@ -370,10 +348,7 @@ void GradExchange::Fail(const absl::Status& status) {
       queue->front().done(status);
     }
   };
-  for (Unit& unit : units_) {
-    end_all(&unit.to_copy);
-    end_all(&unit.later);
-  }
+  for (const auto& group : groups_) end_all(&group->to_copy);
   end_all(&next_window_);
 }
 

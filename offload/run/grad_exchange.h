@@ -26,7 +26,6 @@
 
 #include <functional>
 #include <memory>
-#include <optional>
 #include <span>
 #include <vector>
 
@@ -51,7 +50,7 @@ class GradExchange {
   // `done` says that `data` is not read any more.
   void Give(TensorIndex tensor, ConstMemoryView data, const Fence* fence, Done done);
   // Whether a window may be ended here: the last one has ended everywhere.
-  bool window_open() const { return !ending_ && !closed_; }
+  bool window_open() const { return !closed_; }
   // Nothing more comes in this window, which is open. `topic` says what is next: kWindowEnd, or
   // kStep, after which StepBegun comes before anything is given.
   void EndWindow(Topic topic);
@@ -64,7 +63,7 @@ class GradExchange {
   bool all_at_step() const { return step_agreed_ && settled(); }
   void StepBegun();
   // Nothing is on its way, and the windows that were ended here have ended everywhere.
-  bool settled() const { return !ending_ && !closed_ && agreed_.empty() && under_way_ == 0; }
+  bool settled() const { return !closed_ && agreed_.empty() && under_way_ == 0; }
   bool idle() const { return settled() && waiting_ == 0; }
 
   // Whether this rank was given something of the tensor since it was last cleared.
@@ -88,46 +87,62 @@ class GradExchange {
     const Fence* fence = nullptr;
     Done done;
   };
-  struct Unit {
-    uint32_t tensors = 0;       // that are updated
-    uint32_t said = 0;          // ranks that have it
-    uint32_t answered = 0;      // ranks that have it, or won't, or have ended the window
-    bool nothing_here = false;  // said by this one
-    uint32_t agreed = 0;        // reductions that are to be begun
-    bool said_here = false;     // of what is collected now
-    bool under_way = false;     // a reduction
-    uint32_t collected = 0;     // tensors of which something was given for the next reduction
-    size_t copying = 0;         // of that
-    bool waits = false;         // is in collecting_
-    RingQueue<Given> to_copy;   // for the next reduction
-    RingQueue<Given> later;     // for the one after it, in this window
+  // What this rank has of a unit for one reduction: each tensor once at most.
+  struct Group {
+    std::vector<TensorIndex> tensors;
+    bool said = false;
+    RingQueue<Given> to_copy;
+    size_t copying = 0;
     MemoryView staging;
   };
+  struct Unit {
+    uint32_t tensors = 0;       // that are updated
+    uint32_t said = 0;          // ranks that have it, and to whom nothing is agreed
+    uint32_t answered = 0;      // these, and ranks that won't have it or have ended the window
+    bool nothing_here = false;  // said by this rank
+    bool under_way = false;     // a reduction
+    bool waits = false;         // is in collecting_
+    RingQueue<Group*> groups;   // not begun; of these only the last may lack tensors, unsaid
+  };
+  struct Agreed {
+    UnitIndex unit;
+    bool here = false;  // this rank has said that it has it
+  };
+  // What a rank has said of a unit in this window: how many groups, which are not agreed on.
+  struct Mark {
+    uint16_t groups = 0;
+    bool nothing = false;
+  };
+  enum Place : uint8_t { kInWindow, kAtEnd, kAtStep };
 
   Unit& At(UnitIndex unit) { return units_[unit.value()]; }
-  void Take(Given given);
-  void Add(UnitIndex index, Given given);
-  void SayWhatIsNothing();
-  void Collect(UnitIndex index);
-  void OnCopied(CopyTask* task);
-  void Say(UnitIndex index);
-  void CheckWindow();
-  // What a rank has said of a unit in this window.
-  enum Mark : uint8_t { kUnsaid, kHasIt, kWontHaveIt };
   Mark& MarkOf(UnitIndex unit, uint32_t rank) {
     return marks_[unit.value() * communicator_->ranks() + rank];
   }
-  void SetMark(UnitIndex unit, uint32_t rank, Mark mark);
-  void AgreeIfAnswered(UnitIndex unit);
+  template <typename F>
+  void Change(UnitIndex unit, uint32_t rank, F&& change);
+  void Take(Given given);
+  void SayWhatIsNothing();
+  void Say(UnitIndex unit, Group* group);
+  void Collect(UnitIndex index);
+  void Copy(Group* group);
+  void OnCopied(CopyTask* task);
+  void Agree(UnitIndex unit);
   void OnEnded(uint32_t rank, bool for_step);
   void OnWindowEnded();
   void Pump();
-  void Begin(UnitIndex index, MemoryView received);
+  void Begin(const Agreed& agreed, MemoryView staging, MemoryView received);
   void OnExchanged(Reduction* reduction);
   void OnSummed(Reduction* reduction);
   void HandOn(Reduction* reduction);
   void End(Reduction* reduction, const absl::Status& status);
   MemoryView TakeStaging(bool last_one);
+  template <typename T>
+  static T* TakeFree(std::vector<T*>* free) {
+    T* const one = free->back();
+    free->pop_back();
+    return one;
+  }
 
   const Context context_;
   Communicator* const communicator_;
@@ -137,25 +152,23 @@ class GradExchange {
   const bool shared_;  // each rank keeps its shard's only
   const size_t under_way_max_;
   std::vector<Unit> units_;
-  std::vector<uint8_t> given_;  // by tensor
-  enum Collected : uint8_t { kNothing, kGiven, kCopied };
-  std::vector<uint8_t> collected_;   // by tensor, for the next reduction
+  std::vector<uint8_t> given_;       // by tensor
   RingQueue<UnitIndex> collecting_;  // that wait for staging, or for a fence
   RingQueue<Given> next_window_;
   size_t waiting_ = 0;  // given, and not copied
+  std::vector<std::unique_ptr<Group>> groups_;
+  std::vector<Group*> free_groups_;
   std::vector<std::unique_ptr<CopyTask>> copies_;
   std::vector<CopyTask*> free_copies_;
   std::vector<std::unique_ptr<Reduction>> pool_;
   std::vector<Reduction*> free_reductions_;
-  RingQueue<UnitIndex> agreed_;  // to be begun, in this order
-  size_t under_way_ = 0;         // reductions
+  RingQueue<Agreed> agreed_;  // to be begun, in this order
+  size_t under_way_ = 0;      // reductions
   bool window_begun_ = false;
-  std::optional<Topic> ending_;  // to be said when all units are
-  bool closed_ = false;          // ended here, and not yet by all
-  bool at_step_ = false;         // said here
+  bool closed_ = false;   // ended here, and not yet by all
+  bool at_step_ = false;  // said here
   bool step_agreed_ = false;
-  std::vector<Mark> marks_;  // by unit and rank
-  enum Place : uint8_t { kInWindow, kAtEnd, kAtStep };
+  std::vector<Mark> marks_;    // by unit and rank
   std::vector<Place> places_;  // by rank: what it has said of the window
   absl::Status failed_;
   TrackId track_ = 0;

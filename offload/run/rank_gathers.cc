@@ -1,6 +1,7 @@
 #include "offload/run/rank_gathers.h"
 
 #include <algorithm>
+#include <array>
 #include <utility>
 
 #include "core/status.h"
@@ -10,13 +11,10 @@ namespace sluice {
 
 class RankGathers::Gather final : public Event {
  public:
-  explicit Gather(RankGathers* owner)
-      : owner_(owner),
-        receive_(owner->communicator_->ranks()),
-        ends_(EndsOfOneEach(owner->communicator_->ranks())) {
+  using Places = std::array<ElementRange, 2>;  // that a rank has
+
+  explicit Gather(RankGathers* owner) : owner_(owner) {
     op_.kind = CommKind::kAllGather;
-    op_.send.views = std::span(&send_, 1);
-    op_.receive = {.views = receive_, .ends = ends_};
     op_.inbox = owner->context_.inbox;
     op_.event = this;
   }
@@ -24,12 +22,20 @@ class RankGathers::Gather final : public Event {
   // `to`: rank r has what is at place(r) of it, in elements of so many bytes.
   template <typename Place>
   void Start(uint64_t tag, std::byte* to, int64_t element, const Place& place) {
-    for (uint32_t r = 0; r < receive_.size(); ++r) {
-      const ElementRange range = place(Rank(r));
-      receive_[r] = {to + range.begin * element, static_cast<size_t>(range.size() * element)};
+    receive_.clear();
+    ends_.clear();
+    for (uint32_t r = 0; r < owner_->communicator_->ranks(); ++r) {
+      for (const ElementRange range : Places(place(Rank(r)))) {
+        receive_.emplace_back(to + range.begin * element,
+                              static_cast<size_t>(range.size() * element));
+      }
+      ends_.push_back(static_cast<uint32_t>(receive_.size()));
     }
+    const auto own = std::span(receive_).subspan(2 * owner_->communicator_->rank().value(), 2);
+    send_.assign(own.begin(), own.end());
     op_.tag = tag;
-    send_ = receive_[owner_->communicator_->rank().value()];
+    op_.send.views = send_;
+    op_.receive = {.views = receive_, .ends = ends_};
     owner_->communicator_->Enqueue(&op_);
   }
   void Handle() override { owner_->End(this); }
@@ -43,9 +49,9 @@ class RankGathers::Gather final : public Event {
 
  private:
   RankGathers* const owner_;
-  ConstMemoryView send_;
+  std::vector<ConstMemoryView> send_;
   std::vector<MemoryView> receive_;
-  const std::vector<uint32_t> ends_;
+  std::vector<uint32_t> ends_;
   CommOp op_;
 };
 
@@ -82,11 +88,21 @@ void RankGathers::OnSaid(Rank rank, Said said) {
 void RankGathers::OnParams(UnitIndex unit) {
   if (++said_[unit.value()] < communicator_->ranks()) return;
   said_[unit.value()] = 0;
+  if (context_.placement->IsShared(unit.value())) {
+    --under_way_;
+    --renewals_;
+    return renewed_(unit);
+  }
   Gather* const gather = Take();
   gather->unit = unit;
   const UnitLayout& layout = context_.layout->unit(unit);
   gather->Start(unit.value(), context_.memory->param_home[unit.value()], layout.types.param.size(),
-                [&](Rank r) { return layout.updated.shard(r); });
+                [&](Rank r) -> Gather::Places {
+                  if (!context_.layout->sharding().params) return {layout.updated.shard(r)};
+                  const ElementRange frozen = layout.frozen.shard(r);
+                  const int64_t begin = layout.updated_elements;
+                  return {layout.updated.shard(r), {frozen.begin + begin, frozen.end + begin}};
+                });
 }
 
 void RankGathers::OnValue(Rank rank, TensorIndex tensor) {
@@ -121,7 +137,7 @@ void RankGathers::StartValue() {
   });
   constexpr uint64_t kOfValue = uint64_t{1} << 32;
   gather->Start(kOfValue + value.tensor.value(), value.data, value.element,
-                [&](Rank r) { return places[r.value()]; });
+                [&](Rank r) -> Gather::Places { return {places[r.value()]}; });
 }
 
 RankGathers::Gather* RankGathers::Take() {

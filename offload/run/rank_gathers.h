@@ -30,7 +30,9 @@ class RankGathers {
               std::function<void(UnitIndex)> renewed);
   ~RankGathers();
 
-  // This rank's shard of the unit's parameters is new. Not again before `renewed`.
+  // This rank's shard of the unit's parameters is new. Not again before `renewed`. Where the unit
+  // is not whole on every rank, nothing is gathered: all the same its shards are new everywhere
+  // then.
   void Renew(UnitIndex unit);
   bool renewing() const { return renewals_ > 0; }
 

@@ -60,6 +60,7 @@ Ranks::Ranks(const Context& context, RankLinks links, Gradients* gradients,
       agreement_(links_.agreement.get(), context.clock, context.inbox, context.metrics, this),
       exchange_(context, links_.gradients.get(), &agreement_, gradients, std::move(acquisitions)),
       gathers_(context, links_.gathers.get(), &agreement_, std::move(renewed)),
+      units_(context, links_.gathers.get(), &agreement_),
       present_(context.layout->tensors().size(), 0),
       ends_(EndsOfOneEach(links_.agreement->ranks())) {
   const size_t words = (present_.size() + sizeof(double) - 1) / sizeof(double);
@@ -84,6 +85,7 @@ Ranks::~Ranks() { (void)Close(); }
 
 void Ranks::Poll() {
   exchange_.CollectMore();
+  units_.Poll();
   agreement_.Poll();
 }
 
@@ -104,6 +106,10 @@ void Ranks::OnSaid(Rank rank, Said said) {
     case Topic::kParams:
     case Topic::kValue:
       return gathers_.OnSaid(rank, said);
+    case Topic::kFetch:
+    case Topic::kUrgent:
+    case Topic::kUnwanted:
+      return units_.OnSaid(rank, said);
   }
 }
 
@@ -157,7 +163,9 @@ void Ranks::StepBegun() {
   exchange_.StepBegun();
 }
 
-bool Ranks::idle() const { return exchange_.idle() && gathers_.idle() && !exchanging_; }
+bool Ranks::idle() const {
+  return exchange_.idle() && gathers_.idle() && units_.idle() && !exchanging_;
+}
 
 bool Ranks::settled() const {
   return links_.agreement->pending() + links_.gradients->pending() + links_.gathers->pending() == 0;
@@ -167,6 +175,7 @@ void Ranks::Fail(const absl::Status& status) {
   agreement_.Stop();
   exchange_.Fail(status);
   gathers_.Fail(status);
+  units_.Fail(status);
   links_.agreement->Abort(status);
   links_.gradients->Abort(status);
   links_.gathers->Abort(status);

@@ -2,15 +2,16 @@
 //
 // One rank among several: what it does together with the others. They agree on what comes next
 // (Agreement); gradients are added up over ranks on their way in (GradExchange); parameters and
-// values that each has a shard of are gathered (RankGathers); and at a step all get the same sums
-// of squares and know which tensors any of them has a gradient of, so that norm, clipping, overflow
-// and loss scale are the same everywhere.
+// values that each has a shard of are gathered (RankGathers, and UnitGathers for what is whole only
+// while it is used); and at a step all get the same sums of squares and know which tensors any of
+// them has a gradient of, so that norm, clipping, overflow and loss scale are the same everywhere.
 //
 // Threads: the control thread, except the figures of communication.
 
 #ifndef SLUICE_OFFLOAD_RUN_RANKS_H_
 #define SLUICE_OFFLOAD_RUN_RANKS_H_
 
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <span>
@@ -21,6 +22,7 @@
 #include "offload/run/grad_exchange.h"
 #include "offload/run/rank_gathers.h"
 #include "offload/run/rank_links.h"
+#include "offload/run/unit_gathers.h"
 
 namespace sluice {
 
@@ -38,10 +40,11 @@ class Ranks final : private Agreement::Observer, private Event {
 
   GradExchange* gradients() { return &exchange_; }
   RankGathers* gathers() { return &gathers_; }
+  UnitGathers* units() { return &units_; }
 
   // Call at each turn of the loop; the next is due at NextTime.
   void Poll();
-  TimePoint NextTime() const { return agreement_.NextTime(); }
+  TimePoint NextTime() const { return std::min(agreement_.NextTime(), units_.NextTime()); }
 
   // A step, in three parts, each begun when the one before is done: all ranks have come to it, and
   // all gradients have reached Gradients; then, of what those say, sums and presence are exchanged.
@@ -80,6 +83,7 @@ class Ranks final : private Agreement::Observer, private Event {
   Agreement agreement_;
   GradExchange exchange_;
   RankGathers gathers_;
+  UnitGathers units_;
   std::vector<uint8_t> present_;  // by tensor
   bool sums_exchanged_ = false;
   bool exchanging_ = false;

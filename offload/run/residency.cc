@@ -23,7 +23,7 @@ using Kind = SegmentList::Kind;
 std::vector<Bytes> CachedBytes(const Placement& placement) {
   std::vector<Bytes> bytes = placement.slot_bytes;
   for (size_t u = 0; u < bytes.size(); ++u) {
-    if (placement.param_home[u] == Tier::kHbm) bytes[u] = Bytes(0);
+    if (placement.resident(u)) bytes[u] = Bytes(0);
   }
   return bytes;
 }
@@ -46,7 +46,7 @@ Residency::Residency(const Context& context, std::shared_ptr<Arena> hbm, Nanos s
       stall_update_ns_(context.metrics->Get("stall_update_ns")),
       stall_fetch_ns_(context.metrics->Get("stall_fetch_ns")) {
   for (size_t u = 0; u < units_.size(); ++u) {
-    units_[u].fixed = context.placement->param_home[u] == Tier::kHbm;
+    units_[u].fixed = context.placement->resident(u);
     if (units_[u].fixed) {
       units_[u].state = State::kReady;
       // A lent unit is acquired to wait for its update. It has no view: any address will do.
@@ -88,6 +88,7 @@ void Residency::Suspend() {
     suspended_ = true;
     for (Unit& u : units_) SetDoor(&u);
   }
+  if (gathers_ != nullptr) gathers_->UnwantAll();
   views_.Settle();  // what has died meanwhile: moving() says whether its streams have passed
 }
 
@@ -199,8 +200,13 @@ bool Residency::IsThereFor(const Unit& unit, CallerStream stream) const {
          context_.device->OrderCallerAfter(stream, unit.arrival).ok();
 }
 
+void Residency::SetGathers(UnitGathers* gathers) {
+  gathers_ = gathers;
+  gathers_->SetObserver(this);
+}
+
 void Residency::OnEnqueued(UnitIndex unit) {
-  if (!context_.device->orders_callers()) return;
+  if (IsShared(unit) || !context_.device->orders_callers()) return;
   absl::StatusOr<Fence> arrival = context_.device->RecordEnd(StreamKind::kFetch);
   if (!arrival.ok()) return;
   units_[unit.value()].arrival = *std::move(arrival);
@@ -209,6 +215,16 @@ void Residency::OnEnqueued(UnitIndex unit) {
 
 void Residency::OnFetched(UnitIndex unit, const absl::Status& status) {
   if (!status.ok()) return context_.fail(status);
+  IsShared(unit) ? gathers_->PartThere(unit, status) : OnThere(unit);
+}
+
+void Residency::OnGathered(UnitIndex unit, const absl::Status& status) {
+  if (status.ok()) return OnThere(unit);
+  Vacate(unit);
+  Pump();
+}
+
+void Residency::OnThere(UnitIndex unit) {
   units_[unit.value()].state = State::kReady;
   units_[unit.value()].arrival = Fence();
   last_progress_ = context_.clock->Now();

@@ -39,11 +39,12 @@
 #include "offload/run/context.h"
 #include "offload/run/door.h"
 #include "offload/run/fetcher.h"
+#include "offload/run/unit_gathers.h"
 #include "offload/run/views.h"
 
 namespace sluice {
 
-class Residency final : public Fetcher::Observer {
+class Residency final : public Fetcher::Observer, public UnitGathers::Observer {
  public:
   using Acquired = std::function<void(const absl::Status&)>;
 
@@ -51,6 +52,9 @@ class Residency final : public Fetcher::Observer {
   // while nothing moves fail.
   Residency(const Context& context, std::shared_ptr<Arena> hbm, Nanos stuck_after);
   ~Residency() override;
+
+  // Where ranks share parameters (not owned). Before anything is acquired.
+  void SetGathers(UnitGathers* gathers);
 
   void BeginIteration(uint32_t key, bool boundary);
   void EndIteration();
@@ -77,7 +81,9 @@ class Residency final : public Fetcher::Observer {
   // when nothing is moving(), which also means that the caller's streams have passed every fence,
   // BeginUpdate for each; then Replan. Errors: FailedPrecondition if it is acquired.
   void Suspend();
-  bool moving() const { return fetcher_.active() > 0 || views_.fenced() || views_.dying(); }
+  bool moving() const { return transferring() || (gathers_ != nullptr && gathers_->wanting()); }
+  // The same, but for what waits for other ranks to have a use for it too.
+  bool transferring() const { return fetcher_.active() > 0 || views_.fenced() || views_.dying(); }
   bool dying() const { return views_.dying(); }  // views, whose streams can't be asked now
   absl::Status BeginUpdate(UnitIndex unit);
   void EndUpdate(UnitIndex unit);
@@ -104,6 +110,10 @@ class Residency final : public Fetcher::Observer {
 
   void OnEnqueued(UnitIndex unit) override;
   void OnFetched(UnitIndex unit, const absl::Status& status) override;
+  void OnGathered(UnitIndex unit, const absl::Status& status) override;
+  bool Awaited(UnitIndex unit) const override { return !units_[unit.value()].waits.empty(); }
+  void ReadPart(UnitIndex unit, std::byte* to) override { fetcher_.FetchHome(unit, to); }
+  void OnServed() override { Pump(); }
 
  private:
   enum class State : uint8_t { kAbsent, kFilling, kReady };
@@ -129,12 +139,16 @@ class Residency final : public Fetcher::Observer {
   void Pump();
   bool TryMove(const Move& move);
   bool MayEvict(SegmentList::Place place) const;
+  void Reclaim(SegmentList::Place place);
   bool CloseDoors(SegmentList::Place first, SegmentList::Place last);
   void SetDoor(Unit* unit);
   bool UnplannedWait() const;
   void BuildPlan(bool viewed_is_held);
   const IndexedTrace* Upcoming() const;
   void Serve(UnitIndex unit);
+  bool IsShared(UnitIndex unit) const { return context_.placement->IsShared(unit.value()); }
+  void Bring(UnitIndex unit);
+  void OnThere(UnitIndex unit);
   bool IsThereFor(const Unit& unit, CallerStream stream) const;
   bool MayBeWritten(UnitIndex unit) const;
   void EndWaits(UnitIndex unit, const absl::Status& status);
@@ -145,6 +159,7 @@ class Residency final : public Fetcher::Observer {
   const Context context_;
   Views views_;
   Fetcher fetcher_;
+  UnitGathers* gathers_ = nullptr;
   TraceBook book_;
   std::vector<Unit> units_;
   SegmentList segments_;                       // of the cache

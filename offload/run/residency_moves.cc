@@ -72,6 +72,14 @@ bool Residency::MayEvict(SegmentList::Place place) const {
          (!views_.Viewed(u.address) || Planted(context_, PlantedBug::kEvictViewed));
 }
 
+// The place is wanted for what a caller waits for: a unit that waits there for other ranks gives it
+// up.
+void Residency::Reclaim(SegmentList::Place place) {
+  if (!segments_.Is(place, Kind::kUnit)) return;
+  const UnitIndex unit = segments_.at(place).unit;
+  if (IsShared(unit) && units_[unit.value()].waits.empty()) gathers_->Unwant(unit);
+}
+
 // Whether nobody is inside any unit from `first` to `last`: then nobody enters any more. Else
 // whoever is there will be announced.
 bool Residency::CloseDoors(SegmentList::Place first, SegmentList::Place last) {
@@ -93,6 +101,7 @@ bool Residency::TryMove(const Move& move) {
   if (u.state != State::kAbsent) return true;
   if (u.pending) return false;
   if (!context_.overlap && u.waits.empty()) return false;
+  if (IsShared(move.unit) && gathers_->serving(move.unit)) return false;
   const size_t waits = plan_waiting_.size();
   if (move.not_before > waits && book_.position() - plan_position_ < move.not_before - waits)
     return false;
@@ -109,7 +118,10 @@ bool Residency::TryMove(const Move& move) {
       misfit_ = true;
       return false;
     }
-    if (!MayEvict(p)) return false;
+    if (!MayEvict(p)) {
+      if (!u.waits.empty()) Reclaim(p);
+      return false;
+    }
     room += segments_.at(p).size;
     last = p;
   }
@@ -129,8 +141,16 @@ bool Residency::TryMove(const Move& move) {
   u.address = AddressOf(u.place);
   u.state = State::kFilling;
   last_progress_ = context_.clock->Now();
-  fetcher_.Fetch(move.unit, u.address);
+  Bring(move.unit);
   return true;
+}
+
+// From its home; of what ranks share, this rank's shard, if it has to be read, and then all of it.
+void Residency::Bring(UnitIndex unit) {
+  std::byte* const slot = units_[unit.value()].address;
+  if (!IsShared(unit)) return fetcher_.Fetch(unit, slot);
+  gathers_->Want(unit, slot);
+  if (context_.placement->param_home[unit.value()] == Tier::kNvme) fetcher_.Fetch(unit, slot);
 }
 
 }  // namespace sluice

@@ -75,6 +75,7 @@ absl::Status OffloadRuntime::Init() {
         context, std::move(seams_.ranks), gradients_.get(),
         [this] { return residency_->Acquisitions(); },
         [this](UnitIndex unit) { residency_->EndUpdate(unit); });
+    residency_->SetGathers(ranks_->units());
   }
   gradient_calls_ = std::make_unique<GradientCalls>(
       context, gradients_.get(), ranks_ == nullptr ? nullptr : ranks_->gradients(), updater_.get(),
@@ -208,7 +209,7 @@ void OffloadRuntime::OnUpdaterIdle() {
 
 bool OffloadRuntime::Quiet() const {
   return turns_.empty() && queue_.empty() && !updater_->updating() && gradients_->idle() &&
-         !values_->busy() && store_->idle() && !residency_->moving() &&
+         !values_->busy() && store_->idle() && !residency_->transferring() &&
          (ranks_ == nullptr || ranks_->idle());
 }
 
@@ -226,7 +227,7 @@ std::string OffloadRuntime::Unsettled() const {
   const BufferPool& adds = memory_.add_buffers;
   add("gradient buffers taken", grads.count() - grads.free_count() - gradients_->kept());
   add("buffers of what is added taken", adds.count() - adds.free_count());
-  add("units on their way to HBM, or still read by the caller", residency_->moving() ? 1 : 0);
+  add("units on their way to HBM, or still read by the caller", residency_->transferring() ? 1 : 0);
   add("gradients or sums", gradients_->idle() ? 0 : 1);
   add("updates", updater_->busy() ? 1 : 0);
   add("values read or written", values_->busy() ? 1 : 0);

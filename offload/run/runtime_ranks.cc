@@ -56,8 +56,9 @@ void OffloadRuntime::Refuse(const absl::Status& status) {
 // The unit's parameters were changed here; so they were, each in its part, on the other ranks.
 void OffloadRuntime::RenewOnRanks(UnitIndex unit) {
   const UnitLayout& layout = layout_.unit(unit);
-  if (ranks_ != nullptr && layout_.sharding().states && !layout.lent && layout.updated_elements > 0)
-    return ranks_->gathers()->Renew(unit);
+  const Sharding& sharding = layout_.sharding();
+  const bool shared = sharding.params || (sharding.states && layout.updated_elements > 0);
+  if (ranks_ != nullptr && shared && !layout.lent) return ranks_->gathers()->Renew(unit);
   residency_->EndUpdate(unit);
 }
 

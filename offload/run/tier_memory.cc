@@ -62,17 +62,30 @@ absl::StatusOr<TierMemory> TierMemory::Make(const ModelLayout& layout, const Pla
         memory.received_buffers,
         CarvePool(&memory.pinned, placement.received_buffer_bytes, kExchanges, kSlotAlignment));
   }
+  if (placement.served_bytes > Bytes(0)) {
+    SLUICE_ASSIGN_OR_RETURN(memory.served_shard,
+                            memory.pinned.Carve(placement.served_bytes, kSlotAlignment));
+  }
   memory.blocks = MapBlocks(layout, placement);
   for (size_t u = 0; u < layout.units().size(); ++u) {
     std::byte* home = nullptr;
     if (placement.param_home[u] != Tier::kNvme) {
       const bool in_hbm = placement.param_home[u] == Tier::kHbm;
       Arena& arena = in_hbm ? memory.hbm : memory.pinned;
-      const Bytes bytes = in_hbm ? placement.slot_bytes[u] : placement.home_bytes[u];
-      SLUICE_ASSIGN_OR_RETURN(const MemoryView view, arena.Carve(bytes, kSlotAlignment));
+      SLUICE_ASSIGN_OR_RETURN(const MemoryView view,
+                              arena.Carve(placement.home_bytes[u], kSlotAlignment));
       home = view.data();
     }
     memory.param_home.push_back(home);
+    const UnitLayout& unit = layout.units()[u];
+    Shift shift{.frozen_begin = unit.updated_elements};
+    if (placement.IsShared(u)) {
+      const ElementRange updated = unit.updated.shard(layout.sharding().rank);
+      shift.updated = updated.begin;
+      shift.frozen =
+          unit.updated_elements + unit.frozen.shard(layout.sharding().rank).begin - updated.size();
+    }
+    memory.param_shift.push_back(shift);
   }
   memory.grad_home.resize(layout.chunks().size(), nullptr);
   for (const GradStretch& stretch : GradStretches(layout, placement.grad_home)) {

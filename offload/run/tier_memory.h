@@ -36,6 +36,14 @@ struct TierMemory {
   MemoryView pools;  // of the pinned arena, its beginning: what drives read and write
   MemoryView hbm_cache;
   std::vector<std::byte*> param_home;  // by unit: in HBM or pinned memory; else not to be used
+  // By unit, how far from its place in the unit something lies at home, in elements: of what is
+  // updated, and of what is frozen. Where the home is a shard, that lies there without gaps.
+  struct Shift {
+    int64_t frozen_begin = 0;  // in the unit
+    int64_t updated = 0;
+    int64_t frozen = 0;
+  };
+  std::vector<Shift> param_shift;
   std::vector<std::byte*> state_home;  // by chunk: the same
   std::vector<std::byte*> grad_home;   // by chunk: the same
   std::byte* sums_hbm = nullptr;       // the cells' sums, if gradients live in HBM
@@ -45,6 +53,7 @@ struct TierMemory {
   BufferPool grad_buffers;      // that gradients pass through which live on NVMe
   BufferPool staging_buffers;   // gradients among ranks: this rank's of a unit
   BufferPool received_buffers;  // and the others' of this rank's shard
+  MemoryView served_shard;      // of a unit on NVMe, while it is sent to ranks that need it
   BufferPool add_buffers;       // in HBM: what is added to gradients that live there passes through
   BlockMap blocks;
 
@@ -54,7 +63,12 @@ struct TierMemory {
 
   // Where the chunk's parameters lie, unless they live on NVMe.
   std::byte* ParamsOf(const ChunkLayout& chunk) const {
-    return param_home[chunk.unit.value()] + chunk.offset * chunk.types.param.size();
+    return param_home[chunk.unit.value()] + PlaceAtHome(chunk) * chunk.types.param.size();
+  }
+  // Elements from where the unit's home begins, or would.
+  int64_t PlaceAtHome(const ChunkLayout& chunk) const {
+    const Shift& shift = param_shift[chunk.unit.value()];
+    return chunk.offset - (chunk.offset < shift.frozen_begin ? shift.updated : shift.frozen);
   }
 };
 

@@ -12,7 +12,7 @@ LAYERS = {
     "comm": {"core", "comm"},
     "optim": {"core", "optim"},
     "offload": {"offload"},  # the C ABI, which includes nothing of ours
-    "offload/plan": {"core", "optim", "offload/plan"},
+    "offload/plan": {"core", "comm", "optim", "offload/plan"},
     "offload/run": BELOW | {"offload/plan", "offload/run"},
     "offload/abi": BELOW | {"offload", "offload/plan", "offload/run", "offload/abi"},
     "offload/sim": BELOW | {"offload", "offload/plan", "offload/run", "offload/abi", "offload/sim"},

@@ -46,7 +46,15 @@ struct RankResult {
   absl::Status status;
   std::vector<std::vector<float>> master;  // by tensor
   double norm = 0;
+  Bytes gradients;  // sent in the training
+  Bytes gathers;
 };
+
+Bytes SentOver(const Communicator& link) {
+  Bytes sent;
+  for (const CommCount& count : link.counts()) sent += count.sent;
+  return sent;
+}
 
 RankResult TrainRank(const RanksCase& c, uint32_t rank, RankLinks links) {
   RuntimeConfig config = c.config;
@@ -56,12 +64,18 @@ RankResult TrainRank(const RanksCase& c, uint32_t rank, RankLinks links) {
   training.rank = rank;
   training.ranks = c.ranks;
   RankResult result;
+  const Communicator* const gradients = links.gradients.get();
+  const Communicator* const gathers = links.gathers.get();
   absl::StatusOr<std::unique_ptr<OffloadRuntime>> runtime =
       MakeRuntime(c.spec, config, std::move(links));
   if (!runtime.ok()) return {.status = runtime.status(), .master = {}};
   {
     Trainer trainer(runtime->get(), c.spec, training);
     result.status = trainer.Run();
+    if (c.ranks > 1 && result.status.ok()) {
+      result.gradients = SentOver(*gradients);
+      result.gathers = SentOver(*gathers);
+    }
     for (uint32_t t = 0; result.status.ok() && t < c.spec.tensors.size(); ++t) {
       absl::StatusOr<std::vector<float>> master = trainer.Read(t, Field::kMaster);
       result.status = master.status();
@@ -98,7 +112,7 @@ void TrainAndCompare(const RanksCase& c) {
   }
 }
 
-enum class Where { kAllInHbm, kStatesOnNvme };
+enum class Where { kAllInHbm, kStatesOnHost, kStatesOnNvme, kParamsPinned, kAllOnNvme };
 
 class RanksTest : public ::testing::TestWithParam<std::tuple<uint32_t, int, Where>> {};
 
@@ -112,12 +126,26 @@ TEST_P(RanksTest, ComeToTheBitsOfPlainArrays) {
   c.config.placement.resident_elements_max = 100;
   c.config.placement.lowest_param_tier = Tier::kHbm;
   c.config.budgets = {MiB(1), MiB(16), GiB(1)};
+  if (where == Where::kAllInHbm) {
+    c.config.placement.lowest_state_tier = c.config.highest_state_tier_on_host = Tier::kHbm;
+    c.config.budgets.hbm = MiB(16);
+  }
   if (where == Where::kStatesOnNvme) {
     c.config.nvme_paths = {directory.path()};
     c.config.budgets.pinned = MiB(1);
     c.config.placement.state_buffers = 4;
   }
   c.training.micro_steps = 2;
+  if (where >= Where::kParamsPinned) {
+    c.config.budgets.hbm = KiB(300);
+    c.config.placement.lowest_param_tier = Tier::kPinned;
+  }
+  if (where == Where::kAllOnNvme) {
+    c.config.nvme_paths = {directory.path()};
+    c.config.placement.lowest_param_tier = Tier::kNvme;
+    c.config.placement.state_buffers = c.config.placement.param_buffers = 2;
+    c.config.budgets.pinned = KiB(800);
+  }
   TrainAndCompare(c);
 }
 
@@ -128,7 +156,7 @@ RanksCase RandomCase(uint64_t seed, const std::string& directory) {
   const auto draw = [&dice](uint64_t n) { return (dice = testing::Mix(dice + 1)) % n; };
   RanksCase c{.spec = testing::MixedModel(seed),
               .ranks = 2 + static_cast<uint32_t>(draw(3)),
-              .stage = static_cast<int>(draw(3))};
+              .stage = static_cast<int>(draw(4))};
   c.config.types = {.param = FloatType::kBf16, .grad = FloatType::kBf16};
   c.config.chunk_elements = kCellElements * static_cast<int64_t>(1 + draw(3));
   c.config.workers = 1 + static_cast<int>(draw(2));
@@ -137,6 +165,10 @@ RanksCase RandomCase(uint64_t seed, const std::string& directory) {
   c.config.placement.state_buffers = c.config.placement.grad_buffers = 4;
   c.config.nvme_paths = {directory};
   c.config.budgets = {MiB(1), draw(2) == 0 ? MiB(16) : KiB(1000), GiB(1)};
+  if (c.stage == 3) {
+    c.config.budgets.hbm = KiB(250 + 50 * static_cast<int64_t>(draw(5)));
+    c.config.placement.lowest_param_tier = static_cast<Tier>(draw(3));
+  }
   c.training.steps = 3;
   c.training.micro_steps = 1 + static_cast<int>(draw(2));
   if (draw(3) == 0) return c;
@@ -162,10 +194,108 @@ TEST_P(RandomRanksTest, ComeToTheBitsOfPlainArrays) {
 
 INSTANTIATE_TEST_SUITE_P(All, RandomRanksTest, ::testing::Range<uint64_t>(1, 41));
 
-INSTANTIATE_TEST_SUITE_P(
-    All, RanksTest,
-    ::testing::Combine(::testing::Values(1, 2, 3, 4), ::testing::Values(0, 1, 2),
-                       ::testing::Values(Where::kAllInHbm, Where::kStatesOnNvme)));
+// Eight units of two tensors, `elements` in all.
+ModelSpec EvenModel(int64_t* elements) {
+  ModelSpec spec;
+  constexpr int64_t kUnits = 8, kElements = 60 * kCellElements;
+  for (uint32_t u = 0; u < kUnits; ++u) {
+    spec.units.push_back({.name = std::to_string(u)});
+    for (int t = 0; t < 2; ++t) {
+      spec.tensors.push_back({.name = std::to_string(u) + "." + std::to_string(t),
+                              .unit = UnitIndex(u),
+                              .elements = kElements,
+                              .group = 0});
+    }
+  }
+  *elements = 2 * kUnits * kElements;
+  return spec;
+}
+
+// The formulas of docs/zero.md, over a whole training.
+TEST(RanksTrafficTest, EachStageSendsItsBytes) {
+  int64_t p = 0;
+  RanksCase c{.spec = EvenModel(&p)};
+  c.config.types = {.param = FloatType::kBf16, .grad = FloatType::kBf16};
+  c.config.workers = 1;
+  c.config.placement.lowest_param_tier = Tier::kHbm;
+  c.training.steps = 3;
+  for (c.ranks = 2; c.ranks <= 4; ++c.ranks) {
+    for (c.stage = 0; c.stage <= 3; ++c.stage) {
+      SCOPED_TRACE(::testing::Message() << c.ranks << " ranks, stage " << c.stage);
+      const double once = 2.0 * static_cast<double>(p) * (c.ranks - 1) / c.ranks;
+      const int64_t shard = 2 * p / c.ranks, slot = 2 * p / 8;
+      c.config.budgets = {Bytes(c.stage == 3 ? shard + slot * 33 / 32 + 65536 : 3 * p), GiB(1),
+                          Bytes(0)};
+      const int steps = c.training.steps;
+      // With room for one unit, the last of forward is still there in backward; and the first is
+      // brought for a step that does not come.
+      const double gathers = c.stage == 0   ? 0
+                             : c.stage == 3 ? (steps * (2 * 8 - 1) + 1) / 8.0
+                                            : steps + 1;  // once for the first values
+      for (const RankResult& result : Train(c)) {
+        ASSERT_TRUE(result.status.ok()) << result.status;
+        const double gradients = once * steps * (c.stage == 0 ? 2 : 1);
+        EXPECT_NEAR(gradients, static_cast<double>(result.gradients.value()), 0.02 * gradients);
+        EXPECT_NEAR(once * gathers, static_cast<double>(result.gathers.value()),
+                    0.02 * once * gathers);
+      }
+    }
+  }
+}
+
+// P elements in bf16 with fp32 states: the formulas of docs/zero.md, of every rank.
+TEST(RanksMemoryTest, EachStageTakesItsBytes) {
+  int64_t p = 0;
+  const ModelSpec spec = EvenModel(&p);
+  for (const uint32_t ranks : {1u, 2u, 3u, 4u}) {
+    for (int stage = 0; stage <= 3; ++stage) {
+      for (const bool in_hbm : {false, true}) {
+        for (uint32_t rank = 0; rank < ranks; ++rank) {
+          SCOPED_TRACE(::testing::Message()
+                       << ranks << " ranks, stage " << stage << ", rank " << rank);
+          RuntimeConfig config;
+          config.types = {.param = FloatType::kBf16, .grad = FloatType::kBf16};
+          config.placement.lowest_param_tier = Tier::kHbm;
+          if (in_hbm) {
+            config.placement.lowest_state_tier = Tier::kHbm;
+            config.highest_state_tier_on_host = Tier::kHbm;
+          }
+          config.budgets = {GiB(1), GiB(1), Bytes(0)};
+          config.sharding = {
+              .rank = Rank(rank), .ranks = ranks, .states = stage >= 1, .params = stage == 3};
+          const absl::StatusOr<Plan> plan = MakePlan(spec, config);
+          ASSERT_TRUE(plan.ok()) << plan.status();
+          const Placement& placed = plan->placement;
+          const auto near = [](int64_t expected, Bytes bytes) {
+            EXPECT_NEAR(static_cast<double>(expected), static_cast<double>(bytes.value()),
+                        0.05 * static_cast<double>(expected));
+          };
+          near(2 * p / (stage == 3 ? ranks : 1), placed.hbm_fixed);
+          near(12 * p / (stage >= 1 ? ranks : 1), placed.states_hbm + placed.states_pinned);
+          near(2 * p / (stage >= 1 ? ranks : 1), placed.grads_hbm + placed.grads_pinned);
+          EXPECT_EQ(in_hbm, placed.states_pinned == Bytes(0));
+          EXPECT_EQ(in_hbm, placed.grads_pinned == Bytes(0));
+        }
+      }
+    }
+  }
+}
+
+// Parameters leave HBM at stage 3 only.
+std::vector<std::tuple<uint32_t, int, Where>> EveryCase() {
+  std::vector<std::tuple<uint32_t, int, Where>> cases;
+  for (uint32_t ranks = 1; ranks <= 4; ++ranks) {
+    for (int stage = 0; stage <= 3; ++stage) {
+      for (const Where where : {Where::kAllInHbm, Where::kStatesOnHost, Where::kStatesOnNvme,
+                                Where::kParamsPinned, Where::kAllOnNvme}) {
+        if (stage == 3 || where < Where::kParamsPinned) cases.emplace_back(ranks, stage, where);
+      }
+    }
+  }
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, RanksTest, ::testing::ValuesIn(EveryCase()));
 
 }  // namespace
 }  // namespace sluice
