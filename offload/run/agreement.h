@@ -40,6 +40,7 @@ enum class Topic : uint32_t {
   kFetch = 8,      // of a unit: this rank has room for it
   kUrgent = 9,     // of a unit: it can't wait for the others to have room too
   kUnwanted = 10,  // of a unit: it has no room for it any more
+  kWrites = 11,    // of so many writes the kParams that follows is, if not of one or an update
 };
 
 struct Said {

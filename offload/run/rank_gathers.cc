@@ -41,6 +41,7 @@ class RankGathers::Gather final : public Event {
   void Handle() override { owner_->End(this); }
 
   UnitIndex unit;
+  bool last = false;  // of what this rank has asked for so far
   TensorIndex tensor;
   Done done;  // of a value
   const absl::Status& status() const { return op_.status; }
@@ -61,16 +62,20 @@ RankGathers::RankGathers(const Context& context, Communicator* communicator, Agr
       communicator_(communicator),
       agreement_(agreement),
       renewed_(std::move(renewed)),
-      said_(context.layout->units().size(), 0),
+      of_unit_(context.layout->units().size(),
+               {.said = std::vector<uint64_t>(communicator->ranks(), 0)}),
+      writes_(communicator->ranks(), 1),
       asked_by_(communicator->ranks(), 0) {
   track_ = context.trace->AddTrack("parameters among ranks");
 }
 
 RankGathers::~RankGathers() = default;
 
-void RankGathers::Renew(UnitIndex unit) {
+void RankGathers::Renew(UnitIndex unit, uint32_t writes) {
   ++renewals_;
   ++under_way_;
+  of_unit_[unit.value()].asked_for += writes;
+  if (writes != 1) agreement_->Say({Topic::kWrites, writes});
   agreement_->Say({Topic::kParams, unit.value()});
 }
 
@@ -81,20 +86,29 @@ void RankGathers::Complete(TensorIndex tensor, std::byte* data, int64_t element,
 }
 
 void RankGathers::OnSaid(Rank rank, Said said) {
-  if (said.topic == Topic::kParams) return OnParams(UnitIndex(said.index));
+  if (said.topic == Topic::kParams) return OnParams(rank, UnitIndex(said.index));
+  if (said.topic == Topic::kWrites) {
+    writes_[rank.value()] = said.index;
+    return;
+  }
   OnValue(rank, TensorIndex(said.index));
 }
 
-void RankGathers::OnParams(UnitIndex unit) {
-  if (++said_[unit.value()] < communicator_->ranks()) return;
-  said_[unit.value()] = 0;
+// What all ranks have written is gathered. A rank that has written more waits for the rest; it
+// writes nothing meanwhile.
+void RankGathers::OnParams(Rank rank, UnitIndex unit) {
+  Renewals& renewals = of_unit_[unit.value()];
+  renewals.said[rank.value()] += std::exchange(writes_[rank.value()], 1);
+  const uint64_t least = *std::ranges::min_element(renewals.said);
+  if (least == renewals.begun) return;
+  renewals.begun = least;
   if (context_.placement->IsShared(unit.value())) {
-    --under_way_;
-    --renewals_;
-    return renewed_(unit);
+    if (least == renewals.asked_for) EndRenewal(unit);
+    return;
   }
   Gather* const gather = Take();
   gather->unit = unit;
+  gather->last = least == renewals.asked_for;
   const UnitLayout& layout = context_.layout->unit(unit);
   gather->Start(unit.value(), context_.memory->param_home[unit.value()], layout.types.param.size(),
                 [&](Rank r) -> Gather::Places {
@@ -155,15 +169,24 @@ void RankGathers::End(Gather* gather) {
   const Done done = std::exchange(gather->done, nullptr);
   const UnitIndex unit = gather->unit;
   free_gathers_.push_back(gather);
-  --under_way_;
-  if (done) return done(status);
+  if (done) {
+    --under_way_;
+    return done(status);
+  }
   context_.trace->Record(track_, "gather unit", unit.value(), gather->started(),
                          gather->finished());
-  --renewals_;
   if (!status.ok()) {
+    under_way_ -= gather->last ? 1 : 0;
+    renewals_ -= gather->last ? 1 : 0;
     return context_.fail(Annotate(status, fmt::format("gathering the parameters of unit '{}'",
                                                       context_.layout->unit(unit).name)));
   }
+  if (gather->last) EndRenewal(unit);
+}
+
+void RankGathers::EndRenewal(UnitIndex unit) {
+  --under_way_;
+  --renewals_;
   renewed_(unit);
 }
 

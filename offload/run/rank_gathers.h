@@ -30,17 +30,18 @@ class RankGathers {
               std::function<void(UnitIndex)> renewed);
   ~RankGathers();
 
-  // This rank's shard of the unit's parameters is new. Not again before `renewed`. Where the unit
+  // This rank's shard of the unit's parameters is new: by an update, or by so many writes, which
+  // may be fewer at a time on one rank than on another. Not again before `renewed`. Where the unit
   // is not whole on every rank, nothing is gathered: all the same its shards are new everywhere
   // then.
-  void Renew(UnitIndex unit);
+  void Renew(UnitIndex unit, uint32_t writes = 1);
   bool renewing() const { return renewals_ > 0; }
 
   // `data` holds this rank's part of the tensor's elements, of `element` bytes each, at its place;
   // `done` is called when it holds all. Every rank asks for the same, in the same order.
   void Complete(TensorIndex tensor, std::byte* data, int64_t element, Done done);
 
-  // Of kParams and kValue.
+  // Of kWrites, kParams and kValue.
   void OnSaid(Rank rank, Said said);
   bool idle() const { return under_way_ == 0; }
   void Fail(const absl::Status& status);
@@ -55,7 +56,8 @@ class RankGathers {
   };
 
   Gather* Take();
-  void OnParams(UnitIndex unit);
+  void OnParams(Rank rank, UnitIndex unit);
+  void EndRenewal(UnitIndex unit);
   void OnValue(Rank rank, TensorIndex tensor);
   void StartValue();
   void End(Gather* gather);
@@ -64,7 +66,13 @@ class RankGathers {
   Communicator* const communicator_;
   Agreement* const agreement_;
   const std::function<void(UnitIndex)> renewed_;
-  std::vector<uint32_t> said_;      // by unit: ranks whose part is new
+  struct Renewals {              // of a unit, counted since the start
+    std::vector<uint64_t> said;  // by rank
+    uint64_t begun = 0;          // to be gathered: the least of these
+    uint64_t asked_for = 0;      // by this rank
+  };
+  std::vector<Renewals> of_unit_;
+  std::vector<uint32_t> writes_;    // by rank: of what it says next
   size_t renewals_ = 0;             // that this rank has asked for
   std::deque<Value> values_;        // of this rank, not begun
   std::deque<TensorIndex> asked_;   // by any rank, and not begun

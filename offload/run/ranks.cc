@@ -103,6 +103,7 @@ void Ranks::OnSaid(Rank rank, Said said) {
     case Topic::kWindowEnd:
     case Topic::kStep:
       return exchange_.OnSaid(rank, said);
+    case Topic::kWrites:
     case Topic::kParams:
     case Topic::kValue:
       return gathers_.OnSaid(rank, said);

@@ -24,7 +24,7 @@ OffloadRuntime::OffloadRuntime(ModelLayout layout, Placement placement,
       seams_(std::move(seams)),
       tickets_(seams_.cores.callers_help ? seams_.executor.get() : nullptr),
       loaded_(layout_.tensors().size(), false),
-      stale_(layout_.units().size(), false),
+      stale_(layout_.units().size(), 0),
       scaler_(options.loss_scale),
       tensor_steps_(layout_.tensors().size(), 0) {
   last_step_.loss_scale = scaler_.scale();

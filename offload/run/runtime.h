@@ -138,7 +138,7 @@ class OffloadRuntime final : public Updater::Observer {
   bool AdvanceStep(Turn& turn);
   bool MeetRanks(Turn& turn);
   bool Present(TensorIndex tensor) const;
-  void RenewOnRanks(UnitIndex unit);
+  void RenewOnRanks(UnitIndex unit, uint32_t writes = 1);
   void RenewWritten();
   bool EndsWindow(bool at_boundary);
   bool SettleGradients();
@@ -147,6 +147,7 @@ class OffloadRuntime final : public Updater::Observer {
   void Refuse(const absl::Status& status);
   bool GathersValue(const ValueRequest& request) const;
   void EndWrite(UnitIndex unit);
+  bool RanksAllow(const ValueRequest& request);
   bool AdvanceValue(Turn& turn);
   bool AdvanceClearGrads(std::optional<TensorIndex> tensor);
   absl::Status CheckLoaded(TensorIndex tensor) const;
@@ -207,7 +208,8 @@ class OffloadRuntime final : public Updater::Observer {
   std::vector<bool> changes_;                                  // by unit, likewise
   std::vector<Ticket> drains_;
   std::vector<bool> loaded_;  // by tensor: what is kept of it was written
-  std::vector<bool> stale_;   // by unit: values were written that other ranks have not heard of
+  // By unit: writes of values that other ranks have not heard of.
+  std::vector<uint32_t> stale_;
   LossScaler scaler_;
   bool backward_begun_ = false;  // of a boundary iteration
   Ticket step_ticket_ = 0;       // without overlap: completed when the update has ended

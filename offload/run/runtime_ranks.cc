@@ -1,6 +1,7 @@
 // What a runtime does otherwise where there are other ranks.
 
 #include <algorithm>
+#include <utility>
 
 #include "core/status.h"
 #include "offload/run/runtime.h"
@@ -54,28 +55,38 @@ void OffloadRuntime::Refuse(const absl::Status& status) {
 }
 
 // The unit's parameters were changed here; so they were, each in its part, on the other ranks.
-void OffloadRuntime::RenewOnRanks(UnitIndex unit) {
+void OffloadRuntime::RenewOnRanks(UnitIndex unit, uint32_t writes) {
   const UnitLayout& layout = layout_.unit(unit);
   const Sharding& sharding = layout_.sharding();
   const bool shared = sharding.params || (sharding.states && layout.updated_elements > 0);
-  if (ranks_ != nullptr && shared && !layout.lent) return ranks_->gathers()->Renew(unit);
+  if (ranks_ != nullptr && shared && !layout.lent) return ranks_->gathers()->Renew(unit, writes);
   residency_->EndUpdate(unit);
 }
 
-// Units that lack values are not renewed before they have all.
+// Of each write of values, in order. Units that lack values are not renewed before they have all.
+// How many writes a rank has come to when it tells the others is its own affair, so they are
+// counted.
 void OffloadRuntime::EndWrite(UnitIndex unit) {
   const bool loaded = std::ranges::all_of(layout_.unit(unit).tensors,
                                           [this](TensorIndex t) { return loaded_[t.value()]; });
-  if (ranks_ == nullptr || !loaded) return residency_->EndUpdate(unit);
-  stale_[unit.value()] = true;
+  if (ranks_ != nullptr && loaded) ++stale_[unit.value()];
+  if (stale_[unit.value()] == 0 && !values_->Renews(unit)) residency_->EndUpdate(unit);
 }
 
 void OffloadRuntime::RenewWritten() {
   for (uint32_t u = 0; u < stale_.size(); ++u) {
-    if (!stale_[u]) continue;
-    stale_[u] = false;
-    RenewOnRanks(UnitIndex(u));
+    if (stale_[u] > 0) RenewOnRanks(UnitIndex(u), std::exchange(stale_[u], 0));
   }
+}
+
+// Whether a request can begin as far as other ranks are concerned. They may wait for what was
+// written here before they come to what is read here, which needs them.
+bool OffloadRuntime::RanksAllow(const ValueRequest& request) {
+  if (ranks_ == nullptr) return true;
+  if (request.renews()) return !ranks_->gathers()->renewing();
+  if (values_->Renews()) return false;
+  RenewWritten();
+  return true;
 }
 
 // Whether a read has a part of the tensor only, and other ranks the rest.

@@ -199,9 +199,9 @@ bool OffloadRuntime::AdvanceValue(Turn& turn) {
   if (!values_->hungry()) return false;
   residency_->Suspend();
   updater_->StopReadAhead();
+  if (!RanksAllow(turn.value)) return false;
   if (turn.value.of_gradient() && !SettleGradients()) return false;
   if (turn.value.of_gradient()) gradients_->StoreKept();
-  if (ranks_ != nullptr && ranks_->gathers()->renewing()) return false;
   if (!updater_->idle() || !gradients_->idle() || residency_->moving()) return false;
   ValueRequest& request = turn.value;
   const UnitIndex unit = layout_.tensor(request.tensor).unit;
@@ -225,7 +225,7 @@ bool OffloadRuntime::AdvanceValue(Turn& turn) {
     if (!status.ok() && write) Fail(status);
     if (status.ok() && loads) NoteLoaded(tensor);
     if (status.ok() && write && !renews) gradients_->Replaced(tensor);
-    if (renews && !values_->Renews(unit)) EndWrite(unit);
+    if (renews) EndWrite(unit);
     const absl::Status result = failed.ok() ? status : failed;
     if (!gathers || !result.ok()) return end(result);
     ranks_->gathers()->Complete(tensor, data, size, end);

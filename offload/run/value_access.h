@@ -54,6 +54,7 @@ class ValueAccess {
            requests_.size() < kRequestsPerStep * steps_.size();
   }
   bool Renews(UnitIndex unit) const;  // for a request whose `done` was not called yet
+  bool Renews() const;                // any unit
 
  private:
   static constexpr size_t kRequestsPerStep = 8;

@@ -93,6 +93,40 @@ class RankCaller {
     ranks = nlohmann::json::parse(json.data()).at("ranks");
   }
 
+  // Writes other values into all tensors and reads them back, waiting after each call or at the end
+  // only, then returns what the units hold.
+  std::vector<std::vector<float>> WriteAndRead(bool patient) {
+    std::vector<std::vector<float>> written, read;
+    std::vector<sluice_ticket> tickets;
+    const auto begun = [&](sluice_status status, const sluice_ticket& ticket) {
+      Check(status);
+      if (patient) return Await(ticket);
+      tickets.push_back(ticket);
+    };
+    for (uint32_t round = 0; round < 3; ++round) {
+      for (uint32_t t = 0; t < spec_.tensors.size(); ++t) {
+        std::vector<float>& values = written.emplace_back(spec_.tensors[t].elements);
+        for (size_t i = 0; i < values.size(); ++i)
+          values[i] = static_cast<float>((i + t * 7 + round * 3) % 64);  // which bf16 has
+        sluice_ticket ticket = 0;
+        begun(sluice_write(runtime_, t, round == 1 ? SLUICE_EXP_AVG : SLUICE_MASTER, values.data(),
+                           SLUICE_F32, spec_.tensors[t].elements, &ticket),
+              ticket);
+        if ((t + round) % 3 != 0) continue;
+        begun(sluice_read(runtime_, t, SLUICE_MASTER,
+                          read.emplace_back(spec_.tensors[t].elements).data(), SLUICE_F32,
+                          spec_.tensors[t].elements, &ticket),
+              ticket);
+      }
+    }
+    for (const sluice_ticket ticket : tickets) Await(ticket);
+    std::vector<std::vector<float>> held;
+    for (uint32_t u = 0; u < spec_.units.size(); ++u) Look(u, &held);
+    written.erase(written.begin(), written.end() - static_cast<ptrdiff_t>(spec_.tensors.size()));
+    EXPECT_EQ(written, held);
+    return read;
+  }
+
   std::vector<std::vector<float>> masters;
   nlohmann::json ranks;  // of the report
 
@@ -102,9 +136,31 @@ class RankCaller {
   void Finish(Call call) {
     sluice_ticket ticket = 0;
     Check(call(&ticket));
+    Await(ticket);
+  }
+  void Await(sluice_ticket ticket) {
     sluice_status status = SLUICE_PENDING;
     while (status == SLUICE_PENDING) status = sluice_wait(runtime_, ticket, 100);
     Check(status);
+  }
+
+  // Adds what a unit's view has, by tensor.
+  void Look(uint32_t unit, std::vector<std::vector<float>>* held) {
+    Acquire(unit);
+    void* view = nullptr;
+    Check(sluice_unit_view(runtime_, unit, &view));
+    auto* const dlpack = static_cast<DlManagedTensor*>(view);
+    for (uint32_t t = 0; t < spec_.tensors.size(); ++t) {
+      if (spec_.tensors[t].unit != UnitIndex(unit)) continue;
+      sluice_tensor_info info{.struct_size = sizeof(info)};
+      Check(sluice_tensor_query(runtime_, t, &info));
+      const auto* params = static_cast<const std::byte*>(dlpack->dl_tensor.data) +
+                           info.offset * SizeOf(FloatType::kBf16);
+      std::vector<float>& values = held->emplace_back(info.elements);
+      Convert(params, FloatType::kBf16, values.data(), FloatType::kF32, values.size());
+    }
+    dlpack->deleter(dlpack);
+    Check(sluice_release(runtime_, unit, nullptr));
   }
 
   void Create(const sluice_options& options) {
@@ -228,7 +284,30 @@ TEST_P(CApiRanksTest, TrainToTheBitsOfPlainArrays) {
   EXPECT_EQ(sent, received);
 }
 
-INSTANTIATE_TEST_SUITE_P(Stages, CApiRanksTest, ::testing::Values(0, 1, 2));
+// What is read needs all ranks, and so does what was written before it is computed with: each
+// rank's own pace must not matter.
+TEST_P(CApiRanksTest, ValuesAreWrittenAndReadWhateverEachRankWaitsFor) {
+  constexpr uint32_t kRanks = 3;
+  const ModelSpec spec = testing::OddModel();
+  testing::TrainerOptions training{.steps = 1};
+  training.ranks = kRanks;
+  Tables tables(kRanks);
+  std::vector<std::vector<std::vector<float>>> read(kRanks);
+  std::vector<std::thread> threads;
+  for (uint32_t r = 0; r < kRanks; ++r) {
+    training.rank = r;
+    threads.emplace_back([&, r, training] {
+      RankCaller caller(spec, training);
+      caller.Train(OptionsOf(r, kRanks, GetParam(), tables.of(r)));
+      for (int time = 0; time < 3; ++time) read[r] = caller.WriteAndRead((r + time) % 2 == 0);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(read[0], read[1]);
+  EXPECT_EQ(read[0], read[2]);
+}
+
+INSTANTIATE_TEST_SUITE_P(Stages, CApiRanksTest, ::testing::Values(0, 1, 2, 3));
 
 // What is refused, and in which words.
 TEST_F(CApiTest, OptionsThatMakeNoGroupOfRanksAreRefusedByName) {
