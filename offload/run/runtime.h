@@ -147,6 +147,7 @@ class OffloadRuntime final : public Updater::Observer {
   void Refuse(const absl::Status& status);
   bool GathersValue(const ValueRequest& request) const;
   void EndWrite(UnitIndex unit);
+  bool GradientKept(TensorIndex tensor) const;
   bool RanksAllow(const ValueRequest& request);
   bool AdvanceValue(Turn& turn);
   bool AdvanceClearGrads(std::optional<TensorIndex> tensor);

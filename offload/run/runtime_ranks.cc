@@ -79,6 +79,11 @@ void OffloadRuntime::RenewWritten() {
   }
 }
 
+// Here, or, of a tensor that this rank has no share of, where its gradient went.
+bool OffloadRuntime::GradientKept(TensorIndex tensor) const {
+  return gradients_->present(tensor) || (ranks_ != nullptr && ranks_->gradients()->given(tensor));
+}
+
 // Whether a request can begin as far as other ranks are concerned. They may wait for what was
 // written here before they come to what is read here, which needs them.
 bool OffloadRuntime::RanksAllow(const ValueRequest& request) {

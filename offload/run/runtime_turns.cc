@@ -187,7 +187,7 @@ absl::Status OffloadRuntime::CheckValueRequest(const ValueRequest& request) cons
     return CheckLoaded(request.tensor);
   }
   if (request.of_gradient()) {
-    return gradients_->present(request.tensor)
+    return GradientKept(request.tensor)
                ? absl::OkStatus()
                : absl::NotFoundError(fmt::format("tensor '{}' has no gradient", tensor.name));
   }

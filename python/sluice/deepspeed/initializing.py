@@ -32,8 +32,8 @@ def initialize(
     client's optimizer, can train later; of the others no states are kept, and they are never written again.
     optimizer: a torch Adam or AdamW, or a function from the parameters to one. lr_scheduler: a scheduler made for that
     optimizer, or a function from an optimizer to a scheduler; it goes before the configured one. Errors: ConfigError;
-    ResourceExhausted if a budget can't work, naming the smallest that would; NotImplementedError for what several ranks
-    can't do yet.
+    ResourceExhausted if a budget can't work, naming the smallest that would; ValueError where ranks have different models or
+    configurations.
 
     Several ranks (torch.distributed, set up here if nobody has, as the launcher's environment says) train one model: all call
     this and everything that computes, steps, reads or writes values of the engine. Parameters and buffers are rank 0's;
@@ -58,8 +58,6 @@ def initialize(
     read = load_config(config)
     world = find_world()
     try:
-        if world is not None:
-            _check_for_ranks(read, world)
         engine = Engine(model, read, optimizer, model_parameters, prepare, world)
     except BaseException:
         if world is not None:
@@ -80,14 +78,6 @@ def _make_scheduler(client, engine):
         return None
     name, params = engine.config.scheduler
     return schedulers.find(name)(engine.optimizer, **params)
-
-
-def _check_for_ranks(config, world):
-    """Errors: NotImplementedError."""
-    if config.zero_stage == 3:
-        raise NotImplementedError(
-            f"zero_optimization.stage: stage 3 over ranks is not there yet, and there are {world.size} ranks: use stage 0, 1 or 2"
-        )
 
 
 def _make_loader(data, config, collate_fn, engine):
