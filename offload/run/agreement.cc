@@ -7,7 +7,7 @@ namespace sluice {
 namespace {
 // Until a rank that has nothing to say looks whether others have: first, and at most.
 constexpr Nanos kPauseMin = std::chrono::microseconds(200);
-constexpr Nanos kPauseMax = std::chrono::milliseconds(20);
+constexpr Nanos kPauseMax = std::chrono::milliseconds(4);
 
 template <typename T>
 std::span<std::byte> BytesOf(T* value) {

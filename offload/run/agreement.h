@@ -32,15 +32,15 @@ enum class Topic : uint32_t {
   kModel = 0,      // a hash of what must be the same on all ranks
   kGradients = 1,  // of a unit: all that this rank has of it in this window
   kNothing = 2,    // of a unit: this rank will have no gradients of it in this window
-  kSomething = 3,  // of a unit: it will after all
   kWindowEnd = 4,  // no more gradients in this window
   kStep = 5,       // the same, and a step is next
   kParams = 6,     // of a unit: this rank's part was renewed
   kValue = 7,      // of a tensor: this rank's part was read
+  kAccess = 11,    // this rank reads or writes a value next, and wants no unit
   kFetch = 8,      // of a unit: this rank has room for it
   kUrgent = 9,     // of a unit: it can't wait for the others to have room too
   kUnwanted = 10,  // of a unit: it has no room for it any more
-  kWrites = 11,    // of so many writes the kParams that follows is, if not of one or an update
+  kWrites = 12,    // of so many writes the kParams that follows is, if not of one or an update
 };
 
 struct Said {

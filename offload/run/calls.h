@@ -70,7 +70,7 @@ struct Turn {
   Ticket ticket = 0;                     // 0: nobody waits
   bool summing = false;                  // the step waits for sums
   bool summed = false;                   // all gradients have arrived and are summed
-  bool met = false;                      // this rank has told the others that it is at a step
+  bool met = false;                      // this rank has told the others that it is there
   bool exchanged = false;                // and has sent its sums
   std::optional<ClipDecision> decision;  // the step waits for fetches to end
 

@@ -31,12 +31,13 @@ class GradExchange::CopyTask final : public Task, public Event {
 };
 
 GradExchange::GradExchange(const Context& context, Communicator* communicator, Agreement* agreement,
-                           Gradients* gradients,
+                           Gradients* gradients, const Updater* updater,
                            std::function<const std::vector<UnitIndex>*()> acquisitions)
     : context_(context),
       communicator_(communicator),
       agreement_(agreement),
       gradients_(gradients),
+      updater_(updater),
       acquisitions_(std::move(acquisitions)),
       shared_(context.layout->sharding().states),
       under_way_max_(shared_ ? context.memory->received_buffers.count() : 1),
@@ -68,7 +69,6 @@ void GradExchange::Take(Given given) {
   if (!std::exchange(window_begun_, true)) SayWhatIsNothing();
   const UnitIndex index = context_.layout->tensor(given.tensor).unit;
   Unit& unit = At(index);
-  if (std::exchange(unit.nothing_here, false)) agreement_->Say({Topic::kSomething, index.value()});
   Group* last = unit.groups.empty() ? nullptr : unit.groups[unit.groups.size() - 1];
   if (last != nullptr && std::ranges::count(last->tensors, given.tensor) > 0) Say(index, last);
   if (last == nullptr || last->said) {
@@ -88,10 +88,10 @@ void GradExchange::Take(Given given) {
 void GradExchange::SayWhatIsNothing() {
   const std::vector<UnitIndex>* const acquired = acquisitions_();
   if (acquired == nullptr || acquired->empty()) return;
-  for (Unit& unit : units_) unit.nothing_here = unit.tensors > 0;
-  for (const UnitIndex unit : *acquired) At(unit).nothing_here = false;
+  for (Unit& unit : units_) unit.acquired = false;
+  for (const UnitIndex unit : *acquired) At(unit).acquired = true;
   for (uint32_t u = 0; u < units_.size(); ++u) {
-    if (units_[u].nothing_here) agreement_->Say({Topic::kNothing, u});
+    if (!units_[u].acquired && units_[u].tensors > 0) agreement_->Say({Topic::kNothing, u});
   }
 }
 
@@ -165,7 +165,7 @@ template <typename F>
 void GradExchange::Change(UnitIndex index, uint32_t rank, F&& change) {
   Unit& unit = At(index);
   Mark& mark = MarkOf(index, rank);
-  const auto said = [&mark] { return mark.groups > 0 ? 1u : 0u; };
+  const auto said = [&mark] { return mark.groups > 0 && !mark.nothing ? 1u : 0u; };
   const auto answered = [&] {
     return mark.groups > 0 || mark.nothing || places_[rank] != kInWindow ? 1u : 0u;
   };
@@ -182,8 +182,8 @@ void GradExchange::OnSaid(Rank rank, Said said) {
   if (topic == Topic::kWindowEnd || topic == Topic::kStep)
     return OnEnded(rank.value(), topic == Topic::kStep);
   Change(unit, rank.value(), [topic](Mark* mark) {
-    if (topic == Topic::kGradients) ++mark->groups;
-    if (topic != Topic::kGradients) mark->nothing = topic == Topic::kNothing;
+    mark->groups += topic == Topic::kGradients ? 1 : 0;
+    mark->nothing = mark->nothing || topic == Topic::kNothing;
   });
   Agree(unit);
   Pump();
@@ -195,7 +195,7 @@ void GradExchange::Agree(UnitIndex index) {
   while (unit.said > 0 && unit.answered == communicator_->ranks()) {
     Agreed agreed{.unit = index};
     for (uint32_t r = 0; r < communicator_->ranks(); ++r) {
-      if (MarkOf(index, r).groups == 0) continue;
+      if (MarkOf(index, r).groups == 0 || MarkOf(index, r).nothing) continue;
       if (Rank(r) == communicator_->rank()) agreed.here = true;
       Change(index, r, [](Mark* mark) { --mark->groups; });
     }
@@ -209,9 +209,18 @@ void GradExchange::OnEnded(uint32_t rank, bool for_step) {
     if (places_[rank] == kInWindow && mark.groups == 0 && !mark.nothing) ++units_[u].answered;
   }
   places_[rank] = for_step ? kAtStep : kAtEnd;
-  for (size_t u = units_.size(); u-- > 0;) Agree(UnitIndex(static_cast<uint32_t>(u)));
+  const bool all = std::ranges::find(places_, kInWindow) == places_.end();
+  for (size_t u = units_.size(); u-- > 0;) {
+    const UnitIndex index(static_cast<uint32_t>(u));
+    Agree(index);
+    if (!all) continue;
+    // What ranks have of it that had said they wouldn't.
+    for (uint32_t r = 0; r < places_.size(); ++r)
+      Change(index, r, [](Mark* mark) { mark->nothing = false; });
+    Agree(index);
+  }
   Pump();
-  if (std::ranges::find(places_, kInWindow) == places_.end()) OnWindowEnded();
+  if (all) OnWindowEnded();
 }
 
 // A rank that waits for a step has ended every window until then.
@@ -226,7 +235,6 @@ void GradExchange::OnWindowEnded() {
   for (Unit& unit : units_) {
     unit.said = 0;
     unit.answered = ended;
-    unit.nothing_here = false;
   }
   if (at_step_ && !step_agreed_) return;  // this rank waits for the step
   closed_ = false;
@@ -299,38 +307,45 @@ void GradExchange::OnSummed(Reduction* reduction) {
   reduction->Gather();
 }
 
-// To Gradients, by tensor: of this rank's shard, or all.
+// To Gradients, by tensor: what this rank keeps of each, which may be nothing.
 void GradExchange::HandOn(Reduction* reduction) {
   if (!reduction->status().ok()) return End(reduction, reduction->status());
-  const UnitLayout& unit = context_.layout->unit(reduction->unit());
-  const ElementRange kept =
-      shared_ ? unit.updated.shard(communicator_->rank()) : ElementRange{0, unit.updated_elements};
-  const int64_t size = SizeOf(unit.types.grad);
-  size_t parts = 0;
-  unit.updated.ForTensors(kept, [&](size_t, ElementRange) { ++parts; });
-  if (parts == 0) return End(reduction, absl::OkStatus());
-  reduction->set_parts_left(parts);
-  unit.updated.ForTensors(kept, [&](size_t i, ElementRange part) {
-    const TensorIndex tensor = unit.tensors[i];
-    const int64_t at = (context_.layout->tensor(tensor).offset + part.begin) * size;
-    gradients_->Push({.tensor = tensor,
-                      .data = reduction->staging().subspan(static_cast<size_t>(at),
-                                                           static_cast<size_t>(part.size() * size)),
-                      .first = part.begin},
-                     reduction->ready(), [this, reduction](const absl::Status& status) {
+  const UnitIndex index = reduction->unit();
+  if (updater_->UnitPending(index)) {
+    At(index).held = reduction;
+    return;
+  }
+  reduction->set_parts_left(At(index).tensors);
+  for (const TensorIndex t : context_.layout->unit(index).tensors) {
+    const TensorLayout& tensor = context_.layout->tensor(t);
+    if (tensor.keep == Keep::kParam) continue;
+    const int64_t size = SizeOf(tensor.types.grad);
+    const MemoryView kept = reduction->staging().subspan(
+        static_cast<size_t>((tensor.offset + tensor.kept.begin) * size),
+        static_cast<size_t>(tensor.kept.size() * size));
+    gradients_->Push({.tensor = t, .data = kept, .first = tensor.kept.begin}, reduction->ready(),
+                     [this, reduction](const absl::Status& status) {
                        if (reduction->OnePartDone(status)) End(reduction, reduction->status());
                      });
-  });
+  }
+}
+
+void GradExchange::GoOn(UnitIndex unit) {
+  if (Reduction* const held = std::exchange(At(unit).held, nullptr)) HandOn(held);
+}
+
+void GradExchange::GiveBack(Reduction* reduction) {
+  context_.memory->received_buffers.Give(reduction->received());
+  context_.memory->staging_buffers.Give(reduction->staging());
+  free_reductions_.push_back(reduction);
+  --under_way_;
+  At(reduction->unit()).under_way = false;
 }
 
 void GradExchange::End(Reduction* reduction, const absl::Status& status) {
   const UnitIndex unit = reduction->unit();
   context_.trace->Record(track_, "reduce", unit.value(), reduction->began(), context_.clock->Now());
-  context_.memory->received_buffers.Give(reduction->received());
-  context_.memory->staging_buffers.Give(reduction->staging());
-  free_reductions_.push_back(reduction);
-  --under_way_;
-  At(unit).under_way = false;
+  GiveBack(reduction);
   if (!status.ok()) {
     return context_.fail(
         Annotate(status, fmt::format("adding up the gradients of unit '{}' over ranks",
@@ -342,6 +357,9 @@ void GradExchange::End(Reduction* reduction, const absl::Status& status) {
 
 void GradExchange::Fail(const absl::Status& status) {
   failed_ = status;
+  for (Unit& unit : units_) {
+    if (unit.held != nullptr) GiveBack(std::exchange(unit.held, nullptr));
+  }
   const auto end_all = [&](RingQueue<Given>* queue) {
     for (; !queue->empty(); queue->pop_front()) {
       --waiting_;

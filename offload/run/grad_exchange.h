@@ -34,6 +34,7 @@
 #include "offload/run/agreement.h"
 #include "offload/run/context.h"
 #include "offload/run/gradients.h"
+#include "offload/run/updater.h"
 
 namespace sluice {
 
@@ -43,7 +44,8 @@ class GradExchange {
 
   // None is owned. `acquisitions`: of the iteration that is under way, null if none is.
   GradExchange(const Context& context, Communicator* communicator, Agreement* agreement,
-               Gradients* gradients, std::function<const std::vector<UnitIndex>*()> acquisitions);
+               Gradients* gradients, const Updater* updater,
+               std::function<const std::vector<UnitIndex>*()> acquisitions);
   ~GradExchange();
 
   // This rank's gradient of the tensor, to be added to the others'; there when `fence` is complete.
@@ -56,7 +58,7 @@ class GradExchange {
   void EndWindow(Topic topic);
   // Whether anything was given since the last window was ended here.
   bool window_begun() const { return window_begun_; }
-  // Of kGradients, kNothing, kSomething, kWindowEnd and kStep.
+  // Of kGradients, kNothing, kWindowEnd and kStep.
   void OnSaid(Rank rank, Said said);
 
   // All ranks have said kStep, and all that was given has reached Gradients.
@@ -70,6 +72,10 @@ class GradExchange {
   bool given(TensorIndex tensor) const { return given_[tensor.value()] != 0; }
   void Clear(TensorIndex tensor) { given_[tensor.value()] = 0; }
   void ClearAll() { given_.assign(given_.size(), 0); }
+
+  // The unit's update has read the gradients before, which the next are not to replace earlier:
+  // also where this rank was given none.
+  void GoOn(UnitIndex unit);
 
   // Goes on with what waits for a fence, or for memory.
   void CollectMore();
@@ -99,8 +105,9 @@ class GradExchange {
     uint32_t tensors = 0;       // that are updated
     uint32_t said = 0;          // ranks that have it, and to whom nothing is agreed
     uint32_t answered = 0;      // these, and ranks that won't have it or have ended the window
-    bool nothing_here = false;  // said by this rank
+    bool acquired = false;      // while it is said what is not
     bool under_way = false;     // a reduction
+    Reduction* held = nullptr;  // which has ended, till the update before has
     bool waits = false;         // is in collecting_
     RingQueue<Group*> groups;   // not begun; of these only the last may lack tensors, unsaid
   };
@@ -136,6 +143,7 @@ class GradExchange {
   void OnSummed(Reduction* reduction);
   void HandOn(Reduction* reduction);
   void End(Reduction* reduction, const absl::Status& status);
+  void GiveBack(Reduction* reduction);
   MemoryView TakeStaging(bool last_one);
   template <typename T>
   static T* TakeFree(std::vector<T*>* free) {
@@ -148,6 +156,7 @@ class GradExchange {
   Communicator* const communicator_;
   Agreement* const agreement_;
   Gradients* const gradients_;
+  const Updater* const updater_;
   const std::function<const std::vector<UnitIndex>*()> acquisitions_;
   const bool shared_;  // each rank keeps its shard's only
   const size_t under_way_max_;

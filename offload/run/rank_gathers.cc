@@ -21,7 +21,7 @@ class RankGathers::Gather final : public Event {
 
   // `to`: rank r has what is at place(r) of it, in elements of so many bytes.
   template <typename Place>
-  void Start(uint64_t tag, std::byte* to, int64_t element, const Place& place) {
+  void Prepare(uint64_t tag, std::byte* to, int64_t element, const Place& place) {
     receive_.clear();
     ends_.clear();
     for (uint32_t r = 0; r < owner_->communicator_->ranks(); ++r) {
@@ -36,8 +36,8 @@ class RankGathers::Gather final : public Event {
     op_.tag = tag;
     op_.send.views = send_;
     op_.receive = {.views = receive_, .ends = ends_};
-    owner_->communicator_->Enqueue(&op_);
   }
+  void Start() { owner_->communicator_->Enqueue(&op_); }
   void Handle() override { owner_->End(this); }
 
   UnitIndex unit;
@@ -56,16 +56,18 @@ class RankGathers::Gather final : public Event {
   CommOp op_;
 };
 
-RankGathers::RankGathers(const Context& context, Communicator* communicator, Agreement* agreement,
-                         std::function<void(UnitIndex)> renewed)
+RankGathers::RankGathers(const Context& context, Communicator* communicator, LaunchOrder* order,
+                         Agreement* agreement, std::function<void(UnitIndex)> renewed)
     : context_(context),
       communicator_(communicator),
+      order_(order),
       agreement_(agreement),
       renewed_(std::move(renewed)),
       of_unit_(context.layout->units().size(),
                {.said = std::vector<uint64_t>(communicator->ranks(), 0)}),
       writes_(communicator->ranks(), 1),
-      asked_by_(communicator->ranks(), 0) {
+      asked_by_(communicator->ranks(), 0),
+      accesses_(communicator->ranks(), 0) {
   track_ = context.trace->AddTrack("parameters among ranks");
 }
 
@@ -85,7 +87,20 @@ void RankGathers::Complete(TensorIndex tensor, std::byte* data, int64_t element,
   agreement_->Say({Topic::kValue, tensor.value()});
 }
 
+void RankGathers::ComeToAccess() {
+  ++come_to_;
+  agreement_->Say({Topic::kAccess, 0});
+}
+
+bool RankGathers::all_at_access() const {
+  return std::ranges::all_of(accesses_, [this](uint64_t count) { return count >= come_to_; });
+}
+
 void RankGathers::OnSaid(Rank rank, Said said) {
+  if (said.topic == Topic::kAccess) {
+    ++accesses_[rank.value()];
+    return;
+  }
   if (said.topic == Topic::kParams) return OnParams(rank, UnitIndex(said.index));
   if (said.topic == Topic::kWrites) {
     writes_[rank.value()] = said.index;
@@ -110,13 +125,14 @@ void RankGathers::OnParams(Rank rank, UnitIndex unit) {
   gather->unit = unit;
   gather->last = least == renewals.asked_for;
   const UnitLayout& layout = context_.layout->unit(unit);
-  gather->Start(unit.value(), context_.memory->param_home[unit.value()], layout.types.param.size(),
-                [&](Rank r) -> Gather::Places {
-                  if (!context_.layout->sharding().params) return {layout.updated.shard(r)};
-                  const ElementRange frozen = layout.frozen.shard(r);
-                  const int64_t begin = layout.updated_elements;
-                  return {layout.updated.shard(r), {frozen.begin + begin, frozen.end + begin}};
-                });
+  gather->Prepare(unit.value(), context_.memory->param_home[unit.value()],
+                  layout.types.param.size(), [&](Rank r) -> Gather::Places {
+                    if (!context_.layout->sharding().params) return {layout.updated.shard(r)};
+                    const ElementRange frozen = layout.frozen.shard(r);
+                    const int64_t begin = layout.updated_elements;
+                    return {layout.updated.shard(r), {frozen.begin + begin, frozen.end + begin}};
+                  });
+  Launch(gather);
 }
 
 void RankGathers::OnValue(Rank rank, TensorIndex tensor) {
@@ -150,8 +166,16 @@ void RankGathers::StartValue() {
     places[r.value()] = {part.begin - tensor.offset, part.end - tensor.offset};
   });
   constexpr uint64_t kOfValue = uint64_t{1} << 32;
-  gather->Start(kOfValue + value.tensor.value(), value.data, value.element,
-                [&](Rank r) -> Gather::Places { return {places[r.value()]}; });
+  gather->Prepare(kOfValue + value.tensor.value(), value.data, value.element,
+                  [&](Rank r) -> Gather::Places { return {places[r.value()]}; });
+  Launch(gather);
+}
+
+void RankGathers::Launch(Gather* gather) {
+  order_->Add([gather] {
+    gather->Start();
+    return true;
+  });
 }
 
 RankGathers::Gather* RankGathers::Take() {

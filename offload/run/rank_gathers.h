@@ -17,6 +17,7 @@
 #include "comm/communicator.h"
 #include "offload/run/agreement.h"
 #include "offload/run/context.h"
+#include "offload/run/launch_order.h"
 
 namespace sluice {
 
@@ -24,10 +25,10 @@ class RankGathers {
  public:
   using Done = std::function<void(const absl::Status&)>;
 
-  // `communicator` carries nothing else. None is owned. `renewed` hears of every unit whose
-  // parameters are the same on all ranks again.
-  RankGathers(const Context& context, Communicator* communicator, Agreement* agreement,
-              std::function<void(UnitIndex)> renewed);
+  // None is owned. `order` is of all that `communicator` carries. `renewed` hears of every unit
+  // whose parameters are the same on all ranks again.
+  RankGathers(const Context& context, Communicator* communicator, LaunchOrder* order,
+              Agreement* agreement, std::function<void(UnitIndex)> renewed);
   ~RankGathers();
 
   // This rank's shard of the unit's parameters is new: by an update, or by so many writes, which
@@ -37,11 +38,16 @@ class RankGathers {
   void Renew(UnitIndex unit, uint32_t writes = 1);
   bool renewing() const { return renewals_ > 0; }
 
+  // Where ranks share parameters, values are accessed when all ranks have come to that, so that
+  // none needs what is about to change.
+  void ComeToAccess();
+  bool all_at_access() const;
+
   // `data` holds this rank's part of the tensor's elements, of `element` bytes each, at its place;
   // `done` is called when it holds all. Every rank asks for the same, in the same order.
   void Complete(TensorIndex tensor, std::byte* data, int64_t element, Done done);
 
-  // Of kWrites, kParams and kValue.
+  // Of kWrites, kParams, kValue and kAccess.
   void OnSaid(Rank rank, Said said);
   bool idle() const { return under_way_ == 0; }
   void Fail(const absl::Status& status);
@@ -56,6 +62,7 @@ class RankGathers {
   };
 
   Gather* Take();
+  void Launch(Gather* gather);
   void OnParams(Rank rank, UnitIndex unit);
   void EndRenewal(UnitIndex unit);
   void OnValue(Rank rank, TensorIndex tensor);
@@ -64,6 +71,7 @@ class RankGathers {
 
   const Context context_;
   Communicator* const communicator_;
+  LaunchOrder* const order_;
   Agreement* const agreement_;
   const std::function<void(UnitIndex)> renewed_;
   struct Renewals {              // of a unit, counted since the start
@@ -78,7 +86,9 @@ class RankGathers {
   std::deque<TensorIndex> asked_;   // by any rank, and not begun
   std::vector<uint64_t> asked_by_;  // by rank: how many so far
   uint64_t values_begun_ = 0;
-  size_t under_way_ = 0;  // that this rank waits for
+  uint64_t come_to_ = 0;            // accesses, of this rank
+  std::vector<uint64_t> accesses_;  // by rank: how many it has come to
+  size_t under_way_ = 0;            // that this rank waits for
   std::vector<std::unique_ptr<Gather>> gathers_;
   std::vector<Gather*> free_gathers_;
   TrackId track_ = 0;

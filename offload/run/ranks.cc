@@ -50,7 +50,7 @@ uint32_t FingerprintOf(const ModelLayout& layout) {
   return hash;
 }
 
-Ranks::Ranks(const Context& context, RankLinks links, Gradients* gradients,
+Ranks::Ranks(const Context& context, RankLinks links, Gradients* gradients, const Updater* updater,
              std::function<const std::vector<UnitIndex>*()> acquisitions,
              std::function<void(UnitIndex)> renewed)
     : context_(context),
@@ -58,9 +58,10 @@ Ranks::Ranks(const Context& context, RankLinks links, Gradients* gradients,
       of_gradients_(gradients),
       fingerprint_(FingerprintOf(*context.layout)),
       agreement_(links_.agreement.get(), context.clock, context.inbox, context.metrics, this),
-      exchange_(context, links_.gradients.get(), &agreement_, gradients, std::move(acquisitions)),
-      gathers_(context, links_.gathers.get(), &agreement_, std::move(renewed)),
-      units_(context, links_.gathers.get(), &agreement_),
+      exchange_(context, links_.gradients.get(), &agreement_, gradients, updater,
+                std::move(acquisitions)),
+      gathers_(context, links_.gathers.get(), &order_, &agreement_, std::move(renewed)),
+      units_(context, links_.gathers.get(), &order_, &agreement_),
       present_(context.layout->tensors().size(), 0),
       ends_(EndsOfOneEach(links_.agreement->ranks())) {
   const size_t words = (present_.size() + sizeof(double) - 1) / sizeof(double);
@@ -99,13 +100,13 @@ void Ranks::OnSaid(Rank rank, Said said) {
           rank.value(), this->rank().value())));
     case Topic::kGradients:
     case Topic::kNothing:
-    case Topic::kSomething:
     case Topic::kWindowEnd:
     case Topic::kStep:
       return exchange_.OnSaid(rank, said);
     case Topic::kWrites:
     case Topic::kParams:
     case Topic::kValue:
+    case Topic::kAccess:
       return gathers_.OnSaid(rank, said);
     case Topic::kFetch:
     case Topic::kUrgent:
@@ -176,7 +177,7 @@ void Ranks::Fail(const absl::Status& status) {
   agreement_.Stop();
   exchange_.Fail(status);
   gathers_.Fail(status);
-  units_.Fail(status);
+  order_.Stop();
   links_.agreement->Abort(status);
   links_.gradients->Abort(status);
   links_.gathers->Abort(status);

@@ -33,7 +33,7 @@ class Ranks final : private Agreement::Observer, private Event {
  public:
   // `acquisitions` says what was acquired in the iteration that is under way, if one is; `renewed`
   // hears of every unit whose parameters are the same on all ranks again.
-  Ranks(const Context& context, RankLinks links, Gradients* gradients,
+  Ranks(const Context& context, RankLinks links, Gradients* gradients, const Updater* updater,
         std::function<const std::vector<UnitIndex>*()> acquisitions,
         std::function<void(UnitIndex)> renewed);
   ~Ranks() override;
@@ -82,6 +82,7 @@ class Ranks final : private Agreement::Observer, private Event {
   const uint32_t fingerprint_;
   Agreement agreement_;
   GradExchange exchange_;
+  LaunchOrder order_;  // of what `gathers` carries
   RankGathers gathers_;
   UnitGathers units_;
   std::vector<uint8_t> present_;  // by tensor

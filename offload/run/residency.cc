@@ -221,6 +221,7 @@ void Residency::OnFetched(UnitIndex unit, const absl::Status& status) {
 void Residency::OnGathered(UnitIndex unit, const absl::Status& status) {
   if (status.ok()) return OnThere(unit);
   Vacate(unit);
+  unplanned_ = unplanned_ || !units_[unit.value()].waits.empty();
   Pump();
 }
 
@@ -310,10 +311,11 @@ void Residency::CheckStuck(TimePoint now) {
   views_.Settle();
   // The caller's streams are busy: room comes when they have passed their fences.
   if (views_.fenced()) last_progress_ = now;
-  if (waiting_ == 0 || suspended_ || moving() || now - last_progress_ < kPlanAround) return;
-  // What waits for an update needs no room.
-  const bool for_room = std::ranges::any_of(
-      waiting_units_, [this](UnitIndex unit) { return !units_[unit.value()].pending; });
+  if (waiting_ == 0 || suspended_ || transferring() || now - last_progress_ < kPlanAround) return;
+  // What waits for an update needs no room, and what waits for other ranks has it.
+  const bool for_room = std::ranges::any_of(waiting_units_, [this](UnitIndex unit) {
+    return !units_[unit.value()].pending && units_[unit.value()].state == State::kAbsent;
+  });
   if (!for_room) return;
   if (now - last_progress_ < stuck_after_) {
     if (now - planned_around_ < kPlanAround) return;
@@ -324,7 +326,7 @@ void Residency::CheckStuck(TimePoint now) {
   }
   for (uint32_t i = 0; i < units_.size(); ++i) {
     Unit& u = units_[i];
-    if (u.waits.empty() || u.pending) continue;
+    if (u.waits.empty() || u.pending || u.state != State::kAbsent) continue;
     std::string held;
     for (SegmentList::Place p = segments_.first(); p != kNoPlace; p = segments_.at(p).after) {
       if (MayEvict(p)) continue;

@@ -81,7 +81,7 @@ class Residency final : public Fetcher::Observer, public UnitGathers::Observer {
   // when nothing is moving(), which also means that the caller's streams have passed every fence,
   // BeginUpdate for each; then Replan. Errors: FailedPrecondition if it is acquired.
   void Suspend();
-  bool moving() const { return transferring() || (gathers_ != nullptr && gathers_->wanting()); }
+  bool moving() const { return transferring() || (gathers_ != nullptr && gathers_->busy()); }
   // The same, but for what waits for other ranks to have a use for it too.
   bool transferring() const { return fetcher_.active() > 0 || views_.fenced() || views_.dying(); }
   bool dying() const { return views_.dying(); }  // views, whose streams can't be asked now

@@ -72,7 +72,7 @@ absl::Status OffloadRuntime::Init() {
   updater_ = std::make_unique<Updater>(context, this);
   if (seams_.ranks) {
     ranks_ = std::make_unique<Ranks>(
-        context, std::move(seams_.ranks), gradients_.get(),
+        context, std::move(seams_.ranks), gradients_.get(), updater_.get(),
         [this] { return residency_->Acquisitions(); },
         [this](UnitIndex unit) { residency_->EndUpdate(unit); });
     residency_->SetGathers(ranks_->units());
@@ -112,6 +112,7 @@ void OffloadRuntime::RunOnce(Deadline deadline) {
   }
   const bool more = any || !inbox_.empty() || unheard;
   store_->Poll(more ? kNoWait : deadline);
+  values_->Retry();
   if (residency_->waiting()) residency_->CheckStuck(seams_.clock->Now());
   Advance();
   RunQueue();
@@ -200,6 +201,7 @@ void OffloadRuntime::Run(DrainCall& call) { drains_.push_back(call.ticket); }
 void OffloadRuntime::OnUnitUpdated(UnitIndex unit) {
   RenewOnRanks(unit);
   gradient_calls_->GoOn(unit);
+  if (ranks_ != nullptr) ranks_->gradients()->GoOn(unit);
 }
 
 void OffloadRuntime::OnUpdaterIdle() {

@@ -137,6 +137,7 @@ class OffloadRuntime final : public Updater::Observer {
   void Advance();  // begins whatever turn can begin
   bool AdvanceStep(Turn& turn);
   bool MeetRanks(Turn& turn);
+  bool MeetForAccess(Turn& turn);
   bool Present(TensorIndex tensor) const;
   void RenewOnRanks(UnitIndex unit, uint32_t writes = 1);
   void RenewWritten();

@@ -22,6 +22,12 @@ bool OffloadRuntime::MeetRanks(Turn& turn) {
   return ranks_->met();
 }
 
+bool OffloadRuntime::MeetForAccess(Turn& turn) {
+  if (!layout_.sharding().params) return true;
+  if (!std::exchange(turn.met, true)) ranks_->gathers()->ComeToAccess();
+  return ranks_->gathers()->all_at_access();
+}
+
 // Whether nothing that was given in this window is missing: it has been ended, if need be. At the
 // end of an iteration with a step to come, the step does that.
 bool OffloadRuntime::EndsWindow(bool at_boundary) {
@@ -88,10 +94,12 @@ bool OffloadRuntime::GradientKept(TensorIndex tensor) const {
 // written here before they come to what is read here, which needs them.
 bool OffloadRuntime::RanksAllow(const ValueRequest& request) {
   if (ranks_ == nullptr) return true;
-  if (request.renews()) return !ranks_->gathers()->renewing();
-  if (values_->Renews()) return false;
-  RenewWritten();
-  return true;
+  const bool alone = request.renews() && !layout_.sharding().params;  // as MeetForAccess has it
+  if (!alone) {
+    if (values_->Renews()) return false;
+    RenewWritten();
+  }
+  return !request.renews() || !ranks_->gathers()->renewing();
 }
 
 // Whether a read has a part of the tensor only, and other ranks the rest.

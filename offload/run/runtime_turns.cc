@@ -203,6 +203,7 @@ bool OffloadRuntime::AdvanceValue(Turn& turn) {
   if (turn.value.of_gradient() && !SettleGradients()) return false;
   if (turn.value.of_gradient()) gradients_->StoreKept();
   if (!updater_->idle() || !gradients_->idle() || residency_->moving()) return false;
+  if (!MeetForAccess(turn)) return false;
   ValueRequest& request = turn.value;
   const UnitIndex unit = layout_.tensor(request.tensor).unit;
   absl::Status refused = CheckValueRequest(request);

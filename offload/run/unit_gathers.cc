@@ -56,6 +56,7 @@ class UnitGathers::Gather final : public Event {
 
   UnitIndex unit;
   bool receives = false;
+  bool from_slot = false;
   const CommOp& op() const { return op_; }
 
  private:
@@ -67,9 +68,11 @@ class UnitGathers::Gather final : public Event {
   CommOp op_;
 };
 
-UnitGathers::UnitGathers(const Context& context, Communicator* communicator, Agreement* agreement)
+UnitGathers::UnitGathers(const Context& context, Communicator* communicator, LaunchOrder* order,
+                         Agreement* agreement)
     : context_(context),
       communicator_(communicator),
+      order_(order),
       agreement_(agreement),
       units_(context.layout->units().size()),
       wants_(context.layout->units().size() * communicator->ranks(), 0),
@@ -85,7 +88,8 @@ void UnitGathers::Want(UnitIndex index, std::byte* slot) {
   unit = {.slot = slot,
           .part_there = !OnNvme(index),
           .since = context_.clock->Now(),
-          .ranks = unit.ranks};
+          .ranks = unit.ranks,
+          .sent_from_slot = 0};
   wanted_.push_back(index);
   agreement_->Say({Topic::kFetch, index.value()});
 }
@@ -98,7 +102,7 @@ void UnitGathers::PartThere(UnitIndex index, const absl::Status& status) {
     At(index).part_there = true;
     CancelIfUnwanted(index);
   }
-  Pump();
+  order_->Pump();
 }
 
 void UnitGathers::Unwant(UnitIndex index) {
@@ -112,7 +116,7 @@ void UnitGathers::UnwantAll() {
 }
 
 bool UnitGathers::idle() const {
-  return launches_.empty() && under_way_ == 0 &&
+  return sends_left_ == 0 &&
          std::ranges::none_of(wanted_, [this](UnitIndex unit) { return observer_->Awaited(unit); });
 }
 
@@ -141,14 +145,14 @@ void UnitGathers::Agree(UnitIndex index) {
   }
   At(index).ranks = 0;
   if (launch.receives[communicator_->rank().value()] != 0) At(index).agreed = true;
-  launches_.push_back(std::move(launch));
-  Pump();
+  ++sends_left_;
+  order_->Add([this, launch = std::move(launch)] { return StartIfReady(launch); });
 }
 
 // All have heard that it is not wanted, and nothing writes to the slot any more.
 void UnitGathers::CancelIfUnwanted(UnitIndex index) {
   const Unit& unit = At(index);
-  if (!unit.unwanted || unit.agreed || !unit.part_there) return;
+  if (!unit.unwanted || unit.agreed || !unit.part_there || unit.sent_from_slot > 0) return;
   if (Wants(index, communicator_->rank().value()) != 0) return;
   Forget(index);
   observer_->OnGathered(index, absl::CancelledError("not wanted any more"));
@@ -173,36 +177,36 @@ void UnitGathers::Poll() {
 TimePoint UnitGathers::NextTime() const {
   const bool any = std::ranges::any_of(wanted_, [this](UnitIndex index) {
     const Unit& unit = units_[index.value()];
-    return !unit.agreed && !unit.urgent && !unit.unwanted;
+    return !unit.agreed && !unit.urgent && !unit.unwanted && observer_->Awaited(index);
   });
   return any ? context_.clock->Now() + kPatience : kForever;
 }
 
 // Whether this rank's shard can be sent. If not, it is read.
-bool UnitGathers::MayStart(const Launch& launch) {
-  const Unit& unit = At(launch.unit);
-  if (!OnNvme(launch.unit)) return true;
+bool UnitGathers::MayStart(UnitIndex index) {
+  const Unit& unit = At(index);
+  if (!OnNvme(index)) return true;
   if (unit.slot != nullptr) return unit.part_there;
-  if (serving_) return serving_ == launch.unit && std::exchange(served_, false);
-  serving_ = launch.unit;
-  observer_->ReadPart(launch.unit, context_.memory->served_shard.data());
+  if (serving_) return serving_ == index && std::exchange(served_, false);
+  serving_ = index;
+  observer_->ReadPart(index, context_.memory->served_shard.data());
   return false;
 }
 
-void UnitGathers::Pump() {
-  while (failed_.ok() && !launches_.empty() && MayStart(launches_.front())) {
-    const Launch launch = std::move(launches_.front());
-    launches_.pop_front();
-    if (free_.empty()) {
-      pool_.push_back(std::make_unique<Gather>(this));
-      free_.push_back(pool_.back().get());
-    }
-    Gather* const gather = free_.back();
-    free_.pop_back();
-    const bool receives = launch.receives[communicator_->rank().value()] != 0;
-    ++under_way_;
-    gather->Start(launch, ShardOf(launch.unit), receives ? At(launch.unit).slot : nullptr);
+bool UnitGathers::StartIfReady(const Launch& launch) {
+  if (!MayStart(launch.unit)) return false;
+  if (free_.empty()) {
+    pool_.push_back(std::make_unique<Gather>(this));
+    free_.push_back(pool_.back().get());
   }
+  Gather* const gather = free_.back();
+  free_.pop_back();
+  Unit& unit = At(launch.unit);
+  const bool receives = launch.receives[communicator_->rank().value()] != 0;
+  gather->from_slot = !receives && OnNvme(launch.unit) && unit.slot != nullptr;
+  if (gather->from_slot) ++unit.sent_from_slot;
+  gather->Start(launch, ShardOf(launch.unit), receives ? unit.slot : nullptr);
+  return true;
 }
 
 // Where this rank's shard is. In the slot its two parts are not side by side.
@@ -230,13 +234,17 @@ void UnitGathers::End(Gather* gather) {
                          gather->unit.value(), gather->op().started, gather->op().finished);
   const UnitIndex index = gather->unit;
   const bool receives = gather->receives;
+  const bool from_slot = gather->from_slot;
   free_.push_back(gather);
-  --under_way_;
+  --sends_left_;
   if (!status.ok()) {
     return context_.fail(Annotate(status, fmt::format("gathering the parameters of unit '{}'",
                                                       context_.layout->unit(index).name)));
   }
-  if (!receives && serving_ == index) {
+  if (from_slot) {
+    --At(index).sent_from_slot;
+    CancelIfUnwanted(index);
+  } else if (!receives && serving_ == index) {
     serving_.reset();
     observer_->OnServed();
   }
@@ -245,9 +253,7 @@ void UnitGathers::End(Gather* gather) {
     Forget(index);
     observer_->OnGathered(index, absl::OkStatus());
   }
-  Pump();
+  order_->Pump();
 }
-
-void UnitGathers::Fail(const absl::Status& status) { failed_ = status; }
 
 }  // namespace sluice

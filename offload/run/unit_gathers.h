@@ -15,7 +15,6 @@
 #define SLUICE_OFFLOAD_RUN_UNIT_GATHERS_H_
 
 #include <array>
-#include <deque>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -23,6 +22,7 @@
 #include "comm/communicator.h"
 #include "offload/run/agreement.h"
 #include "offload/run/context.h"
+#include "offload/run/launch_order.h"
 
 namespace sluice {
 
@@ -40,8 +40,9 @@ class UnitGathers {
     virtual void OnServed() = 0;  // no unit is served any more
   };
 
-  // None is owned. `communicator` may carry what else is agreed on in the same rounds.
-  UnitGathers(const Context& context, Communicator* communicator, Agreement* agreement);
+  // None is owned. `order` is of all that `communicator` carries.
+  UnitGathers(const Context& context, Communicator* communicator, LaunchOrder* order,
+              Agreement* agreement);
   ~UnitGathers();
   void SetObserver(Observer* observer) { observer_ = observer; }
 
@@ -55,7 +56,8 @@ class UnitGathers {
   // If it is wanted and was not agreed on yet, it is not wanted any more: OnGathered says when.
   void Unwant(UnitIndex unit);
   void UnwantAll();
-  bool wanting() const { return !wanted_.empty(); }
+  // Anything is wanted here, or to be sent from here.
+  bool busy() const { return !wanted_.empty() || sends_left_ > 0; }
 
   // Of kFetch, kUrgent and kUnwanted.
   void OnSaid(Rank rank, Said said);
@@ -65,7 +67,6 @@ class UnitGathers {
 
   // Nothing is on its way, nor does a caller wait for what is wanted.
   bool idle() const;
-  void Fail(const absl::Status& status);
 
  private:
   class Gather;
@@ -76,7 +77,8 @@ class UnitGathers {
     bool urgent = false;        // said
     bool unwanted = false;      // said
     TimePoint since{0};
-    uint32_t ranks = 0;  // that want it, and to whom nothing is agreed
+    uint32_t ranks = 0;         // that want it, and to whom nothing is agreed
+    size_t sent_from_slot = 0;  // gathers under way that only send
   };
   struct Launch {
     UnitIndex unit;
@@ -93,25 +95,24 @@ class UnitGathers {
   void Agree(UnitIndex unit);
   void CancelIfUnwanted(UnitIndex unit);
   void Forget(UnitIndex unit);
-  void Pump();
-  bool MayStart(const Launch& launch);
+  bool StartIfReady(const Launch& launch);
+  bool MayStart(UnitIndex unit);
   std::array<ConstMemoryView, 2> ShardOf(UnitIndex unit) const;
   void End(Gather* gather);
 
   const Context context_;
   Communicator* const communicator_;
+  LaunchOrder* const order_;
   Agreement* const agreement_;
   Observer* observer_ = nullptr;
   std::vector<Unit> units_;
   std::vector<uint8_t> wants_;     // by unit and rank
   std::vector<UnitIndex> wanted_;  // by this rank, and not there
-  std::deque<Launch> launches_;    // agreed on, not begun
   std::vector<std::unique_ptr<Gather>> pool_;
   std::vector<Gather*> free_;
-  size_t under_way_ = 0;
+  size_t sends_left_ = 0;             // gathers that were agreed on and have not ended
   std::optional<UnitIndex> serving_;  // whose shard is in the buffer for that, or on its way there
   bool served_ = false;               // it is there, and was not sent
-  absl::Status failed_;
   Counter* const gathered_bytes_;
   TrackId track_ = 0;
 };

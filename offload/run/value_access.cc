@@ -74,7 +74,8 @@ bool ValueAccess::Begin(Request* request, ChunkIndex chunk) {
   if (free_steps_.empty()) return false;
   ChunkStep* step = free_steps_.back();
   if (!step->Take(request, chunk)) {
-    SLUICE_CHECK_MSG(free_steps_.size() < steps_.size(),
+    starved_ = free_steps_.size() == steps_.size();
+    SLUICE_CHECK_MSG(!starved_ || context_.layout->sharding().params,
                      "values are accessed while something else is on its way");
     return false;
   }

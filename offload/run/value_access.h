@@ -19,6 +19,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "offload/run/context.h"
@@ -53,6 +54,11 @@ class ValueAccess {
     return !saturated_ && !free_steps_.empty() &&
            requests_.size() < kRequestsPerStep * steps_.size();
   }
+  // Tries again what found no buffer while nothing of this was under way: shards that are read for
+  // other ranks pass through the same buffers.
+  void Retry() {
+    if (std::exchange(starved_, false)) Pump();
+  }
   bool Renews(UnitIndex unit) const;  // for a request whose `done` was not called yet
   bool Renews() const;                // any unit
 
@@ -78,6 +84,7 @@ class ValueAccess {
   std::vector<ChunkStep*> free_steps_;
   std::deque<Request> requests_;
   bool saturated_ = false;       // a chunk waits for a step or for buffers
+  bool starved_ = false;         // for buffers that others have
   std::vector<bool> under_way_;  // by chunk
   std::vector<bool> written_;    // by chunk: its blocks on NVMe hold something
 };
