@@ -149,6 +149,7 @@ class OffloadRuntime final : public Updater::Observer {
   bool GathersValue(const ValueRequest& request) const;
   void EndWrite(UnitIndex unit);
   bool GradientKept(TensorIndex tensor) const;
+  bool IsWholeHere(const ValueRequest& request) const;
   bool RanksAllow(const ValueRequest& request);
   bool AdvanceValue(Turn& turn);
   bool AdvanceClearGrads(std::optional<TensorIndex> tensor);

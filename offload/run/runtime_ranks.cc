@@ -90,6 +90,14 @@ bool OffloadRuntime::GradientKept(TensorIndex tensor) const {
   return gradients_->present(tensor) || (ranks_ != nullptr && ranks_->gradients()->given(tensor));
 }
 
+// Whether a compute copy is asked for that every rank has in memory, so that no other is needed.
+bool OffloadRuntime::IsWholeHere(const ValueRequest& request) const {
+  if (ranks_ == nullptr || request.write || request.field != Field::kParam) return false;
+  const TensorLayout& tensor = layout_.tensor(request.tensor);
+  return tensor.keep == Keep::kAll && !layout_.sharding().params &&
+         placement_.param_home[tensor.unit.value()] != Tier::kNvme;
+}
+
 // Whether a request can begin as far as other ranks are concerned. They may wait for what was
 // written here before they come to what is read here, which needs them.
 bool OffloadRuntime::RanksAllow(const ValueRequest& request) {
