@@ -74,11 +74,18 @@ class World:
             tables.append(comm_table.serve(server, self.rank, self.size, f"gloo, PyTorch {torch.__version__}"))
         return (comm_table.CommTable * len(tables))(*tables)
 
-    def broadcast(self, tensor):
-        """Gives `tensor`, of any type, in RAM and contiguous, the value that it has on rank 0."""
+    def broadcast(self, tensor, root=0):
+        """Gives `tensor`, of any type, in RAM and contiguous, the value that it has on rank `root`."""
         if tensor.numel():
             raw = tensor.detach().reshape(-1).view(torch.uint8)
-            self._groups["values"].broadcast([raw], _broadcast_options()).wait()
+            self._groups["values"].broadcast([raw], _broadcast_options(root)).wait()
+
+    def share(self, tensor, root=0):
+        """The same for a tensor that lies anywhere and in any way; written to in place, on every rank."""
+        value = tensor.detach().cpu().contiguous()
+        self.broadcast(value, root)
+        with torch.no_grad():
+            tensor.copy_(value)
 
     def check_same(self, lines, what):
         """Errors: ValueError, on all ranks, if `lines` are not the same on all; it names the first that differs."""
@@ -118,9 +125,9 @@ def _line(lines, number):
     return lines[number] if number < len(lines) else "nothing"
 
 
-def _broadcast_options():
+def _broadcast_options(root):
     options = dist.BroadcastOptions()
-    options.rootRank, options.rootTensor = 0, 0
+    options.rootRank, options.rootTensor = root, 0
     return options
 
 

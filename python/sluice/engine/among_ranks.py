@@ -1,7 +1,5 @@
 """What is the same on all ranks when an engine begins: the model, which is compared, and its values, which are rank 0's."""
 
-import torch
-
 
 def check_same(world, model, config, units, optimized):
     """Errors: ValueError, on all ranks, if models or configurations differ."""
@@ -38,8 +36,5 @@ def of_rank_0(world, initial_values):
 
 def spread_buffers(world, model):
     """All ranks have rank 0's."""
-    with torch.no_grad():
-        for _, buffer in model.named_buffers():
-            value = buffer.detach().cpu().contiguous()
-            world.broadcast(value)
-            buffer.copy_(value)
+    for _, buffer in model.named_buffers():
+        world.share(buffer)
