@@ -28,7 +28,7 @@ ROOMS = {
     "residency": {"native"},
     "spools": {"native", "residency"},
     "optimizers": {"native", "residency", "spools"},
-    "collectives": {"ranks"},
+    "collectives": {"ranks", "native"},
     "building.py": {"spools"},
     "adamw.py": {"native", "settings", "residency", "optimizers"},
     "engine": {"native", "residency", "spools", "optimizers", "adamw.py"},

@@ -116,3 +116,132 @@ def train_ddp(rank, kind, accumulation=1):
         optimizer.step()
         optimizer.zero_grad()
     return losses, norms
+
+
+@contextlib.contextmanager
+def made(rank, configuration, kind="mlp", **more):
+    """(engine, its model): rank 0's values, on both."""
+    model = MODELS[kind](seed=rank)
+    engine = sluice.initialize(model=model, config=configuration, **more)[0]
+    try:
+        yield engine, model
+    finally:
+        engine.close()
+
+
+def one_step(engine, rank, step, change=lambda loss: loss):
+    x, y = part(rank, step)
+    loss = change(loss_of(engine(x.to(engine.dtype)), y))
+    engine.backward(loss)
+    engine.step()
+
+
+def overflow_on_one(rank, stage, who, dynamic):
+    """(steps skipped, loss scale, digest of masters) where one rank's gradients are infinite in the second step."""
+    fp16 = {"enabled": True, "initial_scale_power": 8, "hysteresis": 1, "loss_scale": 0 if dynamic else 128}
+    with made(rank, given(stage, "cpu", fp16=fp16)) as (engine, _):
+        for step in range(4):
+            bad = step == 1 and rank == who
+            one_step(engine, rank, step, lambda loss: loss * float("inf") if bad else loss)  # noqa: B023
+        return engine.skipped_steps, engine.loss_scale(), digest(engine.fp32_state_dict())
+
+
+def begin(rank):
+    """(rank's values before and after, buffers after) of a model that is another on each rank."""
+    model = odd(seed=rank)
+    model.norm.running_mean += rank
+    before = digest(dict(model.named_parameters()))
+    engine = sluice.initialize(model=model, config=given(1, "cpu"))[0]
+    after = digest({n: p for n, p in engine.fp32_state_dict().items() if n in dict(model.named_parameters())})
+    buffers = digest(dict(model.named_buffers()))
+    engine.destroy()
+    return before, after, buffers, digest(dict(model.named_parameters()))
+
+
+def facts(rank):
+    """What the engine says of ranks and batches, and what it refuses."""
+    refused = []
+    with made(rank, given(2, "none", accumulation=3)) as (engine, _):
+        for call in (engine.no_sync, lambda: engine.set_train_batch_size(SIZE * RANKS * 3 + 1)):
+            try:
+                call()
+            except (NotImplementedError, ValueError) as error:
+                refused.append(str(error))
+        batch_info = engine.get_batch_info()
+        engine.set_train_batch_size(SIZE * RANKS * 5)
+        sizes = engine.gradient_accumulation_steps(), engine.train_batch_size()
+        ranks = engine.global_rank, engine.local_rank, engine.world_size, engine.dp_world_size
+    try:
+        sluice.initialize(model=mlp(), config={**given(0, "none"), "train_batch_size": 33})
+    except sluice.ConfigError as error:
+        refused.append(str(error))
+    distributed = sluice.deepspeed.distributed
+    distributed.barrier()
+    return ranks, batch_info, sizes, refused, distributed.get_rank(), distributed.get_world_size()
+
+
+def loaded(rank, count, size):
+    """The samples that each rank's loader gives in an epoch."""
+    data = torch.utils.data.TensorDataset(torch.arange(count))
+    config = given(0, "none", train_batch_size=size * RANKS)
+    engine, _, loader, _ = sluice.initialize(model=mlp(), config=config, training_data=data)
+    engine.close()
+    return [batch[0].tolist() for batch in loader]
+
+
+def values(rank, stage, place, path):
+    """Digests of masters after a change of rank 1's in a gathering, a load, a gradient clipped from outside, and of what one rank
+    alone reads."""
+    seen = []
+    with made(rank, given(stage, place, path)) as (engine, model):
+        one_step(engine, rank, 0)
+        with sluice.zero.GatheredParameters(list(model.parameters()), modifier_rank=1):
+            with torch.no_grad():
+                model[0].weight.fill_(rank * 0.25)
+        seen.append(float(engine.module_state_dict()["0.weight"].mean()))
+        saved, states = engine.fp32_state_dict(), engine.optimizer.state_dict()
+        one_step(engine, rank, 1)
+        engine.load_state_dict(saved)
+        engine.optimizer.load_state_dict(states)
+        seen.append(digest(engine.fp32_state_dict()) == digest(saved))
+        x, y = part(rank, 2)
+        engine.backward(loss_of(engine(x), y))
+        seen.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.25)))
+        engine.step()
+        seen.append(engine.get_global_grad_norm())
+        if rank == 0 and stage < 3:
+            seen.append(digest(engine.module_state_dict()))
+        one_step(engine, rank, 3)
+        return seen[:4], digest(engine.fp32_state_dict())
+
+
+def train_then_leave(rank, stage, place, leaver):
+    """What the rank that stays is told."""
+    import os
+    import signal
+
+    with made(rank, given(stage, "cpu")) as (engine, _):
+        one_step(engine, rank, 0)
+        if rank == leaver:
+            if place == "backward":
+                x, y = part(rank, 1)
+                engine.backward(loss_of(engine(x), y))
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            for step in range(1, 5):
+                one_step(engine, rank, step)
+        except sluice.SluiceError as error:
+            return str(error)
+    return "nothing"
+
+
+def another_model(rank, difference):
+    models = {"shape": lambda: mlp(hidden=211 + rank), "frozen": lambda: mlp(), "stage": lambda: mlp()}
+    model = models[difference]()
+    if difference == "frozen" and rank == 1:
+        model[0].weight.requires_grad_(False)
+    try:
+        sluice.initialize(model=model, config=given(rank if difference == "stage" else 1, "none"))
+    except ValueError as error:
+        return str(error)
+    return "nothing"

@@ -56,8 +56,9 @@ class Pair:
             raise AssertionError(f"rank {rank} said nothing for {TIMEOUT_S} s")
         worked, value = self._pipes[rank].recv()
         if not worked:
-            self.end()  # the other may wait for it for ever
-            raise AssertionError(f"rank {rank}: {value}")
+            others = [pipe.recv()[1] for pipe in self._pipes if pipe is not self._pipes[rank] and pipe.poll(5)]
+            self.end()  # it may wait for this one for ever
+            raise AssertionError(f"rank {rank}: {value}\nthe other: {others}")
         return value
 
     def run(self, function, *arguments):

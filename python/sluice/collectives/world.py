@@ -8,6 +8,7 @@ import os
 import torch
 import torch.distributed as dist
 
+from ..native.errors import FailedPrecondition
 from ..ranks import RankError, RankPlace, find_place
 from . import comm_table
 from .group_server import GroupServer
@@ -89,24 +90,35 @@ class World:
 
     def check_same(self, lines, what):
         """Errors: ValueError, on all ranks, if `lines` are not the same on all; it names the first that differs."""
-        digest = torch.frombuffer(bytearray(hashlib.sha256("\n".join(lines).encode()).digest()), dtype=torch.uint8)
-        digests = [torch.empty_like(digest) for _ in range(self.size)]
-        self._all_gather(digests, digest)
-        wrong = [r for r in range(self.size) if not digests[r].equal(digests[0])]
+        digests = self._texts(hashlib.sha256("\n".join(lines).encode()).hexdigest())
+        wrong = [r for r in range(self.size) if digests[r] != digests[0]]
         if not wrong:
             return
-        text = torch.frombuffer(bytearray("\n".join(lines).encode() or b" "), dtype=torch.uint8)
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        self._all_gather(sizes, torch.tensor([text.numel()]))
-        texts = [torch.zeros(int(max(sizes)), dtype=torch.uint8) for _ in range(self.size)]
-        padded = torch.zeros_like(texts[0])
-        padded[: text.numel()] = text
-        self._all_gather(texts, padded)
-        mine, theirs = (bytes(texts[r][: int(sizes[r])].tolist()).decode().split("\n") for r in (0, wrong[0]))
+        texts = self._texts("\n".join(lines))
+        mine, theirs = texts[0].split("\n"), texts[wrong[0]].split("\n")
         first = next(i for i in range(max(len(mine), len(theirs)) + 1) if mine[i : i + 1] != theirs[i : i + 1])
         raise ValueError(
             f"{what} of rank {wrong[0]} is not that of rank 0: {_line(theirs, first)}, but {_line(mine, first)} on rank 0"
         )
+
+    def check_worked(self, error):
+        """error: what this rank met in what all have tried, or None. Errors: FailedPrecondition with another rank's words if
+        this one met none and that one did."""
+        texts = self._texts("" if error is None else f"{type(error).__name__}: {error}")
+        for rank, text in enumerate(texts):
+            if text and error is None:
+                raise FailedPrecondition(f"rank {rank} could not go on: {text}")
+
+    def _texts(self, text):
+        """What each rank passes, by rank."""
+        mine = torch.frombuffer(bytearray(text.encode() + b" "), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        self._all_gather(sizes, torch.tensor([mine.numel()]))
+        texts = [torch.zeros(int(max(sizes)), dtype=torch.uint8) for _ in range(self.size)]
+        padded = torch.zeros_like(texts[0])
+        padded[: mine.numel()] = mine
+        self._all_gather(texts, padded)
+        return [bytes(t[: int(n) - 1].tolist()).decode() for t, n in zip(texts, sizes)]
 
     def _all_gather(self, outputs, tensor):
         self._groups["values"].allgather([outputs], [tensor]).wait()

@@ -78,7 +78,15 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
         if world is not None:
             among_ranks.check_same(world, model, self.config, units, optimized)
         keep = self._frozen.keep(units)
-        self.runtime, self.device = make_runtime(self.config, units, keep, world)  # and where inputs belong
+        problem = None
+        try:
+            self.runtime, self.device = make_runtime(self.config, units, keep, world)  # and where inputs belong
+        except Exception as error:
+            problem = error
+            raise
+        finally:
+            if world is not None:
+                self._check_all_have_one(problem)
         self._units = units
         self._dtypes_before = {id(p): p.dtype for unit in units for _, p in unit.parameters}
         try:
@@ -95,6 +103,13 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
             raise
 
     # ---- Setting up
+
+    def _check_all_have_one(self, problem):
+        try:
+            self._world.check_worked(problem)
+        except BaseException:
+            self.close()
+            raise
 
     def _attach(self, doors):
         self._attached = attached.Attached(self.runtime, self._units, doors, self.optimizer.groups_by_id)
