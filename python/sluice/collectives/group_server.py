@@ -101,7 +101,7 @@ class GroupServer:
                 while not under_way or not self._asked.empty():
                     asked = self._asked.get()
                     if asked is None:
-                        return
+                        return self._break()  # who waits for this rank is told
                     operation = _Operation()
                     under_way.append(operation)
                     self._begin(operation, *asked)

@@ -123,6 +123,11 @@ class World:
     def _all_gather(self, outputs, tensor):
         self._groups["values"].allgather([outputs], [tensor]).wait()
 
+    def meet(self, seconds):
+        """Returns when all ranks have come here, or after so long, or if one is gone; afterwards nothing but close() works."""
+        with contextlib.suppress(RuntimeError):
+            self._groups["values"].barrier(dist.BarrierOptions()).wait(datetime.timedelta(seconds=seconds))
+
     def close(self):
         """After the tables were closed. Does nothing the second time."""
         groups, self._groups = self._groups, {}

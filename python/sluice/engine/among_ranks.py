@@ -1,5 +1,9 @@
 """What is the same on all ranks when an engine begins: the model, which is compared, and its values, which are rank 0's."""
 
+from ..native.errors import SluiceError
+
+_PART_S = 5
+
 
 def check_same(world, model, config, units, optimized):
     """Errors: ValueError, on all ranks, if models or configurations differ."""
@@ -32,6 +36,15 @@ def of_rank_0(world, initial_values):
         return value
 
     return initial
+
+
+def part(world, runtime):
+    """Before a runtime is closed: what others need of it has reached them, if they come here too within some seconds."""
+    try:
+        if not runtime.report()["failure"] and runtime.drain_within(_PART_S):
+            world.meet(_PART_S)
+    except SluiceError:
+        pass  # the runtime has failed, which the others know
 
 
 def spread_buffers(world, model):

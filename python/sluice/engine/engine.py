@@ -414,6 +414,8 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
         if "_attached" in self.__dict__:  # not after a failed __init__
             self._attached.disown()
         if "runtime" in self.__dict__:
+            if self._world is not None and self.runtime.open:
+                among_ranks.part(self._world, self.runtime)
             self.runtime.close()
         if self._world is not None:
             self._world.close()

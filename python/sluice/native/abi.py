@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import struct
+import time
 
 from .checked import Structure, converted, decoded, path_bytes
 from .errors import (
@@ -534,6 +535,14 @@ class Runtime:
 
     def drain(self):
         self.wait(self._ticket("sluice_drain"))
+
+    def drain_within(self, seconds):
+        """The same, for so long at most; returns whether it is so."""
+        ticket, until = self._ticket("sluice_drain"), time.monotonic() + seconds
+        while not self._wait(ticket, _WAIT_MS):
+            if time.monotonic() > until:
+                return False
+        return True
 
     def start_read(self, tensor, field, pointer, dtype, elements, ticket):
         self._call("sluice_read", tensor, field, pointer, dtype, elements, ctypes.byref(ticket))
