@@ -122,12 +122,10 @@ typedef enum sluice_device_kind {
   SLUICE_DEVICE_CUDA = 2
 } sluice_device_kind;
 
-/* -1 (or 0 where marked) means: chosen from the machine, its cgroup and the model; the report says
- * what. */
+/* -1 (or 0 where marked): chosen from the machine, its cgroup and the model; see the report. */
 typedef struct sluice_options {
   size_t struct_size;
-  /* The copy used in compute, and gradients, handed over and accumulated: of units that say nothing
-   * else (sluice_model_set_unit_types). */
+  /* Of compute copies, and of gradients: in units without sluice_model_set_unit_types. */
   int32_t param_dtype;
   int32_t grad_dtype;
   int64_t hbm_bytes; /* budget of each tier; -1 chosen */
@@ -164,13 +162,21 @@ typedef struct sluice_options {
    * least sluice_plan's planned_bytes.hbm, which no stream uses any more: sluice_runtime_create, if
    * it succeeds, owns it, and its deleter is called when the last view has died. */
   void* hbm_memory;
+  /* Among several ranks, on the host device: which this is, and of how many (0 or 1: alone). All
+   * describe the same model and options, write the same values, read and step together, and have
+   * the mean of their gradients. What is shared (ZeRO): 0 nothing, 1 and 2 states, 3 parameters. */
+  uint32_t rank, ranks;
+  int32_t zero_stage;
+  int32_t reserved; /* 0 */
+  /* sluice_comm.h: three, each a group of its own, of agreement, of gradients and of gathers. */
+  const struct sluice_comm_table* comm;
 } sluice_options;
 
 #define SLUICE_OPTIONS_INIT                                                                      \
   {                                                                                              \
     sizeof(sluice_options), SLUICE_F32, SLUICE_F32, -1, -1, -1, 0, 0, SLUICE_NVME, SLUICE_NVME,  \
         SLUICE_IO_AUTO, 0, 0, 0, 0, -1, 1.0, 16, 2, 0, 1000, 1.0, 0.0, 1, 0, SLUICE_DEVICE_AUTO, \
-        0, 0                                                                                     \
+        0, 0, 0, 0, 0, 0, 0                                                                      \
   }
 
 /* What would be placed where, as JSON, without creating anything but a file in each path, to try
@@ -242,8 +248,7 @@ typedef struct sluice_tensor_info {
   int64_t elements;
   int64_t offset; /* of the tensor in its unit's view, in elements */
   int64_t step;   /* updates it has had, as of the last step whose ticket is done */
-  /* Elements of its parameter that this update has yet to write; when sluice_drain has returned the
-   * error of an update: that stay as they were. */
+  /* Of its parameter, what this update has yet to write, or, if sluice_drain failed, never will. */
   int64_t unwritten;
 } sluice_tensor_info;
 SLUICE_API sluice_status sluice_tensor_query(sluice_runtime runtime, uint32_t tensor,
@@ -276,8 +281,7 @@ SLUICE_API sluice_status sluice_grads(sluice_runtime runtime, const sluice_gradi
 /* The same of one that is not lent. */
 SLUICE_API sluice_status sluice_grad(sluice_runtime runtime, uint32_t tensor, const void* data,
                                      int64_t elements, void* stream, sluice_ticket* ticket);
-/* Forgets what was handed over: all, or of one tensor. Errors: SLUICE_FAILED_PRECONDITION if it is
- * frozen. */
+/* Forgets what was handed over: all, or of one tensor (SLUICE_FAILED_PRECONDITION if frozen). */
 SLUICE_API sluice_status sluice_zero_grad(sluice_runtime runtime);
 SLUICE_API sluice_status sluice_grad_clear(sluice_runtime runtime, uint32_t tensor);
 
@@ -322,8 +326,7 @@ SLUICE_API sluice_status sluice_step(sluice_runtime runtime, const sluice_step_a
 SLUICE_API sluice_status sluice_last_step(sluice_runtime runtime, sluice_step_result* result);
 SLUICE_API sluice_status sluice_loss_scale(sluice_runtime runtime, double* scale);
 
-/* Done when every update and write that was started has ended; in error after one, when nothing
- * uses parameters and gradients that are lent any more. */
+/* Done when all updates and writes begun have ended, after an error when nothing lent is in use. */
 SLUICE_API sluice_status sluice_drain(sluice_runtime runtime, sluice_ticket* ticket);
 
 /* ---- Reading and writing values ---- */
@@ -340,8 +343,7 @@ typedef enum sluice_field {
 } sluice_field;
 
 /* The whole tensor, after all updates started before this call. `data` is host memory of `elements`
- * values of `dtype` (converted from or to the field's own), which stays until the ticket is done.
- */
+ * values of `dtype` (converted from or to the field's own), which stays until it is done. */
 SLUICE_API sluice_status sluice_read(sluice_runtime runtime, uint32_t tensor, int32_t field,
                                      void* data, int32_t dtype, int64_t elements,
                                      sluice_ticket* ticket);
@@ -383,12 +385,10 @@ SLUICE_API sluice_status sluice_trace_write(sluice_runtime runtime, const char* 
 SLUICE_API sluice_status sluice_trace_span(sluice_runtime runtime, const char* name,
                                            int64_t begin_ns, int64_t end_ns);
 
-/* What this machine has, what Sluice would choose, and what to do about what is missing, as JSON.
- * `path` may be NULL. */
+/* The machine, what Sluice would choose, and advice, as JSON. `path` may be NULL. */
 SLUICE_API sluice_status sluice_doctor(const char* path, char* json, size_t capacity,
                                        size_t* needed);
-/* The checksum of `data` as record `block`, in its version `generation`: what the blocks on the
- * drives are verified with, for what a caller itself keeps in a file. */
+/* That blocks on drives are verified with, of `data` as record `block` in version `generation`. */
 SLUICE_API sluice_status sluice_checksum(const void* data, uint64_t bytes, uint32_t block,
                                          uint64_t generation, uint64_t* checksum);
 

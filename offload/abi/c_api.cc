@@ -69,7 +69,9 @@ sluice_status sluice_runtime_create(sluice_model model, const sluice_options* op
     SLUICE_RETURN_IF_ERROR(NotNull(runtime, "runtime"));
     SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, SpecOf(model));
     SLUICE_ASSIGN_OR_RETURN(const RuntimeConfig config, ToConfig(options));
-    SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<OffloadRuntime> made, MakeRuntime(spec, config));
+    SLUICE_ASSIGN_OR_RETURN(RankLinks ranks, ToRankLinks(options));
+    SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<OffloadRuntime> made,
+                            MakeRuntime(spec, config, std::move(ranks)));
     *runtime = AddRuntime(std::move(made));
     if (config.hbm != nullptr) config.hbm->Own();
     return absl::OkStatus();

@@ -385,6 +385,7 @@ absl::StatusOr<RuntimeConfig> ToConfig(const sluice_options* given) {
   config.link_bytes_per_second = o.link_bytes_per_second;
   config.overlap = o.overlap != 0;
   config.trace_spans_max = o.trace_spans_max;
+  SLUICE_RETURN_IF_ERROR(ToSharding(o, &config));
   return config;
 }
 

@@ -170,6 +170,10 @@ void WriteStruct(T result, T* value) {
 inline constexpr uint32_t kGroupsMax = 1 << 20;  // of hyperparameters
 
 absl::StatusOr<RuntimeConfig> ToConfig(const sluice_options* options);
+// What of the options says which rank this is; and the communicators over its tables, which are
+// none where there is one rank.
+absl::Status ToSharding(const sluice_options& options, RuntimeConfig* config);
+absl::StatusOr<RankLinks> ToRankLinks(const sluice_options* options);
 // Fills in an empty request, whose memory is used.
 absl::Status ReadStep(const sluice_step_args* args, const OffloadRuntime& runtime,
                       StepRequest* request);

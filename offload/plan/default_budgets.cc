@@ -22,13 +22,17 @@ Bytes AllInHbm(const ModelLayout& layout, const PlacementOptions& options) {
 Budgets DefaultBudgets(const Budgets& given, const ModelLayout& layout,
                        const PlacementOptions& options, Bytes available,
                        std::optional<Bytes> gpu_available) {
-  Bytes params, grads_and_states;
+  Bytes params, grads_and_states, largest;
   for (const UnitLayout& unit : layout.units()) {
     params += RoundUp(unit.param_bytes(), kSlotAlignment);
+    largest = std::max(largest, RoundUp(unit.param_bytes(), kSlotAlignment));
     grads_and_states += RoundUp(Bytes(unit.updated_elements * 4), kSlotAlignment);
   }
   for (const ChunkLayout& chunk : layout.chunks())
     grads_and_states += RoundUp(chunk.state_bytes(), kSlotAlignment);
+
+  // Shards, and two units that are gathered, whatever the pads.
+  if (layout.sharding().params) params += largest + largest;
 
   Budgets budgets = given;
   if (budgets.hbm < Bytes(0) && options.lowest_state_tier == Tier::kHbm) {

@@ -250,6 +250,7 @@ RuntimeOptions OptionsOf(const RuntimeConfig& config, const Plan& plan) {
           .loss_scale = config.loss_scale,
           .overlap = config.overlap,
           .trace_spans_max = config.trace_spans_max,
+          .zero_stage = config.zero_stage,
           .close = close};
 }
 

@@ -41,7 +41,8 @@ struct RuntimeConfig {
   Tier highest_state_tier_on_host = Tier::kPinned;
   bool overlap = true;
   size_t trace_spans_max = 0;
-  Sharding sharding;  // among how many ranks what is shared
+  Sharding sharding;   // among how many ranks what is shared
+  int zero_stage = 0;  // that this comes from, for the report
 };
 
 inline constexpr int64_t kChunkElementsDefault = 12 * kCellElements;  // 576 KiB of states

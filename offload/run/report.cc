@@ -129,6 +129,42 @@ Json DrivesList(const BlockStore& store) {
   return list;
 }
 
+// What has gone to other ranks and come from them, since the start.
+Json TrafficList(const RankLinks& links) {
+  Json list = Json::array();
+  const auto add = [&list](const char* group, const Communicator& link) {
+    const CommCounts counts = link.counts();
+    for (int k = 0; k < kCommKindCount; ++k) {
+      const CommCount& count = counts[static_cast<size_t>(k)];
+      if (count.operations == 0) continue;
+      list.push_back({{"group", group},
+                      {"kind", Name(static_cast<CommKind>(k))},
+                      {"operations", count.operations},
+                      {"sent_bytes", count.sent.value()},
+                      {"received_bytes", count.received.value()}});
+    }
+  };
+  add("agreement", *links.agreement);
+  add("gradients", *links.gradients);
+  add("gathers", *links.gathers);
+  return list;
+}
+
+Json RanksObject(const Sharding& sharding, int zero_stage, const Ranks* ranks) {
+  Json object = {{"rank", sharding.rank.value()},
+                 {"ranks", sharding.ranks},
+                 {"zero_stage", zero_stage},
+                 {"communication", "one rank"},
+                 {"rounds", 0},
+                 {"traffic", Json::array()}};
+  if (ranks == nullptr) return object;
+  const Communicator& agreement = *ranks->links().agreement;
+  object["communication"] = agreement.description();
+  object["rounds"] = agreement.counts()[static_cast<size_t>(CommKind::kAllGather)].operations;
+  object["traffic"] = TrafficList(ranks->links());
+  return object;
+}
+
 Json DeviceObject(const DeviceChoice& device) {
   return {{"kind", Name(device.kind)}, {"index", device.index}, {"reason", device.reason}};
 }
@@ -170,6 +206,7 @@ std::string OffloadRuntime::ReportJson() const {
   report["pinned_huge_page_bytes"] = huge ? Json(huge->value()) : Json(nullptr);
   report["memory"] = seams_.host_memory->description() +
                      (seams_.ram_unchecked.empty() ? "" : "; " + seams_.ram_unchecked);
+  report["ranks"] = RanksObject(layout_.sharding(), options_.zero_stage, ranks_.get());
   report["update_rule"] = update_.rule().name();
   report["vector_target"] = VectorTarget();
   report["paths"] = std::move(paths);

@@ -64,6 +64,12 @@
 //   pinned_memory                whether the device's copies can use it directly
 //   pinned_huge_page_bytes       of pinned memory, what lies on huge pages now; null if unknown
 //   memory                       the pages of the arenas, and why RAM was not checked, if so
+//   ranks.rank                   which this is
+//   ranks.ranks                  of how many
+//   ranks.zero_stage             as asked for
+//   ranks.communication          how they reach each other
+//   ranks.rounds                 of agreement on what comes next
+//   ranks.traffic                by group and kind: operations, sent_bytes, received_bytes
 //   update_rule                  how gradients change parameters
 //   vector_target                of the arithmetic
 //   paths                        each swap file: file system, direct I/O, alignment

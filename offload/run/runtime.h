@@ -147,6 +147,7 @@ class OffloadRuntime final : public Updater::Observer {
   void ReplaceGradient(TensorIndex tensor);
   void Refuse(const absl::Status& status);
   bool GathersValue(const ValueRequest& request) const;
+  bool IsWholeHere(const ValueRequest& request) const;
   bool AwaitsWrite(const ValueRequest& request) const;
   void GatherValue(const ValueRequest& request, RankGathers::Done done);
   bool AdvanceValue(Turn& turn);

@@ -66,6 +66,7 @@ struct RuntimeOptions {
   LossScaleOptions loss_scale = {.static_scale = 1};
   bool overlap = true;
   size_t trace_spans_max = 0;
+  int zero_stage = 0;  // for the report
   CloseTimes close;
   Nanos stuck_after = std::chrono::seconds(10);
 };

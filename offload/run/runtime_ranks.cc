@@ -117,6 +117,14 @@ bool OffloadRuntime::GathersValue(const ValueRequest& request) const {
   return shared && (!request.write || request.of_parameter());
 }
 
+// Whether a compute copy is asked for that every rank has in memory, so that no other is needed.
+bool OffloadRuntime::IsWholeHere(const ValueRequest& request) const {
+  if (ranks_ == nullptr || request.write || request.field != Field::kParam) return false;
+  const TensorLayout& tensor = layout_.tensor(request.tensor);
+  return tensor.keep == Keep::kAll && !layout_.sharding().params &&
+         placement_.param_home[tensor.unit.value()] != Tier::kNvme;
+}
+
 // A unit is written by one request at a time where what each rank has changed is gathered.
 bool OffloadRuntime::AwaitsWrite(const ValueRequest& request) const {
   return ranks_ != nullptr && layout_.sharding().states && request.renews() &&

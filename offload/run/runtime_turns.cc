@@ -7,6 +7,7 @@
 #include "core/status.h"
 #include "fmt/format.h"
 #include "offload/run/runtime.h"
+#include "optim/convert.h"
 #include "optim/norm.h"
 
 namespace sluice {
@@ -211,6 +212,15 @@ bool OffloadRuntime::AdvanceValue(Turn& turn) {
   if (!refused.ok()) {
     if (values_begun_ > 0) return false;  // what it lacks may be among what is being written
     EndTurn(refused);
+    return true;
+  }
+  if (IsWholeHere(request)) {
+    if (values_begun_ > 0) return false;
+    const TensorLayout& tensor = layout_.tensor(request.tensor);
+    const FloatType type = tensor.types.param.floats();
+    Convert(memory_.param_home[unit.value()] + tensor.offset * SizeOf(type), type, request.data,
+            request.type.floats(), static_cast<size_t>(tensor.elements));
+    EndTurn(absl::OkStatus());
     return true;
   }
   request.done = [this, turn = &turn, asked = request](const absl::Status& status) {

@@ -37,6 +37,10 @@ extern "C" SLUICE_API sluice_status sluice_runtime_create_simulated(sluice_model
     SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, SpecOf(model));
     SLUICE_ASSIGN_OR_RETURN(RuntimeConfig config, ToConfig(options));
     config.device = DeviceKind::kHost;  // the plan must not depend on the machine
+    if (config.sharding.ranks > 1) {
+      return absl::InvalidArgumentError(
+          fmt::format("ranks is {}: a simulated runtime is alone", config.sharding.ranks));
+    }
     SLUICE_ASSIGN_OR_RETURN(SimRuntime sim, MakeSimRuntime(spec, config, {.seed = seed}));
     *runtime = AddRuntime(std::move(sim.runtime));
     const std::lock_guard lock(AllWorlds().mutex);

@@ -93,6 +93,7 @@ void Plan(Input* input) {
   AnyStruct<sluice_options> options(input, defaults);
   options.Set(offsetof(sluice_options, nvme_paths), kPaths.data());
   options.Set(offsetof(sluice_options, hbm_memory), static_cast<void*>(nullptr));
+  options.Set(offsetof(sluice_options, comm), static_cast<const sluice_comm_table*>(nullptr));
   std::string json(1 << 14, '\0');
   size_t needed = 0;
   if (sluice_plan(model, options.get(), json.data(), json.size(), &needed) == SLUICE_OK) {

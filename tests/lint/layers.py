@@ -28,11 +28,12 @@ ROOMS = {
     "residency": {"native"},
     "spools": {"native", "residency"},
     "optimizers": {"native", "residency", "spools"},
+    "collectives": {"ranks", "native"},
     "building.py": {"spools"},
     "adamw.py": {"native", "settings", "residency", "optimizers"},
     "engine": {"native", "residency", "spools", "optimizers", "adamw.py"},
     "attachment.py": {"settings", "residency", "engine"},
-    "deepspeed": {"native", "settings", "residency", "building.py", "adamw.py", "engine"},
+    "deepspeed": {"native", "ranks", "collectives", "settings", "residency", "building.py", "adamw.py", "engine"},
 }
 TOP = {"tools", "bench", "python", "tests", "examples"}  # may include any layer
 

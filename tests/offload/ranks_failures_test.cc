@@ -26,6 +26,7 @@ constexpr uint32_t kUnits = 4;
 // Of fewer units, so that a training has fewer points.
 RanksCase SmallCase(uint32_t ranks, int stage) {
   RanksCase c = InMemory(ranks, stage);
+  c.config.engine = IoEngineKind::kThreads;  // there is nothing to read or write
   c.spec.units.resize(kUnits);
   std::erase_if(c.spec.tensors,
                 [](const ModelSpec::Tensor& t) { return t.unit.value() >= kUnits; });

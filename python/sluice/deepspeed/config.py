@@ -7,6 +7,7 @@ one. "auto" means the default, and is noted. Keys of Sluice's own stand under "s
 
 import difflib
 
+from ..collectives import world_size
 from ..native.checked import shown
 from ..native.errors import ConfigError
 from ..settings.checking import checked, parse_bytes  # noqa: F401  parse_bytes is for programs
@@ -64,24 +65,26 @@ def _walk(given, known, path, notes):
     return result
 
 
-def _batches(top):
+def _batches(top, world):
+    """(micro batch of a rank, accumulation steps)"""
     names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     train, micro, steps = (top.get(name) for name in names)
+    ranks = f" x {world} ranks" if world > 1 else ""
     if train is None:
         return micro or 1, steps or 1
     if micro is None:
         steps = steps or 1
-        if train % steps:
-            raise ConfigError(f"train_batch_size {train} is not a multiple of gradient_accumulation_steps {steps}")
-        return train // steps, steps
+        if train % (steps * world):
+            raise ConfigError(f"train_batch_size {train} is not a multiple of gradient_accumulation_steps {steps}{ranks}")
+        return train // (steps * world), steps
     if steps is None:
-        if train % micro:
-            raise ConfigError(f"train_batch_size {train} is not a multiple of train_micro_batch_size_per_gpu {micro}")
-        return micro, train // micro
-    if train != micro * steps:
+        if train % (micro * world):
+            raise ConfigError(f"train_batch_size {train} is not a multiple of train_micro_batch_size_per_gpu {micro}{ranks}")
+        return micro, train // (micro * world)
+    if train != micro * steps * world:
         raise ConfigError(
             f"train_batch_size {train} is not train_micro_batch_size_per_gpu {micro} x "
-            f"gradient_accumulation_steps {steps}"
+            f"gradient_accumulation_steps {steps}{ranks}"
         )
     return micro, steps
 
@@ -148,22 +151,24 @@ def _nvme_paths(zero, own):
     return paths
 
 
-def load_config(config):
-    """Reads a DeepSpeed configuration: a dict, the path of a JSON or HJSON file, or the JSON in URL-safe base64.
+def load_config(config, world=None):
+    """Reads a DeepSpeed configuration: a dict, the path of a JSON or HJSON file, or the JSON in URL-safe base64. world: how
+    many ranks share the batch; None: as many as torch.distributed has, or the launcher says.
     Errors: ConfigError, naming the file and the key."""
+    world = world_size() if world is None else world
     given, source = read(config)
     try:
-        return _config_of(given)
+        return _config_of(given, world)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}" if source else str(error)) from None
 
 
-def _config_of(given):
+def _config_of(given, world):
     notes = []
     if isinstance(given, dict) and isinstance(given.get("zero_optimization"), bool):
         given = {**given, "zero_optimization": {"stage": int(given["zero_optimization"])}}  # an old form
     top = _walk(given, KEYS, "", notes)
-    micro, steps = _batches(top)
+    micro, steps = _batches(top, world)
     dtype, loss_scale = _precision(top)
     zero = top.get("zero_optimization", {})
     own = dict(top.get("sluice", {}))

@@ -1,21 +1,11 @@
-"""Ranks: this version has one. DeepSpeed's entry points are here, and refuse more than one by name."""
+"""Ranks, under DeepSpeed's names: torch.distributed, which is set up as the launcher's environment says."""
 
-import os
+import datetime
 
-import torch
+import torch.distributed as dist
 
-
-def check_single_rank():
-    """Errors: RuntimeError if the environment (WORLD_SIZE of torchrun) or torch.distributed has more than one rank."""
-    world = int(os.environ.get("WORLD_SIZE") or 1)
-    source = "WORLD_SIZE"
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        world, source = torch.distributed.get_world_size(), "torch.distributed"
-    if world > 1:
-        raise RuntimeError(
-            f"{source} says {world} ranks: this version of Sluice has no collectives and trains with one; "
-            "each rank would train a model of its own. Start one process"
-        )
+from ..collectives import initialise, is_initialised
+from ..ranks import find_place
 
 
 def init_distributed(
@@ -30,10 +20,41 @@ def init_distributed(
     rank=-1,
     world_size=-1,
 ):
-    """DeepSpeed's call. With one rank there is nothing to set up. Errors: RuntimeError with more than one."""
-    if world_size > 1:
-        raise RuntimeError(f"world_size {world_size}: this version of Sluice has no collectives; start one process")
-    check_single_rank()
+    """DeepSpeed's call. Sets up torch.distributed where there are several ranks and nobody has; with one there is nothing to
+    set up. dist_backend: of the default group; Sluice's own are gloo's. Errors: RankError, a RuntimeError, naming the
+    variables that contradict each other or are missing."""
+    if dist_init_required is False:
+        return
+    timeout = datetime.timedelta(seconds=timeout) if isinstance(timeout, (int, float)) else timeout
+    initialise(dist_backend, distributed_port, timeout, init_method, rank, world_size)
+
+
+def is_initialized():
+    """Whether torch.distributed has been set up."""
+    return is_initialised()
+
+
+def get_rank(group=None):
+    """Of this process among all ranks, or those of `group`; 0 with one rank."""
+    return dist.get_rank(group) if is_initialised() else find_place().rank
+
+
+def get_world_size(group=None):
+    """Ranks that there are, or those of `group`."""
+    return dist.get_world_size(group) if is_initialised() else find_place().world
+
+
+def get_local_rank():
+    """Of this process among those of its host."""
+    return find_place().local_rank
+
+
+def barrier(group=None):
+    """Returns when all ranks have called it; with one rank, at once."""
+    if is_initialised():
+        dist.barrier(group)
+    elif find_place().world > 1:
+        raise RuntimeError("barrier() before init_distributed() or initialize(): the ranks don't know each other yet")
 
 
 def add_config_arguments(parser):

@@ -2,11 +2,11 @@
 
 import torch
 
+from ..collectives import find_world, initialise
 from ..engine.engine import Engine
 from ..engine.optimizer import NoOptimizer
 from . import schedulers
 from .config import load_config
-from .distributed import check_single_rank
 
 
 def initialize(
@@ -32,14 +32,17 @@ def initialize(
     client's optimizer, can train later; of the others no states are kept, and they are never written again.
     optimizer: a torch Adam or AdamW, or a function from the parameters to one. lr_scheduler: a scheduler made for that
     optimizer, or a function from an optimizer to a scheduler; it goes before the configured one. Errors: ConfigError;
-    ResourceExhausted if a budget can't work, naming the smallest that would; RuntimeError where there is more than one
-    rank.
+    ResourceExhausted if a budget can't work, naming the smallest that would; ValueError where ranks have different models or
+    configurations.
+
+    Several ranks (torch.distributed, set up here if nobody has, as the launcher's environment says) train one model: all call
+    this and everything that computes, steps, reads or writes values of the engine. Parameters and buffers are rank 0's;
+    training_data is split among them.
     """
     if model is None:
         raise ValueError("model: a torch.nn.Module is needed")
     if mpu is not None or mesh_param is not None:
         raise ValueError("mpu, mesh_param: model parallelism is not offered")
-    check_single_rank()
     if config is None:
         config = config_params if config_params is not None else getattr(args, "deepspeed_config", None)
     if config is None:
@@ -48,9 +51,18 @@ def initialize(
     def prepare(engine):
         engine.lr_scheduler = _make_scheduler(lr_scheduler, engine)
         if training_data is not None:
-            engine.training_dataloader = _make_loader(training_data, engine.config, collate_fn)
+            engine.training_dataloader = _make_loader(training_data, engine.config, collate_fn, engine)
 
-    engine = Engine(model, load_config(config), optimizer, model_parameters, prepare)
+    if dist_init_required is not False:
+        initialise(port=distributed_port)
+    read = load_config(config)
+    world = find_world()
+    try:
+        engine = Engine(model, read, optimizer, model_parameters, prepare, world)
+    except BaseException:
+        if world is not None:
+            world.close()
+        raise
     optimizer = None if isinstance(engine.optimizer, NoOptimizer) else engine.optimizer
     return engine, optimizer, engine.training_dataloader, engine.lr_scheduler
 
@@ -68,7 +80,17 @@ def _make_scheduler(client, engine):
     return schedulers.find(name)(engine.optimizer, **params)
 
 
-def _make_loader(data, config, collate_fn):
+def _make_loader(data, config, collate_fn, engine):
+    if engine.world_size > 1:
+        if isinstance(data, torch.utils.data.IterableDataset):
+            raise ValueError(
+                "training_data: an IterableDataset can't be split among ranks from outside: make the DataLoader yourself, over one "
+                "that gives each rank its own part"
+            )
+        sampler = torch.utils.data.distributed.DistributedSampler(data, engine.world_size, engine.global_rank)
+        return torch.utils.data.DataLoader(
+            data, batch_size=config.micro_batch, collate_fn=collate_fn, drop_last=config.drop_last, sampler=sampler
+        )
     return torch.utils.data.DataLoader(
         data,
         batch_size=config.micro_batch,

@@ -47,9 +47,12 @@ class Init(init):
 
 class GatheredParameters:
     """While it is open, the parameters given are on loan: they have their values, after all updates, in memory of their own;
-    a forward computes with them, and a step renews them. What is written meanwhile is kept, as by PyTorch, whatever
-    modifier_rank says: it goes to the fp32 master, and elements that were not changed keep theirs to the last bit. Others are
-    left as they are. The values take memory on the model's device meanwhile.
+    a forward computes with them, and a step renews them. What is written meanwhile is kept, as by PyTorch: it goes to the fp32
+    master, and elements that were not changed keep theirs to the last bit. Others are left as they are. The values take memory
+    on the model's device meanwhile.
+
+    With several ranks all must open and close it. At its end all have what modifier_rank has; if that is None, all must have
+    written the same. With one rank it has no effect.
     """
 
     def __init__(self, params, modifier_rank=None, fwd_module=None, enabled=True):
@@ -57,6 +60,7 @@ class GatheredParameters:
             params = [params]
         self._params = list({id(p): p for p in params}.values()) if enabled else []
         self._open = []  # (owner, parameter)
+        self._modifier_rank = modifier_rank
 
     def __enter__(self):
         try:
@@ -73,6 +77,11 @@ class GatheredParameters:
         return self
 
     def __exit__(self, kind, error, trace):
+        if kind is None and self._modifier_rank is not None:
+            for _, parameter in self._open:
+                found = registry.find(parameter)
+                if found is not None and found.holder.streams:
+                    found.holder.share_from(parameter, self._modifier_rank)
         self._end()
         return False
 

@@ -9,9 +9,9 @@ from ..spools.trimmer import Trimmer
 from .library_options import library_options
 
 
-def make_runtime(config, units, keep):
+def make_runtime(config, units, keep, world=None):
     """(the runtime of those units as the configuration wants it, the torch.device that it computes on). keep: as for
-    abi.Runtime."""
+    abi.Runtime. world: the ranks, if there are several."""
     library = abi.Library(config.own["library"]) if config.own.get("library") else abi.Library.default()
     seed = config.own.get("simulated_seed")
     device = devices.choose("host" if seed is not None else config.own.get("device") or "auto", library)
@@ -19,7 +19,7 @@ def make_runtime(config, units, keep):
     number = itertools.count()
     runtime = abi.Runtime(
         [(u.name, [(n, u.type.elements(p), next(number)) for n, p in u.parameters]) for u in units],
-        library_options(config),
+        library_options(config, world),
         library=library,
         seed=seed,
         device=device,

@@ -34,8 +34,8 @@ class EngineCalls:
         return self.config.micro_batch
 
     def train_batch_size(self):
-        """Micro batch x accumulation steps."""
-        return self.config.micro_batch * self.config.accumulation
+        """Micro batch x accumulation steps x ranks."""
+        return self.config.micro_batch * self.config.accumulation * self.world_size
 
     def get_batch_info(self):
         """(train batch, micro batch, accumulation steps)"""
@@ -43,11 +43,13 @@ class EngineCalls:
 
     def set_train_batch_size(self, train_batch_size):
         """Changes the accumulation steps; to be called between steps."""
-        if train_batch_size < 1 or train_batch_size % self.config.micro_batch:
+        of_all = self.config.micro_batch * self.world_size
+        if train_batch_size < 1 or train_batch_size % of_all:
+            ranks = f" of {self.world_size} ranks, {of_all} together" if self.world_size > 1 else ""
             raise ValueError(
-                f"train_batch_size {train_batch_size} is not a multiple of the micro batch {self.config.micro_batch}"
+                f"train_batch_size {train_batch_size} is not a multiple of the micro batch {self.config.micro_batch}{ranks}"
             )
-        self._set_batches(self.config.micro_batch, train_batch_size // self.config.micro_batch)
+        self._set_batches(self.config.micro_batch, train_batch_size // of_all)
 
     def set_train_micro_batch_size(self, micro_batch_size):
         """Changes the micro batch; the accumulation steps stay."""
@@ -75,7 +77,12 @@ class EngineCalls:
         self._forced_boundary = is_boundary
 
     def no_sync(self):
-        """With one rank nothing is exchanged in backward, so there is nothing to leave out."""
+        """With one rank nothing is exchanged in backward, so there is nothing to leave out. Refused with several."""
+        if self.world_size > 1:
+            raise NotImplementedError(
+                "engine.no_sync() is not offered with several ranks: gradients are averaged as each backward makes them. Leave it "
+                "out: what is accumulated comes to the same"
+            )
         return contextlib.nullcontext()
 
     coalesce_grad_reduction = no_sync
@@ -120,7 +127,8 @@ class EngineCalls:
         return self.config.zero_stage > 0
 
     def zero_optimization_stage(self):
-        """As configured: with one rank the stages do the same."""
+        """As configured: with one rank the stages do the same, with several they share more and more (0 nothing, 1 and 2
+        states)."""
         return self.config.zero_stage
 
     def fp16_enabled(self):

@@ -16,7 +16,7 @@ from ..residency import attached, places, readiness, registry
 from ..residency.precision import Precision
 from ..residency.units import partition
 from ..spools import handing_back, spooled
-from . import frozen
+from . import among_ranks, frozen
 from .beginning import make_runtime, write_masters
 from .calls import EngineCalls
 from .library_options import DTYPES, unit_sizes
@@ -34,9 +34,14 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
     after step() has returned; whatever reads values waits for them. Not thread-safe: one thread trains.
     """
 
-    def __init__(self, model, config, optimizer=None, model_parameters=None, prepare=None):
-        """prepare(engine): makes what else goes with its optimizer, before anything is taken or moved."""
+    def __init__(self, model, config, optimizer=None, model_parameters=None, prepare=None, world=None):
+        """prepare(engine): makes what else goes with its optimizer, before anything is taken or moved. world: the ranks, if
+        there are several; the engine closes it."""
         super().__init__()
+        self._world = world
+        if world is not None:
+            self.global_rank, self.local_rank = world.rank, world.local_rank
+            self.world_size = self.dp_world_size = world.size
         self.__dict__["module"] = model  # not a submodule: state_dict() is ours
         self.config = config
         self.global_steps = 0
@@ -70,7 +75,18 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
         units, doors = partition(model, *unit_sizes(config, self.dtype.itemsize), precision.of)
         if not units:
             raise ValueError("the model has no parameters")
-        self.runtime, self.device = make_runtime(self.config, units, self._frozen.keep(units))  # and where inputs belong
+        if world is not None:
+            among_ranks.check_same(world, model, self.config, units, optimized)
+        keep = self._frozen.keep(units)
+        problem = None
+        try:
+            self.runtime, self.device = make_runtime(self.config, units, keep, world)  # and where inputs belong
+        except Exception as error:
+            problem = error
+            raise
+        finally:
+            if world is not None:
+                self._check_all_have_one(problem)
         self._units = units
         self._dtypes_before = {id(p): p.dtype for unit in units for _, p in unit.parameters}
         try:
@@ -87,6 +103,13 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
             raise
 
     # ---- Setting up
+
+    def _check_all_have_one(self, problem):
+        try:
+            self._world.check_worked(problem)
+        except BaseException:
+            self.close()
+            raise
 
     def _attach(self, doors):
         self._attached = attached.Attached(self.runtime, self._units, doors, self.optimizer.groups_by_id)
@@ -130,6 +153,8 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
 
     def _place_buffers(self, precision):
         """And parameters without elements, which are on no tier."""
+        if self._world is not None:
+            among_ranks.spread_buffers(self._world, self.module)
         for _, buffer, dtype in list(precision.buffers(self.module)):
             buffer.data = buffer.data.to(self.device, dtype)
         for name, parameter in self.module.named_parameters():
@@ -139,8 +164,11 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
     def _load(self, units):
         """Writes every master from the model's values, which vanish from RAM as it goes; if that fails, the model has them
         still."""
+        initial = self._initial_values
+        if self._world is not None:
+            initial = among_ranks.of_rank_0(self._world, initial)
         try:
-            write_masters(self.runtime, self._attached, units, self._initial_values)
+            write_masters(self.runtime, self._attached, units, initial)
         except BaseException:
             self._undo()
             raise
@@ -386,7 +414,11 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
         if "_attached" in self.__dict__:  # not after a failed __init__
             self._attached.disown()
         if "runtime" in self.__dict__:
+            if self._world is not None and self.runtime.open:
+                among_ranks.part(self._world, self.runtime)
             self.runtime.close()
+        if self._world is not None:
+            self._world.close()
 
     def __getattr__(self, name):
         try:

@@ -1,5 +1,7 @@
 """What the library is told of a configuration."""
 
+import ctypes
+
 import torch
 
 from ..native import abi
@@ -25,10 +27,11 @@ def unit_sizes(config, itemsize):
     return max(1, min(_UNIT_ELEMENTS, hbm // (4 * itemsize))), tiny
 
 
-def library_options(config):
-    """The abi.Options of a configuration."""
+def library_options(config, world=None):
+    """The abi.Options of a configuration. world: the ranks, if there are several."""
     own = config.own
     options = {
+        "zero_stage": config.zero_stage,
         "param_dtype": NUMBERS[DTYPES[config.dtype]],
         "grad_dtype": NUMBERS[DTYPES[config.grad_dtype or config.dtype]],
         "lowest_param_tier": _TIERS[config.offload_param],
@@ -55,7 +58,12 @@ def library_options(config):
         options["hysteresis"] = int(scale.get("hysteresis", 2))
         options["consecutive_hysteresis"] = int(scale.get("consecutive_hysteresis", False))
         options["min_loss_scale"] = float(scale.get("min_loss_scale", 1))
-    return abi.Options(**options)
+    result = abi.Options(**options)
+    if world is not None:
+        result.rank, result.ranks = world.rank, world.size
+        result._tables = world.tables()  # which the library copies
+        result.comm = ctypes.addressof(result._tables)
+    return result
 
 
 def _choice(name, value, choices):

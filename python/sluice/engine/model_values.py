@@ -13,6 +13,11 @@ class EngineValues:
 
     # ---- As a holder of parameters (registry.py)
 
+    def share_from(self, parameter, rank):
+        """All ranks' values of a parameter on loan become those of that rank. Does nothing with one rank."""
+        if self._world is not None:
+            self._world.share(parameter, rank)
+
     streams = True
 
     def tensor_of(self, parameter):

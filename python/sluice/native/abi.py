@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import struct
+import time
 
 from .checked import Structure, converted, decoded, path_bytes
 from .errors import (
@@ -80,6 +81,11 @@ class Options(Structure):
         ("device", ctypes.c_int32),
         ("device_index", ctypes.c_int32),
         ("hbm_memory", ctypes.c_void_p),
+        ("rank", ctypes.c_uint32),
+        ("ranks", ctypes.c_uint32),
+        ("zero_stage", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("comm", ctypes.c_void_p),
     ]
 
     def __init__(self, **values):
@@ -529,6 +535,14 @@ class Runtime:
 
     def drain(self):
         self.wait(self._ticket("sluice_drain"))
+
+    def drain_within(self, seconds):
+        """The same, for so long at most; returns whether it is so."""
+        ticket, until = self._ticket("sluice_drain"), time.monotonic() + seconds
+        while not self._wait(ticket, _WAIT_MS):
+            if time.monotonic() > until:
+                return False
+        return True
 
     def start_read(self, tensor, field, pointer, dtype, elements, ticket):
         self._call("sluice_read", tensor, field, pointer, dtype, elements, ctypes.byref(ticket))
