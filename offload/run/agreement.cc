@@ -36,7 +36,7 @@ Agreement::Agreement(Communicator* communicator, Clock* clock, Inbox* inbox, Met
 
 void Agreement::Say(Said said) {
   to_say_.push_back(said);
-  if (!op_.status.ok() && stopped_) return observer_->OnDisagreement(op_.status, true);
+  if (!failure_.ok()) return observer_->OnDisagreement(failure_);
   Poll();
 }
 
@@ -57,17 +57,22 @@ void Agreement::Begin() {
 }
 
 void Agreement::Handle() {
+  if (stopped_) {
+    in_round_ = false;
+    return;
+  }
   if (!op_.status.ok()) {
     in_round_ = false;
     stopped_ = true;
-    return observer_->OnDisagreement(op_.status, !to_say_.empty() || message_.count > 0);
+    failure_ = op_.status;
+    return observer_->OnDisagreement(failure_);
   }
   rounds_->Add();
   bool any = false;
   for (uint32_t r = 0; r < heard_.size(); ++r) {
     for (size_t i = 0; i < heard_[r].count; ++i) {
       any = true;
-      observer_->OnSaid(Rank(r), heard_[r].said[i]);
+      if (!stopped_) observer_->OnSaid(Rank(r), heard_[r].said[i]);
     }
   }
   in_round_ = false;  // not before: what follows from what was heard is said in the next one

@@ -29,18 +29,19 @@
 namespace sluice {
 
 enum class Topic : uint32_t {
-  kModel = 0,      // a hash of what must be the same on all ranks
-  kGradients = 1,  // of a unit: all that this rank has of it in this window
-  kNothing = 2,    // of a unit: this rank will have no gradients of it in this window
-  kWindowEnd = 4,  // no more gradients in this window
-  kStep = 5,       // the same, and a step is next
-  kParams = 6,     // of a unit: this rank's part was renewed
-  kValue = 7,      // of a tensor: this rank's part was read
-  kAccess = 11,    // this rank reads or writes a value next, and wants no unit
-  kFetch = 8,      // of a unit: this rank has room for it
-  kUrgent = 9,     // of a unit: it can't wait for the others to have room too
-  kUnwanted = 10,  // of a unit: it has no room for it any more
-  kWrites = 12,    // of so many writes the kParams that follows is, if not of one or an update
+  kModel,      // a number, or a hash, of what must be the same on all ranks: one after another
+  kGradients,  // of a unit: all that this rank has of it in this window
+  kNothing,    // of a unit: this rank will have no gradients of it in this window
+  kWindowEnd,  // no more gradients in this window
+  kStep,       // the same, and a step is next; these three are meetings (grad_exchange.h)
+  kClear,      // likewise: gradients are to be forgotten; 0: all, t + 1: tensor t's
+  kGradient,   // likewise: a gradient is to be read or written; 2 t, and 1 if it was given here
+  kParams,     // of a unit: this rank's part was renewed
+  kAccess,     // this rank reads or writes a value next, and wants no unit
+  kValue,      // of a tensor: this rank's part was read, or written; 2 t, and 1 if written
+  kFetch,      // of a unit: this rank has room for it
+  kUrgent,     // of a unit: it can't wait for the others to have room too
+  kUnwanted,   // of a unit: it has no room for it any more
 };
 
 struct Said {
@@ -54,8 +55,8 @@ class Agreement final : private Event {
    public:
     virtual ~Observer() = default;
     virtual void OnSaid(Rank rank, Said said) = 0;  // also of this rank's own
-    // No round follows. `wanted`: there is something to say. Again whenever there is more.
-    virtual void OnDisagreement(const absl::Status& status, bool wanted) = 0;
+    // No round follows. Again whenever there is something to say.
+    virtual void OnDisagreement(const absl::Status& status) = 0;
   };
 
   // None of these is owned.
@@ -67,8 +68,8 @@ class Agreement final : private Event {
   // Begins a round if there is something to say, or if it is time to hear of others. Call now and
   // then, and when NextTime has come.
   void Poll();
-  TimePoint NextTime() const { return in_round_ ? kForever : next_time_; }
-  void Stop() { stopped_ = true; }  // no round begins any more
+  TimePoint NextTime() const { return in_round_ || stopped_ ? kForever : next_time_; }
+  void Stop() { stopped_ = true; }  // no round begins any more, and nothing more is heard
 
  private:
   static constexpr size_t kSaidMax = 31;
@@ -92,6 +93,7 @@ class Agreement final : private Event {
   std::vector<MemoryView> receive_;
   const std::vector<uint32_t> ends_;
   CommOp op_;
+  absl::Status failure_;
   bool in_round_ = false;
   bool stopped_ = false;
   TimePoint next_time_{0};

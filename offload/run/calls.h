@@ -70,9 +70,12 @@ struct Turn {
   Ticket ticket = 0;                     // 0: nobody waits
   bool summing = false;                  // the step waits for sums
   bool summed = false;                   // all gradients have arrived and are summed
-  bool met = false;                      // this rank has told the others that it is there
-  bool exchanged = false;                // and has sent its sums
+  bool meets = false;                    // the other ranks were told that this one is here
+  bool met = false;                      // all are
+  bool at_access = false;                // of a value: the other ranks were told so
+  bool exchanged = false;                // the step's sums were sent
   std::optional<ClipDecision> decision;  // the step waits for fetches to end
+  std::optional<absl::Status> ended;     // the value request; the turn, when those before it have
 
   void Reset() {  // as a new one, but for the memory of `step`
     StepRequest kept = std::move(step);

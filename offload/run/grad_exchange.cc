@@ -7,44 +7,52 @@
 #include "core/status.h"
 #include "fmt/format.h"
 #include "offload/run/reduction.h"
+#include "optim/convert.h"
 
 namespace sluice {
 
-// One tensor's gradient on its way into staging.
+// One tensor's gradient on its way into staging: set, or added to what is there.
 class GradExchange::CopyTask final : public Task, public Event {
  public:
   explicit CopyTask(GradExchange* owner) : owner_(owner) {}
 
   void Run() override {
-    std::memcpy(to, given.data.data(), given.data.size());
+    const FloatType type = owner_->context_.layout->tensor(given.tensor).types.grad;
+    if (adding) {
+      Accumulate(to, given.data.data(), type,
+                 given.data.size() / static_cast<size_t>(SizeOf(type)));
+    } else {
+      std::memcpy(to, given.data.data(), given.data.size());
+    }
     owner_->context_.inbox->Post(this);
   }
   Nanos cost() const override { return Nanos(static_cast<int64_t>(given.data.size()) / 10 + 200); }
   void Handle() override { owner_->OnCopied(this); }
 
   Given given;
-  Group* group = nullptr;
   std::byte* to = nullptr;
+  bool adding = false;
 
  private:
   GradExchange* const owner_;
 };
 
 GradExchange::GradExchange(const Context& context, Communicator* communicator, Agreement* agreement,
-                           Gradients* gradients, const Updater* updater,
-                           std::function<const std::vector<UnitIndex>*()> acquisitions)
+                           Gradients* gradients, Asks asks)
     : context_(context),
       communicator_(communicator),
       agreement_(agreement),
       gradients_(gradients),
-      updater_(updater),
-      acquisitions_(std::move(acquisitions)),
+      asks_(std::move(asks)),
       shared_(context.layout->sharding().states),
       under_way_max_(shared_ ? context.memory->received_buffers.count() : 1),
       units_(context.layout->units().size()),
       given_(context.layout->tensors().size(), 0),
+      collected_(context.layout->tensors().size(), 0),
+      in_later_(context.layout->tensors().size(), 0),
       marks_(context.layout->units().size() * communicator->ranks()),
-      places_(communicator->ranks(), kInWindow) {
+      places_(communicator->ranks(), kInWindow),
+      meetings_(communicator->ranks(), Said{}) {
   for (const TensorLayout& tensor : context.layout->tensors())
     At(tensor.unit).tensors += tensor.keep == Keep::kParam ? 0 : 1;
   for (size_t i = 0; i < under_way_max_; ++i) {
@@ -68,25 +76,68 @@ void GradExchange::Give(TensorIndex tensor, ConstMemoryView data, const Fence* f
 void GradExchange::Take(Given given) {
   if (!std::exchange(window_begun_, true)) SayWhatIsNothing();
   const UnitIndex index = context_.layout->tensor(given.tensor).unit;
-  Unit& unit = At(index);
-  Group* last = unit.groups.empty() ? nullptr : unit.groups[unit.groups.size() - 1];
-  if (last != nullptr && std::ranges::count(last->tensors, given.tensor) > 0) Say(index, last);
-  if (last == nullptr || last->said) {
-    if (free_groups_.empty()) {
-      groups_.push_back(std::make_unique<Group>());
-      free_groups_.push_back(groups_.back().get());
-    }
-    last = TakeFree(&free_groups_);
-    unit.groups.push_back(last);
+  if (!failed_.ok()) {  // so it may be from here on, whenever something was said
+    --waiting_;
+    return given.done(failed_);
   }
-  last->tensors.push_back(given.tensor);
-  last->to_copy.push_back(std::move(given));
-  if (last->tensors.size() == unit.tensors) Say(index, last);
+  At(index).said_here ? AddLater(index, std::move(given)) : Add(index, std::move(given));
+}
+
+// What follows a whole unit is another turn, whether the reduction before was begun or not.
+void GradExchange::AddLater(UnitIndex index, Given given) {
+  Unit& unit = At(index);
+  if (!std::exchange(unit.later_open, true)) {
+    unit.later_turns.push_back({});
+    unit.later_collected = 0;
+    for (const TensorIndex t : context_.layout->unit(index).tensors) in_later_[t.value()] = 0;
+  }
+  ++unit.later_turns[unit.later_turns.size() - 1].given;
+  unit.later_collected += std::exchange(in_later_[given.tensor.value()], 1) == 0 ? 1 : 0;
+  unit.later.push_back(std::move(given));
+  if (unit.later_collected == unit.tensors) CloseLater(index);
+}
+
+void GradExchange::CloseLater(UnitIndex index) {
+  Unit& unit = At(index);
+  unit.later_turns[unit.later_turns.size() - 1].said = true;
+  unit.later_open = false;
+  agreement_->Say({Topic::kGradients, index.value()});
+}
+
+// The turn that was collected is being reduced.
+void GradExchange::NextTurn(UnitIndex index) {
+  Unit& unit = At(index);
+  unit.collected = 0;
+  unit.said_here = false;
+  for (const TensorIndex t : context_.layout->unit(index).tensors) collected_[t.value()] = kNothing;
+  if (unit.later_turns.empty()) return;
+  const LaterTurn turn = unit.later_turns.front();
+  unit.later_turns.pop_front();
+  if (unit.later_turns.empty()) unit.later_open = false;
+  for (uint32_t i = 0; i < turn.given; ++i) {
+    uint8_t& collected = collected_[unit.later.front().tensor.value()];
+    unit.collected += std::exchange(collected, kGiven) == kNothing ? 1 : 0;
+    unit.to_copy.push_back(std::move(unit.later.front()));
+    unit.later.pop_front();
+  }
+  unit.said_here = turn.said;
+  Collect(index);
+}
+
+void GradExchange::Add(UnitIndex index, Given given) {
+  Unit& unit = At(index);
+  uint8_t& collected = collected_[given.tensor.value()];
+  if (collected == kNothing) {
+    collected = kGiven;
+    ++unit.collected;
+  }
+  unit.to_copy.push_back(std::move(given));
+  if (unit.collected == unit.tensors) Say(index);
   Collect(index);
 }
 
 void GradExchange::SayWhatIsNothing() {
-  const std::vector<UnitIndex>* const acquired = acquisitions_();
+  const std::vector<UnitIndex>* const acquired = asks_.acquisitions();
   if (acquired == nullptr || acquired->empty()) return;
   for (Unit& unit : units_) unit.acquired = false;
   for (const UnitIndex unit : *acquired) At(unit).acquired = true;
@@ -95,38 +146,37 @@ void GradExchange::SayWhatIsNothing() {
   }
 }
 
-void GradExchange::Say(UnitIndex unit, Group* group) {
-  if (!std::exchange(group->said, true)) agreement_->Say({Topic::kGradients, unit.value()});
-}
-
 MemoryView GradExchange::TakeStaging(bool last_one) {
   BufferPool& pool = context_.memory->staging_buffers;
   return pool.free_count() > (last_one ? 0 : 1) ? pool.TryTake() : MemoryView();
 }
 
-// Copies what is next of the unit, as far as it is there.
+// Copies what was given and is there, one after another of a unit: a tensor may come twice.
 void GradExchange::Collect(UnitIndex index) {
   Unit& unit = At(index);
-  if (unit.groups.empty()) return;
-  Group* const group = unit.groups.front();
-  if (group->staging.empty()) group->staging = TakeStaging(false);
-  if (!group->staging.empty()) Copy(group);
-  if (!group->to_copy.empty() && !std::exchange(unit.waits, true)) collecting_.push_back(index);
-}
-
-void GradExchange::Copy(Group* group) {
-  while (!group->to_copy.empty() && group->to_copy.front().fence->Complete()) {
+  if (unit.to_copy.empty()) return;
+  if (unit.staging.empty()) unit.staging = TakeStaging(false);
+  if (unit.staging.empty() || !unit.to_copy.front().fence->Complete()) {
+    if (!std::exchange(unit.waits, true)) collecting_.push_back(index);
+    if (unit.staging.empty()) return;
+  }
+  while (!unit.to_copy.empty() && unit.to_copy.front().fence->Complete()) {
+    const TensorIndex tensor = unit.to_copy.front().tensor;
+    const bool adding = collected_[tensor.value()] == kCopied;
+    if (adding && unit.copying > 0) return;  // perhaps that of the same tensor
     if (free_copies_.empty()) {
       copies_.push_back(std::make_unique<CopyTask>(this));
       free_copies_.push_back(copies_.back().get());
     }
-    CopyTask* const task = TakeFree(&free_copies_);
-    task->given = std::move(group->to_copy.front());
-    group->to_copy.pop_front();
-    const TensorLayout& layout = context_.layout->tensor(task->given.tensor);
-    task->group = group;
-    task->to = group->staging.data() + layout.offset * SizeOf(layout.types.grad);
-    ++group->copying;
+    CopyTask* const task = free_copies_.back();
+    free_copies_.pop_back();
+    task->given = std::move(unit.to_copy.front());
+    unit.to_copy.pop_front();
+    const TensorLayout& layout = context_.layout->tensor(tensor);
+    task->to = unit.staging.data() + layout.offset * SizeOf(layout.types.grad);
+    task->adding = adding;
+    collected_[tensor.value()] = kCopied;
+    ++unit.copying;
     context_.executor->Submit(task);
   }
 }
@@ -141,126 +191,44 @@ void GradExchange::CollectMore() {
 }
 
 void GradExchange::OnCopied(CopyTask* task) {
+  const UnitIndex index = context_.layout->tensor(task->given.tensor).unit;
   const Done done = std::exchange(task->given.done, nullptr);
   free_copies_.push_back(task);
-  --task->group->copying;
+  --At(index).copying;
   --waiting_;
   done(absl::OkStatus());
+  Collect(index);
   Pump();
 }
 
-void GradExchange::EndWindow(Topic topic) {
-  SLUICE_CHECK(window_open() && !at_step_);
-  for (uint32_t u = 0; u < units_.size(); ++u) {
-    Unit& unit = units_[u];
-    if (!unit.groups.empty()) Say(UnitIndex(u), unit.groups[unit.groups.size() - 1]);
-  }
-  at_step_ = topic == Topic::kStep;
-  closed_ = true;
-  window_begun_ = false;
-  agreement_->Say({topic, 0});
-}
-
-template <typename F>
-void GradExchange::Change(UnitIndex index, uint32_t rank, F&& change) {
+void GradExchange::Say(UnitIndex index) {
   Unit& unit = At(index);
-  Mark& mark = MarkOf(index, rank);
-  const auto said = [&mark] { return mark.groups > 0 && !mark.nothing ? 1u : 0u; };
-  const auto answered = [&] {
-    return mark.groups > 0 || mark.nothing || places_[rank] != kInWindow ? 1u : 0u;
-  };
-  unit.said -= said();
-  unit.answered -= answered();
-  change(&mark);
-  unit.said += said();
-  unit.answered += answered();
+  if (std::exchange(unit.said_here, true)) return;
+  agreement_->Say({Topic::kGradients, index.value()});
 }
 
-void GradExchange::OnSaid(Rank rank, Said said) {
-  const UnitIndex unit(said.index);
-  const Topic topic = said.topic;
-  if (topic == Topic::kWindowEnd || topic == Topic::kStep)
-    return OnEnded(rank.value(), topic == Topic::kStep);
-  Change(unit, rank.value(), [topic](Mark* mark) {
-    mark->groups += topic == Topic::kGradients ? 1 : 0;
-    mark->nothing = mark->nothing || topic == Topic::kNothing;
-  });
-  Agree(unit);
-  Pump();
-}
-
-// On as many reductions of the unit as every rank has answered for.
-void GradExchange::Agree(UnitIndex index) {
-  Unit& unit = At(index);
-  while (unit.said > 0 && unit.answered == communicator_->ranks()) {
-    Agreed agreed{.unit = index};
-    for (uint32_t r = 0; r < communicator_->ranks(); ++r) {
-      if (MarkOf(index, r).groups == 0 || MarkOf(index, r).nothing) continue;
-      if (Rank(r) == communicator_->rank()) agreed.here = true;
-      Change(index, r, [](Mark* mark) { --mark->groups; });
-    }
-    agreed_.push_back(agreed);
-  }
-}
-
-void GradExchange::OnEnded(uint32_t rank, bool for_step) {
-  for (size_t u = units_.size(); u-- > 0;) {
-    const Mark& mark = MarkOf(UnitIndex(static_cast<uint32_t>(u)), rank);
-    if (places_[rank] == kInWindow && mark.groups == 0 && !mark.nothing) ++units_[u].answered;
-  }
-  places_[rank] = for_step ? kAtStep : kAtEnd;
-  const bool all = std::ranges::find(places_, kInWindow) == places_.end();
-  for (size_t u = units_.size(); u-- > 0;) {
-    const UnitIndex index(static_cast<uint32_t>(u));
-    Agree(index);
-    if (!all) continue;
-    // What ranks have of it that had said they wouldn't.
-    for (uint32_t r = 0; r < places_.size(); ++r)
-      Change(index, r, [](Mark* mark) { mark->nothing = false; });
-    Agree(index);
-  }
-  Pump();
-  if (all) OnWindowEnded();
-}
-
-// A rank that waits for a step has ended every window until then.
-void GradExchange::OnWindowEnded() {
-  step_agreed_ = std::ranges::find(places_, kAtEnd) == places_.end();
-  uint32_t ended = 0;
-  for (Place& place : places_) {
-    if (step_agreed_ || place == kAtEnd) place = kInWindow;
-    ended += place == kInWindow ? 0 : 1;
-  }
-  std::ranges::fill(marks_, Mark());
-  for (Unit& unit : units_) {
-    unit.said = 0;
-    unit.answered = ended;
-  }
-  if (at_step_ && !step_agreed_) return;  // this rank waits for the step
-  closed_ = false;
-  for (size_t left = next_window_.size(); left > 0; --left) {
-    Given given = std::move(next_window_.front());
-    next_window_.pop_front();
+// Of what was given, what is there now. A failure ends what is left of it.
+void GradExchange::TakeAll(RingQueue<Given>* queue) {
+  for (size_t left = queue->size(); left > 0 && !queue->empty(); --left) {
+    Given given = std::move(queue->front());
+    queue->pop_front();
     Take(std::move(given));
   }
 }
 
-void GradExchange::StepBegun() { at_step_ = step_agreed_ = false; }
-
 // Begins what was agreed on, in that order.
 void GradExchange::Pump() {
   while (failed_.ok() && !agreed_.empty() && under_way_ < under_way_max_) {
-    const Agreed agreed = agreed_.front();
-    Unit& unit = At(agreed.unit);
+    const Agreed next = agreed_.front();
+    Unit& unit = At(next.unit);
     if (unit.under_way) return;
     MemoryView staging;
-    if (agreed.here) {
-      Group* const group = unit.groups.front();
-      if (group->staging.empty()) group->staging = TakeStaging(true);
-      if (group->staging.empty()) return;
-      Copy(group);
-      if (group->copying > 0 || !group->to_copy.empty()) return;
-      staging = group->staging;
+    if (next.mine) {
+      if (unit.staging.empty()) unit.staging = TakeStaging(true);
+      if (unit.staging.empty()) return;
+      Collect(next.unit);
+      if (unit.copying > 0 || !unit.to_copy.empty()) return;
+      staging = std::exchange(unit.staging, {});
     } else {
       staging = TakeStaging(true);
       if (staging.empty()) return;
@@ -268,33 +236,24 @@ void GradExchange::Pump() {
     const MemoryView received = context_.memory->received_buffers.TryTake();
     SLUICE_CHECK(!received.empty());
     agreed_.pop_front();
-    Begin(agreed, staging, received);
+    Begin(next, staging, received);
   }
 }
 
-// What is not in the group is zeros.
-void GradExchange::Begin(const Agreed& agreed, MemoryView staging, MemoryView received) {
-  Unit& unit = At(agreed.unit);
-  Group* const group = agreed.here ? unit.groups.front() : nullptr;
-  for (const TensorIndex t : context_.layout->unit(agreed.unit).tensors) {
+void GradExchange::Begin(Agreed what, MemoryView staging, MemoryView received) {
+  At(what.unit).under_way = true;
+  for (const TensorIndex t : context_.layout->unit(what.unit).tensors) {
     const TensorLayout& tensor = context_.layout->tensor(t);
-    if (tensor.keep == Keep::kParam) continue;
-    if (group != nullptr && std::ranges::count(group->tensors, t) > 0) continue;
+    if (tensor.keep == Keep::kParam || (what.mine && collected_[t.value()] != kNothing)) continue;
     const int64_t size = SizeOf(tensor.types.grad);
     std::memset(staging.data() + tensor.offset * size, 0,
                 static_cast<size_t>(tensor.elements * size));
   }
-  if (group != nullptr) {
-    unit.groups.pop_front();
-    group->tensors.clear();
-    group->said = false;
-    group->staging = {};
-    free_groups_.push_back(group);
-  }
-  unit.under_way = true;
   ++under_way_;
-  TakeFree(&free_reductions_)->Start(agreed.unit, staging, received);
-  Collect(agreed.unit);
+  Reduction* const reduction = free_reductions_.back();
+  free_reductions_.pop_back();
+  reduction->Start(what.unit, staging, received);
+  if (what.mine) NextTurn(what.unit);
 }
 
 void GradExchange::OnExchanged(Reduction* reduction) {
@@ -303,53 +262,61 @@ void GradExchange::OnExchanged(Reduction* reduction) {
 }
 
 void GradExchange::OnSummed(Reduction* reduction) {
-  if (shared_) return HandOn(reduction);
+  if (shared_) return HandOnIfFree(reduction);
   reduction->Gather();
 }
 
-// To Gradients, by tensor: what this rank keeps of each, which may be nothing.
-void GradExchange::HandOn(Reduction* reduction) {
-  if (!reduction->status().ok()) return End(reduction, reduction->status());
-  const UnitIndex index = reduction->unit();
-  if (updater_->UnitPending(index)) {
-    At(index).held = reduction;
-    return;
-  }
-  reduction->set_parts_left(At(index).tensors);
-  for (const TensorIndex t : context_.layout->unit(index).tensors) {
-    const TensorLayout& tensor = context_.layout->tensor(t);
-    if (tensor.keep == Keep::kParam) continue;
-    const int64_t size = SizeOf(tensor.types.grad);
-    const MemoryView kept = reduction->staging().subspan(
-        static_cast<size_t>((tensor.offset + tensor.kept.begin) * size),
-        static_cast<size_t>(tensor.kept.size() * size));
-    gradients_->Push({.tensor = t, .data = kept, .first = tensor.kept.begin}, reduction->ready(),
-                     [this, reduction](const absl::Status& status) {
-                       if (reduction->OnePartDone(status)) End(reduction, reduction->status());
-                     });
-  }
+// This rank may lack the unit, so nobody has waited here for the update before.
+void GradExchange::HandOnIfFree(Reduction* reduction) {
+  if (asks_.updating(reduction->unit()) && failed_.ok()) return held_.push_back(reduction);
+  HandOn(reduction);
 }
 
 void GradExchange::GoOn(UnitIndex unit) {
-  if (Reduction* const held = std::exchange(At(unit).held, nullptr)) HandOn(held);
+  const auto held = std::ranges::find(held_, unit, &Reduction::unit);
+  if (held == held_.end()) return;
+  Reduction* const reduction = *held;  // the only one of the unit
+  held_.erase(held);
+  HandOn(reduction);
 }
 
-void GradExchange::GiveBack(Reduction* reduction) {
+// To Gradients, by tensor: of this rank's shard, or all.
+void GradExchange::HandOn(Reduction* reduction) {
+  if (!reduction->status().ok()) return End(reduction, reduction->status());
+  const UnitLayout& unit = context_.layout->unit(reduction->unit());
+  const ElementRange kept =
+      shared_ ? unit.updated.shard(communicator_->rank()) : ElementRange{0, unit.updated_elements};
+  const int64_t size = SizeOf(unit.types.grad);
+  size_t parts = 0;
+  unit.updated.ForTensors(kept, [&](size_t, ElementRange) { ++parts; });
+  if (parts == 0) return End(reduction, absl::OkStatus());
+  reduction->set_parts_left(parts);
+  unit.updated.ForTensors(kept, [&](size_t i, ElementRange part) {
+    const TensorIndex tensor = unit.tensors[i];
+    const int64_t at = (context_.layout->tensor(tensor).offset + part.begin) * size;
+    gradients_->Push({.tensor = tensor,
+                      .data = reduction->staging().subspan(static_cast<size_t>(at),
+                                                           static_cast<size_t>(part.size() * size)),
+                      .first = part.begin},
+                     reduction->ready(), [this, reduction](const absl::Status& status) {
+                       if (reduction->OnePartDone(status)) End(reduction, reduction->status());
+                     });
+  });
+}
+
+void GradExchange::End(Reduction* reduction, const absl::Status& status) {
+  Unit& unit = At(reduction->unit());
+  context_.trace->Record(track_, "reduce", reduction->unit().value(), reduction->began(),
+                         context_.clock->Now());
   context_.memory->received_buffers.Give(reduction->received());
   context_.memory->staging_buffers.Give(reduction->staging());
   free_reductions_.push_back(reduction);
   --under_way_;
-  At(reduction->unit()).under_way = false;
-}
-
-void GradExchange::End(Reduction* reduction, const absl::Status& status) {
-  const UnitIndex unit = reduction->unit();
-  context_.trace->Record(track_, "reduce", unit.value(), reduction->began(), context_.clock->Now());
-  GiveBack(reduction);
+  unit.under_way = false;
   if (!status.ok()) {
     return context_.fail(
         Annotate(status, fmt::format("adding up the gradients of unit '{}' over ranks",
-                                     context_.layout->unit(unit).name)));
+                                     context_.layout->unit(reduction->unit()).name)));
   }
   Pump();
   CollectMore();
@@ -357,17 +324,18 @@ void GradExchange::End(Reduction* reduction, const absl::Status& status) {
 
 void GradExchange::Fail(const absl::Status& status) {
   failed_ = status;
-  for (Unit& unit : units_) {
-    if (unit.held != nullptr) GiveBack(std::exchange(unit.held, nullptr));
-  }
   const auto end_all = [&](RingQueue<Given>* queue) {
     for (; !queue->empty(); queue->pop_front()) {
       --waiting_;
       queue->front().done(status);
     }
   };
-  for (const auto& group : groups_) end_all(&group->to_copy);
+  for (Unit& unit : units_) {
+    end_all(&unit.to_copy);
+    end_all(&unit.later);
+  }
   end_all(&next_window_);
+  for (Reduction* const reduction : std::exchange(held_, {})) End(reduction, status);
 }
 
 }  // namespace sluice

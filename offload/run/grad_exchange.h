@@ -10,8 +10,15 @@
 // given its first gradient of an iteration says so of all units that it has not acquired in it. In
 // a window, which ends when every rank has said that nothing more comes, a rank may also lack what
 // it was to have, a unit or some tensors: then that is reduced when the window ends. Who lacks
-// something adds zeros; what no rank has is not reduced. Which units are reduced and in which order
-// follows from what was said alone, so it is the same on all ranks.
+// something adds zeros; what no rank has is not reduced. A unit that a rank has again in a window,
+// once all its tensors were given, is another reduction: what it has of it for the k-th time is
+// added to what others have for the k-th time. Which units are reduced and in which order, and what
+// goes into each, follows from what was said alone, so it is the same on all ranks, and does not
+// depend on who is ahead.
+//
+// A meeting is where every rank must come before any goes on, whatever windows it has ended until
+// then: a step, the forgetting of gradients, a look at one. Ranks that come to different ones, of
+// which none could end, fail.
 //
 // Buffers: whatever collects may take any but the last; the reduction that is next takes that one
 // if it has none. So what is collected early never keeps the next one from going on. While there is
@@ -27,6 +34,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "comm/communicator.h"
@@ -34,7 +42,6 @@
 #include "offload/run/agreement.h"
 #include "offload/run/context.h"
 #include "offload/run/gradients.h"
-#include "offload/run/updater.h"
 
 namespace sluice {
 
@@ -42,10 +49,15 @@ class GradExchange {
  public:
   using Done = Gradients::Done;
 
-  // None is owned. `acquisitions`: of the iteration that is under way, null if none is.
+  // What it asks of others.
+  struct Asks {
+    std::function<const std::vector<UnitIndex>*()> acquisitions;  // of this iteration; null: none
+    std::function<bool(UnitIndex)> updating;  // whether an update still reads gradients of it
+  };
+
+  // None is owned.
   GradExchange(const Context& context, Communicator* communicator, Agreement* agreement,
-               Gradients* gradients, const Updater* updater,
-               std::function<const std::vector<UnitIndex>*()> acquisitions);
+               Gradients* gradients, Asks asks);
   ~GradExchange();
 
   // This rank's gradient of the tensor, to be added to the others'; there when `fence` is complete.
@@ -53,30 +65,36 @@ class GradExchange {
   void Give(TensorIndex tensor, ConstMemoryView data, const Fence* fence, Done done);
   // Whether a window may be ended here: the last one has ended everywhere.
   bool window_open() const { return !closed_; }
-  // Nothing more comes in this window, which is open. `topic` says what is next: kWindowEnd, or
-  // kStep, after which StepBegun comes before anything is given.
-  void EndWindow(Topic topic);
+  // Nothing more comes in this window, which is open. `what` says what is next: kWindowEnd, or a
+  // meeting, after which MeetingOver comes before anything is given.
+  void EndWindow(Said what);
   // Whether anything was given since the last window was ended here.
   bool window_begun() const { return window_begun_; }
-  // Of kGradients, kNothing, kWindowEnd and kStep.
+  // Of kGradients, kNothing, kWindowEnd and meetings.
   void OnSaid(Rank rank, Said said);
 
-  // All ranks have said kStep, and all that was given has reached Gradients.
-  bool all_at_step() const { return step_agreed_ && settled(); }
-  void StepBegun();
+  // All ranks have come to the meeting, and all that was given has reached Gradients.
+  bool met() const { return meeting_agreed_ && settled(); }
+  void MeetingOver() { at_meeting_ = meeting_agreed_ = false; }
+  // Of a meeting over a gradient, when it is agreed: whether any rank was given it.
+  bool met_given() const { return met_given_; }
+  // A rank that is at a meeting of that kind; null: there is none. In words: what it is there for.
+  const Said* MeetingOf(Rank rank) const {
+    return places_[rank.value()] == kAtMeeting ? &meetings_[rank.value()] : nullptr;
+  }
+  std::string InWords(Said meeting) const;
   // Nothing is on its way, and the windows that were ended here have ended everywhere.
   bool settled() const { return !closed_ && agreed_.empty() && under_way_ == 0; }
   bool idle() const { return settled() && waiting_ == 0; }
 
   // Whether this rank was given something of the tensor since it was last cleared.
   bool given(TensorIndex tensor) const { return given_[tensor.value()] != 0; }
+  void SetGiven(TensorIndex tensor) { given_[tensor.value()] = 1; }  // written, on all ranks
   void Clear(TensorIndex tensor) { given_[tensor.value()] = 0; }
   void ClearAll() { given_.assign(given_.size(), 0); }
 
-  // The unit's update has read the gradients before, which the next are not to replace earlier:
-  // also where this rank was given none.
+  // The unit's update has read what it needs.
   void GoOn(UnitIndex unit);
-
   // Goes on with what waits for a fence, or for memory.
   void CollectMore();
 
@@ -93,92 +111,96 @@ class GradExchange {
     const Fence* fence = nullptr;
     Done done;
   };
-  // What this rank has of a unit for one reduction: each tensor once at most.
-  struct Group {
-    std::vector<TensorIndex> tensors;
+  struct LaterTurn {
+    uint32_t given = 0;  // so many of `later`
     bool said = false;
-    RingQueue<Given> to_copy;
-    size_t copying = 0;
-    MemoryView staging;
   };
   struct Unit {
-    uint32_t tensors = 0;       // that are updated
-    uint32_t said = 0;          // ranks that have it, and to whom nothing is agreed
-    uint32_t answered = 0;      // these, and ranks that won't have it or have ended the window
-    bool acquired = false;      // while it is said what is not
-    bool under_way = false;     // a reduction
-    Reduction* held = nullptr;  // which has ended, till the update before has
-    bool waits = false;         // is in collecting_
-    RingQueue<Group*> groups;   // not begun; of these only the last may lack tensors, unsaid
+    uint32_t tensors = 0;      // that are updated
+    uint32_t said = 0;         // ranks that have it
+    uint32_t answered = 0;     // ranks that have it, or won't, or have ended the window
+    bool acquired = false;     // while it is said what is not
+    bool said_here = false;    // of what is collected now
+    bool under_way = false;    // a reduction
+    uint32_t collected = 0;    // tensors of which something was given for the next reduction
+    size_t copying = 0;        // of that
+    bool waits = false;        // is in collecting_
+    RingQueue<Given> to_copy;  // for this rank's next turn, whose staging this is
+    MemoryView staging;
+    RingQueue<Given> later;  // for the turns after it
+    RingQueue<LaterTurn> later_turns;
+    bool later_open = false;       // the last of these may get more
+    uint32_t later_collected = 0;  // tensors that it has something of
   };
   struct Agreed {
     UnitIndex unit;
-    bool here = false;  // this rank has said that it has it
+    bool mine = false;  // this rank's next turn; else it adds zeros
   };
-  // What a rank has said of a unit in this window: how many groups, which are not agreed on.
-  struct Mark {
-    uint16_t groups = 0;
-    bool nothing = false;
-  };
-  enum Place : uint8_t { kInWindow, kAtEnd, kAtStep };
 
   Unit& At(UnitIndex unit) { return units_[unit.value()]; }
+  void Take(Given given);
+  void Add(UnitIndex index, Given given);
+  void SayWhatIsNothing();
+  void Collect(UnitIndex index);
+  void OnCopied(CopyTask* task);
+  void Say(UnitIndex index);
+  void AddLater(UnitIndex index, Given given);
+  void CloseLater(UnitIndex index);
+  void NextTurn(UnitIndex index);
+  // What a rank has said of a unit in this window.
+  struct Mark {
+    uint32_t turns = 0;  // that it has, and that are not agreed on
+    bool wont = false;   // have more
+  };
   Mark& MarkOf(UnitIndex unit, uint32_t rank) {
     return marks_[unit.value() * communicator_->ranks() + rank];
   }
-  template <typename F>
-  void Change(UnitIndex unit, uint32_t rank, F&& change);
-  void Take(Given given);
-  void SayWhatIsNothing();
-  void Say(UnitIndex unit, Group* group);
-  void Collect(UnitIndex index);
-  void Copy(Group* group);
-  void OnCopied(CopyTask* task);
-  void Agree(UnitIndex unit);
-  void OnEnded(uint32_t rank, bool for_step);
+  void SetMark(UnitIndex unit, uint32_t rank, Mark mark);
+  void AgreeIfAnswered(UnitIndex unit);
+  void OnEnded(uint32_t rank, Said said);
+  void Agree();
+  void TakeAll(RingQueue<Given>* given);
   void OnWindowEnded();
   void Pump();
-  void Begin(const Agreed& agreed, MemoryView staging, MemoryView received);
+  void Begin(Agreed what, MemoryView staging, MemoryView received);
   void OnExchanged(Reduction* reduction);
   void OnSummed(Reduction* reduction);
+  void HandOnIfFree(Reduction* reduction);
   void HandOn(Reduction* reduction);
   void End(Reduction* reduction, const absl::Status& status);
-  void GiveBack(Reduction* reduction);
   MemoryView TakeStaging(bool last_one);
-  template <typename T>
-  static T* TakeFree(std::vector<T*>* free) {
-    T* const one = free->back();
-    free->pop_back();
-    return one;
-  }
 
   const Context context_;
   Communicator* const communicator_;
   Agreement* const agreement_;
   Gradients* const gradients_;
-  const Updater* const updater_;
-  const std::function<const std::vector<UnitIndex>*()> acquisitions_;
+  const Asks asks_;
   const bool shared_;  // each rank keeps its shard's only
   const size_t under_way_max_;
   std::vector<Unit> units_;
-  std::vector<uint8_t> given_;       // by tensor
+  std::vector<uint8_t> given_;  // by tensor
+  enum Collected : uint8_t { kNothing, kGiven, kCopied };
+  std::vector<uint8_t> collected_;   // by tensor, for this rank's next turn
+  std::vector<uint8_t> in_later_;    // by tensor, for the last of the later turns
   RingQueue<UnitIndex> collecting_;  // that wait for staging, or for a fence
   RingQueue<Given> next_window_;
   size_t waiting_ = 0;  // given, and not copied
-  std::vector<std::unique_ptr<Group>> groups_;
-  std::vector<Group*> free_groups_;
   std::vector<std::unique_ptr<CopyTask>> copies_;
   std::vector<CopyTask*> free_copies_;
   std::vector<std::unique_ptr<Reduction>> pool_;
   std::vector<Reduction*> free_reductions_;
-  RingQueue<Agreed> agreed_;  // to be begun, in this order
-  size_t under_way_ = 0;      // reductions
+  std::vector<Reduction*> held_;  // back, until their unit's update has ended
+  RingQueue<Agreed> agreed_;      // to be begun, in this order
+  size_t under_way_ = 0;          // reductions
   bool window_begun_ = false;
-  bool closed_ = false;   // ended here, and not yet by all
-  bool at_step_ = false;  // said here
-  bool step_agreed_ = false;
-  std::vector<Mark> marks_;    // by unit and rank
-  std::vector<Place> places_;  // by rank: what it has said of the window
+  bool closed_ = false;      // ended here, and not yet by all
+  bool at_meeting_ = false;  // said here
+  bool meeting_agreed_ = false;
+  bool met_given_ = false;
+  std::vector<Mark> marks_;  // by unit and rank
+  enum Place : uint8_t { kInWindow, kAtEnd, kAtMeeting };
+  std::vector<Place> places_;   // by rank: what it has said of the window
+  std::vector<Said> meetings_;  // by rank that is at one
   absl::Status failed_;
   TrackId track_ = 0;
 };

@@ -41,7 +41,6 @@ class RankGathers::Gather final : public Event {
   void Handle() override { owner_->End(this); }
 
   UnitIndex unit;
-  bool last = false;  // of what this rank has asked for so far
   TensorIndex tensor;
   Done done;  // of a value
   const absl::Status& status() const { return op_.status; }
@@ -63,9 +62,7 @@ RankGathers::RankGathers(const Context& context, Communicator* communicator, Lau
       order_(order),
       agreement_(agreement),
       renewed_(std::move(renewed)),
-      of_unit_(context.layout->units().size(),
-               {.said = std::vector<uint64_t>(communicator->ranks(), 0)}),
-      writes_(communicator->ranks(), 1),
+      said_(context.layout->units().size(), 0),
       asked_by_(communicator->ranks(), 0),
       accesses_(communicator->ranks(), 0) {
   track_ = context.trace->AddTrack("parameters among ranks");
@@ -73,18 +70,17 @@ RankGathers::RankGathers(const Context& context, Communicator* communicator, Lau
 
 RankGathers::~RankGathers() = default;
 
-void RankGathers::Renew(UnitIndex unit, uint32_t writes) {
+void RankGathers::Renew(UnitIndex unit) {
   ++renewals_;
   ++under_way_;
-  of_unit_[unit.value()].asked_for += writes;
-  if (writes != 1) agreement_->Say({Topic::kWrites, writes});
   agreement_->Say({Topic::kParams, unit.value()});
 }
 
-void RankGathers::Complete(TensorIndex tensor, std::byte* data, int64_t element, Done done) {
+void RankGathers::Complete(TensorIndex tensor, After after, std::byte* data, int64_t element,
+                           Done done) {
   values_.push_back({tensor, data, element, std::move(done)});
   ++under_way_;
-  agreement_->Say({Topic::kValue, tensor.value()});
+  agreement_->Say({Topic::kValue, 2 * tensor.value() + (after == After::kWrite ? 1 : 0)});
 }
 
 void RankGathers::ComeToAccess() {
@@ -101,29 +97,30 @@ void RankGathers::OnSaid(Rank rank, Said said) {
     ++accesses_[rank.value()];
     return;
   }
-  if (said.topic == Topic::kParams) return OnParams(rank, UnitIndex(said.index));
-  if (said.topic == Topic::kWrites) {
-    writes_[rank.value()] = said.index;
-    return;
-  }
-  OnValue(rank, TensorIndex(said.index));
+  if (said.topic == Topic::kParams) return OnParams(UnitIndex(said.index));
+  OnValue(rank, said.index);
 }
 
-// What all ranks have written is gathered. A rank that has written more waits for the rest; it
-// writes nothing meanwhile.
-void RankGathers::OnParams(Rank rank, UnitIndex unit) {
-  Renewals& renewals = of_unit_[unit.value()];
-  renewals.said[rank.value()] += std::exchange(writes_[rank.value()], 1);
-  const uint64_t least = *std::ranges::min_element(renewals.said);
-  if (least == renewals.begun) return;
-  renewals.begun = least;
+std::string RankGathers::InWords(uint32_t index) const {
+  return fmt::format("{} tensor '{}'", index % 2 == 0 ? "reads" : "writes",
+                     context_.layout->tensor(TensorIndex(index / 2)).name);
+}
+
+std::string RankGathers::MissedBy(Rank rank) const {
+  const bool misses = !asked_.empty() && asked_by_[rank.value()] <= values_begun_;
+  return misses ? InWords(asked_.front()) : std::string();
+}
+
+void RankGathers::OnParams(UnitIndex unit) {
+  if (++said_[unit.value()] < communicator_->ranks()) return;
+  said_[unit.value()] = 0;
   if (context_.placement->IsShared(unit.value())) {
-    if (least == renewals.asked_for) EndRenewal(unit);
-    return;
+    --under_way_;
+    --renewals_;
+    return renewed_(unit);
   }
   Gather* const gather = Take();
   gather->unit = unit;
-  gather->last = least == renewals.asked_for;
   const UnitLayout& layout = context_.layout->unit(unit);
   gather->Prepare(unit.value(), context_.memory->param_home[unit.value()],
                   layout.types.param.size(), [&](Rank r) -> Gather::Places {
@@ -135,16 +132,15 @@ void RankGathers::OnParams(Rank rank, UnitIndex unit) {
   Launch(gather);
 }
 
-void RankGathers::OnValue(Rank rank, TensorIndex tensor) {
+void RankGathers::OnValue(Rank rank, uint32_t index) {
   const uint64_t place = asked_by_[rank.value()]++ - values_begun_;
   if (place == asked_.size()) {
-    asked_.push_back(tensor);
-  } else if (asked_[place] != tensor) {
-    return context_.fail(absl::FailedPreconditionError(fmt::format(
-        "rank {} reads tensor '{}' where another reads '{}': with several ranks, all must read the "
-        "same tensors in the same order",
-        rank.value(), context_.layout->tensor(tensor).name,
-        context_.layout->tensor(asked_[place]).name)));
+    asked_.push_back(index);
+  } else if (asked_[place] != index) {
+    return context_.fail(absl::FailedPreconditionError(
+        fmt::format("rank {} {} where another {}: with several ranks, all must do so, in the same "
+                    "order",
+                    rank.value(), InWords(index), InWords(asked_[place]))));
   }
   if (std::ranges::all_of(asked_by_, [this](uint64_t asked) { return asked > values_begun_; }))
     StartValue();
@@ -193,24 +189,15 @@ void RankGathers::End(Gather* gather) {
   const Done done = std::exchange(gather->done, nullptr);
   const UnitIndex unit = gather->unit;
   free_gathers_.push_back(gather);
-  if (done) {
-    --under_way_;
-    return done(status);
-  }
+  --under_way_;
+  if (done) return done(status);
   context_.trace->Record(track_, "gather unit", unit.value(), gather->started(),
                          gather->finished());
+  --renewals_;
   if (!status.ok()) {
-    under_way_ -= gather->last ? 1 : 0;
-    renewals_ -= gather->last ? 1 : 0;
     return context_.fail(Annotate(status, fmt::format("gathering the parameters of unit '{}'",
                                                       context_.layout->unit(unit).name)));
   }
-  if (gather->last) EndRenewal(unit);
-}
-
-void RankGathers::EndRenewal(UnitIndex unit) {
-  --under_way_;
-  --renewals_;
   renewed_(unit);
 }
 

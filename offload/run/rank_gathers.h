@@ -12,6 +12,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "comm/communicator.h"
@@ -31,11 +32,10 @@ class RankGathers {
               Agreement* agreement, std::function<void(UnitIndex)> renewed);
   ~RankGathers();
 
-  // This rank's shard of the unit's parameters is new: by an update, or by so many writes, which
-  // may be fewer at a time on one rank than on another. Not again before `renewed`. Where the unit
+  // This rank's shard of the unit's parameters is new. Not again before `renewed`. Where the unit
   // is not whole on every rank, nothing is gathered: all the same its shards are new everywhere
   // then.
-  void Renew(UnitIndex unit, uint32_t writes = 1);
+  void Renew(UnitIndex unit);
   bool renewing() const { return renewals_ > 0; }
 
   // Where ranks share parameters, values are accessed when all ranks have come to that, so that
@@ -45,10 +45,14 @@ class RankGathers {
 
   // `data` holds this rank's part of the tensor's elements, of `element` bytes each, at its place;
   // `done` is called when it holds all. Every rank asks for the same, in the same order.
-  void Complete(TensorIndex tensor, std::byte* data, int64_t element, Done done);
+  // read of values or after a write. With elements of 0 bytes nothing moves: all have come to it.
+  enum class After : uint8_t { kRead, kWrite };
+  void Complete(TensorIndex tensor, After after, std::byte* data, int64_t element, Done done);
 
-  // Of kWrites, kParams, kValue and kAccess.
+  // Of kParams, kValue and kAccess.
   void OnSaid(Rank rank, Said said);
+  // The first value that another has asked for and the rank has not, in words: "reads tensor 'x'".
+  std::string MissedBy(Rank rank) const;
   bool idle() const { return under_way_ == 0; }
   void Fail(const absl::Status& status);
 
@@ -63,9 +67,9 @@ class RankGathers {
 
   Gather* Take();
   void Launch(Gather* gather);
-  void OnParams(Rank rank, UnitIndex unit);
-  void EndRenewal(UnitIndex unit);
-  void OnValue(Rank rank, TensorIndex tensor);
+  void OnParams(UnitIndex unit);
+  void OnValue(Rank rank, uint32_t index);
+  std::string InWords(uint32_t index) const;
   void StartValue();
   void End(Gather* gather);
 
@@ -74,16 +78,10 @@ class RankGathers {
   LaunchOrder* const order_;
   Agreement* const agreement_;
   const std::function<void(UnitIndex)> renewed_;
-  struct Renewals {              // of a unit, counted since the start
-    std::vector<uint64_t> said;  // by rank
-    uint64_t begun = 0;          // to be gathered: the least of these
-    uint64_t asked_for = 0;      // by this rank
-  };
-  std::vector<Renewals> of_unit_;
-  std::vector<uint32_t> writes_;    // by rank: of what it says next
+  std::vector<uint32_t> said_;      // by unit: ranks whose part is new
   size_t renewals_ = 0;             // that this rank has asked for
   std::deque<Value> values_;        // of this rank, not begun
-  std::deque<TensorIndex> asked_;   // by any rank, and not begun
+  std::deque<uint32_t> asked_;      // by any rank, and not begun: what was said
   std::vector<uint64_t> asked_by_;  // by rank: how many so far
   uint64_t values_begun_ = 0;
   uint64_t come_to_ = 0;            // accesses, of this rank

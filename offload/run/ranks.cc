@@ -20,53 +20,82 @@ void Ranks::ForCells(Rank rank, F&& f) const {
   }
 }
 
+namespace {
+
 // FNV-1a, 32 bits (Fowler, Noll, Vo): the same on every machine.
-uint32_t FingerprintOf(const ModelLayout& layout) {
-  uint32_t hash = 2166136261;
-  const auto byte = [&hash](uint8_t value) { hash = (hash ^ value) * 16777619; };
-  const auto number = [&](int64_t value) {
-    for (int i = 0; i < 64; i += 8) byte(static_cast<uint8_t>(value >> i));
-  };
-  const auto text = [&](const std::string& value) {
-    number(static_cast<int64_t>(value.size()));
-    for (const char c : value) byte(static_cast<uint8_t>(c));
-  };
-  number(layout.sharding().ranks);
-  number(layout.sharding().states ? 1 : 0);
-  number(layout.sharding().params ? 1 : 0);
-  text(layout.format()->name());
-  for (const UnitLayout& unit : layout.units()) {
-    text(unit.name);
-    text(unit.types.param.name());
-    text(Name(unit.types.grad));
+class Hash {
+ public:
+  void Number(int64_t value) {
+    for (int i = 0; i < 64; i += 8) Byte(static_cast<uint8_t>(value >> i));
   }
-  for (const TensorLayout& tensor : layout.tensors()) {
-    text(tensor.name);
-    number(tensor.elements);
-    number(tensor.unit.value());
-    number(tensor.group);
-    number(static_cast<int64_t>(tensor.keep));
+  void Text(std::string_view value) {
+    Number(static_cast<int64_t>(value.size()));
+    for (const char c : value) Byte(static_cast<uint8_t>(c));
   }
-  return hash;
+  uint32_t value() const { return hash_; }
+
+ private:
+  void Byte(uint8_t value) { hash_ = (hash_ ^ value) * 16777619; }
+  uint32_t hash_ = 2166136261;
+};
+
+template <typename Things, typename F>
+uint32_t HashOf(const Things& things, F&& add) {
+  Hash hash;
+  for (const auto& thing : things) add(&hash, thing);
+  return hash.value();
 }
 
-Ranks::Ranks(const Context& context, RankLinks links, Gradients* gradients, const Updater* updater,
-             std::function<const std::vector<UnitIndex>*()> acquisitions,
+}  // namespace
+
+std::vector<std::pair<std::string, uint32_t>> FingerprintsOf(const ModelLayout& layout,
+                                                             const UpdateRule& rule) {
+  const auto of_text = [](std::string_view text) {
+    Hash hash;
+    hash.Text(text);
+    return hash.value();
+  };
+  const auto of_units = [&](auto add) { return HashOf(layout.units(), add); };
+  const auto of_tensors = [&](auto add) { return HashOf(layout.tensors(), add); };
+  const Sharding& sharding = layout.sharding();
+  return {
+      {"number of ranks", sharding.ranks},
+      {"ZeRO stage", (sharding.states ? 1u : 0u) + (sharding.params ? 2u : 0u)},
+      {"update rule", of_text(rule.name())},
+      {"format of states", of_text(layout.format()->name())},
+      {"number of units", static_cast<uint32_t>(layout.units().size())},
+      {"number of tensors", static_cast<uint32_t>(layout.tensors().size())},
+      {"names of units", of_units([](Hash* h, const UnitLayout& u) { h->Text(u.name); })},
+      {"types of parameters",
+       of_units([](Hash* h, const UnitLayout& u) { h->Text(u.types.param.name()); })},
+      {"types of gradients",
+       of_units([](Hash* h, const UnitLayout& u) { h->Text(Name(u.types.grad)); })},
+      {"names of tensors", of_tensors([](Hash* h, const TensorLayout& t) { h->Text(t.name); })},
+      {"sizes of tensors",
+       of_tensors([](Hash* h, const TensorLayout& t) { h->Number(t.elements); })},
+      {"tensors of units",
+       of_tensors([](Hash* h, const TensorLayout& t) { h->Number(t.unit.value()); })},
+      {"parameter groups", of_tensors([](Hash* h, const TensorLayout& t) { h->Number(t.group); })},
+      {"frozen tensors",
+       of_tensors([](Hash* h, const TensorLayout& t) { h->Number(static_cast<int64_t>(t.keep)); })},
+  };
+}
+
+Ranks::Ranks(const Context& context, RankLinks links, Gradients* gradients, GradExchange::Asks asks,
              std::function<void(UnitIndex)> renewed)
     : context_(context),
       links_(std::move(links)),
       of_gradients_(gradients),
-      fingerprint_(FingerprintOf(*context.layout)),
+      fingerprints_(FingerprintsOf(*context.layout, context.update->rule())),
+      compared_(links_.agreement->ranks(), 0),
       agreement_(links_.agreement.get(), context.clock, context.inbox, context.metrics, this),
-      exchange_(context, links_.gradients.get(), &agreement_, gradients, updater,
-                std::move(acquisitions)),
+      exchange_(context, links_.gradients.get(), &agreement_, gradients, std::move(asks)),
       gathers_(context, links_.gathers.get(), &order_, &agreement_, std::move(renewed)),
       units_(context, links_.gathers.get(), &order_, &agreement_),
       present_(context.layout->tensors().size(), 0),
       ends_(EndsOfOneEach(links_.agreement->ranks())) {
-  const size_t words = (present_.size() + sizeof(double) - 1) / sizeof(double);
   for (uint32_t r = 0; r < ranks(); ++r) {
-    size_t cells = words;
+    size_t cells = 1 + WordsOfFlags();
     ForCells(Rank(r), [&](int64_t, int64_t count) { cells += static_cast<size_t>(count); });
     messages_.emplace_back(cells);
     receive_.emplace_back(std::as_writable_bytes(std::span(messages_.back())));
@@ -79,7 +108,7 @@ Ranks::Ranks(const Context& context, RankLinks links, Gradients* gradients, cons
   op_.tag = kOfSums;
   op_.inbox = context.inbox;
   op_.event = this;
-  agreement_.Say({Topic::kModel, fingerprint_});
+  for (const auto& [what, value] : fingerprints_) agreement_.Say({Topic::kModel, value});
 }
 
 Ranks::~Ranks() { (void)Close(); }
@@ -93,41 +122,65 @@ void Ranks::Poll() {
 void Ranks::OnSaid(Rank rank, Said said) {
   switch (said.topic) {
     case Topic::kModel:
-      if (said.index == fingerprint_) return;
-      return context_.fail(absl::FailedPreconditionError(fmt::format(
-          "rank {} has another model, stage or configuration than rank {}: all ranks must have "
-          "the same units, tensors, types and ZeRO stage",
-          rank.value(), this->rank().value())));
+      return OnFingerprint(rank, said.index);
     case Topic::kGradients:
     case Topic::kNothing:
     case Topic::kWindowEnd:
-    case Topic::kStep:
       return exchange_.OnSaid(rank, said);
-    case Topic::kWrites:
+    case Topic::kStep:
+    case Topic::kClear:
+    case Topic::kGradient:
+      CheckForDeadlock(rank, said);
+      return exchange_.OnSaid(rank, said);
     case Topic::kParams:
-    case Topic::kValue:
     case Topic::kAccess:
       return gathers_.OnSaid(rank, said);
     case Topic::kFetch:
     case Topic::kUrgent:
     case Topic::kUnwanted:
       return units_.OnSaid(rank, said);
+    case Topic::kValue:
+      gathers_.OnSaid(rank, said);
+      for (uint32_t r = 0; r < ranks(); ++r) {
+        const Said* const meeting = exchange_.MeetingOf(Rank(r));
+        if (meeting != nullptr) CheckForDeadlock(Rank(r), *meeting);
+      }
+      return;
   }
 }
 
-// A rank that leaves is missed only when something is wanted of it.
-void Ranks::OnDisagreement(const absl::Status& status, bool wanted) {
-  if (wanted || !idle()) context_.fail(status);
+// Each is compared in its turn: the first that differs is named.
+void Ranks::OnFingerprint(Rank rank, uint32_t value) {
+  const auto& [what, own] = fingerprints_[compared_[rank.value()]++];
+  if (value == own) return;
+  const auto in_words = [&what = what](uint32_t v) {
+    return what.starts_with("number") ? fmt::format(" ({})", v) : std::string();
+  };
+  context_.fail(absl::FailedPreconditionError(
+      fmt::format("rank {} has another {}{} than rank {}{}: all ranks must have the same units, "
+                  "tensors, types, groups, update rule and ZeRO stage",
+                  rank.value(), what, in_words(value), this->rank().value(), in_words(own))));
 }
 
-void Ranks::MeetForStep() {
-  sums_exchanged_ = false;
-  exchange_.EndWindow(Topic::kStep);
+// A rank at a meeting has asked for nothing that is not done, and asks for nothing before the
+// others come there; they can't while they wait for what it was to ask for too.
+void Ranks::CheckForDeadlock(Rank rank, Said said) {
+  const std::string missed = gathers_.MissedBy(rank);
+  if (missed.empty()) return;
+  context_.fail(absl::FailedPreconditionError(
+      fmt::format("rank {} {} where another rank {}: with several ranks, all must do so, in the "
+                  "same order",
+                  rank.value(), exchange_.InWords(said), missed)));
+}
+
+// A rank that leaves is missed only when something is wanted of it.
+void Ranks::OnDisagreement(const absl::Status& status) {
+  if (!idle()) context_.fail(status);
 }
 
 // On the communicator of gradients, which carries nothing else between a step's last gradient and
 // the next one's first.
-void Ranks::ExchangeSums() {
+void Ranks::ExchangeSums(uint64_t step, const std::function<bool(UnitIndex)>& acquired) {
   const std::span<double> cells = of_gradients_->cells();
   std::vector<double>& mine = messages_[rank().value()];
   size_t at = 0;
@@ -135,8 +188,13 @@ void Ranks::ExchangeSums() {
     std::copy_n(cells.begin() + first, count, mine.begin() + static_cast<ptrdiff_t>(at));
     at += static_cast<size_t>(count);
   });
-  auto* const given = reinterpret_cast<uint8_t*>(mine.data() + at);
-  for (uint32_t t = 0; t < present_.size(); ++t) given[t] = exchange_.given(TensorIndex(t)) ? 1 : 0;
+  std::memcpy(mine.data() + at, &step, sizeof(step));
+  auto* const flags = reinterpret_cast<uint8_t*>(mine.data() + at + 1);
+  for (uint32_t t = 0; t < present_.size(); ++t) {
+    const bool given = exchange_.given(TensorIndex(t));
+    const bool held = acquired(context_.layout->tensor(TensorIndex(t)).unit);
+    flags[t] = static_cast<uint8_t>((given ? kGiven : 0) | (held ? kAcquired : 0));
+  }
   exchanging_ = true;
   links_.gradients->Enqueue(&op_);
 }
@@ -154,15 +212,34 @@ void Ranks::Handle() {
       std::copy_n(message.begin() + static_cast<ptrdiff_t>(at), count, cells.begin() + first);
       at += static_cast<size_t>(count);
     });
-    const auto* const given = reinterpret_cast<const uint8_t*>(message.data() + at);
-    for (size_t t = 0; t < present_.size(); ++t) present_[t] |= given[t];
+    for (size_t t = 0; t < present_.size(); ++t) present_[t] |= FlagsIn(r)[t];
   }
   sums_exchanged_ = true;
 }
 
-void Ranks::StepBegun() {
+absl::Status Ranks::CheckStep() const {
+  for (uint32_t r = 1; r < ranks(); ++r) {
+    if (std::memcmp(StepIn(r), StepIn(0), sizeof(double)) == 0) continue;
+    return absl::FailedPreconditionError(
+        fmt::format("rank {} takes the step with other hyperparameters, clip norm, loss scale or "
+                    "step counts than rank 0",
+                    r));
+  }
+  for (uint32_t t = 0; t < present_.size(); ++t) {
+    if (present_[t] != (kGiven | kAcquired)) continue;
+    uint32_t rank = 0;
+    while ((FlagsIn(rank)[t] & kAcquired) == 0) ++rank;
+    const UnitIndex unit = context_.layout->tensor(TensorIndex(t)).unit;
+    return absl::FailedPreconditionError(
+        fmt::format("unit '{}' is acquired on rank {}: release every unit before the step",
+                    context_.layout->unit(unit).name, rank));
+  }
+  return absl::OkStatus();
+}
+
+void Ranks::MeetingOver() {
   sums_exchanged_ = false;
-  exchange_.StepBegun();
+  exchange_.MeetingOver();
 }
 
 bool Ranks::idle() const {

@@ -15,6 +15,8 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "comm/communicator.h"
@@ -26,15 +28,14 @@
 
 namespace sluice {
 
-// Of what must be the same on all ranks.
-uint32_t FingerprintOf(const ModelLayout& layout);
+// What must be the same on all ranks: in words, and a number, or a hash, of it.
+std::vector<std::pair<std::string, uint32_t>> FingerprintsOf(const ModelLayout& layout,
+                                                             const UpdateRule& rule);
 
 class Ranks final : private Agreement::Observer, private Event {
  public:
-  // `acquisitions` says what was acquired in the iteration that is under way, if one is; `renewed`
-  // hears of every unit whose parameters are the same on all ranks again.
-  Ranks(const Context& context, RankLinks links, Gradients* gradients, const Updater* updater,
-        std::function<const std::vector<UnitIndex>*()> acquisitions,
+  // `renewed` hears of every unit whose parameters are the same on all ranks again.
+  Ranks(const Context& context, RankLinks links, Gradients* gradients, GradExchange::Asks asks,
         std::function<void(UnitIndex)> renewed);
   ~Ranks() override;
 
@@ -48,13 +49,17 @@ class Ranks final : private Agreement::Observer, private Event {
 
   // A step, in three parts, each begun when the one before is done: all ranks have come to it, and
   // all gradients have reached Gradients; then, of what those say, sums and presence are exchanged.
-  void MeetForStep();
-  bool met() const { return exchange_.all_at_step(); }
-  void ExchangeSums();
+  // `step`: a hash of what must be the same on all; `acquired`: whether the unit is so here.
+  void Meet(Topic topic, uint32_t index = 0) { exchange_.EndWindow({topic, index}); }
+  bool met() const { return exchange_.met(); }
+  void ExchangeSums(uint64_t step, const std::function<bool(UnitIndex)>& acquired);
   bool sums_exchanged() const { return sums_exchanged_; }
-  void StepBegun();
-  // After that: whether any rank has a gradient of the tensor.
-  bool present(TensorIndex tensor) const { return present_[tensor.value()] != 0; }
+  void MeetingOver();
+  // After the exchange: whether any rank has a gradient of the tensor.
+  bool present(TensorIndex tensor) const { return (present_[tensor.value()] & kGiven) != 0; }
+  // What keeps all ranks from this step, whose gradients stay. Errors: FailedPrecondition if ranks
+  // disagree on it, or if one has acquired a unit that is to be updated.
+  absl::Status CheckStep() const;
 
   bool idle() const;  // nothing is asked for, or on its way
   // Nothing that this rank has enqueued is under way.
@@ -69,26 +74,39 @@ class Ranks final : private Agreement::Observer, private Event {
   const RankLinks& links() const { return links_; }  // for the report
 
  private:
+  enum Flags : uint8_t { kGiven = 1, kAcquired = 2 };  // of a tensor, and of its unit
+
   void OnSaid(Rank rank, Said said) override;
-  void OnDisagreement(const absl::Status& status, bool wanted) override;
+  void OnFingerprint(Rank rank, uint32_t value);
+  void CheckForDeadlock(Rank rank, Said said);
+  void OnDisagreement(const absl::Status& status) override;
   void Handle() override;  // sums have come
   // f(first cell, cells): those of the rank's shards, in order.
   template <typename F>
   void ForCells(Rank rank, F&& f) const;
+  size_t WordsOfFlags() const { return (present_.size() + sizeof(double) - 1) / sizeof(double); }
+  const double* StepIn(uint32_t rank) const {
+    return messages_[rank].data() + messages_[rank].size() - WordsOfFlags() - 1;
+  }
+  const uint8_t* FlagsIn(uint32_t rank) const {
+    return reinterpret_cast<const uint8_t*>(StepIn(rank) + 1);
+  }
 
   const Context context_;
   RankLinks links_;
   Gradients* const of_gradients_;
-  const uint32_t fingerprint_;
+  const std::vector<std::pair<std::string, uint32_t>> fingerprints_;
+  std::vector<size_t> compared_;  // by rank: how many of these
   Agreement agreement_;
   GradExchange exchange_;
   LaunchOrder order_;  // of what `gathers` carries
   RankGathers gathers_;
   UnitGathers units_;
-  std::vector<uint8_t> present_;  // by tensor
+  std::vector<uint8_t> present_;  // by tensor: flags of all ranks
   bool sums_exchanged_ = false;
   bool exchanging_ = false;
-  std::vector<std::vector<double>> messages_;  // by rank: sums of its cells, then what it was given
+  // By rank: sums of its cells, then the step's hash, then the tensors' flags.
+  std::vector<std::vector<double>> messages_;
   ConstMemoryView send_;
   std::vector<MemoryView> receive_;
   const std::vector<uint32_t> ends_;

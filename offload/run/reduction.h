@@ -109,7 +109,7 @@ class GradExchange::Reduction final : public Event {
 
   void Handle() override {
     status_ = op_.status;
-    gathering_ ? owner_->HandOn(this) : owner_->OnExchanged(this);
+    gathering_ ? owner_->HandOnIfFree(this) : owner_->OnExchanged(this);
   }
 
   GradExchange* owner() const { return owner_; }

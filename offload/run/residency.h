@@ -100,6 +100,7 @@ class Residency final : public Fetcher::Observer, public UnitGathers::Observer {
     const Unit& u = units_[unit.value()];
     return u.acquired > 0 || u.door.anyone_inside();
   }
+  bool pending(UnitIndex unit) const { return units_[unit.value()].pending; }
   bool waiting() const { return waiting_ > 0; }
   bool boundary() const { return boundary_; }
   // The units in the order in which the latest iteration first acquired them.

@@ -24,7 +24,6 @@ OffloadRuntime::OffloadRuntime(ModelLayout layout, Placement placement,
       seams_(std::move(seams)),
       tickets_(seams_.cores.callers_help ? seams_.executor.get() : nullptr),
       loaded_(layout_.tensors().size(), false),
-      stale_(layout_.units().size(), 0),
       scaler_(options.loss_scale),
       tensor_steps_(layout_.tensors().size(), 0) {
   last_step_.loss_scale = scaler_.scale();
@@ -72,8 +71,10 @@ absl::Status OffloadRuntime::Init() {
   updater_ = std::make_unique<Updater>(context, this);
   if (seams_.ranks) {
     ranks_ = std::make_unique<Ranks>(
-        context, std::move(seams_.ranks), gradients_.get(), updater_.get(),
-        [this] { return residency_->Acquisitions(); },
+        context, std::move(seams_.ranks), gradients_.get(),
+        GradExchange::Asks{
+            .acquisitions = [this] { return residency_->Acquisitions(); },
+            .updating = [this](UnitIndex unit) { return updater_->UnitPending(unit); }},
         [this](UnitIndex unit) { residency_->EndUpdate(unit); });
     residency_->SetGathers(ranks_->units());
   }
@@ -137,7 +138,7 @@ void OffloadRuntime::RunQueue() {
     return std::holds_alternative<std::unique_ptr<Turn>>(call);
   };
   const auto waits = [this](const Call& call) {
-    return std::holds_alternative<EndCall>(call) && !EndsWindow(false);
+    return std::holds_alternative<EndCall>(call) && !EndsWindow();
   };
   while (!queue_.empty() && (turns_.empty() || is_turn(queue_.front())) && !waits(queue_.front())) {
     Call call = std::move(queue_.front());
@@ -200,8 +201,8 @@ void OffloadRuntime::Run(DrainCall& call) { drains_.push_back(call.ticket); }
 
 void OffloadRuntime::OnUnitUpdated(UnitIndex unit) {
   RenewOnRanks(unit);
-  gradient_calls_->GoOn(unit);
   if (ranks_ != nullptr) ranks_->gradients()->GoOn(unit);
+  gradient_calls_->GoOn(unit);
 }
 
 void OffloadRuntime::OnUpdaterIdle() {

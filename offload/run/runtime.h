@@ -138,21 +138,21 @@ class OffloadRuntime final : public Updater::Observer {
   bool AdvanceStep(Turn& turn);
   bool MeetRanks(Turn& turn);
   bool MeetForAccess(Turn& turn);
+  uint64_t StepHash(const StepRequest& request) const;
+  bool ExchangeSums(Turn& turn);
   bool Present(TensorIndex tensor) const;
-  void RenewOnRanks(UnitIndex unit, uint32_t writes = 1);
-  void RenewWritten();
-  bool EndsWindow(bool at_boundary);
-  bool SettleGradients();
+  void RenewOnRanks(UnitIndex unit);
+  bool EndsWindow();
   void ForgetGradients();
-  void EndGradients();
+  void ReplaceGradient(TensorIndex tensor);
   void Refuse(const absl::Status& status);
   bool GathersValue(const ValueRequest& request) const;
-  void EndWrite(UnitIndex unit);
-  bool GradientKept(TensorIndex tensor) const;
   bool IsWholeHere(const ValueRequest& request) const;
-  bool RanksAllow(const ValueRequest& request);
+  bool AwaitsWrite(const ValueRequest& request) const;
+  void GatherValue(const ValueRequest& request, RankGathers::Done done);
   bool AdvanceValue(Turn& turn);
-  bool AdvanceClearGrads(std::optional<TensorIndex> tensor);
+  void EndValue(Turn* turn, const ValueRequest& request, const absl::Status& status);
+  bool AdvanceClearGrads(Turn& turn);
   absl::Status CheckLoaded(TensorIndex tensor) const;
   void NoteLoaded(TensorIndex tensor);
   absl::Status CheckValueRequest(const ValueRequest& request) const;
@@ -211,8 +211,6 @@ class OffloadRuntime final : public Updater::Observer {
   std::vector<bool> changes_;                                  // by unit, likewise
   std::vector<Ticket> drains_;
   std::vector<bool> loaded_;  // by tensor: what is kept of it was written
-  // By unit: writes of values that other ranks have not heard of.
-  std::vector<uint32_t> stale_;
   LossScaler scaler_;
   bool backward_begun_ = false;  // of a boundary iteration
   Ticket step_ticket_ = 0;       // without overlap: completed when the update has ended

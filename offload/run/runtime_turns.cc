@@ -24,20 +24,19 @@ void OffloadRuntime::Advance() {
     if (values_begun_ > 0 && turn.kind != Turn::Kind::kValue) return;
     const bool went_on = turn.kind == Turn::Kind::kStep    ? AdvanceStep(turn)
                          : turn.kind == Turn::Kind::kValue ? AdvanceValue(turn)
-                                                           : AdvanceClearGrads(turn.cleared);
+                                                           : AdvanceClearGrads(turn);
     if (!went_on) return;
   }
 }
 
-// Together with other ranks a step passes two more: all have come to it, and know the same sums.
-// What this rank can refuse it refuses before; later the others have gone on.
-//
 // A step passes three gates: the last update has ended and all gradients have arrived and are
 // summed; the decision; and nothing is being fetched, nor still read by the caller's streams.
+// Together with other ranks it passes two more: all have come to it, and know the same sums.
 // Returns whether the turn has ended.
 bool OffloadRuntime::AdvanceStep(Turn& turn) {
   if (turn.summing || updater_->updating()) return false;
-  if (!turn.summed && ranks_ != nullptr && !MeetRanks(turn)) return false;
+  if (ranks_ != nullptr && ranks_->gathers()->renewing()) return false;
+  if (!MeetRanks(turn)) return false;
   if (!turn.summed) {
     turn.summing = true;
     gradients_->Finish([this] {
@@ -47,11 +46,7 @@ bool OffloadRuntime::AdvanceStep(Turn& turn) {
     });
     if (turn.summing) return false;
   }
-  if (ranks_ != nullptr && !turn.exchanged) {
-    turn.exchanged = true;
-    ranks_->ExchangeSums();
-  }
-  if (ranks_ != nullptr && !ranks_->sums_exchanged()) return false;
+  if (ranks_ != nullptr && !ExchangeSums(turn)) return false;
   const size_t turns = turns_.size();
   DecideStep(turn);
   return turns_.size() < turns;
@@ -91,6 +86,8 @@ void OffloadRuntime::DecideStep(Turn& turn) {
     if (const absl::Status status = CheckStep(turn.step); !status.ok()) return Refuse(status);
     turn.decision =
         DecideClip(NormOfCells(gradients_->cells()), scaler_.scale(), turn.step.clip_norm);
+    const absl::Status agreed = ranks_ == nullptr ? absl::OkStatus() : ranks_->CheckStep();
+    if (!turn.decision->overflow && !agreed.ok()) return EndTurn(agreed);
   }
   const ClipDecision decision = *turn.decision;
   if (!decision.overflow) {
@@ -109,7 +106,7 @@ void OffloadRuntime::DecideStep(Turn& turn) {
   }
   if (decision.overflow) {
     metrics_.Get("steps_skipped")->Add();
-    EndGradients();
+    ForgetGradients();
     residency_->Replan();
     return EndTurn(scaled);
   }
@@ -136,7 +133,7 @@ void OffloadRuntime::StartUpdate(Turn& turn, float grad_scale) {
   for (uint32_t u = 0; u < changes_.size(); ++u) {
     if (changes_[u]) SLUICE_CHECK(residency_->BeginUpdate(UnitIndex(u)).ok());
   }
-  EndGradients();
+  ForgetGradients();
   updater_->Start(&updates_);
   for (uint32_t u = 0; u < changes_.size(); ++u) {  // of which this rank updates nothing
     if (changes_[u] && !updater_->UnitPending(UnitIndex(u))) OnUnitUpdated(UnitIndex(u));
@@ -188,34 +185,37 @@ absl::Status OffloadRuntime::CheckValueRequest(const ValueRequest& request) cons
     return CheckLoaded(request.tensor);
   }
   if (request.of_gradient()) {
-    return GradientKept(request.tensor)
-               ? absl::OkStatus()
-               : absl::NotFoundError(fmt::format("tensor '{}' has no gradient", tensor.name));
+    const bool present =
+        ranks_ != nullptr ? ranks_->gradients()->met_given() : gradients_->present(request.tensor);
+    return present ? absl::OkStatus()
+                   : absl::NotFoundError(fmt::format("tensor '{}' has no gradient", tensor.name));
   }
   return CheckLoaded(request.tensor);
 }
 
-// Value requests run while nothing else moves. One joins those that run when they leave room.
+// Value requests run while nothing else moves. One joins those that run when they leave room; one
+// of a gradient, among ranks, only where none run.
 bool OffloadRuntime::AdvanceValue(Turn& turn) {
   if (!values_->hungry()) return false;
+  ValueRequest& request = turn.value;
   residency_->Suspend();
   updater_->StopReadAhead();
-  if (!RanksAllow(turn.value)) return false;
-  if (turn.value.of_gradient() && !SettleGradients()) return false;
-  if (turn.value.of_gradient()) gradients_->StoreKept();
+  if (ranks_ != nullptr && ranks_->gathers()->renewing()) return false;
+  if (ranks_ != nullptr && request.of_gradient() && values_begun_ > 0) return false;
+  if (request.of_gradient() && !MeetRanks(turn)) return false;
+  if (request.of_gradient()) gradients_->StoreKept();
   if (!updater_->idle() || !gradients_->idle() || residency_->moving()) return false;
-  if (!MeetForAccess(turn)) return false;
-  ValueRequest& request = turn.value;
+  if (!MeetForAccess(turn) || AwaitsWrite(request)) return false;
   const UnitIndex unit = layout_.tensor(request.tensor).unit;
   absl::Status refused = CheckValueRequest(request);
   if (refused.ok() && request.renews()) refused = residency_->BeginUpdate(unit);
   if (!refused.ok()) {
-    if (values_->busy()) return false;  // what it lacks may be among what is being written
+    if (values_begun_ > 0) return false;  // what it lacks may be among what is being written
     EndTurn(refused);
     return true;
   }
   if (IsWholeHere(request)) {
-    if (values_->busy() || ranks_->gathers()->renewing()) return false;
+    if (values_begun_ > 0) return false;
     const TensorLayout& tensor = layout_.tensor(request.tensor);
     const FloatType type = tensor.types.param.floats();
     Convert(memory_.param_home[unit.value()] + tensor.offset * SizeOf(type), type, request.data,
@@ -223,40 +223,46 @@ bool OffloadRuntime::AdvanceValue(Turn& turn) {
     EndTurn(absl::OkStatus());
     return true;
   }
-  const bool loads = request.renews() && (request.of_parameter() ||
-                                          layout_.tensor(request.tensor).keep == Keep::kMoments);
-  const auto end = [this](const absl::Status& status) {
-    --values_begun_;
-    EndTurn(status);
-  };
-  request.done = [this, end, unit, tensor = request.tensor, write = request.write,
-                  renews = request.renews(), loads, gathers = GathersValue(request),
-                  data = request.data, size = request.type.size()](const absl::Status& status) {
+  request.done = [this, turn = &turn, asked = request](const absl::Status& status) {
     const absl::Status failed = failure();  // a write before this one
-    if (!status.ok() && write) Fail(status);
-    if (status.ok() && loads) NoteLoaded(tensor);
-    if (status.ok() && write && !renews) gradients_->Replaced(tensor);
-    if (renews) EndWrite(unit);
+    if (!status.ok() && asked.write) Fail(status);
     const absl::Status result = failed.ok() ? status : failed;
-    if (!gathers || !result.ok()) return end(result);
-    ranks_->gathers()->Complete(tensor, data, size, end);
+    if (!result.ok() || !GathersValue(asked)) return EndValue(turn, asked, result);
+    GatherValue(asked, [this, turn, asked](const absl::Status& gathered) {
+      EndValue(turn, asked, gathered);
+    });
   };
   ++values_begun_;
   values_->Start(std::move(request));
   return true;
 }
 
+// Turns end in order: one whose request has ended sooner, as others have to be gathered, waits.
+void OffloadRuntime::EndValue(Turn* turn, const ValueRequest& request, const absl::Status& status) {
+  const TensorIndex tensor = request.tensor;
+  const UnitIndex unit = layout_.tensor(tensor).unit;
+  const bool loads =
+      request.renews() && (request.of_parameter() || layout_.tensor(tensor).keep == Keep::kMoments);
+  if (status.ok() && loads) NoteLoaded(tensor);
+  if (status.ok() && request.write && request.of_gradient()) ReplaceGradient(tensor);
+  if (request.renews() && !values_->Renews(unit)) residency_->EndUpdate(unit);
+  turn->ended = status;
+  while (values_begun_ > 0 && turns_.front()->ended) {
+    --values_begun_;
+    EndTurn(*turns_.front()->ended);
+  }
+}
+
 // Gradients that an update holds back are forgotten before they were taken; those on their way are
 // waited for.
-bool OffloadRuntime::AdvanceClearGrads(std::optional<TensorIndex> tensor) {
-  gradient_calls_->Forget(tensor);
-  if (!SettleGradients()) return false;
-  if (!gradients_->idle()) return false;
-  if (!tensor) {
+bool OffloadRuntime::AdvanceClearGrads(Turn& turn) {
+  gradient_calls_->Forget(turn.cleared);
+  if (!MeetRanks(turn) || !gradients_->idle()) return false;
+  if (!turn.cleared) {
     ForgetGradients();
   } else {
-    gradients_->Clear(*tensor);
-    if (ranks_ != nullptr) ranks_->gradients()->Clear(*tensor);
+    gradients_->Clear(*turn.cleared);
+    if (ranks_ != nullptr) ranks_->gradients()->Clear(*turn.cleared);
   }
   EndTurn(absl::OkStatus());
   return true;
@@ -267,12 +273,12 @@ void OffloadRuntime::EndTurn(const absl::Status& status) {
   std::unique_ptr<Turn> turn = std::move(turns_.front());
   turns_.pop_front();
   calls_.TurnEnded();
+  if (turn->meets) ranks_->MeetingOver();
   if (turn->ticket != 0) tickets_.Complete(turn->ticket, status);
   const bool was_value = turn->kind == Turn::Kind::kValue;
   turn->Reset();
   spare_turns_.Give(std::move(turn));
   if (was_value && (turns_.empty() || turns_.front()->kind != Turn::Kind::kValue)) {
-    if (ranks_ != nullptr) RenewWritten();
     residency_->Replan();
     ReadAheadIfUseful();
   }

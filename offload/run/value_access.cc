@@ -32,11 +32,6 @@ bool ValueAccess::Renews(UnitIndex unit) const {
   });
 }
 
-bool ValueAccess::Renews() const {
-  return std::ranges::any_of(requests_,
-                             [](const Request& request) { return request.asked.renews(); });
-}
-
 void ValueAccess::Start(ValueRequest request) {
   const TensorIndex tensor = request.tensor;
   const UnitLayout& unit = context_.layout->unit(context_.layout->tensor(tensor).unit);

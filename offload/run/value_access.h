@@ -60,7 +60,6 @@ class ValueAccess {
     if (std::exchange(starved_, false)) Pump();
   }
   bool Renews(UnitIndex unit) const;  // for a request whose `done` was not called yet
-  bool Renews() const;                // any unit
 
  private:
   static constexpr size_t kRequestsPerStep = 8;

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 #include <malloc.h>
+#include <pthread.h>
 
 #include <atomic>
 #include <cstdlib>
@@ -13,6 +14,7 @@
 #include "offload/sluice.h"
 #include "tests/nvme/temp_dir.h"
 #include "tests/offload/c_api_fixture.h"
+#include "tests/offload/ranks_fixture.h"
 #include "tests/offload/smallest_budget.h"
 #include "tests/offload/trainer.h"
 
@@ -133,6 +135,80 @@ TEST_P(AllocationTest, AWarmStepAllocatesNothing) {
     EXPECT_EQ(allocations, 0) << "step " << step;
   }
 }
+
+// Two ranks, which are threads of this process: what both allocate is counted.
+class RanksAllocationTest : public ::testing::TestWithParam<int> {
+ protected:
+  RanksAllocationTest() : case_(testing::InMemory(2, GetParam())) {
+    pthread_barrier_init(&barrier_, nullptr, case_.ranks);
+  }
+  ~RanksAllocationTest() override { pthread_barrier_destroy(&barrier_); }
+
+  static void Wait(OffloadRuntime* runtime, Ticket ticket) {
+    for (;;) {
+      const auto result = runtime->Wait(ticket, std::chrono::milliseconds(100));
+      if (!result) continue;
+      SLUICE_CHECK_MSG(result->ok(), result->ToString());
+      return;
+    }
+  }
+  // Two micro-steps, of which the first one ends a window, and the step.
+  void Iterate(OffloadRuntime* runtime, StepRequest request) const {
+    const auto units = static_cast<uint32_t>(case_.spec.units.size());
+    for (const bool boundary : {false, true}) {
+      runtime->BeginIteration(boundary ? 1 : 0, boundary);
+      for (uint32_t i = 0; i < 2 * units; ++i) {
+        const UnitIndex unit(i < units ? i : 2 * units - 1 - i);
+        Wait(runtime, runtime->Acquire(unit));
+        for (const TensorIndex t : runtime->layout().unit(unit).tensors) {
+          if (i < units) continue;
+          const auto bytes = static_cast<size_t>(2 * case_.spec.tensors[t.value()].elements);
+          Wait(runtime, runtime->PushGrad(t, std::span(grads_).first(bytes)));
+        }
+        SLUICE_CHECK(runtime->Release(unit).ok());
+      }
+      runtime->EndIteration();
+    }
+    Wait(runtime, runtime->Step(std::move(request)));
+    Wait(runtime, runtime->Drain());
+  }
+  void RunRank(uint32_t rank, RankLinks links) {
+    auto runtime = testing::MakeRank(case_, rank, std::move(links));
+    SLUICE_CHECK(runtime.ok());
+    {
+      testing::Trainer trainer(runtime->get(), case_.spec, {});
+      SLUICE_CHECK(trainer.Load().ok());
+    }
+    const StepRequest request{.groups = testing::Groups(), .lent = {}, .clip_norm = 1.0};
+    for (int step = 0; step < 30; ++step) {
+      StepRequest copy = request;
+      pthread_barrier_wait(&barrier_);
+      if (rank == 0) allocations = 0;
+      if (rank == 0) counting = step >= 20;
+      pthread_barrier_wait(&barrier_);
+      Iterate(runtime->get(), std::move(copy));
+      pthread_barrier_wait(&barrier_);
+      counting = false;
+      pthread_barrier_wait(&barrier_);
+      if (rank == 0) EXPECT_EQ(allocations, 0) << "step " << step;
+    }
+    SLUICE_CHECK(OffloadRuntime::Close(*std::move(runtime)).ok());
+  }
+
+  testing::RanksCase case_;
+  const std::vector<std::byte> grads_ = std::vector<std::byte>(size_t{2} * 12289);
+  pthread_barrier_t barrier_;
+};
+
+TEST_P(RanksAllocationTest, AWarmStepAllocatesNothing) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "the sanitizer has its own allocator";
+#endif
+  std::vector<RankLinks> links = testing::LinkRanks(case_.ranks);
+  testing::OnRanks(case_.ranks, [&](uint32_t r) { RunRank(r, std::move(links[r])); });
+}
+
+INSTANTIATE_TEST_SUITE_P(Stages, RanksAllocationTest, ::testing::Values(0, 1, 2));
 
 // As a framework calls: many gradients at a time, groups, and places of parameters that are its
 // own.

@@ -3,107 +3,25 @@
 
 #include <gtest/gtest.h>
 
-#include <thread>
+#include <string>
 #include <vector>
 
-#include "comm/in_process.h"
-#include "nlohmann/json.hpp"
-#include "offload/run/factory.h"
 #include "tests/nvme/temp_dir.h"
-#include "tests/offload/trainer.h"
+#include "tests/offload/ranks_fixture.h"
 
 namespace sluice {
 namespace {
 
-using testing::OddModel;
-using testing::Trainer;
+using testing::InMemory;
+using testing::RankResult;
+using testing::RanksCase;
 using testing::TrainerOptions;
-
-// How a rank is told of the others, by rank.
-std::vector<RankLinks> LinkRanks(uint32_t ranks) {
-  static const SteadyClock clock;
-  std::vector<RankLinks> links(ranks);
-  const auto make = [&](std::unique_ptr<Communicator> RankLinks::*which) {
-    auto group = MakeInProcessRanks(ranks, {.timeout = std::chrono::seconds(60)}, &clock);
-    SLUICE_CHECK(group.ok());
-    for (uint32_t r = 0; r < ranks; ++r) links[r].*which = std::move((*group)[r]);
-  };
-  make(&RankLinks::agreement);
-  make(&RankLinks::gradients);
-  make(&RankLinks::gathers);
-  return links;
-}
-
-struct RanksCase {
-  ModelSpec spec = OddModel();
-  uint32_t ranks = 2;
-  int stage = 1;
-  RuntimeConfig config;
-  TrainerOptions training;
-};
-
-struct RankResult {
-  absl::Status status;
-  std::vector<std::vector<float>> master;  // by tensor
-  double norm = 0;
-  Bytes gradients;  // sent in the training
-  Bytes gathers;
-};
-
-Bytes SentOver(const Communicator& link) {
-  Bytes sent;
-  for (const CommCount& count : link.counts()) sent += count.sent;
-  return sent;
-}
-
-RankResult TrainRank(const RanksCase& c, uint32_t rank, RankLinks links) {
-  RuntimeConfig config = c.config;
-  config.sharding = {
-      .rank = Rank(rank), .ranks = c.ranks, .states = c.stage >= 1, .params = c.stage == 3};
-  TrainerOptions training = c.training;
-  training.rank = rank;
-  training.ranks = c.ranks;
-  RankResult result;
-  const Communicator* const gradients = links.gradients.get();
-  const Communicator* const gathers = links.gathers.get();
-  absl::StatusOr<std::unique_ptr<OffloadRuntime>> runtime =
-      MakeRuntime(c.spec, config, std::move(links));
-  if (!runtime.ok()) return {.status = runtime.status(), .master = {}};
-  {
-    Trainer trainer(runtime->get(), c.spec, training);
-    result.status = trainer.Run();
-    if (c.ranks > 1 && result.status.ok()) {
-      result.gradients = SentOver(*gradients);
-      result.gathers = SentOver(*gathers);
-    }
-    for (uint32_t t = 0; result.status.ok() && t < c.spec.tensors.size(); ++t) {
-      absl::StatusOr<std::vector<float>> master = trainer.Read(t, Field::kMaster);
-      result.status = master.status();
-      if (master.ok()) result.master.push_back(*std::move(master));
-    }
-    result.norm = (*runtime)->last_step().grad_norm;
-  }
-  const absl::Status closed = OffloadRuntime::Close(*std::move(runtime));
-  if (result.status.ok()) result.status = closed;
-  return result;
-}
-
-std::vector<RankResult> Train(const RanksCase& c) {
-  std::vector<RankLinks> links = LinkRanks(c.ranks);
-  std::vector<RankResult> results(c.ranks);
-  std::vector<std::thread> threads;
-  for (uint32_t r = 0; r < c.ranks; ++r) {
-    threads.emplace_back([&, r] { results[r] = TrainRank(c, r, std::move(links[r])); });
-  }
-  for (std::thread& thread : threads) thread.join();
-  return results;
-}
 
 void TrainAndCompare(const RanksCase& c) {
   TrainerOptions all = c.training;
   all.ranks = c.ranks;
   const auto expected = testing::TrainReference(c.spec, all);
-  const std::vector<RankResult> results = Train(c);
+  const std::vector<RankResult> results = testing::Train(c);
   for (uint32_t r = 0; r < c.ranks; ++r) {
     ASSERT_TRUE(results[r].status.ok()) << "rank " << r << ": " << results[r].status;
     EXPECT_EQ(results[0].norm, results[r].norm);
@@ -119,13 +37,7 @@ class RanksTest : public ::testing::TestWithParam<std::tuple<uint32_t, int, Wher
 TEST_P(RanksTest, ComeToTheBitsOfPlainArrays) {
   const auto [ranks, stage, where] = GetParam();
   TempDir directory;
-  RanksCase c{.ranks = ranks, .stage = stage};
-  c.config.types = {.param = FloatType::kBf16, .grad = FloatType::kBf16};
-  c.config.chunk_elements = 2 * kCellElements;
-  c.config.workers = 1;
-  c.config.placement.resident_elements_max = 100;
-  c.config.placement.lowest_param_tier = Tier::kHbm;
-  c.config.budgets = {MiB(1), MiB(16), GiB(1)};
+  RanksCase c = InMemory(ranks, stage);
   if (where == Where::kAllInHbm) {
     c.config.placement.lowest_state_tier = c.config.highest_state_tier_on_host = Tier::kHbm;
     c.config.budgets.hbm = MiB(16);
@@ -232,7 +144,7 @@ TEST(RanksTrafficTest, EachStageSendsItsBytes) {
       const double gathers = c.stage == 0   ? 0
                              : c.stage == 3 ? (steps * (2 * 8 - 1) + 1) / 8.0
                                             : steps + 1;  // once for the first values
-      for (const RankResult& result : Train(c)) {
+      for (const RankResult& result : testing::Train(c)) {
         ASSERT_TRUE(result.status.ok()) << result.status;
         const double gradients = once * steps * (c.stage == 0 ? 2 : 1);
         EXPECT_NEAR(gradients, static_cast<double>(result.gradients.value()), 0.02 * gradients);
