@@ -21,15 +21,17 @@ def duration(seconds):
 
 
 class Screen:
-    """A line that is redrawn on a terminal, or one line every few steps elsewhere. Writes to standard error."""
+    """A line that is redrawn on a terminal, or one line every few steps elsewhere. Writes to standard error. quiet: nothing."""
 
-    def __init__(self, steps):
+    def __init__(self, steps, quiet=False):
+        self._quiet = quiet
         self._steps = steps
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr.isatty() and not quiet
         self._began = None
 
     def say(self, text):
-        print(text, file=sys.stderr, flush=True)
+        if not self._quiet:
+            print(text, file=sys.stderr, flush=True)
 
     def begin(self, run):
         plan, budgets = run.report["planned_bytes"], run.report["budgets_bytes"]

@@ -21,6 +21,7 @@ import sluice
 from screen import Screen, print_summary
 from sluice import devices, probe
 from sluice.config import ConfigError, load_config, load_file, parse_bytes
+from sluice.deepspeed.distributed import get_rank
 
 _PROBE_EVERY = 8  # steps between looks at the drive's rate
 _WARM_UP = 10  # steps over which the learning rate grows to --lr
@@ -44,6 +45,7 @@ def parse_arguments(arguments=None):
     tiers.add_argument("--hbm", metavar="SIZE", help="default: half of the parameters in --dtype")
     tiers.add_argument("--pinned", metavar="SIZE", help="default: 5 bytes a parameter, 6 in fp32")
     tiers.add_argument("--nvme-path", metavar="DIR", help="where to swap to (default: the system's temporary directory)")
+    tiers.add_argument("--stage", type=int, choices=(0, 1, 2, 3), help="of ZeRO: what several ranks share (default 3)")
     tiers.add_argument("--config", metavar="FILE", help="a DeepSpeed configuration instead of the defaults; options given "
                        "here overrule it")
     tiers.add_argument("--device", help="where to compute: auto (the default), host, cuda or cuda:<number>")
@@ -85,6 +87,12 @@ def make_config(args, parameters):
         for name in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
             config.pop(name, None)
         config["train_batch_size"] = args.batch
+    if args.stage is not None:
+        zero = config.setdefault("zero_optimization", {})
+        zero["stage"] = args.stage
+        if args.stage < 3:  # every rank has all parameters
+            zero.pop("offload_param", None)
+            own.pop("hbm", None)
     if args.lr is not None:
         config.setdefault("optimizer", {"type": "AdamW"}).setdefault("params", {})["lr"] = args.lr
     if args.clip is not None:
@@ -169,7 +177,7 @@ class Run:
             model = gpt.GPT(args.layers, args.hidden, args.seq)
         scheduler = None if config.get("scheduler") else self._warm_up
         self.engine, *_ = sluice.initialize(model=model, config=config, lr_scheduler=scheduler)
-        self.text = gpt.Text(args.text, args.seed)
+        self.text = gpt.Text(args.text, args.seed + self.engine.global_rank)  # each rank has windows of its own
         self.stalls = {"update": 0.0, "parameters": 0.0, "gradients": 0.0}
         self.report = self.engine.report()
         self.system = read_process_io()
@@ -180,8 +188,8 @@ class Run:
 
     @property
     def tokens(self):
-        """In one step."""
-        return self.batch * self.accumulation * self.args.seq
+        """In one step, of all ranks."""
+        return self.batch * self.accumulation * self.args.seq * self.engine.world_size
 
     def train(self, screen):
         try:
@@ -274,7 +282,8 @@ class Run:
 
 def main():
     args = parse_arguments()
-    screen = Screen(args.steps)
+    rank = get_rank()
+    screen = Screen(args.steps, quiet=rank > 0)
     screen.say(f"measuring this machine, building a GPT of {args.layers} layers of {args.hidden}")
     try:
         run = Run(args)
@@ -286,11 +295,12 @@ def main():
     except sluice.SluiceError as error:
         sys.exit(f"train_gpt: training stopped: {error}")
     figures = run.figures()
-    if args.trace:
+    if args.trace and rank == 0:
         run.engine.write_trace(args.trace)
     run.engine.close()
-    print_summary(figures)
-    if args.json:
+    if rank == 0:
+        print_summary(figures)
+    if args.json and rank == 0:
         with open(args.json, "w") as file:
             json.dump(figures, file, indent=1)
     return 130 if run.interrupted else 0

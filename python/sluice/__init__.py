@@ -112,7 +112,7 @@ _NOT_OFFERED = {
     "init_inference": "inference is model.eval() under torch.no_grad() with sluice.initialize()",
     "InferenceEngine": "inference is model.eval() under torch.no_grad() with sluice.initialize()",
     "moe": "DeepSpeed's expert layers are not offered; torch's own modules work",
-    "comm": "one rank: there is nothing to exchange",
+    "comm": "torch.distributed has it; init_distributed() sets that up",
 }
 
 __getattr__ = _refusal.of_names(__name__, _NOT_OFFERED)

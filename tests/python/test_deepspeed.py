@@ -404,15 +404,17 @@ def test_arguments_of_a_command_line_lead_to_the_configuration(tmp_path):
     engine.close()
 
 
-def test_one_rank_is_accepted_and_more_are_refused(monkeypatch):
+def test_one_rank_needs_nothing_set_up_and_half_of_several_is_refused(monkeypatch):
     sluice.init_distributed(dist_backend="nccl")
     monkeypatch.setenv("WORLD_SIZE", "1")
     sluice.init_distributed()
-    with pytest.raises(RuntimeError, match="world_size 2"):
-        sluice.init_distributed(world_size=2)
+    assert not torch.distributed.is_initialized()
+    distributed = sluice.deepspeed.distributed
+    distributed.barrier()
+    assert (distributed.get_rank(), distributed.get_world_size(), distributed.get_local_rank()) == (0, 1, 0)
     monkeypatch.setenv("WORLD_SIZE", "4")
     for call in (sluice.init_distributed, start):
-        with pytest.raises(RuntimeError, match="WORLD_SIZE says 4 ranks"):
+        with pytest.raises(RuntimeError, match="torchrun: WORLD_SIZE is set, and RANK, LOCAL_RANK"):
             call()
 
 

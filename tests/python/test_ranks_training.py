@@ -108,9 +108,8 @@ def test_values_and_gradients_are_read_and_changed_together(pair, tmp_path):
     assert mean == 0.25 and loaded and norm > 0.25 and close([clipped], [0.25], 1e-3)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("place", ["between steps", "backward"])
-def test_a_rank_that_is_killed_ends_the_other_with_its_name(place, stage):
+@pytest.mark.parametrize("stage, place", list(zip(STAGES, 2 * ["between steps", "backward"])))
+def test_a_rank_that_is_killed_ends_the_other_with_its_name(stage, place):
     pair, leaver = Pair(), stage % 2
     try:
         pair.begin(jobs.train_then_leave, stage, place, leaver)

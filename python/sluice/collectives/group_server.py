@@ -147,9 +147,9 @@ class GroupServer:
 
     def _say_hello(self, operation, to, of):
         for other in of:
-            self._post(operation, other, self._group.recv, self._received, torch.empty(1, dtype=torch.uint8))
+            self._post(operation, other, self._group.recv, self._received, torch.empty(1, dtype=torch.uint8, device="cpu"))
         for other in to:
-            self._send(operation, other, torch.zeros(1, dtype=torch.uint8))
+            self._send(operation, other, torch.zeros(1, dtype=torch.uint8, device="cpu"))
 
     def _receive(self, operation, peer, segments):
         if not segments:
@@ -157,7 +157,7 @@ class GroupServer:
         if len(segments) == 1:
             whole = _tensor(*segments[0])
         else:
-            whole = torch.empty(sum(count for _, count in segments), dtype=torch.uint8)
+            whole = torch.empty(sum(count for _, count in segments), dtype=torch.uint8, device="cpu")
             operation.spread.append((whole, segments))
         self._post(operation, peer, self._group.recv, self._received, whole)
 
@@ -181,7 +181,7 @@ class GroupServer:
         for whole, segments in operation.spread:
             _spread(whole, segments)
         if operation.reply is not None:
-            self._send(operation, operation.reply, torch.zeros(1, dtype=torch.uint8))
+            self._send(operation, operation.reply, torch.zeros(1, dtype=torch.uint8, device="cpu"))
             operation.works[-1][0].wait()
 
     def _fail(self, error, under_way):
@@ -202,7 +202,7 @@ class GroupServer:
         for peer in range(self._ranks):
             if peer == self._rank:
                 continue
-            nothing = torch.empty(1, dtype=torch.uint8)
+            nothing = torch.empty(1, dtype=torch.uint8, device="cpu")
             _broken.append(nothing)
             try:
                 self._group.recv([nothing], peer, _TAG_OF_ABORT).wait(datetime.timedelta(milliseconds=1))

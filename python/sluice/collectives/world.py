@@ -112,9 +112,9 @@ class World:
     def _texts(self, text):
         """What each rank passes, by rank."""
         mine = torch.frombuffer(bytearray(text.encode() + b" "), dtype=torch.uint8)
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        self._all_gather(sizes, torch.tensor([mine.numel()]))
-        texts = [torch.zeros(int(max(sizes)), dtype=torch.uint8) for _ in range(self.size)]
+        sizes = [torch.zeros(1, dtype=torch.int64, device="cpu") for _ in range(self.size)]
+        self._all_gather(sizes, torch.tensor([mine.numel()], dtype=torch.int64, device="cpu"))
+        texts = [torch.zeros(int(max(sizes)), dtype=torch.uint8, device="cpu") for _ in range(self.size)]
         padded = torch.zeros_like(texts[0])
         padded[: mine.numel()] = mine
         self._all_gather(texts, padded)

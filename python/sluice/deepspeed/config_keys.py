@@ -18,7 +18,7 @@ def _feature(advice):
     return Key(REFUSED, advice, off=(None, False), off_section=True)
 
 
-_ONE_RANK = _note("one rank: there is nothing to exchange")
+_AS_MADE = _note("gradients are exchanged as they are made, in units, whatever the stage")
 _TRACE = _note("the schedule follows the trace and the budgets: set sluice.hbm")
 _DEBUG = _note("Engine.report() and Engine.write_trace() tell more")
 _CHECKPOINTS = _note("checkpoints are not written through this configuration")
@@ -33,7 +33,7 @@ _OFFLOAD_COMMON = {
 }
 
 _ZERO = {
-    "stage": use((0, 1, 2, 3), 0, "accepted; with one rank the stages do the same: what is offloaded decides"),
+    "stage": use((0, 1, 2, 3), 0, "what several ranks share: 0 nothing, 1 and 2 states and gradients, 3 parameters too; with one rank no difference"),
     "offload_optimizer": {
         "device": use(
             ("none", "cpu", "nvme"),
@@ -58,15 +58,15 @@ _ZERO = {
     },
     "param_persistence_threshold": PERSISTENCE_THRESHOLD,
     "contiguous_gradients": _note("gradients are always contiguous, in pinned memory, or in HBM if states are, or on NVMe if RAM can't hold them"),
-    "overlap_comm": _ONE_RANK,
-    "reduce_scatter": _ONE_RANK,
-    "reduce_bucket_size": _ONE_RANK,
-    "use_multi_rank_bucket_allreduce": _ONE_RANK,
-    "allgather_partitions": _ONE_RANK,
-    "allgather_bucket_size": _ONE_RANK,
-    "round_robin_gradients": _ONE_RANK,
-    "use_all_reduce_for_fetch_params": _ONE_RANK,
-    "allgather_sequential": _ONE_RANK,
+    "overlap_comm": _AS_MADE,
+    "reduce_scatter": _AS_MADE,
+    "reduce_bucket_size": _AS_MADE,
+    "use_multi_rank_bucket_allreduce": _AS_MADE,
+    "allgather_partitions": _AS_MADE,
+    "allgather_bucket_size": _AS_MADE,
+    "round_robin_gradients": _AS_MADE,
+    "use_all_reduce_for_fetch_params": _AS_MADE,
+    "allgather_sequential": _AS_MADE,
     "sub_group_size": _note("states move in chunks: set sluice.chunk_elements"),
     "prefetch_bucket_size": _TRACE,
     "model_persistence_threshold": _TRACE,
@@ -169,13 +169,13 @@ KEYS = {
     },
     "zero_allow_untested_optimizer": _note("AdamW is the library's own"),
     "zero_force_ds_cpu_optimizer": _note("AdamW is the library's own"),
-    "prescale_gradients": _ONE_RANK,
-    "gradient_predivide_factor": _ONE_RANK,
-    "gradient_allreduce_op": _ONE_RANK,
-    "communication_data_type": _ONE_RANK,
-    "seq_parallel_communication_data_type": _ONE_RANK,
-    "disable_allgather": _ONE_RANK,
-    "fp32_allreduce": _ONE_RANK,
+    "prescale_gradients": _AS_MADE,
+    "gradient_predivide_factor": _AS_MADE,
+    "gradient_allreduce_op": _AS_MADE,
+    "communication_data_type": _AS_MADE,
+    "seq_parallel_communication_data_type": _AS_MADE,
+    "disable_allgather": _AS_MADE,
+    "fp32_allreduce": _AS_MADE,
     "sparse_gradients": _note("sparse gradients are made dense"),
     "memory_breakdown": _note("Engine.report() has the bytes of every tier"),
     "dump_state": _note("Engine.report() and Engine.config tell what was chosen"),
@@ -188,7 +188,7 @@ KEYS = {
         "writer": _CHECKPOINTS,
     },
     "activation_checkpointing": {
-        "partition_activations": _ONE_RANK,
+        "partition_activations": _AS_MADE,
         "contiguous_memory_optimization": _note("activations are PyTorch's"),
         "cpu_checkpointing": _note("activations stay where PyTorch puts them"),
         "number_checkpoints": _note("the model decides, by sluice.checkpointing.checkpoint"),

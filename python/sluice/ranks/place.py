@@ -93,6 +93,7 @@ class _Variables:
         """The numbers of rank, world, rank and ranks of this host: variables by these names. A world of one has one host."""
         rank, world, *local = (self.number(name, low) for name, low in zip(names, (0, 1, 0, 1)))
         if world == 1:
+            rank = 0 if rank is None else rank
             local = [0 if local[0] is None else local[0], 1 if local[1] is None else local[1]]
         if None in (rank, world, *local):
             there = [name for name in names if self.text(name) is not None]
