@@ -147,7 +147,7 @@ std::string WhyRecommended(const GpusReport& report) {
         "nothing that fits leaves {}% of HBM to activations; of what fits, this leaves most",
         percent);
   }
-  const std::string fits = fmt::format("leaves {}% of HBM to activations", percent);
+  std::string fits = fmt::format("leaves {}% of HBM to activations", percent);
   const ZeroWay& way = take->way;
   if (way.states != Tier::kHbm || way.params != Tier::kHbm) {
     const ZeroNeed& least = LeastWithoutOffload(report.needs);

@@ -153,6 +153,10 @@ absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConf
     input.options.lowest_state_tier = std::min(input.options.lowest_state_tier, Tier::kPinned);
   }
   SLUICE_RETURN_IF_ERROR(CheckSharding(spec, config, input.device));
+  if (config.sharding.ranks > 1 && !config.sharding.params) {
+    // What ranks gather in place must be in memory.
+    input.options.lowest_param_tier = std::min(input.options.lowest_param_tier, Tier::kPinned);
+  }
   const auto lent = [](const ModelSpec::Tensor& t) { return IsLent(t.keep); };
   if (std::any_of(spec.tensors.begin(), spec.tensors.end(), lent)) {
     // The host updates what lies in the caller's memory.

@@ -31,7 +31,8 @@ class RankGathers::Gather final : public Event {
       }
       ends_.push_back(static_cast<uint32_t>(receive_.size()));
     }
-    const auto own = std::span(receive_).subspan(2 * owner_->communicator_->rank().value(), 2);
+    const auto own =
+        std::span(receive_).subspan(size_t{2} * owner_->communicator_->rank().value(), 2);
     send_.assign(own.begin(), own.end());
     op_.tag = tag;
     op_.send.views = send_;

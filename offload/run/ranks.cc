@@ -1,6 +1,7 @@
 #include "offload/run/ranks.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <utility>
 
@@ -219,7 +220,7 @@ void Ranks::Handle() {
 
 absl::Status Ranks::CheckStep() const {
   for (uint32_t r = 1; r < ranks(); ++r) {
-    if (std::memcmp(StepIn(r), StepIn(0), sizeof(double)) == 0) continue;
+    if (std::bit_cast<uint64_t>(*StepIn(r)) == std::bit_cast<uint64_t>(*StepIn(0))) continue;
     return absl::FailedPreconditionError(
         fmt::format("rank {} takes the step with other hyperparameters, clip norm, loss scale or "
                     "step counts than rank 0",

@@ -153,12 +153,4 @@ void OffloadRuntime::GatherValue(const ValueRequest& request, RankGathers::Done 
       std::move(done));
 }
 
-// Whether a compute copy is asked for that every rank has in memory, so that no other is needed.
-bool OffloadRuntime::IsWholeHere(const ValueRequest& request) const {
-  if (ranks_ == nullptr || request.write || request.field != Field::kParam) return false;
-  const TensorLayout& tensor = layout_.tensor(request.tensor);
-  return tensor.keep == Keep::kAll && !layout_.sharding().params &&
-         placement_.param_home[tensor.unit.value()] != Tier::kNvme;
-}
-
 }  // namespace sluice
