@@ -37,7 +37,8 @@ struct Views::Shared final : Event {
     const std::byte* address = nullptr;  // once it has had a view
     int64_t uses = 0;                    // views and holds
     int64_t views = 0;
-    int acquired = 0;  // by all users, and not released
+    int acquired = 0;   // by all users, and not released
+    int releasing = 0;  // releases that may still fail, and then have acquired it as before
     bool shown = false;
     absl::InlinedVector<User, 2> users;
     int64_t deaths = 0;  // of views, not yet seen by the control thread
@@ -169,7 +170,7 @@ void Views::Hide(UnitIndex unit) {
   const std::lock_guard lock(shared_->mutex);
   Shared::Shown& shown = shared_->shown[unit.value()];
   Shared::Slot& slot = shared_->slots[shown.address];
-  if (slot.acquired > 0) return;
+  if (slot.acquired + slot.releasing > 0) return;
   shown = {};
   slot.shown = false;
   for (Shared::User& user : slot.users) user.acquired = 0;
@@ -212,22 +213,25 @@ absl::StatusOr<Fences> Views::RecordRelease(UnitIndex unit, CallerStream stream)
       if (last && user.acquired > 0 && user.stream != stream) streams.push_back(user.stream);
     }
     --slot.acquired;
+    ++slot.releasing;
   }
-  absl::Cleanup undo = [this, unit] {  // it is not released
+  absl::StatusOr<Fences> fences;
+  bool released = false;
+  const absl::Cleanup settle = [&] {
     const std::lock_guard lock(shared_->mutex);
-    const Shared::Shown* shown = shared_->Find(unit);
-    if (shown != nullptr) ++shared_->slots[shown->address].acquired;
+    // What is being released stays shown.
+    Shared::Slot& slot = shared_->slots[shared_->Find(unit)->address];
+    --slot.releasing;
+    if (!released) {
+      ++slot.acquired;
+      return;
+    }
+    const auto user = std::ranges::find(slot.users, stream, &Shared::User::stream);
+    if (user != slot.users.end() && user->acquired > 0) --user->acquired;
+    slot.ForgetUsers();
   };
-  absl::StatusOr<Fences> fences = Record(streams);
-  if (!fences.ok()) return fences;
-  std::move(undo).Cancel();
-  const std::lock_guard lock(shared_->mutex);
-  const Shared::Shown* shown = shared_->Find(unit);
-  if (shown == nullptr) return fences;
-  Shared::Slot& slot = shared_->slots[shown->address];
-  const auto user = std::ranges::find(slot.users, stream, &Shared::User::stream);
-  if (user != slot.users.end() && user->acquired > 0) --user->acquired;
-  slot.ForgetUsers();
+  fences = Record(streams);
+  released = fences.ok();
   return fences;
 }
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <functional>
 #include <optional>
 #include <set>
 #include <string>
@@ -30,6 +31,8 @@ class SteppedDevice final : public Device {
   void Destroy(CallerStream stream) { destroyed_.push_back(stream); }
   void set_capturing(bool capturing) { capturing_ = capturing; }
   void Capture(CallerStream stream) { captured_ = stream; }
+  // What happens while the next point is recorded.
+  void Meanwhile(std::function<void()> meanwhile) { meanwhile_ = std::move(meanwhile); }
 
   absl::StatusOr<Arena> MakeHbmArena(Bytes size) override { return real_->MakeHbmArena(size); }
   void Enqueue(DeviceOp* op) override { EnqueueAfter({op, std::exchange(after_, {})}); }
@@ -46,6 +49,7 @@ class SteppedDevice final : public Device {
   absl::Status CheckStream(CallerStream) override { return absl::OkStatus(); }
   absl::StatusOr<Fence> RecordFence(CallerStream stream) override {
     EXPECT_EQ(destroyed_.end(), std::ranges::find(destroyed_, stream)) << "it is gone";
+    if (meanwhile_) std::exchange(meanwhile_, nullptr)();
     if (capturing_ || stream == captured_)
       return absl::FailedPreconditionError("is being captured");
     points_->open.emplace_back(next_, stream);
@@ -78,6 +82,7 @@ class SteppedDevice final : public Device {
   std::vector<CallerStream> destroyed_;
   bool capturing_ = false;
   std::optional<CallerStream> captured_;
+  std::function<void()> meanwhile_;
   uint32_t next_ = 0;
 };
 
@@ -214,6 +219,33 @@ TEST_F(StreamsTest, AReleaseAsksNoOtherStreamWhileOthersHaveTheUnit) {
   stepped_.Capture({});
   Release(b_);
   ExpectHeldUntilAllHavePassed({a_, b_});
+}
+
+// The control thread hears of a release while the unit, acquired again at once, is released again.
+TEST_F(StreamsTest, AReleaseThatFailsHasDoneNothingWhateverIsHeardOfMeanwhile) {
+  for (const bool fails : {false, true}) {
+    SCOPED_TRACE(fails);
+    Acquire(a_);
+    absl::StatusOr<Fences> first = views_->RecordRelease(kUnit, a_);
+    ASSERT_TRUE(first.ok()) << first.status();
+    Acquire(a_);
+    stepped_.set_capturing(fails);
+    stepped_.Meanwhile([&] {
+      views_->HoldUntil(base_, *std::move(first));
+      acquired_ = 0;
+      views_->Hide(kUnit);
+    });
+    absl::StatusOr<Fences> second = views_->RecordRelease(kUnit, a_);
+    EXPECT_EQ(!fails, second.ok()) << second.status();
+    EXPECT_TRUE(views_->Shown(kUnit));
+    stepped_.set_capturing(false);
+    if (fails) second = views_->RecordRelease(kUnit, a_);
+    ASSERT_TRUE(second.ok()) << second.status();
+    views_->HoldUntil(base_, *std::move(second));
+    views_->Hide(kUnit);
+    EXPECT_FALSE(views_->Shown(kUnit));
+    ExpectHeldUntilAllHavePassed({a_});
+  }
 }
 
 TEST_F(StreamsTest, AStreamThatIsDoneWithItMayGo) {
