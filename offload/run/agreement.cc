@@ -5,10 +5,6 @@
 namespace sluice {
 
 namespace {
-// Until a rank that has nothing to say looks whether others have: first, and at most.
-constexpr Nanos kPauseMin = std::chrono::microseconds(200);
-constexpr Nanos kPauseMax = std::chrono::milliseconds(4);
-
 template <typename T>
 std::span<std::byte> BytesOf(T* value) {
   return std::as_writable_bytes(std::span(value, 1));
@@ -24,7 +20,7 @@ Agreement::Agreement(Communicator* communicator, Clock* clock, Inbox* inbox, Met
       heard_(communicator->ranks()),
       send_(BytesOf(&message_)),
       ends_(EndsOfOneEach(communicator->ranks())),
-      pause_(kPauseMin),
+      pace_(communicator->rank(), communicator->ranks()),
       rounds_(metrics->Get("agreement_rounds")) {
   for (Message& message : heard_) receive_.emplace_back(BytesOf(&message));
   op_.kind = CommKind::kAllGather;
@@ -72,12 +68,12 @@ void Agreement::Handle() {
   for (uint32_t r = 0; r < heard_.size(); ++r) {
     for (size_t i = 0; i < heard_[r].count; ++i) {
       any = true;
+      pace_.OnSaid(Rank(r), heard_[r].said[i].topic);
       if (!stopped_) observer_->OnSaid(Rank(r), heard_[r].said[i]);
     }
   }
   in_round_ = false;  // not before: what follows from what was heard is said in the next one
-  pause_ = any ? kPauseMin : std::min(2 * pause_, kPauseMax);
-  next_time_ = clock_->Now() + pause_;
+  next_time_ = clock_->Now() + pace_.PauseAfter(any);
   Poll();
 }
 

@@ -6,8 +6,8 @@
 // therefore the same everywhere: nobody waits in a collective that others never come to, and a
 // rank that has no use for an operation takes part in it all the same.
 //
-// A round is one small all-gather. It begins on a rank when there is something to say; else a
-// little later, since another may have something, and ever later while nobody does.
+// A round is one small all-gather. A rank comes to it when it has something to say, else when it is
+// time to hear of others (pace.h).
 //
 // Threads: the control thread. Allocates when more is waiting to be said than ever before.
 
@@ -16,7 +16,6 @@
 
 #include <array>
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <vector>
 
@@ -25,29 +24,10 @@
 #include "core/event.h"
 #include "core/metrics.h"
 #include "core/ring_queue.h"
+#include "offload/run/pace.h"
+#include "offload/run/topic.h"
 
 namespace sluice {
-
-enum class Topic : uint32_t {
-  kModel,      // a number, or a hash, of what must be the same on all ranks: one after another
-  kGradients,  // of a unit: all that this rank has of it in this window
-  kNothing,    // of a unit: this rank will have no gradients of it in this window
-  kWindowEnd,  // no more gradients in this window
-  kStep,       // the same, and a step is next; these three are meetings (grad_exchange.h)
-  kClear,      // likewise: gradients are to be forgotten; 0: all, t + 1: tensor t's
-  kGradient,   // likewise: a gradient is to be read or written; 2 t, and 1 if it was given here
-  kParams,     // of a unit: this rank's part was renewed
-  kAccess,     // this rank reads or writes a value next, and wants no unit
-  kValue,      // of a tensor: this rank's part was read, or written; 2 t, and 1 if written
-  kFetch,      // of a unit: this rank has room for it
-  kUrgent,     // of a unit: it can't wait for the others to have room too
-  kUnwanted,   // of a unit: it has no room for it any more
-};
-
-struct Said {
-  Topic topic;
-  uint32_t index;
-};
 
 class Agreement final : private Event {
  public:
@@ -97,7 +77,7 @@ class Agreement final : private Event {
   bool in_round_ = false;
   bool stopped_ = false;
   TimePoint next_time_{0};
-  Nanos pause_;
+  Pace pace_;
   Counter* const rounds_;
 };
 

@@ -161,7 +161,7 @@ TEST(ChecksumTest, ChangesWithThePlaceOfEverything) {
                        swapped.begin() + static_cast<std::ptrdiff_t>(b * part));
       ASSERT_NE(before, Of(swapped)) << part << " bytes at " << a << " and " << b;
       Data moved = data;
-      std::ranges::rotate(moved, moved.begin() + static_cast<std::ptrdiff_t>(part));
+      std::rotate(moved.begin(), moved.begin() + static_cast<std::ptrdiff_t>(part), moved.end());
       ASSERT_NE(before, Of(moved)) << "shifted by " << part;
     }
   }

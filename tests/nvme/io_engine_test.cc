@@ -188,7 +188,7 @@ TEST_P(IoEngineTest, AFailureNamesItsOperationAndHarmsNoOther) {
   ops.push_back(Op(IoKind::kRead, 1, end, arena_.view().subspan(2 << 20, 4096)));
   ops.push_back(Op(IoKind::kRead, 1, end - 4096, arena_.view().subspan(3 << 20, 8192)));
   ops.push_back(Op(IoKind::kRead, 1, -4096, arena_.view().subspan(4 << 20, 4096)));
-  std::ranges::rotate(ops, ops.begin() + 5);
+  std::rotate(ops.begin(), ops.begin() + 5, ops.end());
   RunAll(ops);
   for (const IoOp& op : ops) {
     const bool good = op.kind == IoKind::kWrite;
