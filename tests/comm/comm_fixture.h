@@ -15,12 +15,14 @@
 #include <memory>
 #include <ostream>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "comm/comm_op.h"
 #include "comm/communicator.h"
 #include "comm/in_process.h"
+#include "comm/local_ranks.h"
 #include "comm/sim_ranks.h"
 #include "comm/supplied.h"
 #include "core/clock.h"
@@ -103,6 +105,37 @@ class SuppliedMaker final : public GroupMaker {
   std::vector<std::unique_ptr<TableOverGroup>> tables_;
 };
 
+// Ranks of one host, as threads of this process stand for them.
+class LocalMaker final : public GroupMaker {
+ public:
+  explicit LocalMaker(uint32_t ranks) : ranks_(ranks) {}
+  Group Make(const CommOptions& options) override {
+    std::vector<LocalRanks> listening;
+    std::vector<LocalRanks::Address> addresses;
+    for (uint32_t r = 0; r < ranks_; ++r) {
+      listening.push_back(LocalRanks::Listen(Rank(r), ranks_).value());
+      addresses.push_back(listening.back().address());
+    }
+    std::vector<sluice_comm_table> tables(ranks_);
+    std::vector<std::thread> threads;
+    for (uint32_t r = 0; r < ranks_; ++r) {
+      threads.emplace_back([&, r] {
+        tables[r] = listening[r].Connect(addresses, 1, std::chrono::minutes(1)).value().front();
+      });
+    }
+    Group group;
+    for (uint32_t r = 0; r < ranks_; ++r) threads[r].join();
+    for (const sluice_comm_table& table : tables)
+      group.push_back(MakeSuppliedCommunicator(table, options, &clock_).value());
+    return group;
+  }
+  void Pass(Nanos time) override { clock_.Leap(time); }
+
+ private:
+  const uint32_t ranks_;
+  LeapingClock clock_;
+};
+
 struct CommImplementation {
   const char* name;
   std::unique_ptr<GroupMaker> (*make)(uint32_t ranks);
@@ -124,6 +157,7 @@ inline constexpr CommImplementation kCommImplementations[] = {
     {"InProcess", NewMaker<InProcessMaker>, true},
     {"Simulated", NewMaker<SimMaker>, true},
     {"Supplied", NewMaker<SuppliedMaker>, false},
+    {"Local", NewMaker<LocalMaker>, false},
 };
 
 inline std::string NameOf(const testing::TestParamInfo<CommImplementation>& info) {

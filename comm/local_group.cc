@@ -1,0 +1,389 @@
+#include "comm/local_group.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <span>
+#include <thread>
+#include <utility>
+
+#include "core/status.h"
+#include "fmt/format.h"
+
+namespace sluice {
+
+namespace {
+
+// Memory is read in cuts of so much, between which an abort is noticed, and so many pieces.
+constexpr size_t kReadMax = size_t{4} << 20;
+constexpr size_t kCutMax = 64;
+constexpr uint64_t kListMax = uint64_t{1} << 24;  // longer lists are nobody's
+constexpr int kLeaveTries = 20;                   // of a millisecond each
+
+}  // namespace
+
+LocalGroup::LocalGroup(Rank rank, std::vector<Peer> peers)
+    : rank_(rank.value()),
+      description_(fmt::format(
+          "processes of one host: sockets, and memory read {}",
+          std::ranges::any_of(peers, [](const Peer& p) { return p.socket.open() && !p.readable; })
+              ? "through them"
+              : "directly")),
+      wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      packet_(kPacketMax) {
+  for (Peer& peer : peers) links_.emplace_back(std::move(peer));
+}
+
+LocalGroup::~LocalGroup() {
+  if (wake_ >= 0) close(wake_);
+}
+
+sluice_comm_table LocalGroup::table() {
+  return {
+      .struct_size = sizeof(sluice_comm_table),
+      .context = this,
+      .rank = rank_,
+      .ranks = static_cast<uint32_t>(links_.size()),
+      .start = [](void* context, const sluice_comm_call* call, uint64_t, char*, size_t) -> int32_t {
+        return static_cast<LocalGroup*>(context)->Start(*call);
+      },
+      .wait = [](void* context, uint64_t, int32_t timeout_ms, char* error, size_t bytes)
+          -> int32_t { return static_cast<LocalGroup*>(context)->Wait(timeout_ms, error, bytes); },
+      .abort = [](void* context) { static_cast<LocalGroup*>(context)->Abort(); },
+      .close =
+          [](void* context) {
+            auto* const self = static_cast<LocalGroup*>(context);
+            self->Leave();
+            delete self;
+          },
+      .description = description_.c_str()};
+}
+
+int32_t LocalGroup::Start(const sluice_comm_call& call) {
+  const std::lock_guard lock(mutex_);
+  if (spare_.empty()) {
+    spare_.push_back(std::make_unique<LocalCall>(rank_, static_cast<uint32_t>(links_.size())));
+  }
+  calls_.push_back(std::move(spare_.back()));
+  spare_.pop_back();
+  calls_.back()->Take(call);
+  return SLUICE_COMM_ENDED;
+}
+
+bool LocalGroup::NextExchange() {
+  if (!call_->NextExchange()) return false;
+  for (uint32_t r = 0; r < links_.size(); ++r) {
+    Link& link = links_[r];
+    link.out = call_->Concerns(r) ? Link::Out::kOffer : Link::Out::kNothing;
+    link.in = call_->Concerns(r) ? Link::In::kOffer : Link::In::kNothing;
+    link.sent = link.received = 0;
+  }
+  return true;
+}
+
+int32_t LocalGroup::Wait(int32_t timeout_ms, char* error, size_t error_bytes) {
+  const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
+  if (call_ == nullptr) {
+    const std::lock_guard lock(mutex_);
+    call_ = std::move(calls_.front());
+    calls_.pop_front();
+  }
+  bool well = WhyFailed().empty();
+  if (well && !call_->begun()) NextExchange();
+  while (well) {
+    for (uint32_t r = 0; well && r < links_.size(); ++r) well = r == rank_ || GoOn(r);
+    well = well && !aborted_;
+    if (!well) break;
+    if (Ready()) {
+      if (NextExchange()) continue;
+      EndCall();
+      return SLUICE_COMM_ENDED;
+    }
+    const auto left =
+        std::chrono::ceil<std::chrono::milliseconds>(until - std::chrono::steady_clock::now());
+    if (left.count() <= 0) return SLUICE_COMM_PENDING;
+    well = Sleep(static_cast<int32_t>(left.count()));
+  }
+  EndCall();
+  const std::string why = WhyFailed();
+  const size_t length = std::min(why.size(), error_bytes - 1);
+  std::memcpy(error, why.data(), length);
+  error[length] = '\0';
+  return SLUICE_COMM_FAILED;
+}
+
+void LocalGroup::EndCall() {
+  const std::lock_guard lock(mutex_);
+  spare_.push_back(std::move(call_));
+}
+
+bool LocalGroup::Ready() const {
+  return std::ranges::all_of(links_, [](const Link& link) {
+    return link.out == Link::Out::kNothing && link.in == Link::In::kNothing && !link.owes_word;
+  });
+}
+
+bool LocalGroup::GoOn(uint32_t rank) { return SendTo(rank) && ReceiveFrom(rank) && SendTo(rank); }
+
+LocalGroup::Head LocalGroup::Described(Packet packet) const {
+  const bool has_root = call_->kind() == CommKind::kBroadcast;
+  return {.packet = packet,
+          .kind = static_cast<uint32_t>(call_->kind()),
+          .type = static_cast<uint32_t>(call_->type()),
+          .root = has_root ? call_->peer() : 0,
+          .tag = call_->tag(),
+          .bytes = 0,
+          .list = 0,
+          .count = 0};
+}
+
+bool LocalGroup::SendTo(uint32_t rank) {
+  Link& link = links_[rank];
+  const Pieces& pieces = call_->send(rank);
+  while (link.owes_word || link.out == Link::Out::kOffer || link.out == Link::Out::kPieces) {
+    Head head = Described(link.owes_word                  ? Packet::kHaveRead
+                          : link.out == Link::Out::kOffer ? Packet::kOffer
+                                                          : Packet::kPiece);
+    size_t data = 0;
+    const bool direct = link.reads && pieces.bytes > kInline;
+    if (!link.owes_word) {
+      head.bytes = pieces.bytes;
+      if (direct) {
+        head.list = reinterpret_cast<uint64_t>(pieces.list.data());
+        head.count = pieces.list.size();
+      } else if (link.out == Link::Out::kPieces || pieces.bytes <= kInline) {
+        data = std::min(pieces.bytes - link.sent, kPacketMax - sizeof(Head));
+      }
+      pieces.CopyOut(link.sent, std::span(packet_).subspan(sizeof(Head), data));
+    }
+    std::memcpy(packet_.data(), &head, sizeof(head));
+    switch (link.socket.Send(std::span(packet_).first(sizeof(Head) + data))) {
+      case Socket::Result::kNotNow:
+        return true;
+      case Socket::Result::kEnded:
+        return OnEnd(rank) && Fail(Named(rank, "has left, and is needed"));
+      case Socket::Result::kDone:
+        break;
+    }
+    if (std::exchange(link.owes_word, false)) continue;
+    link.sent += data;
+    if (direct || link.sent == pieces.bytes) {
+      const bool waits = direct || call_->kind() == CommKind::kSend;
+      link.out = waits ? Link::Out::kReads : Link::Out::kNothing;
+    } else {
+      link.out = Link::Out::kPieces;
+    }
+  }
+  return true;
+}
+
+bool LocalGroup::ReceiveFrom(uint32_t rank) {
+  Link& link = links_[rank];
+  while (link.in != Link::In::kNothing || link.out == Link::Out::kReads) {
+    if (!link.early.empty()) {
+      const std::vector<std::byte> packet = std::move(link.early.front());
+      link.early.pop_front();
+      if (!OnPacket(rank, packet.data(), packet.size())) return false;
+      continue;
+    }
+    if (link.ended) return Fail(Named(rank, "has left, and is needed"));
+    size_t size = 0;
+    switch (link.socket.Receive(packet_, &size)) {
+      case Socket::Result::kNotNow:
+        return true;
+      case Socket::Result::kEnded:
+        if (!OnEnd(rank)) return false;
+        continue;
+      case Socket::Result::kDone:
+        if (!OnPacket(rank, packet_.data(), size)) return false;
+    }
+  }
+  return true;
+}
+
+bool LocalGroup::OnPacket(uint32_t rank, const std::byte* packet, size_t size) {
+  Link& link = links_[rank];
+  Head head;
+  if (size < sizeof(head)) return Fail(Named(rank, "does not speak as this one does"));
+  std::memcpy(&head, packet, sizeof(head));
+  const std::byte* const data = packet + sizeof(head);
+  size -= sizeof(head);
+  switch (head.packet) {
+    case Packet::kOffer:
+      return OnOffer(rank, head, data, size);
+    case Packet::kPiece:
+      if (link.in != Link::In::kPieces || size > call_->receive(rank).bytes - link.received) break;
+      call_->receive(rank).CopyIn(link.received, std::span(data, size));
+      link.received += size;
+      if (link.received < call_->receive(rank).bytes) return true;
+      link.in = Link::In::kNothing;
+      link.owes_word = call_->kind() == CommKind::kReceive;
+      return true;
+    case Packet::kHaveRead:
+      if (link.out != Link::Out::kReads) break;
+      link.out = Link::Out::kNothing;
+      return true;
+    case Packet::kAborted:  // with why
+      return Fail(std::string(reinterpret_cast<const char*>(data), size));
+    case Packet::kLeft:
+      link.left = true;
+      return true;
+  }
+  return Fail(Named(rank, "does not speak as this one does"));
+}
+
+bool LocalGroup::OnOffer(uint32_t rank, const Head& head, const std::byte* data, size_t size) {
+  Link& link = links_[rank];
+  const Head own = Described(Packet::kOffer);
+  const auto kind = call_->kind() == CommKind::kReceive ? CommKind::kSend
+                    : call_->kind() == CommKind::kSend  ? CommKind::kReceive
+                                                        : call_->kind();
+  if (link.in != Link::In::kOffer || head.kind != static_cast<uint32_t>(kind) ||
+      head.tag != own.tag || head.root != own.root || (call_->adds() && head.type != own.type)) {
+    const auto theirs = static_cast<CommKind>(std::min(head.kind, kCommKindCount - 1u));
+    return Fail(fmt::format("rank {} calls {} with tag {}, rank {} {} with tag {}", rank_,
+                            Name(call_->kind()), call_->tag(), rank, Name(theirs), head.tag));
+  }
+  const Pieces& to = call_->receive(rank);
+  if (head.bytes != to.bytes) {
+    return Fail(fmt::format("{} with tag {}: rank {} sends {} bytes to rank {}, which expects {}",
+                            Name(kind), own.tag, rank, head.bytes, rank_, to.bytes));
+  }
+  if (head.list != 0) {
+    if (!Read(rank, head)) return false;
+    link.in = Link::In::kNothing;
+    link.owes_word = true;
+    return true;
+  }
+  if (size > to.bytes) return Fail(Named(rank, "does not speak as this one does"));
+  to.CopyIn(0, std::span(data, size));
+  link.received = size;
+  link.in = size == to.bytes ? Link::In::kNothing : Link::In::kPieces;
+  link.owes_word = link.in == Link::In::kNothing && call_->kind() == CommKind::kReceive;
+  return true;
+}
+
+// What the peer offers, from its memory. If it fails meanwhile it may give its memory to others,
+// and what is read is of no use; then it does not take the word that it was read.
+bool LocalGroup::Read(uint32_t rank, const Head& head) {
+  const pid_t process = links_[rank].process;
+  const auto failed = [&] {
+    const int why = errno;
+    return OnEnd(rank) &&
+           Fail(Named(rank, fmt::format("'s memory can't be read: {}", ErrnoName(why)).c_str()));
+  };
+  if (head.count == 0 || head.count > kListMax)
+    return Fail(Named(rank, "does not speak as this one does"));
+  theirs_.list.resize(head.count);
+  theirs_.bytes = head.bytes;
+  for (size_t at = 0, all = head.count * sizeof(iovec); at < all;) {
+    const iovec to{reinterpret_cast<std::byte*>(theirs_.list.data()) + at, all - at};
+    const iovec from{reinterpret_cast<void*>(head.list + at), all - at};
+    const ssize_t n = process_vm_readv(process, &to, 1, &from, 1, 0);
+    if (n <= 0) return failed();
+    at += static_cast<size_t>(n);
+  }
+  std::array<iovec, kCutMax> to, from;
+  for (size_t at = 0; at < head.bytes && !aborted_;) {
+    size_t size = 0;
+    const size_t to_count = call_->receive(rank).Cut(at, kReadMax, to, &size);
+    const size_t from_count = theirs_.Cut(at, size, from, &size);
+    const ssize_t n = process_vm_readv(process, to.data(), to_count, from.data(), from_count, 0);
+    if (n <= 0) return failed();
+    at += static_cast<size_t>(n);
+  }
+  return true;
+}
+
+// The socket has ended: what came through it is looked at, for why.
+bool LocalGroup::OnEnd(uint32_t rank) {
+  Link& link = links_[rank];
+  size_t size = 0;
+  std::vector<std::byte> packet(kPacketMax);
+  while (!link.ended) {
+    const Socket::Result result = link.socket.Receive(packet, &size);
+    if (result == Socket::Result::kNotNow) return true;
+    link.ended = result == Socket::Result::kEnded;
+    if (!link.ended)
+      link.early.emplace_back(packet.begin(), packet.begin() + static_cast<ptrdiff_t>(size));
+  }
+  if (aborted_) return false;
+  for (const std::vector<std::byte>& early : link.early) {
+    Packet kind;
+    std::memcpy(&kind, early.data(), sizeof(kind));
+    if (kind == Packet::kAborted) return OnPacket(rank, early.data(), early.size());
+    link.left = link.left || kind == Packet::kLeft;
+  }
+  return link.left || Fail(Named(rank, "is gone: its process has ended"));
+}
+
+bool LocalGroup::Sleep(int32_t timeout_ms) {
+  waited_.clear();
+  for (const Link& link : links_) {
+    int16_t events = POLLRDHUP;
+    if (link.in != Link::In::kNothing || link.out == Link::Out::kReads) events |= POLLIN;
+    if (link.owes_word || link.out == Link::Out::kOffer || link.out == Link::Out::kPieces)
+      events |= POLLOUT;
+    waited_.push_back({.fd = link.ended ? -1 : link.socket.fd(), .events = events, .revents = 0});
+  }
+  waited_.push_back({.fd = wake_, .events = POLLIN, .revents = 0});
+  if (poll(waited_.data(), waited_.size(), timeout_ms) <= 0) return true;
+  for (uint32_t r = 0; r < links_.size(); ++r) {
+    if ((waited_[r].revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0 && !OnEnd(r)) return false;
+  }
+  return true;
+}
+
+bool LocalGroup::Fail(std::string why) {
+  const std::lock_guard lock(mutex_);
+  if (failure_.empty()) failure_ = std::move(why);
+  return false;
+}
+
+std::string LocalGroup::WhyFailed() {
+  const std::lock_guard lock(mutex_);
+  return failure_;
+}
+
+std::string LocalGroup::Named(uint32_t rank, const char* what) const {
+  return fmt::format("rank {}{}{}", rank, *what == '\'' ? "" : " ", what);
+}
+
+void LocalGroup::Abort() {
+  if (aborted_.exchange(true)) return;
+  const uint64_t one = 1;
+  (void)!write(wake_, &one, sizeof(one));
+  // The others hear what this one has heard: so all name the rank that it began with.
+  (void)Fail(fmt::format("rank {} was aborted", rank_));
+  const std::string why = WhyFailed();
+  std::vector<std::byte> packet(sizeof(Head) + why.size());
+  const Head head{.packet = Packet::kAborted};
+  std::memcpy(packet.data(), &head, sizeof(head));
+  std::memcpy(packet.data() + sizeof(head), why.data(), why.size());
+  for (const Link& link : links_) {
+    if (!link.socket.open()) continue;
+    (void)link.socket.Send(packet);
+    link.socket.Shut();
+  }
+}
+
+void LocalGroup::Leave() {
+  if (aborted_) return;
+  const Head head{.packet = Packet::kLeft};
+  for (const Link& link : links_) {
+    if (!link.socket.open()) continue;
+    for (int i = 0; i < kLeaveTries; ++i) {
+      if (link.socket.Send(std::as_bytes(std::span(&head, 1))) != Socket::Result::kNotNow) break;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  }
+}
+
+}  // namespace sluice
