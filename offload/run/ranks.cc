@@ -279,14 +279,14 @@ bool Ranks::settled() const {
   return links_.agreement->pending() + links_.gradients->pending() + links_.gathers->pending() == 0;
 }
 
-void Ranks::Fail(const absl::Status& status) {
+void Ranks::Fail(const absl::Status& status, const absl::Status& why) {
   agreement_.Stop();
   exchange_.Fail(status);
   gathers_.Fail(status);
   order_.Stop();
-  links_.agreement->Abort(status);
-  links_.gradients->Abort(status);
-  links_.gathers->Abort(status);
+  links_.agreement->Abort(why);
+  links_.gradients->Abort(why);
+  links_.gathers->Abort(why);
 }
 
 absl::Status Ranks::Close() {

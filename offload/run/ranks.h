@@ -67,8 +67,8 @@ class Ranks final : private Agreement::Observer, private Event {
   bool idle() const;  // nothing is asked for, or on its way
   // Nothing that this rank has enqueued is under way.
   bool settled() const;
-  // The runtime has failed: so have the others.
-  void Fail(const absl::Status& status);
+  // The runtime has failed, and so have the others, who are told why.
+  void Fail(const absl::Status& status, const absl::Status& why);
   // Leaves the group, within some seconds.
   absl::Status Close();
   bool memory_lost() const { return memory_lost_; }  // since Close: CommOp::memory_lost

@@ -257,7 +257,7 @@ void OffloadRuntime::Fail(const absl::Status& status) {
   residency_->Fail(first);
   updater_->Fail();
   gradient_calls_->Fail(first);
-  if (ranks_ != nullptr) ranks_->Fail(first);
+  if (ranks_ != nullptr) ranks_->Fail(first, status);
   gradients_->Fail(first);
 }
 
