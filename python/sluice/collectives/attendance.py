@@ -3,11 +3,13 @@
 import datetime
 import itertools
 import os
+import time
 
 import torch.distributed as dist
 
 from ..native.errors import Unavailable
 
+_LOOK_S = 1.0  # how often is looked whether another rank has given up
 _numbers = itertools.count()  # of meetings; the same on all ranks
 
 
@@ -30,18 +32,42 @@ def store_of(place, port, timeout_s):
 
 def meet(store, rank, ranks, timeout_s, where):
     """Returns when all ranks have come here. Errors: Unavailable naming those that have not within that time."""
-    keys = [f"sluice/{place}/{r}" for place in [next(_numbers)] for r in range(ranks)]
+    number = next(_numbers)
+    came, left = ([f"sluice/{number}/{what}/{r}" for r in range(ranks)] for what in ("came", "left"))
+    verdict = f"sluice/{number}/verdict"
+    deadline = time.monotonic() + timeout_s
+    words = None
     try:
-        store.set(keys[rank], "")
-        try:
-            return store.wait(keys, datetime.timedelta(seconds=timeout_s))
-        except RuntimeError:
-            missing = [str(r) for r in range(ranks) if not store.check([keys[r]])]
+        store.set(came[rank], "")
+        while words is None:
+            if _wait(store, came, min(_LOOK_S, max(0.01, deadline - time.monotonic()))):
+                return
+            if store.check([verdict]):
+                words = store.get(verdict).decode()
+            elif time.monotonic() >= deadline:
+                missing = [r for r in range(ranks) if not store.check([came[r]])]
+                if not missing:
+                    return
+                ones = ", ".join(map(str, missing))
+                words = f"rank{'s' if len(missing) > 1 else ''} {ones}: rank {rank} has waited {timeout_s:g} s for it {where}"
+                store.set(verdict, words)
+        store.set(left[rank], "")
+        if rank == 0:  # who may keep the store
+            _wait(store, [left[r] for r in range(ranks) if store.check([came[r]])], 2 * _LOOK_S)
     except RuntimeError as error:
         raise Unavailable(f"rank 0, or whoever keeps the store in which ranks meet, is gone: {_first_line(error)}") from error
-    if missing:
-        ones = "rank" if len(missing) == 1 else "ranks"
-        raise Unavailable(f"rank {rank} has waited {timeout_s:g} s {where} for {ones} {', '.join(missing)}")
+    raise Unavailable(words)
+
+
+def _wait(store, keys, seconds):
+    """Whether all of them are set, now or within so long. Errors: DistNetworkError if the store is gone."""
+    try:
+        store.wait(keys, datetime.timedelta(seconds=seconds))
+    except dist.DistNetworkError:
+        raise
+    except RuntimeError:
+        return False
+    return True
 
 
 def _first_line(error):

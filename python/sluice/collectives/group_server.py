@@ -10,7 +10,6 @@ Threads: the library's own call start(), wait(), abort() and close(). Nothing of
 
 import collections
 import ctypes
-import datetime
 import queue
 import re
 import threading
@@ -21,14 +20,12 @@ from . import comm_table
 from .last_words import LastWords
 
 _TAG_MAX = 1 << 30  # tags begin again
-_TAG_OF_ABORT = _TAG_MAX + 1
 _WORDS_MAX = 200
 _END_S = 5
 _WRITABLE = 0x200  # PyBUF_WRITE
 _memory = ctypes.pythonapi.PyMemoryView_FromMemory
 _memory.restype = ctypes.py_object
 _memory.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int]
-_broken = []  # what receives went to that broke their groups; never freed
 
 
 def _tensor(address, count):
@@ -53,6 +50,7 @@ class _Operation:
 
     def __init__(self):
         self.works = []
+        self.waited = 0  # of these
         self.reply = None  # the rank that is told that what it sent has come
         self.spread = []  # (tensor received, segments that it goes to)
 
@@ -113,7 +111,7 @@ class GroupServer:
                     asked = self._asked.get()
                     if asked is None:  # who waits for this rank is told
                         self._last_words.tell(f"rank {self._rank}: it has ended its training", stay=False)
-                        return self._break()
+                        return self._last_words.break_group()
                     operation = _Operation()
                     under_way.append(operation)
                     self._begin(operation, *asked)
@@ -186,6 +184,7 @@ class GroupServer:
 
     def _finish(self, operation):
         for work, self._awaited, _ in operation.works:
+            operation.waited += 1
             try:
                 work.wait()
             except RuntimeError as error:
@@ -206,9 +205,9 @@ class GroupServer:
         else:
             self._ending.wait(_END_S)
             words = self._heard or ""
-        self._break()
+        self._last_words.break_group()
         for operation in under_way:
-            for work, _, _ in operation.works:
+            for work, _, _ in operation.works[operation.waited :]:  # one that has ended may be waited for only once
                 try:
                     work.wait()
                 except RuntimeError:
@@ -229,19 +228,7 @@ class GroupServer:
             self._heard = None if awaited is None else self._last_words.of(awaited)
         finally:
             self._ending.set()
-        self._break()
-
-    def _break(self):
-        """A receive of what nobody sends, whose timeout ends every operation of the group, on all ranks."""
-        for peer in range(self._ranks):
-            if peer == self._rank:
-                continue
-            nothing = torch.empty(1, dtype=torch.uint8, device="cpu")
-            _broken.append(nothing)
-            try:
-                self._group.recv([nothing], peer, _TAG_OF_ABORT).wait(datetime.timedelta(milliseconds=1))
-            except RuntimeError:
-                pass  # that is what it is for; or it was broken before
+        self._last_words.break_group()
 
 
 def of_rank(peer, error):

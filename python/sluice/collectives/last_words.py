@@ -4,7 +4,7 @@ A rank that sees a connection close sees which rank has closed it, not why: perh
 while its connections are still there, which rank is the cause, and a rank that loses one looks first whether that one has said
 something. What was heard is passed on as it is.
 
-Threads: any; tell() once.
+Threads: any. What is told first counts.
 """
 
 import datetime
@@ -12,12 +12,13 @@ import time
 
 import torch
 
-TAG = (1 << 30) + 2  # of a message of these, one for each pair
+_TAG = (1 << 30) + 2  # of a message of these, one for each pair
+_TAG_OF_BREAK = _TAG - 1
 _BYTES = 400
 _HEAR_S = 0.5  # so long one that is alive may take to say it
 _TELL_S = 0.2
 _STAY_S = 0.05  # connections that close at once may take along what was sent on them
-_kept = []  # receives and their buffers, also of groups that are gone
+_kept = []  # receives and their buffers, also of groups that are gone: never freed
 
 
 class LastWords:
@@ -30,7 +31,7 @@ class LastWords:
         self._heard = {}
         for peer in self._others:
             buffer = torch.zeros(_BYTES, dtype=torch.uint8, device="cpu")
-            self._heard[peer] = buffer, group.recv([buffer], peer, TAG)
+            self._heard[peer] = buffer, group.recv([buffer], peer, _TAG)
         _kept.append(self._heard)
 
     def of(self, peer):
@@ -55,7 +56,7 @@ class LastWords:
         sent = []
         for peer in self._others:
             try:
-                sent.append(self._group.send([text], peer, TAG))
+                sent.append(self._group.send([text], peer, _TAG))
             except RuntimeError:
                 pass  # it is gone
         deadline = time.monotonic() + _TELL_S
@@ -66,3 +67,13 @@ class LastWords:
                 pass
         if stay:
             time.sleep(_STAY_S)
+
+    def break_group(self):
+        """A receive of what nobody sends, whose timeout ends every operation of the group, on all ranks."""
+        for peer in self._others:
+            nothing = torch.empty(1, dtype=torch.uint8, device="cpu")
+            _kept.append(nothing)
+            try:
+                self._group.recv([nothing], peer, _TAG_OF_BREAK).wait(datetime.timedelta(milliseconds=1))
+            except RuntimeError:
+                pass  # that is what it is for; or it was broken before

@@ -6,7 +6,8 @@ Threads: one at a time.
 
 import collections
 import contextlib
-import datetime
+import queue
+import threading
 
 import torch
 
@@ -78,17 +79,30 @@ class ValueGroup:
             raise self._lost(peer, error) from error
 
     def _wait(self, one):
+        """A wait of gloo's that has a timeout breaks the group before anything can be said. And Ctrl-C does not end it."""
         work, peer, _ = one
+        ended = queue.SimpleQueue()
+
+        def wait():
+            try:
+                work.wait()
+            except RuntimeError as error:
+                ended.put(error)
+            else:
+                ended.put(None)
+
+        threading.Thread(target=wait, name="sluice-values", daemon=True).start()
         try:
-            work.wait(datetime.timedelta(seconds=self._timeout_s))
-        except RuntimeError as error:
+            error = ended.get(timeout=self._timeout_s)
+        except queue.Empty:
+            error = RuntimeError(f"has kept rank {self._rank} waiting for {self._timeout_s:g} s")
+            self._last_words.tell(str(of_rank(peer, error)))  # others may wait for this one, and ask it now
+        if error is not None:
             raise self._lost(peer, error) from error
 
     def _lost(self, peer, error):
-        if "imed out" in str(error):
-            words = f"rank {peer}: rank {self._rank} has waited {self._timeout_s:g} s for it, while the engine was made or closed"
-            said = None  # waiting that long has broken the group
-        else:
-            words, said = str(of_rank(peer, error)), self._last_words.of(peer)
+        words = str(of_rank(peer, error))
+        said = self._last_words.of(peer)
         self._last_words.tell(said or words)
+        self._last_words.break_group()
         return Unavailable(words if said is None else f"{said} (says rank {peer})")
