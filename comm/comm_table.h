@@ -8,7 +8,7 @@
  * abort from any thread, also while wait waits.
  * Memory: a call and its arrays are valid during start only; the memory that its buffers point at
  * until wait has said that the operation has ended or failed, and nothing of it may be touched
- * afterwards. If wait goes on saying neither for ten seconds after abort, the operation is given
+ * afterwards. If wait goes on saying neither for three seconds after abort, the operation is given
  * up: its memory then stays as it is for ever. No exception may leave a function. */
 
 #ifndef SLUICE_COMM_COMM_TABLE_H_
@@ -78,12 +78,16 @@ typedef struct sluice_comm_table {
    * `error` is a buffer for a message, which ends with a 0. */
   int32_t (*start)(void* context, const sluice_comm_call* call, uint64_t operation, char* error,
                    size_t error_bytes);
-  /* Waits for an operation that was started, for at most `timeout_ms`. */
+  /* Waits for an operation that was started, for at most `timeout_ms`. Of one that is pending
+   * `error` may say what it waits for, "rank 3": words for the message when that takes too long.
+   * Once it was aborted, FAILED with words counts more than what abort was told; without words it
+   * adds nothing. */
   int32_t (*wait)(void* context, uint64_t operation, int32_t timeout_ms, char* error,
                   size_t error_bytes);
   /* Makes what is under way, and every later operation, fail within a second on this rank, and on
-   * the others if it can. */
-  void (*abort)(void* context);
+   * the others if it can, whose words then are `why`: a text that names the rank which is the
+   * cause. It is valid during the call. Only the first call's counts. */
+  void (*abort)(void* context, const char* why);
   /* The last call. Nothing is under way, unless it was aborted and did not end. May be null. */
   void (*close)(void* context);
   const char* description; /* for reports; it outlives the table's use */

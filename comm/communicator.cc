@@ -61,6 +61,11 @@ size_t Communicator::pending() const {
   return pending_;
 }
 
+bool Communicator::memory_lost() const {
+  const std::lock_guard lock(mutex_);
+  return memory_lost_;
+}
+
 CommCounts Communicator::counts() const {
   const std::lock_guard lock(mutex_);
   return counts_;
@@ -71,13 +76,16 @@ uint64_t Communicator::history() const {
   return history_;
 }
 
+void Communicator::LetEnd(Nanos longest) {
+  if (AwaitIdle(longest)) return;
+  Abort(absl::CancelledError(
+      fmt::format("rank {} was closed with {} operations pending", rank_.value(), pending())));
+}
+
 absl::Status Communicator::Close() {
   if (closed_) return close_status_;
-  if (!AwaitIdle(options_.close_timeout)) {
-    Abort(absl::CancelledError(
-        fmt::format("rank {} was closed with {} operations pending", rank_.value(), pending())));
-    while (!AwaitIdle(kLongestWait)) {
-    }
+  LetEnd(options_.close_timeout);
+  while (!AwaitIdle(kLongestWait)) {
   }
   closed_ = true;
   close_status_ = status();
@@ -98,6 +106,7 @@ void Communicator::End(CommOp* op, const absl::Status& status) {
   op->finished = clock_->Now();
   {
     const std::lock_guard lock(mutex_);
+    memory_lost_ |= op->memory_lost;
     if (status.ok()) {
       CommCount& count = counts_[static_cast<size_t>(op->kind)];
       ++count.operations;

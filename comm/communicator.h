@@ -50,7 +50,7 @@ struct CommOptions {
   // From an operation's start, when it was the first in line and its fence complete, to its end.
   Nanos timeout = std::chrono::minutes(10);
   // How long Close lets pending operations go on.
-  Nanos close_timeout = std::chrono::seconds(10);
+  Nanos close_timeout = std::chrono::seconds(1);
   // So many operations a supplied table may have under way at a time; at least 1.
   uint32_t in_flight = 2;
 };
@@ -83,7 +83,8 @@ class Communicator {
 
   // Ok, or what broke it: the first error stays.
   absl::Status status() const;
-  size_t pending() const;  // operations enqueued and not yet ended
+  size_t pending() const;    // operations enqueued and not yet ended
+  bool memory_lost() const;  // that of any operation was (CommOp::memory_lost)
   CommCounts counts() const;
 
   // What the kinds and tags of all collectives so far, in the order of Enqueue, come to: the same
@@ -91,6 +92,9 @@ class Communicator {
   // sees, by sending it around.
   uint64_t history() const;
 
+  // Lets pending operations end for so long, then aborts them: whoever closes several communicators
+  // waits for all of them at once. As Close, the owner's.
+  void LetEnd(Nanos longest);
   // Lets pending operations end for close_timeout, then aborts them, and leaves the group. Returns
   // what broke it, if anything did before or now; from then on it is broken. A second call does
   // nothing and returns the same.
@@ -133,6 +137,7 @@ class Communicator {
   std::condition_variable idle_;
   absl::Status status_;  // this and below guarded by mutex_
   size_t pending_ = 0;
+  bool memory_lost_ = false;
   CommCounts counts_;
   uint64_t history_ = 0;
 };

@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -21,10 +22,11 @@ namespace sluice {
 namespace {
 
 constexpr int32_t kWaitMs = 100;  // at a time
+constexpr Nanos kWait = std::chrono::milliseconds(kWaitMs);
 // How often a fence is asked: nobody is told when it is complete.
 constexpr Nanos kFencePoll = std::chrono::microseconds(100);
 // How long what is under way may stay so when the table was aborted.
-constexpr Nanos kGiveUp = std::chrono::seconds(10);
+constexpr Nanos kGiveUp = std::chrono::seconds(3);
 
 static_assert(static_cast<int>(CommKind::kAllGather) == SLUICE_COMM_ALL_GATHER &&
               static_cast<int>(CommKind::kReduceScatter) == SLUICE_COMM_REDUCE_SCATTER &&
@@ -129,20 +131,28 @@ class Supplied final : public Communicator {
     const TimePoint since = clock().Now();  // it is the first in line now
     const Deadline deadline =
         options().timeout > kForever - since ? kForever : since + options().timeout;
-    Error error{};
+    Error error{}, awaited{};
+    absl::Status late;  // what is said of it, unless the framework knows better
     while (true) {
       const TimePoint now = clock().Now();
-      if (now >= deadline) BreakAll(TooLate(*op));
-      if (give_up_ == kForever && !status().ok()) give_up_ = now + kGiveUp;
-      const Nanos left = std::min<Nanos>(std::max(deadline, now) - now, give_up_ - now);
+      if (now >= deadline && late.ok() && status().ok()) {
+        awaited.back() = '\0';
+        late = TooLate(*op, awaited.data());
+        AbortTable(late);
+      }
+      if (give_up_ == kForever && !(late.ok() && status().ok())) give_up_ = now + kGiveUp;
+      const Nanos left = std::min<Nanos>(late.ok() ? deadline - now : kWait, give_up_ - now);
       const auto left_ms = std::chrono::duration_cast<std::chrono::milliseconds>(left).count();
       const auto wait_ms = static_cast<int32_t>(std::clamp<int64_t>(left_ms, 1, kWaitMs));
+      error.front() = '\0';
       const int32_t result =
           table_.wait(table_.context, number, wait_ms, error.data(), error.size());
-      if (result == SLUICE_COMM_ENDED) return absl::OkStatus();
-      if (result != SLUICE_COMM_PENDING) return Failed(*op, &error);
+      if (result == SLUICE_COMM_ENDED && late.ok()) return absl::OkStatus();
+      if (result != SLUICE_COMM_PENDING) return Failed(*op, &error, late);
+      awaited = error;
       if (now < give_up_) continue;
       op->memory_lost = true;
+      if (!late.ok()) Break(late);
       const absl::Status why = status();
       return absl::Status(
           why.code(),
@@ -151,33 +161,44 @@ class Supplied final : public Communicator {
     }
   }
 
-  absl::Status TooLate(const CommOp& op) const {
-    std::string others;
+  // `awaited`: what the framework says that it waits for, or nothing.
+  absl::Status TooLate(const CommOp& op, std::string_view awaited) const {
+    std::string others(awaited);
+    if (awaited.empty()) others = "one of the ranks";
     for (uint32_t r = 0; r < ranks(); ++r) {
-      if (Needs(op, rank(), Rank(r))) others += fmt::format("{}{}", others.empty() ? "" : ", ", r);
+      if (awaited.empty() && Needs(op, rank(), Rank(r)))
+        others += fmt::format("{} {}", others.ends_with('s') ? "" : ",", r);
     }
     return absl::DeadlineExceededError(
-        fmt::format("rank {} waits in {} for one of the ranks {}, which is too long",
-                    rank().value(), OpName(op), others));
+        fmt::format("rank {} waits in {} for {}, and has for {} s, which is too long",
+                    rank().value(), OpName(op), others,
+                    std::chrono::duration<double>(options().timeout).count()));
   }
 
-  absl::Status Failed(const CommOp& op, Error* error) {
+  absl::Status Failed(const CommOp& op, Error* error, const absl::Status& late = {}) {
     error->back() = '\0';
-    BreakAll(absl::UnavailableError(fmt::format(
-        "rank {}: {}: {}", rank().value(), OpName(op),
-        error->front() == '\0' ? "failed, and the framework does not say why" : error->data())));
+    const bool silent = error->front() == '\0';
+    const absl::Status failed = absl::UnavailableError(
+        fmt::format("rank {}: {}: {}", rank().value(), OpName(op),
+                    silent ? "failed, and the framework does not say why" : error->data()));
+    if (late.ok()) {
+      BreakAll(failed);
+    } else {
+      Break(silent ? late : failed);  // the table was told already
+    }
     return status();  // what came first
   }
 
   // The others may not know.
   void BreakAll(const absl::Status& why) {
-    if (Break(why)) AbortTable();
+    if (Break(why)) AbortTable(why);
   }
-  void Interrupt(const absl::Status& /*why*/) override { AbortTable(); }
+  void Interrupt(const absl::Status& why) override { AbortTable(why); }
   // On any thread; close is the last call, whoever aborts meanwhile.
-  void AbortTable() {
+  void AbortTable(const absl::Status& why) {
+    const std::string words(Message(why));
     const std::lock_guard lock(table_mutex_);
-    if (!left_) table_.abort(table_.context);
+    if (!left_) table_.abort(table_.context, words.c_str());
   }
 
   void Leave() override {

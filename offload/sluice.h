@@ -167,7 +167,7 @@ typedef struct sluice_options {
    * the mean of their gradients. What is shared (ZeRO): 0 nothing, 1 and 2 states, 3 parameters. */
   uint32_t rank, ranks;
   int32_t zero_stage;
-  int32_t reserved; /* 0 */
+  int32_t rank_timeout_ms; /* how long another rank may keep this one waiting; 0: 10 minutes */
   /* sluice_comm.h: three, each a group of its own, of agreement, of gradients and of gathers. */
   const struct sluice_comm_table* comm;
 } sluice_options;

@@ -49,6 +49,9 @@ sluice_status CodeOf(const absl::Status& status) {
     case absl::StatusCode::kDataLoss:
       return SLUICE_DATA_LOSS;
     case absl::StatusCode::kUnavailable:
+    case absl::StatusCode::kDeadlineExceeded:
+    case absl::StatusCode::kAborted:
+    case absl::StatusCode::kCancelled:
       return SLUICE_UNAVAILABLE;
     case absl::StatusCode::kPermissionDenied:
       return SLUICE_PERMISSION_DENIED;

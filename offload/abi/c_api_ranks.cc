@@ -1,5 +1,7 @@
 // The C ABI among several ranks: which one this is, and how it reaches the others.
 
+#include <chrono>
+#include <limits>
 #include <utility>
 
 #include "comm/comm_table.h"
@@ -23,14 +25,15 @@ const Clock* CommunicationClock() {
 
 absl::StatusOr<std::unique_ptr<Communicator>> CommunicatorOf(const sluice_comm_table& given,
                                                              const char* group,
-                                                             const Sharding& sharding) {
+                                                             const RuntimeConfig& config) {
+  const Sharding& sharding = config.sharding;
   SLUICE_ASSIGN_OR_RETURN(const sluice_comm_table table, ReadStruct(&given, {}, "comm"));
   if (table.rank != sharding.rank.value() || table.ranks != sharding.ranks) {
     return absl::InvalidArgumentError(
         fmt::format("comm: the table of {} is rank {}'s of {}, but rank is {} and ranks is {}",
                     group, table.rank, table.ranks, sharding.rank.value(), sharding.ranks));
   }
-  auto made = MakeSuppliedCommunicator(table, CommOptions(), CommunicationClock());
+  auto made = MakeSuppliedCommunicator(table, {.timeout = config.rank_timeout}, CommunicationClock());
   if (!made.ok()) return Annotate(made.status(), fmt::format("comm: the table of {}", group));
   return made;
 }
@@ -43,6 +46,10 @@ absl::Status ToSharding(const sluice_options& o, RuntimeConfig* config) {
   SLUICE_RETURN_IF_ERROR(CheckRange(o.rank, 0, int64_t{ranks} - 1, "rank"));
   SLUICE_RETURN_IF_ERROR(CheckRange(o.zero_stage, 0, 3, "zero_stage"));
   config->zero_stage = o.zero_stage;
+  SLUICE_RETURN_IF_ERROR(
+      CheckRange(o.rank_timeout_ms, 0, std::numeric_limits<int32_t>::max(), "rank_timeout_ms"));
+  if (o.rank_timeout_ms > 0)
+    config->rank_timeout = std::chrono::milliseconds(o.rank_timeout_ms);
   config->sharding = {.rank = Rank(o.rank), .ranks = ranks};
   if (ranks == 1) return absl::OkStatus();  // which shares nothing at any stage
   config->sharding.states = o.zero_stage >= 1;
@@ -75,7 +82,7 @@ absl::StatusOr<RankLinks> ToRankLinks(const sluice_options* given) {
           fmt::format("comm: the table of {}: struct_size is {}, but {} in the first", kGroups[i],
                       table->struct_size, o.comm->struct_size));
     }
-    SLUICE_ASSIGN_OR_RETURN(*made[i], CommunicatorOf(*table, kGroups[i], config.sharding));
+    SLUICE_ASSIGN_OR_RETURN(*made[i], CommunicatorOf(*table, kGroups[i], config));
   }
   return links;
 }

@@ -48,6 +48,7 @@ void Agreement::Begin() {
     to_say_.pop_front();
   }
   in_round_ = true;
+  began_ = clock_->Now();
   ++op_.tag;
   communicator_->Enqueue(&op_);
 }

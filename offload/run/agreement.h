@@ -48,6 +48,7 @@ class Agreement final : private Event {
   // Begins a round if there is something to say, or if it is time to hear of others. Call now and
   // then, and when NextTime has come.
   void Poll();
+  TimePoint began() const { return in_round_ ? began_ : kForever; }  // the round under way
   TimePoint NextTime() const { return in_round_ || stopped_ ? kForever : next_time_; }
   void Stop() { stopped_ = true; }  // no round begins any more, and nothing more is heard
 
@@ -77,6 +78,7 @@ class Agreement final : private Event {
   bool in_round_ = false;
   bool stopped_ = false;
   TimePoint next_time_{0};
+  TimePoint began_{0};
   Pace pace_;
   Counter* const rounds_;
 };

@@ -23,6 +23,11 @@ void Closing::GiveUp(std::string hanging) {
   changed_.notify_all();
 }
 
+void Closing::Keep(std::string what) {
+  const std::lock_guard lock(mutex_);
+  kept_ = std::move(what);
+}
+
 void Closing::Finish() {
   const std::lock_guard lock(mutex_);
   finished_ = true;
@@ -32,9 +37,10 @@ void Closing::Finish() {
 absl::Status Closing::Wait(Nanos at_most) const {
   std::unique_lock lock(mutex_);
   changed_.wait_for(lock, at_most, [this] { return finished_ || given_up_; });
-  if (finished_) return absl::OkStatus();
+  if (finished_ && kept_.empty()) return absl::OkStatus();
   const std::string waits_for =
-      given_up_        ? hanging_
+      finished_        ? kept_
+      : given_up_      ? hanging_
       : !part_.empty() ? fmt::format("the end of {}", part_)
                        : "a call that the control thread made to a drive or the device";
   return absl::UnavailableError(fmt::format(

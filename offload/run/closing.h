@@ -37,7 +37,8 @@ class Closing {
   // not be made, for want of memory, is taken down.
   void Enter(std::string_view part);
   void GiveUp(std::string hanging);  // all is taken down but this, which may never end
-  void Finish();                     // nothing is left
+  void Keep(std::string what);       // this is not given back, for ever; the rest is
+  void Finish();                     // nothing else is left
 
   // Waits until everything is taken down, or given up, for at most so long. Errors: Unavailable
   // naming what hangs, and what that means for the caller.
@@ -50,6 +51,7 @@ class Closing {
   bool given_up_ = false;
   bool finished_ = false;
   std::string hanging_;    // of GiveUp
+  std::string kept_;       // of Keep
   std::string_view part_;  // of Enter
 };
 

@@ -255,6 +255,7 @@ RuntimeOptions OptionsOf(const RuntimeConfig& config, const Plan& plan) {
           .overlap = config.overlap,
           .trace_spans_max = config.trace_spans_max,
           .zero_stage = config.zero_stage,
+          .rank_timeout = config.rank_timeout,
           .close = close};
 }
 

@@ -43,6 +43,7 @@ struct RuntimeConfig {
   size_t trace_spans_max = 0;
   Sharding sharding;   // among how many ranks what is shared
   int zero_stage = 0;  // that this comes from, for the report
+  Nanos rank_timeout = std::chrono::minutes(10);  // for others to come
 };
 
 inline constexpr int64_t kChunkElementsDefault = 12 * kCellElements;  // 576 KiB of states

@@ -196,6 +196,7 @@ void GradExchange::OnCopied(CopyTask* task) {
   free_copies_.push_back(task);
   --At(index).copying;
   --waiting_;
+  ++progress_;
   done(absl::OkStatus());
   Collect(index);
   Pump();

@@ -42,6 +42,7 @@
 #include "offload/run/agreement.h"
 #include "offload/run/context.h"
 #include "offload/run/gradients.h"
+#include "offload/run/rank_links.h"
 
 namespace sluice {
 
@@ -86,6 +87,13 @@ class GradExchange {
   // Nothing is on its way, and the windows that were ended here have ended everywhere.
   bool settled() const { return !closed_ && agreed_.empty() && under_way_ == 0; }
   bool idle() const { return settled() && waiting_ == 0; }
+
+  // Whether something here waits for other ranks; `caller_waits`: the caller does, for whatever.
+  bool awaits(bool caller_waits) const {
+    return (at_meeting_ && !meeting_agreed_) || waiting_ > 0 || (closed_ && caller_waits);
+  }
+  uint64_t progress() const { return progress_; }  // grows when something that waited goes on
+  RankWait Awaited() const;
 
   // Whether this rank was given something of the tensor since it was last cleared.
   bool given(TensorIndex tensor) const { return given_[tensor.value()] != 0; }
@@ -155,6 +163,9 @@ class GradExchange {
   Mark& MarkOf(UnitIndex unit, uint32_t rank) {
     return marks_[unit.value() * communicator_->ranks() + rank];
   }
+  const Mark& MarkOf(UnitIndex unit, uint32_t rank) const {
+    return marks_[unit.value() * communicator_->ranks() + rank];
+  }
   void SetMark(UnitIndex unit, uint32_t rank, Mark mark);
   void AgreeIfAnswered(UnitIndex unit);
   void OnEnded(uint32_t rank, Said said);
@@ -195,6 +206,7 @@ class GradExchange {
   bool window_begun_ = false;
   bool closed_ = false;      // ended here, and not yet by all
   bool at_meeting_ = false;  // said here
+  uint64_t progress_ = 0;
   bool meeting_agreed_ = false;
   bool met_given_ = false;
   std::vector<Mark> marks_;  // by unit and rank

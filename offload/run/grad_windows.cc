@@ -100,6 +100,7 @@ void GradExchange::OnWindowEnded() {
     unit.answered = ended;
   }
   closed_ = false;
+  if (meeting_agreed_ || !at_meeting_) ++progress_;
   if (!at_meeting_) TakeAll(&next_window_);
 }
 
@@ -117,6 +118,37 @@ void GradExchange::Agree() {
         "rank {} {} where rank 0 {}: with several ranks, all must do so, in the same order", r,
         InWords(said), InWords(meetings_[0]))));
   }
+}
+
+// What is on its way between ranks that have all come needs none of them, and has a deadline of its
+// own.
+RankWait GradExchange::Awaited() const {
+  const uint32_t here = communicator_->rank().value();
+  const auto waits = [&](std::string what, auto&& missing) {
+    RankWait wait{.what = std::move(what), .missing = {}};
+    for (uint32_t r = 0; r < places_.size(); ++r)
+      if (missing(r)) wait.missing.push_back(r);
+    return wait;
+  };
+  if (places_[here] == kAtMeeting)
+    return waits(InWords(meetings_[here]), [&](uint32_t r) { return places_[r] != kAtMeeting; });
+  if (closed_)
+    return waits("has ended a micro-step", [&](uint32_t r) { return places_[r] == kInWindow; });
+  // Units may come in another order on each rank: of all that are waited for, what lacks least.
+  RankWait least;
+  for (uint32_t u = 0; u < units_.size(); ++u) {
+    const UnitIndex unit(u);
+    if (MarkOf(unit, here).turns == 0) continue;
+    RankWait wait = waits(
+        fmt::format("has the gradients of unit '{}'", context_.layout->unit(unit).name),
+        [&](uint32_t r) {
+          const Mark& mark = MarkOf(unit, r);
+          return places_[r] == kInWindow && mark.turns == 0 && !mark.wont;
+        });
+    if (least.missing.empty() || wait.missing.size() < least.missing.size())
+      least = std::move(wait);
+  }
+  return least;
 }
 
 std::string GradExchange::InWords(Said meeting) const {

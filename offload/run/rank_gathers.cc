@@ -65,6 +65,7 @@ RankGathers::RankGathers(const Context& context, Communicator* communicator, Lau
       renewed_(std::move(renewed)),
       said_(context.layout->units().size(), 0),
       asked_by_(communicator->ranks(), 0),
+      renewed_by_(communicator->ranks(), 0),
       accesses_(communicator->ranks(), 0) {
   track_ = context.trace->AddTrack("parameters among ranks");
 }
@@ -98,7 +99,10 @@ void RankGathers::OnSaid(Rank rank, Said said) {
     ++accesses_[rank.value()];
     return;
   }
-  if (said.topic == Topic::kParams) return OnParams(UnitIndex(said.index));
+  if (said.topic == Topic::kParams) {
+    ++renewed_by_[rank.value()];
+    return OnParams(UnitIndex(said.index));
+  }
   OnValue(rank, said.index);
 }
 
@@ -112,9 +116,27 @@ std::string RankGathers::MissedBy(Rank rank) const {
   return misses ? InWords(asked_.front()) : std::string();
 }
 
+RankWait RankGathers::Awaited() const {
+  const uint32_t here = communicator_->rank().value();
+  RankWait wait;
+  const auto miss = [&](std::string what, auto&& missing) {
+    if (!wait.missing.empty()) return;
+    wait.what = std::move(what);
+    for (uint32_t r = 0; r < communicator_->ranks(); ++r)
+      if (missing(r)) wait.missing.push_back(r);
+  };
+  if (!asked_.empty() && asked_by_[here] > values_begun_)
+    miss(InWords(asked_.front()), [&](uint32_t r) { return asked_by_[r] <= values_begun_; });
+  miss("reads or writes a value", [&](uint32_t r) { return accesses_[r] < come_to_; });
+  miss("has new parameters",
+       [&](uint32_t r) { return renewals_ > 0 && renewed_by_[r] < renewed_by_[here]; });
+  return wait;
+}
+
 void RankGathers::OnParams(UnitIndex unit) {
   if (++said_[unit.value()] < communicator_->ranks()) return;
   said_[unit.value()] = 0;
+  ++renewed_units_;
   if (context_.placement->IsShared(unit.value())) {
     --under_way_;
     --renewals_;

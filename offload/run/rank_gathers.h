@@ -19,6 +19,7 @@
 #include "offload/run/agreement.h"
 #include "offload/run/context.h"
 #include "offload/run/launch_order.h"
+#include "offload/run/rank_links.h"
 
 namespace sluice {
 
@@ -54,6 +55,11 @@ class RankGathers {
   // The first value that another has asked for and the rank has not, in words: "reads tensor 'x'".
   std::string MissedBy(Rank rank) const;
   bool idle() const { return under_way_ == 0; }
+
+  bool awaits() const { return !values_.empty() || renewals_ > 0 || !all_at_access(); }
+  // Grows when something that waited goes on.
+  uint64_t progress() const { return values_begun_ + come_to_ + renewed_units_; }
+  RankWait Awaited() const;
   void Fail(const absl::Status& status);
 
  private:
@@ -84,6 +90,8 @@ class RankGathers {
   std::deque<uint32_t> asked_;      // by any rank, and not begun: what was said
   std::vector<uint64_t> asked_by_;  // by rank: how many so far
   uint64_t values_begun_ = 0;
+  uint64_t renewed_units_ = 0;
+  std::vector<uint64_t> renewed_by_;  // by rank: parts of units
   uint64_t come_to_ = 0;            // accesses, of this rank
   std::vector<uint64_t> accesses_;  // by rank: how many it has come to
   size_t under_way_ = 0;            // that this rank waits for

@@ -1,12 +1,14 @@
 #include "offload/run/ranks.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 #include <utility>
 
 #include "core/status.h"
 #include "fmt/format.h"
+#include "fmt/ranges.h"
 
 namespace sluice {
 
@@ -22,6 +24,10 @@ void Ranks::ForCells(Rank rank, F&& f) const {
 }
 
 namespace {
+
+constexpr Nanos kLetEnd = std::chrono::seconds(1);  // at the end, what all have begun
+// A round of agreement that takes longer waits for a rank that says nothing.
+constexpr Nanos kRoundMax = std::chrono::seconds(1);
 
 // FNV-1a, 32 bits (Fowler, Noll, Vo): the same on every machine.
 class Hash {
@@ -83,8 +89,9 @@ std::vector<std::pair<std::string, uint32_t>> FingerprintsOf(const ModelLayout& 
 }
 
 Ranks::Ranks(const Context& context, RankLinks links, Gradients* gradients, GradExchange::Asks asks,
-             std::function<void(UnitIndex)> renewed)
+             std::function<void(UnitIndex)> renewed, Nanos patience)
     : context_(context),
+      patience_(patience),
       links_(std::move(links)),
       of_gradients_(gradients),
       fingerprints_(FingerprintsOf(*context.layout, context.update->rule())),
@@ -94,7 +101,8 @@ Ranks::Ranks(const Context& context, RankLinks links, Gradients* gradients, Grad
       gathers_(context, links_.gathers.get(), &order_, &agreement_, std::move(renewed)),
       units_(context, links_.gathers.get(), &order_, &agreement_),
       present_(context.layout->tensors().size(), 0),
-      ends_(EndsOfOneEach(links_.agreement->ranks())) {
+      ends_(EndsOfOneEach(links_.agreement->ranks())),
+      since_(context.clock->Now()) {
   for (uint32_t r = 0; r < ranks(); ++r) {
     size_t cells = 1 + WordsOfFlags();
     ForCells(Rank(r), [&](int64_t, int64_t count) { cells += static_cast<size_t>(count); });
@@ -114,10 +122,30 @@ Ranks::Ranks(const Context& context, RankLinks links, Gradients* gradients, Grad
 
 Ranks::~Ranks() { (void)Close(); }
 
-void Ranks::Poll() {
+void Ranks::Poll(bool caller_waits) {
   exchange_.CollectMore();
   units_.Poll();
   agreement_.Poll();
+  CheckPatience(caller_waits);
+}
+
+// Others say what they are ready for, but one of them never comes to what is waited for here. Where
+// they say nothing, a round does not end, and its deadline knows who keeps it.
+void Ranks::CheckPatience(bool caller_waits) {
+  const TimePoint now = context_.clock->Now();
+  const uint64_t progress = exchange_.progress() + gathers_.progress();
+  const bool awaits = exchange_.awaits(caller_waits) || gathers_.awaits();
+  if (!awaits || std::exchange(progress_, progress) != progress) since_ = now;
+  if (now - since_ < patience_ || now - agreement_.began() > kRoundMax) return;
+  since_ = now;
+  RankWait wait = exchange_.Awaited();
+  if (wait.missing.empty()) wait = gathers_.Awaited();
+  if (wait.missing.empty()) return;
+  context_.fail(absl::DeadlineExceededError(fmt::format(
+      "rank {} {}, and has waited {} s for rank{} {} to do so too, which is as long as rank_timeout "
+      "says",
+      rank().value(), wait.what, std::chrono::duration<double>(patience_).count(),
+      wait.missing.size() > 1 ? "s" : "", fmt::join(wait.missing, ", "))));
 }
 
 void Ranks::OnSaid(Rank rank, Said said) {
@@ -251,23 +279,28 @@ bool Ranks::settled() const {
   return links_.agreement->pending() + links_.gradients->pending() + links_.gathers->pending() == 0;
 }
 
-void Ranks::Fail(const absl::Status& status) {
+void Ranks::Fail(const absl::Status& status, const absl::Status& why) {
   agreement_.Stop();
   exchange_.Fail(status);
   gathers_.Fail(status);
   order_.Stop();
-  links_.agreement->Abort(status);
-  links_.gradients->Abort(status);
-  links_.gathers->Abort(status);
+  links_.agreement->Abort(why);
+  links_.gradients->Abort(why);
+  links_.gathers->Abort(why);
 }
 
 absl::Status Ranks::Close() {
   agreement_.Stop();
+  const std::array links{links_.gathers.get(), links_.gradients.get(), links_.agreement.get()};
+  // What is left of it for the second and the third is next to nothing, if the first took it all.
+  const Deadline deadline = context_.clock->Now() + kLetEnd;
+  for (Communicator* const link : links)
+    link->LetEnd(std::max(Nanos(0), deadline - context_.clock->Now()));
   absl::Status first;
-  for (Communicator* const link :
-       {links_.gathers.get(), links_.gradients.get(), links_.agreement.get()}) {
+  for (Communicator* const link : links) {
     const absl::Status status = link->Close();
     if (first.ok()) first = status;
+    memory_lost_ |= link->memory_lost();
   }
   return first;
 }

@@ -34,17 +34,20 @@ std::vector<std::pair<std::string, uint32_t>> FingerprintsOf(const ModelLayout& 
 
 class Ranks final : private Agreement::Observer, private Event {
  public:
-  // `renewed` hears of every unit whose parameters are the same on all ranks again.
+  // `renewed` hears of every unit whose parameters are the same on all ranks again. What other
+  // ranks' callers must come to is waited for as long as `patience`: then this rank fails, with the
+  // names of those that are missing.
   Ranks(const Context& context, RankLinks links, Gradients* gradients, GradExchange::Asks asks,
-        std::function<void(UnitIndex)> renewed);
+        std::function<void(UnitIndex)> renewed, Nanos patience);
   ~Ranks() override;
 
   GradExchange* gradients() { return &exchange_; }
   RankGathers* gathers() { return &gathers_; }
   UnitGathers* units() { return &units_; }
 
-  // Call at each turn of the loop; the next is due at NextTime.
-  void Poll();
+  // Call at each turn of the loop; the next is due at NextTime. `caller_waits`: for something that
+  // can't begin yet.
+  void Poll(bool caller_waits);
   TimePoint NextTime() const { return std::min(agreement_.NextTime(), units_.NextTime()); }
 
   // A step, in three parts, each begun when the one before is done: all ranks have come to it, and
@@ -64,10 +67,11 @@ class Ranks final : private Agreement::Observer, private Event {
   bool idle() const;  // nothing is asked for, or on its way
   // Nothing that this rank has enqueued is under way.
   bool settled() const;
-  // The runtime has failed: so have the others.
-  void Fail(const absl::Status& status);
-  // Leaves the group.
+  // The runtime has failed, and so have the others, who are told why.
+  void Fail(const absl::Status& status, const absl::Status& why);
+  // Leaves the group, within some seconds.
   absl::Status Close();
+  bool memory_lost() const { return memory_lost_; }  // since Close: CommOp::memory_lost
 
   uint32_t ranks() const { return links_.agreement->ranks(); }
   Rank rank() const { return links_.agreement->rank(); }
@@ -80,6 +84,7 @@ class Ranks final : private Agreement::Observer, private Event {
   void OnFingerprint(Rank rank, uint32_t value);
   void CheckForDeadlock(Rank rank, Said said);
   void OnDisagreement(const absl::Status& status) override;
+  void CheckPatience(bool caller_waits);
   void Handle() override;  // sums have come
   // f(first cell, cells): those of the rank's shards, in order.
   template <typename F>
@@ -93,6 +98,7 @@ class Ranks final : private Agreement::Observer, private Event {
   }
 
   const Context context_;
+  const Nanos patience_;
   RankLinks links_;
   Gradients* const of_gradients_;
   const std::vector<std::pair<std::string, uint32_t>> fingerprints_;
@@ -111,6 +117,9 @@ class Ranks final : private Agreement::Observer, private Event {
   std::vector<MemoryView> receive_;
   const std::vector<uint32_t> ends_;
   CommOp op_;
+  uint64_t progress_ = 0;  // of what waits for other ranks
+  TimePoint since_;        // nothing waits longer
+  bool memory_lost_ = false;
 };
 
 }  // namespace sluice

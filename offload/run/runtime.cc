@@ -75,7 +75,7 @@ absl::Status OffloadRuntime::Init() {
         GradExchange::Asks{
             .acquisitions = [this] { return residency_->Acquisitions(); },
             .updating = [this](UnitIndex unit) { return updater_->UnitPending(unit); }},
-        [this](UnitIndex unit) { residency_->EndUpdate(unit); });
+        [this](UnitIndex unit) { residency_->EndUpdate(unit); }, options_.rank_timeout);
     residency_->SetGathers(ranks_->units());
   }
   gradient_calls_ = std::make_unique<GradientCalls>(
@@ -108,7 +108,7 @@ void OffloadRuntime::RunOnce(Deadline deadline) {
   calls_.SetHeeded(heeds);
   const bool unheard = heeds && (calls_.any() || views->died_quietly());
   if (ranks_ != nullptr) {
-    ranks_->Poll();
+    ranks_->Poll(!turns_.empty() || !queue_.empty());
     deadline = std::min(deadline, ranks_->NextTime());
   }
   const bool more = any || !inbox_.empty() || unheard;
@@ -257,7 +257,7 @@ void OffloadRuntime::Fail(const absl::Status& status) {
   residency_->Fail(first);
   updater_->Fail();
   gradient_calls_->Fail(first);
-  if (ranks_ != nullptr) ranks_->Fail(first);
+  if (ranks_ != nullptr) ranks_->Fail(first, status);
   gradients_->Fail(first);
 }
 

@@ -171,6 +171,7 @@ class OffloadRuntime final : public Updater::Observer {
   void DrainUntil(TimePoint deadline);
   void SettleUntil(TimePoint deadline);
   void TakeDown();
+  void KeepLostMemory();
   bool TasksPending() const;
   bool CopiesPending() const;
   bool TransfersPending() const;

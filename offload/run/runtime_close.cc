@@ -129,6 +129,15 @@ std::string OffloadRuntime::Pending() const {
   return words;
 }
 
+// The framework that reaches the other ranks goes on with what it was told to abort: whatever it may
+// read or write stays, for ever.
+void OffloadRuntime::KeepLostMemory() {
+  new std::shared_ptr<Arena>(hbm_);
+  new Arena(std::move(memory_.pinned));
+  (void)ranks_.release();
+  closing_->Keep("operations among ranks, which the framework does not end");
+}
+
 // First what has nothing under way, so that what hangs keeps as little as can be. A part that was
 // taken down already is so at once.
 void OffloadRuntime::TakeDown() {
@@ -148,6 +157,7 @@ void OffloadRuntime::TakeDown() {
   if (ranks_ != nullptr) {
     closing_->Enter("the other ranks");
     if (!ranks_->Close().ok()) metrics_.Get("close_errors")->Add();
+    if (ranks_->memory_lost()) KeepLostMemory();
   }
   std::stable_partition(parts.begin(), parts.end(), [](const Part& part) { return !part.hangs; });
   for (const Part& part : parts) {

@@ -67,6 +67,8 @@ struct RuntimeOptions {
   bool overlap = true;
   size_t trace_spans_max = 0;
   int zero_stage = 0;  // for the report
+  // Of other ranks' callers (Ranks). Operations of the links have their own (CommOptions).
+  Nanos rank_timeout = std::chrono::minutes(10);
   CloseTimes close;
   Nanos stuck_after = std::chrono::seconds(10);
 };

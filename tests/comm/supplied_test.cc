@@ -29,6 +29,8 @@ struct Framework {
   int32_t start_result = SLUICE_COMM_ENDED;
   int32_t wait_result = SLUICE_COMM_ENDED;
   const char* message = "";
+  const char* awaited = "";  // said while it is pending
+  std::string told;          // by the last abort
   int pending = 0;  // so many times wait says that it has not ended
   std::atomic<bool> fails_once_aborted{false};
   std::atomic<int> aborts{0};
@@ -40,9 +42,12 @@ struct Framework {
   int under_way_max = 0;
   std::vector<sluice_comm_call> calls;
 
-  int32_t Say(int32_t result, char* error, size_t bytes) const {
-    std::strncpy(error, message, bytes);  // not terminated if it is too long
+  static int32_t Said(const char* text, int32_t result, char* error, size_t bytes) {
+    std::strncpy(error, text, bytes);  // not terminated if it is too long
     return result;
+  }
+  int32_t Say(int32_t result, char* error, size_t bytes) const {
+    return Said(message, result, error, bytes);
   }
   sluice_comm_table table() {
     return {.struct_size = sizeof(sluice_comm_table),
@@ -69,14 +74,16 @@ struct Framework {
                 self->under_way_max = std::max(self->under_way_max, seen - int(operation));
               }
               if (self->fails_once_aborted)
-                return self->Say(self->aborts > 0 ? SLUICE_COMM_FAILED : SLUICE_COMM_PENDING, error,
-                                 bytes);
+                return self->aborts > 0
+                           ? self->Say(SLUICE_COMM_FAILED, error, bytes)
+                           : Said(self->awaited, SLUICE_COMM_PENDING, error, bytes);
               if (self->pending-- > 0) return SLUICE_COMM_PENDING;
               return self->Say(self->wait_result, error, bytes);
             },
             .abort =
-                [](void* context) {
+                [](void* context, const char* why) {
                   auto* const self = static_cast<Framework*>(context);
+                  self->told = why;
                   ++self->aborts;
                   std::this_thread::yield();  // as a framework that takes its time
                   if (self->closes > 0) self->aborted_when_closed = true;
@@ -153,8 +160,28 @@ TEST_F(SuppliedTest, TheDeadlineAborts) {
   Make({.timeout = std::chrono::milliseconds(20)});
   const absl::Status status = Run();
   EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
-  EXPECT_THAT(std::string(Message(status)), HasSubstr("one of the ranks 0, 2"));
-  EXPECT_GT(framework_.aborts, 0);
+  EXPECT_THAT(std::string(Message(status)), HasSubstr("one of the ranks 0, 2, and has for 0.02 s"));
+  EXPECT_EQ(1, framework_.aborts);
+  EXPECT_EQ(Message(status), framework_.told);
+  EXPECT_EQ(status, communicator_->status());
+}
+
+// It may know which rank is missing, and, once the deadline has passed, who is the cause.
+TEST_F(SuppliedTest, TheFrameworksWordsCountMoreThanThoseOfTheDeadline) {
+  for (const char* message : {"", "rank 2: has no power"}) {
+    framework_.aborts = 0;
+    framework_.calls.clear();
+    framework_.fails_once_aborted = true;
+    framework_.awaited = "rank 0";
+    framework_.message = message;
+    Make({.timeout = std::chrono::milliseconds(20)});
+    const absl::Status status = Run();
+    EXPECT_THAT(framework_.told, HasSubstr("rank 1 waits in barrier for rank 0, and has for"));
+    EXPECT_THAT(std::string(Message(status)), HasSubstr(*message == '\0' ? "for rank 0" : message));
+    EXPECT_EQ(*message == '\0', absl::IsDeadlineExceeded(status)) << status;
+    EXPECT_EQ(1, framework_.aborts);
+    EXPECT_EQ(status, communicator_->Close());
+  }
 }
 
 // Each look at it takes a second.
@@ -187,6 +214,7 @@ TEST_F(SuppliedTest, AFrameworkThatNeverEndsIsGivenUp) {
   }
   EXPECT_EQ(2u, framework_.calls.size());
   EXPECT_EQ(1, framework_.aborts);
+  EXPECT_TRUE(communicator_->memory_lost());
   communicator_.reset();
 }
 

@@ -49,9 +49,8 @@ class TableOverGroup final : public Waker {
                                                                  bytes);
             },
             .abort =
-                [](void* context) {
-                  static_cast<TableOverGroup*>(context)->inner_->Abort(
-                      absl::AbortedError("by the table"));
+                [](void* context, const char* why) {
+                  static_cast<TableOverGroup*>(context)->inner_->Abort(absl::AbortedError(why));
                 },
             .close =
                 [](void* context) { (void)static_cast<TableOverGroup*>(context)->inner_->Close(); },

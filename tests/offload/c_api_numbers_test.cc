@@ -55,6 +55,7 @@ constexpr Field kOptions[] = {
     OPTION(rank, 'u'),
     OPTION(ranks, 'u'),
     OPTION(zero_stage, 'i'),
+    OPTION(rank_timeout_ms, 'i'),
 };
 #undef OPTION
 #define GROUP(field, kind) \

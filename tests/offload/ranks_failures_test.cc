@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -223,6 +225,53 @@ TEST(DifferentCallsTest, FailOnAllAndSayWhichWay) {
     }
   }
 }
+
+// The last of three ranks does nothing where the others do `call`: they wait for it only so long, and
+// name it alone. So does whoever comes later.
+class AwaitedRankTest : public ::testing::TestWithParam<std::tuple<int, Kind>> {};
+
+TEST_P(AwaitedRankTest, IsNamedWhenItDoesNotCome) {
+  const auto [stage, kind] = GetParam();
+  RanksCase c = SmallCase(3, stage);
+  c.config.rank_timeout = std::chrono::milliseconds(300);
+  const PlainRanks plain(c);
+  const ScriptOp micro{.kind = Kind::kMicro, .order = {{0, 1, 2, 3}, {3, 2, 1, 0}, {0, 1, 2, 3}}};
+  PlainRanks after = plain;
+  after.Do(micro);
+  std::vector<RankLinks> links = LinkRanks(3);
+  std::vector<absl::Status> ends(3);
+  std::atomic<int> ended = 0;
+  OnRanks(3, [&](uint32_t r) {
+    auto runtime = MakeRank(c, r, std::move(links[r]));
+    ASSERT_TRUE(runtime.ok()) << runtime.status();
+    ScriptRank rank(runtime->get(), c, r);
+    ends[r] = rank.Load();
+    if (ends[r].ok()) ends[r] = rank.Do(micro, after);
+    if (r < 2) {
+      if (ends[r].ok()) ends[r] = rank.Do({.kind = kind, .order = micro.order, .tensor = 2}, after);
+      if (ends[r].ok()) ends[r] = rank.Do(micro, after);  // of a second micro-step none can be ended
+      if (ends[r].ok()) ends[r] = rank.Step();
+      ++ended;
+      ended.notify_all();
+    } else {
+      for (int seen; (seen = ended) < 2;) ended.wait(seen);
+      if (ends[r].ok()) ends[r] = rank.Step();
+    }
+    const absl::Status closed = OffloadRuntime::Close(*std::move(runtime));
+    EXPECT_TRUE(closed.ok()) << closed;
+  });
+  for (const absl::Status& end : ends) {
+    EXPECT_FALSE(end.ok());
+    EXPECT_NE(end.message().find("has waited 0.3 s for rank 2 to do so too"), std::string_view::npos)
+        << end;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, AwaitedRankTest,
+                         ::testing::Combine(::testing::Values(0, 1, 3),
+                                            ::testing::Values(Kind::kStep, Kind::kMicro,
+                                                              Kind::kClear, Kind::kReadGrad,
+                                                              Kind::kRead, Kind::kWrite)));
 
 TEST(UnmadeRankTest, ARankThatCantBeMadeIsNamed) {
   std::vector<RankLinks> links = LinkRanks(3);

@@ -43,6 +43,7 @@ class Call(ctypes.Structure):
 _address, _size = ctypes.c_void_p, ctypes.c_size_t
 _START = ctypes.CFUNCTYPE(ctypes.c_int32, _address, ctypes.POINTER(Call), ctypes.c_uint64, _address, _size)
 _WAIT = ctypes.CFUNCTYPE(ctypes.c_int32, _address, ctypes.c_uint64, ctypes.c_int32, _address, _size)
+_ABORT = ctypes.CFUNCTYPE(None, _address, ctypes.c_char_p)
 _END = ctypes.CFUNCTYPE(None, _address)
 
 
@@ -54,7 +55,7 @@ class CommTable(ctypes.Structure):
         ("ranks", ctypes.c_uint32),
         ("start", _START),
         ("wait", _WAIT),
-        ("abort", _END),
+        ("abort", _ABORT),
         ("close", _END),
         ("description", ctypes.c_char_p),
     ]
@@ -65,10 +66,10 @@ _contexts = itertools.count(1)
 _descriptions = {}  # kept for ever: the library is given their addresses
 
 
-def _say(words, error, room):
+def _say(words, error, room, result=FAILED):
     text = words.encode("utf-8", "replace")[: room - 1]
     ctypes.memmove(error, text + b"\0", len(text) + 1)
-    return FAILED
+    return result
 
 
 @_START
@@ -83,15 +84,15 @@ def _start(context, call, operation, error, room):
 @_WAIT
 def _wait(context, operation, timeout_ms, error, room):
     try:
-        ended, problem = _servers[context].wait(operation, timeout_ms / 1e3)
+        result, words = _servers[context].wait(operation, timeout_ms / 1e3)
     except BaseException as problem:
         return _say(f"{type(problem).__name__}: {problem}", error, room)
-    return _say(problem, error, room) if problem is not None else ENDED if ended else PENDING
+    return result if result == ENDED else _say(words, error, room, result)
 
 
-@_END
-def _abort(context):
-    _servers[context].abort()
+@_ABORT
+def _abort(context, why):
+    _servers[context].abort(why.decode("utf-8", "replace"))
 
 
 @_END
@@ -101,7 +102,7 @@ def _close(context):
 
 def serve(server, rank, ranks, description):
     """A CommTable whose calls `server` serves: start(Call, number), which is valid until it returns; wait(number, seconds),
-    which returns (whether it has ended, None or the words of what made it fail); abort() and close()."""
+    which returns (ENDED, PENDING or FAILED, words of what it waits for or what made it fail); abort(why) and close()."""
     context = next(_contexts)
     _servers[context] = server
     text = _descriptions.setdefault(description, ctypes.create_string_buffer(description.encode()))

@@ -3,29 +3,29 @@
 A thread of its own runs the operations, in order: sends and receives over the very memory that the library names, and waits
 for them. gloo ends a wait that has a timeout by breaking the group, so no wait here has one; whoever wants to know whether
 an operation has ended looks at what the thread says. Breaking the group is also how abort() ends what is under way, on this
-rank and on the others.
+rank and on the others, who are told why before (last_words.py).
 
 Threads: the library's own call start(), wait(), abort() and close(). Nothing of it waits while it holds the interpreter.
 """
 
 import collections
 import ctypes
-import datetime
 import queue
+import re
 import threading
 
 import torch
 
 from . import comm_table
+from .last_words import LastWords
 
 _TAG_MAX = 1 << 30  # tags begin again
-_TAG_OF_ABORT = _TAG_MAX + 1
-_WORDS_MAX = 300
+_WORDS_MAX = 200
+_END_S = 5
 _WRITABLE = 0x200  # PyBUF_WRITE
 _memory = ctypes.pythonapi.PyMemoryView_FromMemory
 _memory.restype = ctypes.py_object
 _memory.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int]
-_broken = []  # what receives went to that broke their groups; never freed
 
 
 def _tensor(address, count):
@@ -50,6 +50,7 @@ class _Operation:
 
     def __init__(self):
         self.works = []
+        self.waited = 0  # of these
         self.reply = None  # the rank that is told that what it sent has come
         self.spread = []  # (tensor received, segments that it goes to)
 
@@ -65,7 +66,11 @@ class GroupServer:
         self._changed = threading.Condition()
         self._ended = 0  # operations
         self._problem = None  # what made the first of the others fail
-        self._aborted = False
+        self._why = None  # abort() was called for
+        self._awaited = None  # the rank that the thread waits for
+        self._last_words = LastWords(group, rank, ranks)
+        self._heard = None  # when abort() was called, of the rank that was waited for
+        self._ending = threading.Event()  # set when it is known whether something was
         self._sent = collections.Counter()  # messages, by peer
         self._received = collections.Counter()
         self.thread = threading.Thread(target=self._run, name=f"sluice-{name}", daemon=True)
@@ -80,14 +85,18 @@ class GroupServer:
         with self._changed:
             self._changed.wait_for(lambda: self._ended > number or self._problem is not None, seconds)
             if self._ended > number:
-                return True, None
-            return False, self._problem
+                return comm_table.ENDED, ""
+            if self._problem is not None:
+                return comm_table.FAILED, self._problem
+            return comm_table.PENDING, "" if self._awaited is None else f"rank {self._awaited}"
 
-    def abort(self):
-        self._aborted = True
+    def abort(self, why):
+        if self._why is not None:
+            return
+        self._why = why
         # Not here: it takes milliseconds for each rank.
-        threading.Thread(target=self._break, name="sluice-abort", daemon=True).start()
-        self._asked.put((comm_table.BARRIER, 0, [[]], [[]]))  # wakes the thread, which finds the group broken
+        threading.Thread(target=self._end, args=(self._awaited,), name="sluice-abort", daemon=True).start()
+        self._asked.put((comm_table.BARRIER, 0, [[]], [[]]))  # wakes the thread, which finds that it was aborted
 
     def close(self):
         self._asked.put(None)
@@ -100,8 +109,9 @@ class GroupServer:
             while True:
                 while not under_way or not self._asked.empty():
                     asked = self._asked.get()
-                    if asked is None:
-                        return self._break()  # who waits for this rank is told
+                    if asked is None:  # who waits for this rank is told
+                        self._last_words.tell(f"rank {self._rank}: it has ended its training", stay=False)
+                        return self._last_words.break_group()
                     operation = _Operation()
                     under_way.append(operation)
                     self._begin(operation, *asked)
@@ -115,8 +125,8 @@ class GroupServer:
 
     def _begin(self, operation, kind, peer, send, receive):
         others = [r for r in range(self._ranks) if r != self._rank]
-        if self._aborted:
-            raise RuntimeError("the group was aborted")
+        if self._why is not None:
+            raise RuntimeError("")  # the library knows why
         if kind == comm_table.ALL_GATHER:
             send = send * self._ranks
         elif kind == comm_table.BROADCAST:
@@ -170,14 +180,16 @@ class GroupServer:
         try:
             operation.works.append((function([whole], peer, tag), peer, whole))
         except RuntimeError as error:
-            raise _of_rank(peer, error) from error
+            raise of_rank(peer, error) from error
 
     def _finish(self, operation):
-        for work, peer, _ in operation.works:
+        for work, self._awaited, _ in operation.works:
+            operation.waited += 1
             try:
                 work.wait()
             except RuntimeError as error:
-                raise _of_rank(peer, error) from error
+                raise of_rank(self._awaited, error) from error
+        self._awaited = None
         for whole, segments in operation.spread:
             _spread(whole, segments)
         if operation.reply is not None:
@@ -186,29 +198,42 @@ class GroupServer:
 
     def _fail(self, error, under_way):
         """What is under way fails when nobody touches its memory any more."""
-        self._break()
+        words = str(error)
+        if self._why is None:
+            words = self._cause(error)
+            self._last_words.tell(words)
+        else:
+            self._ending.wait(_END_S)
+            words = self._heard or ""
+        self._last_words.break_group()
         for operation in under_way:
-            for work, _, _ in operation.works:
+            for work, _, _ in operation.works[operation.waited :]:  # one that has ended may be waited for only once
                 try:
                     work.wait()
                 except RuntimeError:
                     pass
         with self._changed:
-            self._problem = str(error)
+            self._problem = words
             self._changed.notify_all()
 
-    def _break(self):
-        """A receive of what nobody sends, whose timeout ends every operation of the group, on all ranks."""
-        for peer in range(self._ranks):
-            if peer == self._rank:
-                continue
-            nothing = torch.empty(1, dtype=torch.uint8, device="cpu")
-            _broken.append(nothing)
-            try:
-                self._group.recv([nothing], peer, _TAG_OF_ABORT).wait(datetime.timedelta(milliseconds=1))
-            except RuntimeError:
-                pass  # that is what it is for; or it was broken before
+    def _cause(self, error):
+        peer = getattr(error, "rank", None)
+        said = None if peer is None else self._last_words.of(peer)
+        return str(error) if said is None else f"{said} (says rank {peer})"
+
+    def _end(self, awaited):
+        """What abort() is for. If it waited for a rank too long, that one may have waited for another, and say so by now."""
+        try:
+            self._last_words.tell(self._why)
+            self._heard = None if awaited is None else self._last_words.of(awaited)
+        finally:
+            self._ending.set()
+        self._last_words.break_group()
 
 
-def _of_rank(peer, error):
-    return RuntimeError(f"rank {peer}: {str(error).partition(' This is typically')[0][:_WORDS_MAX]}")
+def of_rank(peer, error):
+    """The RuntimeError of gloo's, with the rank that it concerns."""
+    words = re.sub(r"^\[[^\]]*:\d+\] ", "", str(error)).partition(" This is typically")[0][:_WORDS_MAX]
+    named = RuntimeError(f"rank {peer}: {words}")
+    named.rank = peer
+    return named

@@ -10,12 +10,13 @@ import torch.distributed as dist
 
 from ..native.errors import FailedPrecondition
 from ..ranks import RankError, RankPlace, find_place
-from . import comm_table
+from . import attendance, comm_table
 from .group_server import GroupServer
+from .value_group import ValueGroup
 
 GROUPS = ("agreement", "gradients", "gathers")  # in the order of sluice_options.comm
-# gloo's own; the library ends what takes longer than its 10 minutes.
-_TIMEOUT = datetime.timedelta(minutes=30)
+TIMEOUT_S = 600  # how long a rank waits for another one, unless it is told
+_MORE_S = 60  # that gloo waits before it breaks a group of its own accord: others know sooner, and which rank it is
 _JOIN_S = 5
 
 
@@ -38,33 +39,39 @@ def initialise(backend=None, port=None, timeout=None, init_method=None, rank=-1,
         return
     if not dist.is_available():
         raise RankError(f"{place.world} ranks: this PyTorch was built without torch.distributed")
-    if init_method is None:
-        address, known = place.rendezvous()
-        # torchrun has a store there already
-        port = known if place.source == "torchrun" or port is None else port
-        init_method = f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
     more = {} if timeout is None else {"timeout": timeout}
+    if init_method is None:
+        timeout_s = TIMEOUT_S if timeout is None else timeout.total_seconds()
+        more["store"] = attendance.store_of(place, port, timeout_s)
+        attendance.meet(more["store"], place.rank, place.world, timeout_s, "in torch.distributed")
+    else:
+        more["init_method"] = init_method
     backend = backend or (None if torch.cuda.is_available() else "gloo")
-    dist.init_process_group(backend, init_method=init_method, rank=place.rank, world_size=place.world, **more)
+    dist.init_process_group(backend, rank=place.rank, world_size=place.world, **more)
 
 
-def find_world():
-    """The World of this process, or None for one rank. torch.distributed is set up if need be. All ranks call it."""
-    initialise()
-    return World() if world_size() > 1 else None
+def find_world(timeout_s=None):
+    """The World of this process, or None for one rank. torch.distributed is set up if need be. All ranks call it. timeout_s: how
+    long a rank waits for another one."""
+    initialise(timeout=None if timeout_s is None else datetime.timedelta(seconds=timeout_s))
+    return World(timeout_s or TIMEOUT_S) if world_size() > 1 else None
 
 
 class World:
     """One training of all ranks of torch.distributed, with process groups of its own. All ranks make it, close it, and call
-    its collective methods in the same order. Errors of those: RuntimeError of gloo's."""
+    its collective methods in the same order. Errors of those, and when it is made: Unavailable, naming the rank that is gone or
+    that did not come in timeout_s."""
 
-    def __init__(self):
+    def __init__(self, timeout_s=TIMEOUT_S):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.local_rank = _local_rank(self.rank)
         self._groups = {}
         self._servers = []
+        store = dist.distributed_c10d._get_default_store()
+        attendance.meet(store, self.rank, self.size, timeout_s, "where engines are made")
         for name in (*GROUPS, "values"):
-            self._groups[name] = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+            self._groups[name] = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_s + _MORE_S))
+        self._values = ValueGroup(self._groups["values"], self.rank, self.size, timeout_s)
 
     def tables(self):
         """The ctypes array of tables for sluice_options.comm. Once: whoever is given them closes them."""
@@ -78,8 +85,7 @@ class World:
     def broadcast(self, tensor, root=0):
         """Gives `tensor`, of any type, in RAM and contiguous, the value that it has on rank `root`."""
         if tensor.numel():
-            raw = tensor.detach().reshape(-1).view(torch.uint8)
-            self._groups["values"].broadcast([raw], _broadcast_options(root)).wait()
+            self._values.broadcast(tensor.detach().reshape(-1).view(torch.uint8), root)
 
     def share(self, tensor, root=0):
         """The same for a tensor that lies anywhere and in any way; written to in place, on every rank."""
@@ -90,11 +96,11 @@ class World:
 
     def check_same(self, lines, what):
         """Errors: ValueError, on all ranks, if `lines` are not the same on all; it names the first that differs."""
-        digests = self._texts(hashlib.sha256("\n".join(lines).encode()).hexdigest())
+        digests = self._values.texts(hashlib.sha256("\n".join(lines).encode()).hexdigest())
         wrong = [r for r in range(self.size) if digests[r] != digests[0]]
         if not wrong:
             return
-        texts = self._texts("\n".join(lines))
+        texts = self._values.texts("\n".join(lines))
         mine, theirs = texts[0].split("\n"), texts[wrong[0]].split("\n")
         first = next(i for i in range(max(len(mine), len(theirs)) + 1) if mine[i : i + 1] != theirs[i : i + 1])
         raise ValueError(
@@ -104,29 +110,14 @@ class World:
     def check_worked(self, error):
         """error: what this rank met in what all have tried, or None. Errors: FailedPrecondition with another rank's words if
         this one met none and that one did."""
-        texts = self._texts("" if error is None else f"{type(error).__name__}: {error}")
+        texts = self._values.texts("" if error is None else f"{type(error).__name__}: {error}")
         for rank, text in enumerate(texts):
             if text and error is None:
                 raise FailedPrecondition(f"rank {rank} could not go on: {text}")
 
-    def _texts(self, text):
-        """What each rank passes, by rank."""
-        mine = torch.frombuffer(bytearray(text.encode() + b" "), dtype=torch.uint8)
-        sizes = [torch.zeros(1, dtype=torch.int64, device="cpu") for _ in range(self.size)]
-        self._all_gather(sizes, torch.tensor([mine.numel()], dtype=torch.int64, device="cpu"))
-        texts = [torch.zeros(int(max(sizes)), dtype=torch.uint8, device="cpu") for _ in range(self.size)]
-        padded = torch.zeros_like(texts[0])
-        padded[: mine.numel()] = mine
-        self._all_gather(texts, padded)
-        return [bytes(t[: int(n) - 1].tolist()).decode() for t, n in zip(texts, sizes)]
-
-    def _all_gather(self, outputs, tensor):
-        self._groups["values"].allgather([outputs], [tensor]).wait()
-
     def meet(self, seconds):
         """Returns when all ranks have come here, or after so long, or if one is gone; afterwards nothing but close() works."""
-        with contextlib.suppress(RuntimeError):
-            self._groups["values"].barrier(dist.BarrierOptions()).wait(datetime.timedelta(seconds=seconds))
+        self._values.meet(seconds)
 
     def close(self):
         """After the tables were closed. Does nothing the second time."""
@@ -140,12 +131,6 @@ class World:
 
 def _line(lines, number):
     return lines[number] if number < len(lines) else "nothing"
-
-
-def _broadcast_options(root):
-    options = dist.BroadcastOptions()
-    options.rootRank, options.rootTensor = root, 0
-    return options
 
 
 def _local_rank(rank):

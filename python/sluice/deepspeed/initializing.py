@@ -1,5 +1,7 @@
 """initialize(): from a model and a configuration to an engine."""
 
+import datetime
+
 import torch
 
 from ..collectives import find_world, initialise
@@ -53,10 +55,11 @@ def initialize(
         if training_data is not None:
             engine.training_dataloader = _make_loader(training_data, engine.config, collate_fn, engine)
 
-    if dist_init_required is not False:
-        initialise(port=distributed_port)
     read = load_config(config)
-    world = find_world()
+    patience = read.own.get("rank_timeout") or None
+    if dist_init_required is not False:
+        initialise(port=distributed_port, timeout=patience and datetime.timedelta(seconds=patience))
+    world = find_world(patience)
     try:
         engine = Engine(model, read, optimizer, model_parameters, prepare, world)
     except BaseException:

@@ -61,6 +61,7 @@ def library_options(config, world=None):
     result = abi.Options(**options)
     if world is not None:
         result.rank, result.ranks = world.rank, world.size
+        result.rank_timeout_ms = round(1e3 * (own.get("rank_timeout") or 0))
         result._tables = world.tables()  # which the library copies
         result.comm = ctypes.addressof(result._tables)
     return result

@@ -84,7 +84,7 @@ class Options(Structure):
         ("rank", ctypes.c_uint32),
         ("ranks", ctypes.c_uint32),
         ("zero_stage", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
+        ("rank_timeout_ms", ctypes.c_int32),
         ("comm", ctypes.c_void_p),
     ]
 

@@ -53,6 +53,9 @@ OWN = {
     "overlap": use("bool", True, "false: every movement waits for the one before (to find faults)"),
     "link_bytes_per_second": use("number", None, "host device: speed of the modelled link; default: as memory"),
     "trace_spans": use("count", 0, "room for so many spans of Engine.write_trace()", high=1 << 26),
+    "rank_timeout": use(
+        "number", 600, "seconds that a rank waits for another one before it fails, naming that one", high=2_000_000
+    ),
     "library": use("path", None, "another libsluice.so"),
     "simulated_seed": use("count", None, "with the simulated library: the seed of its world", high=(1 << 64) - 1),
 }
