@@ -150,7 +150,7 @@ class Nccl final : public Communicator {
   void DriveAll() {
     pthread_setname_np(pthread_self(), "sluice-nccl");
     const absl::Status bound = stream_->Bind();
-    if (!bound.ok()) BreakAll(bound);
+    if (!bound.ok()) BreakAll(Annotate(bound, fmt::format("rank {}", rank().value())));
     Nanos poll = kPollMin;
     std::unique_lock lock(mutex_);
     while (true) {

@@ -311,3 +311,4 @@ EXPORTED int sluiceFakeStreamPassed(void* stream, uint64_t mark) {
 EXPORTED void sluiceFakeSetFaults(const char* faults) { Faults::Get().Set(faults); }
 EXPORTED int sluiceFakeFaultsMet() { return Faults::Get().met(); }
 EXPORTED int sluiceFakeCommunicators() { return communicators; }
+EXPORTED int sluiceFakeCalls(const char* function) { return Faults::Get().calls(function); }

@@ -28,8 +28,9 @@
      "...:never" lets what it begins never end; "version=20304" is what ncclGetVersion   \
      says, "deaths=seen" lets ranks whose peer's process is gone say ncclRemoteError. */ \
   F(SetFaults, void, (const char* faults))                                               \
-  F(FaultsMet, int, ())     /* how many faults have happened since */                    \
-  F(Communicators, int, ()) /* how many there are in this process */
+  F(FaultsMet, int, ())                 /* how many faults have happened since */        \
+  F(Calls, int, (const char* function)) /* and how many calls of a function */           \
+  F(Communicators, int, ())             /* how many there are in this process */
 
 struct FakeNccl {
 #define SLUICE_FAKE_POINTER(name, result, arguments) result(*name) arguments = nullptr;

@@ -18,6 +18,7 @@ Faults::Faults() {
 void Faults::Set(const char* words) {
   const std::lock_guard lock(mutex_);
   entries_.clear();
+  for (Count& count : counts_) count.calls = 0;
   met_ = 0;
   version_ = 22703;
   deaths_seen_ = false;
@@ -46,6 +47,12 @@ void Faults::Set(const char* words) {
 
 Fault Faults::Next(const char* function) {
   const std::lock_guard lock(mutex_);
+  for (Count& count : counts_) {
+    if (count.function == nullptr) count.function = function;
+    if (std::strcmp(count.function, function) != 0) continue;
+    ++count.calls;
+    break;
+  }
   Fault fault;
   for (Entry& entry : entries_) {
     if (entry.function != function || --entry.calls_left != 0) continue;
@@ -58,6 +65,13 @@ Fault Faults::Next(const char* function) {
 int Faults::met() {
   const std::lock_guard lock(mutex_);
   return met_;
+}
+int Faults::calls(const char* function) {
+  const std::lock_guard lock(mutex_);
+  for (const Count& count : counts_) {
+    if (count.function != nullptr && std::strcmp(count.function, function) == 0) return count.calls;
+  }
+  return 0;
 }
 int Faults::version() {
   const std::lock_guard lock(mutex_);

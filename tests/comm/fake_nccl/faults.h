@@ -29,6 +29,7 @@ class Faults {
   // What befalls this call of `function`.
   Fault Next(const char* function);
   int met();
+  int calls(const char* function);
   int version();
   bool deaths_seen();
 
@@ -42,6 +43,11 @@ class Faults {
 
   std::mutex mutex_;
   std::vector<Entry> entries_;  // this and below guarded by mutex_
+  struct Count {
+    const char* function = nullptr;
+    int calls = 0;
+  };
+  Count counts_[32];
   int met_ = 0;
   int version_ = 22703;
   bool deaths_seen_ = false;

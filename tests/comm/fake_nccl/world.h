@@ -41,12 +41,12 @@ class World {
 
  private:
   static constexpr size_t kRing = 16 << 10;
-  struct Ring {
+  struct alignas(64) Ring {
     std::atomic<uint64_t> written;
     std::atomic<uint64_t> read;
     std::byte bytes[kRing];
   };
-  struct Header {
+  struct alignas(64) Header {
     std::atomic<uint32_t> joined;
     std::atomic<pid_t> pids[64];
   };
