@@ -54,9 +54,8 @@ class CudaSideStream final : public SideStream {
   MemoryView staging() const override { return staging_; }
 
   absl::Status Copy(ConstMemoryView from, std::byte* to) override {
-    return CudaStatus(
-        cudaMemcpyAsync(to, from.data(), from.size(), cudaMemcpyDeviceToDevice, stream_),
-        fmt::format("a copy of {} bytes on the GPU", from.size()));
+    return CudaStatus(cudaMemcpyAsync(to, from.data(), from.size(), cudaMemcpyDefault, stream_),
+                      fmt::format("a copy of {} bytes on the GPU", from.size()));
   }
 
   absl::StatusOr<uint64_t> Mark() override {

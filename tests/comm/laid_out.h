@@ -51,6 +51,15 @@ class LaidOut {
     return kind_ != CommKind::kSend || rank == 0 || rank + 1 == ranks();
   }
 
+  // f(MemoryView) for all memory, as for a device that must know it.
+  template <typename F>
+  void ForAllMemory(F&& f) {
+    for (RankMemory& rank : ranks_) {
+      if (!rank.send.memory.empty()) f(MemoryView(rank.send.memory));
+      if (!rank.receive.memory.empty()) f(MemoryView(rank.receive.memory));
+    }
+  }
+
   void Describe(uint32_t rank, TestOp* test) {
     CommOp& op = test->op;
     const bool receives = kind_ == CommKind::kSend && rank != 0;
