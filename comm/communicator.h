@@ -5,8 +5,8 @@
 // decides nothing about what is sent when.
 //
 // Implementations: threads of one process (in_process.h), a table of functions that the embedding
-// framework supplies (supplied.h), and simulated ranks in virtual time (sim_ranks.h). One suite
-// tests what is promised here of all of them (tests/comm).
+// framework supplies (supplied.h), NCCL between GPUs (nccl.h), and simulated ranks in virtual time
+// (sim_ranks.h). One suite tests what is promised here of all of them (tests/comm).
 //
 // Order: operations of one communicator begin in the order of Enqueue, and end in it; those of
 // different communicators run side by side. Any number may be pending. A send ends when its peer
@@ -51,7 +51,7 @@ struct CommOptions {
   Nanos timeout = std::chrono::minutes(10);
   // How long Close lets pending operations go on.
   Nanos close_timeout = std::chrono::seconds(1);
-  // So many operations a supplied table may have under way at a time; at least 1.
+  // So many operations a supplied table, or NCCL, may have under way at a time; at least 1.
   uint32_t in_flight = 2;
 };
 

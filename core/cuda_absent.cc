@@ -1,6 +1,7 @@
 // What stands in for core/cuda/ in a build without CUDA.
 
 #include "core/cuda_device.h"
+#include "core/side_stream.h"
 
 namespace sluice {
 
@@ -14,6 +15,10 @@ absl::Status BuiltWithout() {
 absl::StatusOr<CudaProbe> ProbeCuda(int) { return BuiltWithout(); }
 
 absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice(const CudaDeviceOptions&, Clock*) {
+  return BuiltWithout();
+}
+
+absl::StatusOr<std::unique_ptr<SideStream>> MakeCudaSideStream(int, Bytes) {
   return BuiltWithout();
 }
 
