@@ -1,6 +1,7 @@
 """Ranks of one machine, each a process that carries out what tests tell it, over gloo. A process is of one world after another,
 so that many trainings cost the start of few processes."""
 
+import ctypes
 import gc
 import importlib
 import os
@@ -13,6 +14,7 @@ import torch
 import torch.multiprocessing
 
 TIMEOUT_S = 60
+_PR_SET_PDEATHSIG = 1
 RANKS_MAX = 4
 
 
@@ -55,6 +57,7 @@ def _nursery(pipes, modules):
     for rank, (theirs, others) in enumerate(pipes):
         child = os.fork()
         if child == 0:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             for mine, other in pipes[rank + 1 :]:
                 mine.close(), other.close()
             others.close()
@@ -106,12 +109,23 @@ class Group:
         if not self._pipes[rank].poll(TIMEOUT_S):
             self.end()
             raise AssertionError(f"rank {rank} said nothing for {TIMEOUT_S} s")
-        worked, value = self._pipes[rank].recv()
+        try:
+            worked, value = self._pipes[rank].recv()
+        except EOFError:
+            self.end()
+            raise AssertionError(f"rank {rank} ended") from None
         if not worked:
-            others = [pipe.recv()[1] for pipe in self._pipes[: self._world] if pipe is not self._pipes[rank] and pipe.poll(5)]
+            others = [self._words(pipe) for pipe in self._pipes[: self._world] if pipe is not self._pipes[rank] and pipe.poll(5)]
             self.end()  # they may wait for this one for ever
             raise AssertionError(f"rank {rank}: {value}\nthe others: {others}")
         return value
+
+    @staticmethod
+    def _words(pipe):
+        try:
+            return pipe.recv()[1]
+        except EOFError:
+            return "ended"
 
     def run(self, function, *arguments, world=None):
         self.begin(function, *arguments, world=world)

@@ -1,18 +1,18 @@
 """What several ranks come to, as a plain loop in one process: each rank's gradients from PyTorch, added up in the order of ranks."""
 
 import torch
-from reference_loop import ReferenceLoop
+from reference_loop import ReferenceLoop, rounded
 
 
 def mean_over_ranks(gradients):
-    """By rank, a gradient or None: the binary tree over ranks in fp32, divided, rounded once. None if no rank has any."""
+    """By rank, a gradient or None: the binary tree over ranks in fp32, times fp32's 1/ranks, rounded once. None if no rank has any."""
     there = [g for g in gradients if g is not None]
     if not there:
         return None
     sums = [torch.zeros_like(there[0], dtype=torch.float32) if g is None else g.float() for g in gradients]
     while len(sums) > 1:
         sums = [sums[i] + sums[i + 1] if i + 1 < len(sums) else sums[i] for i in range(0, len(sums), 2)]
-    return (sums[0] / len(gradients)).to(there[0].dtype)
+    return (sums[0] * rounded(1 / len(gradients))).to(there[0].dtype)
 
 
 class RanksReference(ReferenceLoop):
