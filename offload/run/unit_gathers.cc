@@ -87,6 +87,7 @@ void UnitGathers::Want(UnitIndex index, std::byte* slot) {
   SLUICE_CHECK(unit.slot == nullptr);
   unit = {.slot = slot,
           .part_there = !OnNvme(index),
+          .unheard = unit.unheard + 1,
           .since = context_.clock->Now(),
           .ranks = unit.ranks,
           .sent_from_slot = 0};
@@ -108,6 +109,7 @@ void UnitGathers::PartThere(UnitIndex index, const absl::Status& status) {
 void UnitGathers::Unwant(UnitIndex index) {
   Unit& unit = At(index);
   if (unit.slot == nullptr || unit.agreed || std::exchange(unit.unwanted, true)) return;
+  ++unit.unheard;
   agreement_->Say({Topic::kUnwanted, index.value()});
 }
 
@@ -123,6 +125,7 @@ bool UnitGathers::idle() const {
 void UnitGathers::OnSaid(Rank rank, Said said) {
   const UnitIndex index(said.index);
   uint8_t& wants = Wants(index, rank.value());
+  if (rank == communicator_->rank() && said.topic != Topic::kUrgent) --At(index).unheard;
   if (said.topic == Topic::kFetch) {
     wants = 1;
     if (++At(index).ranks == communicator_->ranks()) Agree(index);
@@ -152,8 +155,8 @@ void UnitGathers::Agree(UnitIndex index) {
 // All have heard that it is not wanted, and nothing writes to the slot any more.
 void UnitGathers::CancelIfUnwanted(UnitIndex index) {
   const Unit& unit = At(index);
-  if (!unit.unwanted || unit.agreed || !unit.part_there || unit.sent_from_slot > 0) return;
-  if (Wants(index, communicator_->rank().value()) != 0) return;
+  if (unit.slot == nullptr || !unit.unwanted || unit.unheard > 0 || unit.agreed) return;
+  if (!unit.part_there || unit.sent_from_slot > 0) return;
   Forget(index);
   observer_->OnGathered(index, absl::CancelledError("not wanted any more"));
 }

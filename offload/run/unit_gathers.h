@@ -76,6 +76,7 @@ class UnitGathers {
     bool agreed = false;        // it will come
     bool urgent = false;        // said
     bool unwanted = false;      // said
+    uint32_t unheard = 0;       // of what was said here of wanting it: what has not come back
     TimePoint since{0};
     uint32_t ranks = 0;         // that want it, and to whom nothing is agreed
     size_t sent_from_slot = 0;  // gathers under way that only send

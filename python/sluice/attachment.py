@@ -12,6 +12,7 @@ import warnings
 
 import torch
 
+from .collectives import world_size
 from .engine import frozen
 from .engine.engine import Engine, is_compiled
 from .residency.away import placeholder
@@ -177,8 +178,16 @@ def attach(
     nvme_path: a directory, or one per drive; None: nothing goes to a drive. persistence_threshold: units of at most so many elements stay in HBM.
     clip_norm: of all gradients; 0: off.
 
+    One rank trains. With several (torch.distributed, or what the launcher's environment says) an optimizer is refused: use
+    sluice.initialize(). Without one, each rank has a whole model of its own, and should be given budgets of its own.
+
     Errors: ResourceExhausted if a budget can't work, naming the smallest that would; ValueError.
     """
+    if optimizer is not None and (ranks := world_size()) > 1:
+        raise ValueError(
+            f"sluice.attach() trains with one rank, and there are {ranks}, whose gradients nothing would average: use "
+            "sluice.initialize(), with the same budgets under \"sluice\" of its configuration"
+        )
     paths = () if nvme_path is None else paths_of(nvme_path, "nvme_path")
     lowest = "nvme" if paths else "cpu"
     own = {

@@ -31,6 +31,24 @@ def no_hooks_left():
     assert hooks is None, f"left on the stack of autograd: {hooks}"
 
 
+@pytest.fixture(scope="session")
+def _rank_processes():
+    made = []
+    yield made
+    for group in made:
+        group.close()
+
+
+@pytest.fixture
+def ranks(_rank_processes):
+    """A Group (ranks_group.py) of two ranks where its run() names no other number, up to four."""
+    from ranks_group import RANKS_MAX, Group
+
+    if not _rank_processes or not _rank_processes[-1].alive:  # an earlier test failed
+        _rank_processes.append(Group(RANKS_MAX, world=2))
+    return _rank_processes[-1]
+
+
 @pytest.fixture
 def engines(tmp_path):
     """engines(model, config, **more) -> an engine that is closed when the test ends. "NVMe" is the test's directory."""

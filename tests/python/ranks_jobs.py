@@ -162,7 +162,7 @@ def facts(rank):
     """What the engine says of ranks and batches, and what it refuses."""
     refused = []
     with made(rank, given(2, "none", accumulation=3)) as (engine, _):
-        for call in (engine.no_sync, lambda: engine.set_train_batch_size(SIZE * RANKS * 3 + 1)):
+        for call in (lambda: engine.no_sync().__enter__(), lambda: engine.set_train_batch_size(SIZE * RANKS * 3 + 1)):
             try:
                 call()
             except (NotImplementedError, ValueError) as error:

@@ -4,23 +4,9 @@ import itertools
 
 import pytest
 import ranks_jobs as jobs
-from ranks_pair import Pair
+from ranks_group import Group
 
 STAGES, PLACES = (0, 1, 2, 3), ("none", "cpu", "nvme")
-
-
-@pytest.fixture(scope="module")
-def processes():
-    made = [Pair()]
-    yield made
-    made[-1].close()
-
-
-@pytest.fixture
-def pair(processes):
-    if not processes[-1].alive:  # an earlier test failed
-        processes.append(Pair())
-    return processes[-1]
 
 
 def close(mine, theirs, tolerance):
@@ -28,11 +14,11 @@ def close(mine, theirs, tolerance):
 
 
 @pytest.mark.parametrize("kind", jobs.MODELS)
-def test_stages_and_places_come_to_the_same_bits_and_as_near_to_pytorch_as_fp32_is(pair, kind, tmp_path):
-    expected = pair.run(jobs.train_ddp, kind)
+def test_stages_and_places_come_to_the_same_bits_and_as_near_to_pytorch_as_fp32_is(ranks, kind, tmp_path):
+    expected = ranks.run(jobs.train_ddp, kind)
     seen = set()
     for stage, place in itertools.product(STAGES, PLACES):
-        results = pair.run(jobs.train, kind, jobs.given(stage, place, str(tmp_path)))
+        results = ranks.run(jobs.train, kind, jobs.given(stage, place, str(tmp_path)))
         for rank, (losses, norms, masters, states, parameters, *_, report) in enumerate(results):
             assert close(losses, expected[rank][0], 1e-5), (stage, place, rank)
             assert close(norms, expected[rank][1], 1e-5), (stage, place, rank)
@@ -42,67 +28,67 @@ def test_stages_and_places_come_to_the_same_bits_and_as_near_to_pytorch_as_fp32_
 
 
 @pytest.mark.parametrize("place", PLACES[1:])
-def test_parameters_that_stage_3_offloads_come_to_the_same_bits(pair, place, tmp_path):
+def test_parameters_that_stage_3_offloads_come_to_the_same_bits(ranks, place, tmp_path):
     seen = set()
     for stage in (0, 3):
         given = jobs.given(stage, place, str(tmp_path))
         if stage == 3:
             given["zero_optimization"]["offload_param"] = dict(given["zero_optimization"]["offload_optimizer"])
-        seen.update(result[2:5] for result in pair.run(jobs.train, "mlp", given))
+        seen.update(result[2:5] for result in ranks.run(jobs.train, "mlp", given))
     assert len(seen) == 1
 
 
-def test_accumulated_gradients_are_as_near_to_pytorch(pair):
-    expected = pair.run(jobs.train_ddp, "mlp", 3)
+def test_accumulated_gradients_are_as_near_to_pytorch(ranks):
+    expected = ranks.run(jobs.train_ddp, "mlp", 3)
     for stage in STAGES:
-        results = pair.run(jobs.train, "mlp", jobs.given(stage, "cpu", accumulation=3))
+        results = ranks.run(jobs.train, "mlp", jobs.given(stage, "cpu", accumulation=3))
         for result, wanted in zip(results, expected):
             assert close(result[0], wanted[0], 1e-5) and close(result[1], wanted[1], 1e-5), stage
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_ranks_have_the_same_bits_in_half_precision(pair, dtype):
+def test_ranks_have_the_same_bits_in_half_precision(ranks, dtype):
     torch_name = {"bf16": "bfloat16", "fp16": "float16"}[dtype]
     seen = set()
     for stage in STAGES:
-        results = pair.run(jobs.train, "mlp", jobs.given(stage, "cpu", **{dtype: {"enabled": True}}), torch_name)
+        results = ranks.run(jobs.train, "mlp", jobs.given(stage, "cpu", **{dtype: {"enabled": True}}), torch_name)
         seen.update((tuple(norms), *rest) for _, norms, *rest, _ in results)
     assert len(seen) == 1
 
 
 @pytest.mark.parametrize("dynamic", [True, False])
-def test_an_overflow_on_one_rank_is_left_out_by_all(pair, dynamic):
+def test_an_overflow_on_one_rank_is_left_out_by_all(ranks, dynamic):
     seen = set()
     for stage, who in itertools.product(STAGES, (0, 1)):
-        seen.update(pair.run(jobs.overflow_on_one, stage, who, dynamic))
+        seen.update(ranks.run(jobs.overflow_on_one, stage, who, dynamic))
     assert len(seen) == 1
     skipped, scale, _ = seen.pop()
     assert (skipped, scale) == (1, 128)
 
 
-def test_all_ranks_begin_with_the_values_of_rank_0(pair):
-    (before, *after), (other, *others) = pair.run(jobs.begin)
+def test_all_ranks_begin_with_the_values_of_rank_0(ranks):
+    (before, *after), (other, *others) = ranks.run(jobs.begin)
     assert before != other and after == others
     assert after[0] == after[2] == before  # fp32: what it trains, and what destroy() gives back
 
 
-def test_what_an_engine_says_of_ranks_and_batches(pair):
-    for rank, (ranks, batches, sizes, refused, place, world) in enumerate(pair.run(jobs.facts)):
-        assert ranks == (rank, rank, 2, 2) and (place, world) == (rank, 2)
+def test_what_an_engine_says_of_ranks_and_batches(ranks):
+    for rank, (numbers, batches, sizes, refused, place, world) in enumerate(ranks.run(jobs.facts)):
+        assert numbers == (rank, rank, 2, 2) and (place, world) == (rank, 2)
         assert batches == (96, 16, 3) and sizes == (5, 160)
-        assert [words in said for words, said in zip(("no_sync() is not offered", "16 of 2 ranks", "2 ranks"), refused)] == [True] * 3
+        assert [words in said for words, said in zip(("no_sync() is not offered at stage 2", "16 of 2 ranks", "2 ranks"), refused)] == [True] * 3
 
 
 @pytest.mark.parametrize("count", [16, 17])
-def test_training_data_is_split_among_ranks(pair, count):
-    parts = pair.run(jobs.loaded, count, 4)
+def test_training_data_is_split_among_ranks(ranks, count):
+    parts = ranks.run(jobs.loaded, count, 4)
     assert [len(part) for part in parts] == [(count + 7) // 8] * 2
     samples = sorted(itertools.chain(*parts[0], *parts[1]))
     assert set(samples) == set(range(count)) and len(samples) == count + count % 2
 
 
-def test_values_and_gradients_are_read_and_changed_together(pair, tmp_path):
-    seen = [r for stage in STAGES for r in pair.run(jobs.values, stage, "nvme" if stage % 2 else "cpu", str(tmp_path))]
+def test_values_and_gradients_are_read_and_changed_together(ranks, tmp_path):
+    seen = [r for stage in STAGES for r in ranks.run(jobs.values, stage, "nvme" if stage % 2 else "cpu", str(tmp_path))]
     assert all(result == seen[0] for result in seen)
     (mean, loaded, norm, clipped), _ = seen[0]
     assert mean == 0.25 and loaded and norm > 0.25 and close([clipped], [0.25], 1e-3)
@@ -110,7 +96,7 @@ def test_values_and_gradients_are_read_and_changed_together(pair, tmp_path):
 
 @pytest.mark.parametrize("stage, place", list(zip(STAGES, 2 * ["between steps", "backward"])))
 def test_a_rank_that_is_killed_ends_the_other_with_its_name(stage, place):
-    pair, leaver = Pair(), stage % 2
+    pair, leaver = Group(), stage % 2
     try:
         pair.begin(jobs.train_then_leave, stage, place, leaver)
         words = pair.result(1 - leaver)
@@ -122,6 +108,6 @@ def test_a_rank_that_is_killed_ends_the_other_with_its_name(stage, place):
 @pytest.mark.parametrize("difference, words", [
     ("shape", "parameter 0.weight (212, 37)"), ("frozen", "parameter 0.weight"), ("stage", "zero_stage 1, but zero_stage 0")
 ])  # fmt: skip
-def test_ranks_with_other_models_are_told_where_they_differ(pair, difference, words):
-    for said in pair.run(jobs.another_model, difference):
+def test_ranks_with_other_models_are_told_where_they_differ(ranks, difference, words):
+    for said in ranks.run(jobs.another_model, difference):
         assert "of rank 1 is not that of rank 0" in said and words in said

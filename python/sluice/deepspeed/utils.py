@@ -1,11 +1,22 @@
 """DeepSpeed's functions on single parameters of a model that is on the tiers: whole tensors, after all updates. Each
-returns None (or writes nothing) for a parameter that isn't there."""
+returns None (or writes nothing) for a parameter that isn't there. With several ranks all call each of them, in the same order,
+and set the same values: a rank has its share only, and would wait for the others."""
 
 import torch
 
 from ..native import abi
 from ..residency import registry
 from . import refusal
+from .leaf_modules import (  # noqa: F401  for programs
+    get_z3_leaf_modules,
+    set_z3_leaf_module,
+    set_z3_leaf_modules,
+    set_z3_leaf_modules_by_name,
+    set_z3_leaf_modules_by_suffix,
+    unset_z3_leaf_modules,
+    z3_leaf_module,
+    z3_leaf_parameter,
+)
 
 _STATES = {"exp_avg": abi.EXP_AVG, "exp_avg_sq": abi.EXP_AVG_SQ}
 
@@ -25,9 +36,13 @@ def _set(parameter, value, field):
     found = registry.find(parameter)
     if found is None:
         return
+    _check_shape(parameter, value)
+    found.write(field, value)
+
+
+def _check_shape(parameter, value):
     if value.shape != parameter.shape:
         raise ValueError(f"a value of shape {tuple(value.shape)} for a parameter of shape {tuple(parameter.shape)}")
-    found.write(field, value)
 
 
 def safe_get_full_fp32_param(param):
@@ -66,9 +81,25 @@ def safe_set_full_optimizer_state(param, value, optim_state_key):
     _set(param, value, _field(optim_state_key))
 
 
-_LOCAL = "one rank: what is local is whole; use the function with full in its name"
-_GRADIENT = "change param.grad of sluice.AdamW before step(); gradients of an engine are handed over in backward"
-_LEAF = "leave it out: units are cut by size (sluice.unit_elements), and any order of use works"
+def safe_set_full_grad(param, value):
+    """Sets what the next step takes as the gradient, in place of what was accumulated: as `param.grad = value` does."""
+    if registry.find(param) is not None:
+        _check_shape(param, value)
+        param.grad = value.detach().to(param.device, param.dtype, copy=True)
+
+
+def safe_update_full_grad_vectorized(param_list, update_func):
+    """Sets the gradient of each to update_func(gradient, parameter); of those that have one."""
+    for param in param_list:
+        gradient = safe_get_full_grad(param)
+        if gradient is not None:
+            safe_set_full_grad(param, update_func(gradient, param))
+
+
+_LOCAL = (
+    "a rank's shard is a piece of a unit, not of each parameter: use the function with full in its name, which gives all ranks the "
+    "whole value"
+)
 _NOT_OFFERED = {
     **dict.fromkeys(
         (
@@ -81,19 +112,7 @@ _NOT_OFFERED = {
         ),
         _LOCAL,
     ),
-    **dict.fromkeys(("safe_set_full_grad", "safe_update_full_grad_vectorized"), _GRADIENT),
-    **dict.fromkeys(
-        (
-            "get_z3_leaf_modules",
-            "set_z3_leaf_module",
-            "set_z3_leaf_modules",
-            "unset_z3_leaf_modules",
-            "z3_leaf_module",
-            "z3_leaf_parameter",
-        ),
-        _LEAF,
-    ),
-    "groups": "one rank: there are no groups of ranks",
+    "groups": "there is one group, of all ranks: torch.distributed's own",
 }
 
 __getattr__ = refusal.of_names("sluice.utils", _NOT_OFFERED)

@@ -51,8 +51,9 @@ class GatheredParameters:
     master, and elements that were not changed keep theirs to the last bit. Others are left as they are. The values take memory
     on the model's device meanwhile.
 
-    With several ranks all must open and close it. At its end all have what modifier_rank has; if that is None, all must have
-    written the same. With one rank it has no effect.
+    With several ranks all must open and close it, whoever reads. At its end all have what modifier_rank has; if that is None, all
+    must have written the same, or nothing. Errors: ValueError, on all ranks, where they have not: nothing was written then. With
+    one rank modifier_rank has no effect.
     """
 
     def __init__(self, params, modifier_rank=None, fwd_module=None, enabled=True):
@@ -77,13 +78,21 @@ class GatheredParameters:
         return self
 
     def __exit__(self, kind, error, trace):
-        if kind is None and self._modifier_rank is not None:
-            for _, parameter in self._open:
-                found = registry.find(parameter)
-                if found is not None and found.holder.streams:
-                    found.holder.share_from(parameter, self._modifier_rank)
-        self._end()
+        try:
+            if kind is None:
+                self._agree()
+        finally:
+            self._end()
         return False
+
+    def _agree(self):
+        by_holder = {}
+        for _, parameter in self._open:
+            found = registry.find(parameter)
+            if found is not None and found.holder.streams:
+                by_holder.setdefault(found.holder, []).append(parameter)
+        for holder, parameters in by_holder.items():
+            holder.agree_on_loans(parameters, self._modifier_rank)
 
     def _end(self):
         """All of them, whatever becomes of one. Errors: the first."""
@@ -99,9 +108,18 @@ class GatheredParameters:
             raise errors[0]
 
 
+def register_external_parameter(module, parameter):
+    """No effect: a parameter comes in wherever it is used, by whatever module."""
+    if not isinstance(module, torch.nn.Module) or not isinstance(parameter, torch.nn.Parameter):
+        raise TypeError("register_external_parameter() takes a module and a Parameter")
+
+
+def unregister_external_parameter(module, parameter):
+    """See register_external_parameter()."""
+    register_external_parameter(module, parameter)
+
+
 _NOT_OFFERED = {
-    "register_external_parameter": "give the other module the parameter as an attribute too: such are tied",
-    "unregister_external_parameter": "see register_external_parameter",
     "TiledLinear": "large layers are moved as they are, or in smaller units (sluice.unit_elements)",
     "TiledLinearReturnBias": "see TiledLinear",
     "MiCS_Init": "MiCS is not offered; use zero.Init",

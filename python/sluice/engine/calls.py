@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 
+from ..native import abi
+
 
 def _refused(name, advice):
     def call(self, *args, **kwargs):
@@ -76,16 +78,28 @@ class EngineCalls:
         """Says from now on whether step() updates, instead of counting. None: count again."""
         self._forced_boundary = is_boundary
 
+    @contextlib.contextmanager
     def no_sync(self):
-        """With one rank nothing is exchanged in backward, so there is nothing to leave out. Refused with several."""
-        if self.world_size > 1:
+        """Gradients that are made inside are added up on each rank by itself, whole, in memory of PyTorch's; with those of the
+        first backward outside they are averaged over ranks, all at once. Forward belongs inside too, step() outside. p.grad is
+        the rank's own meanwhile. With one rank it has no effect. Refused at stages 2 and 3, as DeepSpeed does."""
+        if self.world_size == 1:
+            yield
+            return
+        if self.config.zero_stage >= 2:
             raise NotImplementedError(
-                "engine.no_sync() is not offered with several ranks: gradients are averaged as each backward makes them. Leave it "
-                "out: what is accumulated comes to the same"
+                f"engine.no_sync() is not offered at stage {self.config.zero_stage}: no rank keeps whole gradients there, so each "
+                "backward averages them. Leave it out, which comes to the same, or set zero_optimization.stage to 0 or 1"
             )
-        return contextlib.nullcontext()
+        if self._attached.gradients.is_apart:
+            raise abi.FailedPrecondition("engine.no_sync() inside engine.no_sync(): leave the inner one out")
+        with self._attached.gradients.apart():
+            yield
 
-    coalesce_grad_reduction = no_sync
+    @contextlib.contextmanager
+    def coalesce_grad_reduction(self):
+        """Nothing is put off: gradients are averaged over ranks while backward runs, at every stage. No effect."""
+        yield
 
     # ---- The last step, and what is configured
 

@@ -32,6 +32,9 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
 
     loss = engine(batch); engine.backward(loss); engine.step(). step() acts at the accumulation boundary only. Updates run on
     after step() has returned; whatever reads values waits for them. Not thread-safe: one thread trains.
+
+    With several ranks all take the same steps, and read and write values together, in the same order: a state dict, states, and
+    `.grad` of a parameter (any stage). One that does so alone waits for the others, and fails after 10 minutes.
     """
 
     def __init__(self, model, config, optimizer=None, model_parameters=None, prepare=None, world=None):
@@ -113,6 +116,7 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
 
     def _attach(self, doors):
         self._attached = attached.Attached(self.runtime, self._units, doors, self.optimizer.groups_by_id)
+        self._attached.gradients.among_ranks = self._world is not None
         registry.add(self)
         self._load(self._units)
 
@@ -220,7 +224,9 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
         self._attached.settle_values()
         self._end_iteration()
         training = self.module.training and torch.is_grad_enabled()
-        boundary = training and self.is_gradient_accumulation_boundary()
+        if training:
+            self._attached.gradients.give_back()
+        boundary = training and self.is_gradient_accumulation_boundary() and not self._attached.gradients.is_apart
         self.runtime.iteration_begin(_KEY_BOUNDARY if boundary else _KEY_MICRO if training else _KEY_EVAL, boundary)
         self._iteration_open = True
         cache = torch.is_autocast_cache_enabled()
@@ -249,6 +255,7 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
                 self._times_scale(loss).backward(retain_graph=retain_graph)
             finally:
                 self._end_backward()
+            self._attached.gradients.renew()
         return loss.detach()
 
     def scale(self, loss):
@@ -257,13 +264,17 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
         self._frozen.check_trains()
         # A tensor of its own, as the hook is for this backward only.
         scaled = self._times_scale(loss / self.config.accumulation)
-        end = weakref.WeakMethod(self._end_backward)  # the graph must not keep the engine alive
+        end = weakref.WeakMethod(self._end_own_backward)  # the graph must not keep the engine alive
 
         def on_begin(_):
             torch.autograd.Variable._execution_engine.queue_callback(lambda: (f := end()) and f())
 
         scaled.register_hook(on_begin)
         return scaled
+
+    def _end_own_backward(self):
+        self._end_backward()
+        self._attached.gradients.renew()
 
     def _times_scale(self, loss):
         scale = self.runtime.loss_scale()
@@ -275,6 +286,8 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
         has changed then."""
         self._check_open()
         self._frozen.check_still()
+        if self._attached.gradients.is_apart:
+            raise abi.FailedPrecondition("engine.step() inside engine.no_sync(): call it after the block")
         boundary = self.is_gradient_accumulation_boundary()
         if boundary:
             self._check_parameters()

@@ -13,10 +13,20 @@ class EngineValues:
 
     # ---- As a holder of parameters (registry.py)
 
-    def share_from(self, parameter, rank):
-        """All ranks' values of a parameter on loan become those of that rank. Does nothing with one rank."""
-        if self._world is not None:
-            self._world.share(parameter, rank)
+    def agree_on_loans(self, parameters, rank):
+        """Of parameters on loan: all ranks' values become those of that rank. None: they must be the same. Does nothing with one
+        rank. Errors: ValueError if they are not; they are then what they were."""
+        if self._world is None:
+            return
+        if rank is not None:
+            for parameter in parameters:
+                self._world.share(parameter, rank)
+            return
+        try:
+            self._world.check_same(self._attached.loans_in_words(parameters), "what was written inside GatheredParameters")
+        except ValueError as error:
+            self.renew_values()
+            raise ValueError(f"{error}: write the same on all ranks, or name the one that counts (modifier_rank)") from None
 
     streams = True
 
@@ -46,7 +56,8 @@ class EngineValues:
         self.runtime.lent.finish()
 
     def module_state_dict(self):
-        """The model's state_dict: exact copies of the compute parameters, after all updates."""
+        """The model's state_dict: exact copies of the compute parameters, after all updates. At stage 3, or with parameters on
+        NVMe, all ranks must call it."""
         return self.module.state_dict()
 
     def state_dict(self, *args, **kwargs):
@@ -54,7 +65,7 @@ class EngineValues:
 
     def load_state_dict(self, state_dict, strict=True, assign=False):
         """Into the fp32 masters and the model's buffers; what fp32 values have beyond the model's type is kept. The
-        states of the optimizer stay. Errors: the module's."""
+        states of the optimizer stay. All ranks must load the same. Errors: the module's."""
         if assign:
             raise ValueError("assign: the model's parameters are on the tiers, and can't be replaced")
         self._check_open()
@@ -86,7 +97,8 @@ class EngineValues:
 
     def fp32_state_dict(self):
         """What a plain model loads strictly: the fp32 masters under all the names of each parameter (those without values of
-        floating point as they are), and buffers as the model's state_dict has them."""
+        floating point as they are), and buffers as the model's state_dict has them. At stages 1 to 3 each rank has a part of
+        the masters only, so all must call it: one alone waits for the others, and fails after 10 minutes."""
         self._attached.settle_values()
         found = values.read_all(self.runtime, self._master_requests(), abi.MASTER)
         result = collections.OrderedDict()
@@ -105,7 +117,8 @@ class EngineValues:
             yield id(place.parameter), place.tensor, place.shape, place.dtype if place.raw else torch.float32
 
     def optimizer_state_dict(self):
-        """exp_avg and exp_avg_sq (fp32) and the number of updates, by parameter name."""
+        """exp_avg and exp_avg_sq (fp32) and the number of updates, by parameter name. At stages 1 to 3 all ranks must call
+        it, as fp32_state_dict()."""
         kept = [(n, number, p.shape) for n, number, p in self._named() if not self.is_frozen(p)]
         averages = values.read_all(self.runtime, kept, abi.EXP_AVG, torch.float32)
         squares = values.read_all(self.runtime, kept, abi.EXP_AVG_SQ, torch.float32)

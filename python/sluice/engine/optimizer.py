@@ -58,7 +58,7 @@ class EngineOptimizer(torch.optim.Optimizer):
 
     def state_dict(self):
         """As torch.optim.AdamW's, with moments in fp32, and `master` where parameters aren't fp32. All of it is in RAM
-        then."""
+        then. With several ranks all must call it, as fp32_state_dict()."""
         engine = self._alive()
         engine.settle_values()
         self._check_whole()
@@ -84,7 +84,8 @@ class EngineOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict):
         """From another engine's optimizer, a sluice.AdamW, or torch.optim.AdamW or Adam. Parameters that have no states
-        there begin anew. Errors: ValueError, naming the parameter, if any of it can't be taken; nothing has changed then."""
+        there begin anew. All ranks must load the same. Errors: ValueError, naming the parameter, if any of it can't be taken;
+        nothing has changed then."""
         engine = self._alive()
         names = {id(p): name for name, p in engine.module.named_parameters()}
         loading = state_dicts.Loading(self, state_dict, lambda p: names.get(id(p), "(not the model's)"))

@@ -260,6 +260,12 @@ class Attached:
             if parameter in self.loans:  # not if the engine has ended meanwhile
                 self.loans.end_gather(self.place_of[id(parameter)], holder)
 
+    def loans_in_words(self, parameters):
+        """Of those that are on loan, a line each that says which values they have."""
+        with self._lock, _unseen():
+            on_loan = [p for p in parameters if p in self.loans]
+            return [f"parameter {self.place_of[id(p)].name} {fingerprint(self._runtime.library, p):x}" for p in on_loan]
+
     # ---- Values
 
     def _begin_state_dict(self, module, prefix, keep_vars):

@@ -4,10 +4,15 @@
 tensor is the gradient. So clip_grad_norm_, GradScaler, hooks of others and code that changes or sets `p.grad` do what
 they do to any parameter, and step() takes what is there then.
 
+With several ranks it is the mean of all, and a look is for all of them together. What was looked at goes back before the next
+forward, so that the others' are added to it as ever, and is looked at again when backward has ended: the tensor stays the same.
+Inside apart() (no_sync) a rank adds up its own, which nobody else has heard of, in PyTorch's memory.
+
 Threads: autograd's and the caller's, not at the same time.
 """
 
 import collections
+import contextlib
 import weakref
 
 import torch
@@ -63,6 +68,10 @@ class Gradients:
         self._watched = collections.Counter()  # by unit: parameters with hooks
         self._hooks = {}  # number -> handle
         self._left = {}  # number -> its place: not wanted when its gradient came
+        self.among_ranks = False  # set by the engine, before there are any
+        self._behind = {}  # number -> as _looked_at, whose value the runtime has
+        self._own = {}  # number -> (this rank's own, not handed over; its place)
+        self._apart = False
 
     def watch_all(self, places):
         """watch(), of each."""
@@ -123,25 +132,88 @@ class Gradients:
         if gradient is None:  # another's hook has used it up
             return
         gradient = gradient.detach()
-        if place.tensor in self._looked_at:
+        if place.tensor in self._looked_at and not self._apart:
             with torch.no_grad():
                 self._looked_at[place.tensor][0].add_(gradient)
             return
-        if gradient.is_sparse:
-            gradient = gradient.to_dense()
-        if gradient.dtype is not place.grad_dtype or not gradient.is_contiguous():
-            gradient = gradient.to(place.grad_dtype).contiguous()
+        gradient = _as_kept(gradient, place)
+        if place.tensor in self._own:
+            with torch.no_grad():
+                gradient = self._own[place.tensor][0].add_(gradient)
+        if self._apart:
+            self._own[place.tensor] = gradient, place
+            return
+        self._own.pop(place.tensor, None)
         self.handed_over[place.tensor] = place
-        self._add_to_batch(place, gradient)
+        self._add_to_batch(place, _as_kept(gradient, place))
+
+    # ---- Among ranks
+
+    @contextlib.contextmanager
+    def apart(self):
+        """What comes meanwhile is added to this rank's own, and goes with the first that comes afterwards, or with
+        hand_over_own()."""
+        self.hand_over()
+        self._apart = True
+        try:
+            yield
+        finally:
+            self._apart = False
+
+    @property
+    def is_apart(self):
+        """Whether apart() is open."""
+        return self._apart
+
+    def hand_over_own(self):
+        """What apart() has left, and no later gradient has taken along. Does nothing inside it."""
+        if self._apart:
+            return
+        while self._own:
+            number, (gradient, place) = next(iter(self._own.items()))
+            self.handed_over[number] = place
+            self._add_to_batch(place, _as_kept(gradient.detach(), place))
+            del self._own[number]
+        self.hand_over()
+
+    def give_back(self):
+        """Before what others have is to be added to it: the runtime has what was looked at, until renew(). Does nothing with
+        one rank, or inside apart(). All ranks call it together."""
+        if not self.among_ranks or self._apart:
+            return
+        self.settle_looked_at()
+        self._behind.update(self._looked_at)
+        self._looked_at.clear()
+
+    def renew(self):
+        """What was given back has what the runtime has now. All ranks call it together."""
+        for number, (gradient, place) in list(self._behind.items()):
+            with torch.no_grad():
+                gradient.copy_(self._read(place))
+            self._looked_at[number] = self._behind.pop(number)
+
+    def _read(self, place):
+        request = (0, place.tensor, place.shape)
+        return values.read_all(self._runtime, [request], abi.GRAD, place.grad_dtype)[0].to(self._device)
+
+    # ---- As PyTorch sees them
 
     def get(self, parameter):
         place = self._places[id(parameter)]
+        if place.tensor in self._own:
+            if place.tensor in self.handed_over or place.tensor in self._looked_at:
+                raise abi.FailedPrecondition(
+                    f"the gradient of {place.name} is in two parts: one is the mean of all ranks, the other this rank's own, from "
+                    "inside no_sync(). Look at it after the next backward outside of it, or before"
+                )
+            return self._own[place.tensor][0]
         if place.tensor not in self._looked_at and place.tensor in self.handed_over:
             self.hand_over()
             self._runtime.lent.finish()
-            request = (0, place.tensor, parameter.shape)
-            gradient = values.read_all(self._runtime, [request], abi.GRAD, place.grad_dtype)[0].to(self._device)
-            self._looked_at[place.tensor] = gradient, place
+            if place.tensor in self._behind:  # no backward has ended since
+                self.renew()
+            else:
+                self._looked_at[place.tensor] = self._read(place), place
         return self._looked_at[place.tensor][0] if place.tensor in self._looked_at else away.raw_grad(parameter)
 
     def set(self, parameter, gradient):
@@ -155,19 +227,28 @@ class Gradients:
         self.hand_over()
         away.set_raw_grad(parameter, None)
         self._looked_at.pop(place.tensor, None)
-        if gradient is not None:
+        self._behind.pop(place.tensor, None)
+        self._own.pop(place.tensor, None)
+        if gradient is not None and self._apart:
+            self._own[place.tensor] = gradient, place
+        elif gradient is not None:
             self._looked_at[place.tensor] = gradient, place
         elif self.handed_over.pop(place.tensor, None) is not None:
             self._runtime.clear_grad(place.tensor)
 
     def settle(self):
-        """The runtime has what was looked at or set, as it is now, and what was left to PyTorch before it was wanted."""
+        """The runtime has what was looked at or set, as it is now, what was left to PyTorch before it was wanted, and what
+        ranks had each for itself."""
+        self.settle_looked_at()
+        self.hand_over_own()
+
+    def settle_looked_at(self):
+        """settle(), but for what ranks have each for itself."""
         self.hand_over()
         self._adopt()
         items = []
         for number, (gradient, place) in self._looked_at.items():
-            gradient = gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
-            items.append((number, gradient.to(place.grad_dtype)))
+            items.append((number, _as_kept(gradient.detach(), place)))
             self.handed_over[number] = place
         values.write_all(self._runtime, items, abi.GRAD)
 
@@ -184,8 +265,19 @@ class Gradients:
     def forget(self):
         """They were used for an update, or dropped."""
         self._looked_at.clear()
+        self._behind.clear()
+        self._own.clear()
         self.handed_over.clear()
         self._batch = _Batch()
+
+
+def _as_kept(gradient, place):
+    """As the runtime takes it: itself, if it is so."""
+    if gradient.is_sparse:
+        gradient = gradient.to_dense()
+    if gradient.dtype is not place.grad_dtype or not gradient.is_contiguous():
+        gradient = gradient.to(place.grad_dtype).contiguous()
+    return gradient
 
 
 def _check(parameter, gradient):
