@@ -93,6 +93,28 @@ typedef struct sluice_comm_table {
   const char* description; /* for reports; it outlives the table's use */
 } sluice_comm_table;
 
+/* ---- Ranks that are processes of one host: tables of the library's own
+ *
+ * Each rank listens; the caller lets every rank have all addresses, by whatever it has; each rank
+ * connects, and has a table for each group. Where that fails on any rank, all use tables of the
+ * caller's: so all ask each other whether it did, and close what they have if so.
+ *
+ * Both return a sluice_status, whose words sluice_last_error has. */
+
+#define SLUICE_LOCAL_ADDRESS_BYTES 128
+
+/* `address` has room for so many. `listener` is to be connected, or forgotten. */
+__attribute__((visibility("default"))) int32_t sluice_local_listen(uint32_t rank, uint32_t ranks,
+                                                                   char* address,
+                                                                   uint64_t* listener);
+/* Waits until all ranks have called it, for at most `timeout_ms`. `addresses`: of all ranks, in
+ * order. `tables` has room for `groups`. FAILED_PRECONDITION: the ranks are not of one host. The
+ * listener is gone, whatever is returned. */
+__attribute__((visibility("default"))) int32_t sluice_local_connect(
+    uint64_t listener, const char* addresses, uint32_t groups, int32_t timeout_ms,
+    sluice_comm_table* tables);
+__attribute__((visibility("default"))) int32_t sluice_local_forget(uint64_t listener);
+
 #ifdef __cplusplus
 } /* extern "C" */
 #endif

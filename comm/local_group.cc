@@ -27,6 +27,12 @@ constexpr size_t kCutMax = 64;
 constexpr uint64_t kListMax = uint64_t{1} << 24;  // longer lists are nobody's
 constexpr int kLeaveTries = 20;                   // of a millisecond each
 
+void Say(const std::string& words, char* error, size_t error_bytes) {
+  const size_t length = std::min(words.size(), error_bytes - 1);
+  std::memcpy(error, words.data(), length);
+  error[length] = '\0';
+}
+
 }  // namespace
 
 LocalGroup::LocalGroup(Rank rank, std::vector<Peer> peers)
@@ -56,7 +62,8 @@ sluice_comm_table LocalGroup::table() {
       },
       .wait = [](void* context, uint64_t, int32_t timeout_ms, char* error, size_t bytes)
           -> int32_t { return static_cast<LocalGroup*>(context)->Wait(timeout_ms, error, bytes); },
-      .abort = [](void* context) { static_cast<LocalGroup*>(context)->Abort(); },
+      .abort = [](void* context,
+                  const char* why) { static_cast<LocalGroup*>(context)->Abort(why); },
       .close =
           [](void* context) {
             auto* const self = static_cast<LocalGroup*>(context);
@@ -108,15 +115,25 @@ int32_t LocalGroup::Wait(int32_t timeout_ms, char* error, size_t error_bytes) {
     }
     const auto left =
         std::chrono::ceil<std::chrono::milliseconds>(until - std::chrono::steady_clock::now());
-    if (left.count() <= 0) return SLUICE_COMM_PENDING;
+    if (left.count() <= 0) {
+      Say(AwaitedRanks(), error, error_bytes);
+      return SLUICE_COMM_PENDING;
+    }
     well = Sleep(static_cast<int32_t>(left.count()));
   }
   EndCall();
   const std::string why = WhyFailed();
-  const size_t length = std::min(why.size(), error_bytes - 1);
-  std::memcpy(error, why.data(), length);
-  error[length] = '\0';
+  Say(why, error, error_bytes);
   return SLUICE_COMM_FAILED;
+}
+
+std::string LocalGroup::AwaitedRanks() const {
+  std::string awaited;
+  for (uint32_t r = 0; r < links_.size(); ++r) {
+    if (links_[r].in != Link::In::kNothing || links_[r].out == Link::Out::kReads)
+      awaited += fmt::format("{}{}", awaited.empty() ? "rank " : ", ", r);
+  }
+  return awaited;
 }
 
 void LocalGroup::EndCall() {
@@ -356,17 +373,20 @@ std::string LocalGroup::Named(uint32_t rank, const char* what) const {
   return fmt::format("rank {}{}{}", rank, *what == '\'' ? "" : " ", what);
 }
 
-void LocalGroup::Abort() {
+void LocalGroup::Abort(const char* words) {
   if (aborted_.exchange(true)) return;
   const uint64_t one = 1;
   (void)!write(wake_, &one, sizeof(one));
   // The others hear what this one has heard: so all name the rank that it began with.
-  (void)Fail(fmt::format("rank {} was aborted", rank_));
-  const std::string why = WhyFailed();
-  std::vector<std::byte> packet(sizeof(Head) + why.size());
+  // The words of a failure here count more; and all words name a rank.
+  const std::string own = WhyFailed();
+  std::string why = own.empty() ? words : own;
+  if (why.find("rank ") == std::string::npos)
+    why = fmt::format("rank {} was aborted: {}", rank_, why);
+  std::vector<std::byte> packet(std::min(sizeof(Head) + why.size(), kPacketMax));
   const Head head{.packet = Packet::kAborted};
   std::memcpy(packet.data(), &head, sizeof(head));
-  std::memcpy(packet.data() + sizeof(head), why.data(), why.size());
+  std::memcpy(packet.data() + sizeof(head), why.data(), packet.size() - sizeof(head));
   for (const Link& link : links_) {
     if (!link.socket.open()) continue;
     (void)link.socket.Send(packet);

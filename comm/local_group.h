@@ -83,7 +83,7 @@ class LocalGroup {
 
   int32_t Start(const sluice_comm_call& call);
   int32_t Wait(int32_t timeout_ms, char* error, size_t error_bytes);
-  void Abort();
+  void Abort(const char* words);
   void Leave();
 
   bool NextExchange();  // false: the operation has ended
@@ -103,6 +103,7 @@ class LocalGroup {
   std::string Named(uint32_t rank, const char* what) const;
   Head Described(Packet packet) const;
   bool Ready() const;
+  std::string AwaitedRanks() const;
 
   const uint32_t rank_;
   const std::string description_;

@@ -37,6 +37,7 @@ class LocalRanks {
   // Errors: those of sockets.
   static absl::StatusOr<LocalRanks> Listen(Rank rank, uint32_t ranks);
   const Address& address() const { return address_; }
+  uint32_t ranks() const { return ranks_; }
 
   // Waits for the other ranks, which call it too, with everybody's addresses. Returns this rank's
   // tables, one for each group; who is given a table closes it. Errors: FailedPrecondition if the

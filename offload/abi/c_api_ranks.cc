@@ -1,10 +1,14 @@
 // The C ABI among several ranks: which one this is, and how it reaches the others.
 
+#include <algorithm>
 #include <chrono>
 #include <limits>
+#include <tuple>
 #include <utility>
+#include <vector>
 
 #include "comm/comm_table.h"
+#include "comm/local_ranks.h"
 #include "comm/supplied.h"
 #include "core/clock.h"
 #include "core/status.h"
@@ -33,7 +37,8 @@ absl::StatusOr<std::unique_ptr<Communicator>> CommunicatorOf(const sluice_comm_t
         fmt::format("comm: the table of {} is rank {}'s of {}, but rank is {} and ranks is {}",
                     group, table.rank, table.ranks, sharding.rank.value(), sharding.ranks));
   }
-  auto made = MakeSuppliedCommunicator(table, {.timeout = config.rank_timeout}, CommunicationClock());
+  auto made =
+      MakeSuppliedCommunicator(table, {.timeout = config.rank_timeout}, CommunicationClock());
   if (!made.ok()) return Annotate(made.status(), fmt::format("comm: the table of {}", group));
   return made;
 }
@@ -48,8 +53,7 @@ absl::Status ToSharding(const sluice_options& o, RuntimeConfig* config) {
   config->zero_stage = o.zero_stage;
   SLUICE_RETURN_IF_ERROR(
       CheckRange(o.rank_timeout_ms, 0, std::numeric_limits<int32_t>::max(), "rank_timeout_ms"));
-  if (o.rank_timeout_ms > 0)
-    config->rank_timeout = std::chrono::milliseconds(o.rank_timeout_ms);
+  if (o.rank_timeout_ms > 0) config->rank_timeout = std::chrono::milliseconds(o.rank_timeout_ms);
   config->sharding = {.rank = Rank(o.rank), .ranks = ranks};
   if (ranks == 1) return absl::OkStatus();  // which shares nothing at any stage
   config->sharding.states = o.zero_stage >= 1;
@@ -87,4 +91,60 @@ absl::StatusOr<RankLinks> ToRankLinks(const sluice_options* given) {
   return links;
 }
 
+namespace {
+
+// Never destroyed: see Runtimes.
+Handles<LocalRanks>& Listeners() {
+  static auto* listeners = new Handles<LocalRanks>('L');
+  return *listeners;
+}
+
+absl::Status LocalConnect(uint64_t listener, const char* addresses, uint32_t groups,
+                          int32_t timeout_ms, sluice_comm_table* tables) {
+  SLUICE_ASSIGN_OR_RETURN(const auto ranks, Listeners().Remove(listener, "listener"));
+  SLUICE_RETURN_IF_ERROR(NotNull(addresses, "addresses"));
+  SLUICE_RETURN_IF_ERROR(NotNull(tables, "tables"));
+  SLUICE_RETURN_IF_ERROR(CheckRange(groups, 1, 64, "groups"));
+  SLUICE_RETURN_IF_ERROR(CheckRange(timeout_ms, 1, INT32_MAX, "timeout_ms"));
+  std::vector<LocalRanks::Address> by_rank(ranks->ranks());
+  for (size_t r = 0; r < by_rank.size(); ++r)
+    std::copy_n(addresses + r * by_rank[r].size(), by_rank[r].size(), by_rank[r].begin());
+  SLUICE_ASSIGN_OR_RETURN(const auto made,
+                          ranks->Connect(by_rank, groups, std::chrono::milliseconds(timeout_ms)));
+  std::ranges::copy(made, tables);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 }  // namespace sluice::c_api
+
+using namespace sluice;         // NOLINT: the C ABI is outside the namespace
+using namespace sluice::c_api;  // NOLINT
+
+extern "C" {
+
+int32_t sluice_local_listen(uint32_t rank, uint32_t ranks, char* address, uint64_t* listener) {
+  return Guarded([&]() -> absl::Status {
+    static_assert(std::tuple_size_v<LocalRanks::Address> == SLUICE_LOCAL_ADDRESS_BYTES);
+    SLUICE_RETURN_IF_ERROR(NotNull(address, "address"));
+    SLUICE_RETURN_IF_ERROR(NotNull(listener, "listener"));
+    SLUICE_RETURN_IF_ERROR(CheckRange(ranks, 1, kRanksMax, "ranks"));
+    SLUICE_RETURN_IF_ERROR(CheckRange(rank, 0, int64_t{ranks} - 1, "rank"));
+    SLUICE_ASSIGN_OR_RETURN(LocalRanks made, LocalRanks::Listen(Rank(rank), ranks));
+    std::ranges::copy(made.address(), address);
+    *listener = Listeners().Add(std::make_shared<LocalRanks>(std::move(made)));
+    return absl::OkStatus();
+  });
+}
+
+int32_t sluice_local_connect(uint64_t listener, const char* addresses, uint32_t groups,
+                             int32_t timeout_ms, sluice_comm_table* tables) {
+  return Guarded([&] { return LocalConnect(listener, addresses, groups, timeout_ms, tables); });
+}
+
+int32_t sluice_local_forget(uint64_t listener) {
+  return Guarded([&] { return Listeners().Remove(listener, "listener").status(); });
+}
+
+}  // extern "C"

@@ -10,9 +10,9 @@
 
 #include <atomic>
 #include <memory>
-#include <thread>
 #include <ostream>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -161,10 +161,8 @@ std::unique_ptr<GroupMaker> NewMaker(uint32_t ranks) {
 }
 
 inline constexpr CommImplementation kCommImplementations[] = {
-    {"InProcess", NewMaker<InProcessMaker>, true},
-    {"Simulated", NewMaker<SimMaker>, true},
-    {"Supplied", NewMaker<SuppliedMaker>, false},
-    {"Local", NewMaker<LocalMaker>, false},
+    {"InProcess", NewMaker<InProcessMaker>, true}, {"Simulated", NewMaker<SimMaker>, true},
+    {"Supplied", NewMaker<SuppliedMaker>, false},  {"Local", NewMaker<LocalMaker>, false},
     {"Nccl", NewMaker<NcclMaker>, false},
 };
 

@@ -12,6 +12,7 @@ from ..native.errors import FailedPrecondition
 from ..ranks import RankError, RankPlace, find_place
 from . import attendance, comm_table
 from .group_server import GroupServer
+from .local_tables import local_tables
 from .value_group import ValueGroup
 
 GROUPS = ("agreement", "gradients", "gathers")  # in the order of sluice_options.comm
@@ -69,13 +70,18 @@ class World:
         self._servers = []
         store = dist.distributed_c10d._get_default_store()
         attendance.meet(store, self.rank, self.size, timeout_s, "where engines are made")
-        for name in (*GROUPS, "values"):
-            self._groups[name] = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_s + _MORE_S))
+        self._timeout = datetime.timedelta(seconds=timeout_s + _MORE_S)
+        self._groups["values"] = dist.new_group(backend="gloo", timeout=self._timeout)
         self._values = ValueGroup(self._groups["values"], self.rank, self.size, timeout_s)
 
     def tables(self):
-        """The ctypes array of tables for sluice_options.comm. Once: whoever is given them closes them."""
+        """The ctypes array of tables for sluice_options.comm. Once: whoever is given them closes them. All ranks call it."""
+        tables = local_tables(self._values, self.rank, self.size, len(GROUPS))
+        if tables is not None:
+            return tables
         tables = []
+        for name in GROUPS:
+            self._groups[name] = dist.new_group(backend="gloo", timeout=self._timeout)
         for name in GROUPS:
             server = GroupServer(self._groups[name], self.rank, self.size, name)
             self._servers.append(server)
