@@ -247,16 +247,25 @@ void UnitGathers::End(Gather* gather) {
   if (from_slot) {
     --At(index).sent_from_slot;
     CancelIfUnwanted(index);
+    EndIfReceived(index);
   } else if (!receives && serving_ == index) {
     serving_.reset();
     observer_->OnServed();
   }
   if (receives) {
     gathered_bytes_->Add(context_.layout->unit(index).param_bytes().value());
-    Forget(index);
-    observer_->OnGathered(index, absl::OkStatus());
+    At(index).received = true;
+    EndIfReceived(index);
   }
   order_->Pump();
+}
+
+// What is sent from the slot to others must not be written over.
+void UnitGathers::EndIfReceived(UnitIndex index) {
+  const Unit& unit = At(index);
+  if (unit.slot == nullptr || !unit.received || unit.sent_from_slot > 0) return;
+  Forget(index);
+  observer_->OnGathered(index, absl::OkStatus());
 }
 
 }  // namespace sluice

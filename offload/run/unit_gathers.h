@@ -74,12 +74,13 @@ class UnitGathers {
     std::byte* slot = nullptr;  // if it is wanted
     bool part_there = false;    // in the slot, or at a home that can be sent from
     bool agreed = false;        // it will come
+    bool received = false;      // all of it
     bool urgent = false;        // said
     bool unwanted = false;      // said
     uint32_t unheard = 0;       // of what was said here of wanting it: what has not come back
     TimePoint since{0};
     uint32_t ranks = 0;         // that want it, and to whom nothing is agreed
-    size_t sent_from_slot = 0;  // gathers under way that only send
+    size_t sent_from_slot = 0;  // gathers under way that only send: the slot must stay
   };
   struct Launch {
     UnitIndex unit;
@@ -95,6 +96,7 @@ class UnitGathers {
   }
   void Agree(UnitIndex unit);
   void CancelIfUnwanted(UnitIndex unit);
+  void EndIfReceived(UnitIndex unit);
   void Forget(UnitIndex unit);
   bool StartIfReady(const Launch& launch);
   bool MayStart(UnitIndex unit);

@@ -16,6 +16,7 @@
 #include "comm/in_process.h"
 #include "core/status.h"
 #include "offload/run/factory.h"
+#include "tests/offload/late_communicator.h"
 #include "tests/offload/trainer.h"
 
 namespace sluice::testing {
@@ -48,6 +49,7 @@ struct RanksCase {
   int stage = 1;
   RuntimeConfig config;
   TrainerOptions training;
+  Nanos hear_after{0};  // of each other
 };
 
 // Of bf16, in small chunks, everything in memory.
@@ -114,6 +116,12 @@ inline RankResult TrainRank(const RanksCase& c, uint32_t rank, RankLinks links) 
 
 inline std::vector<RankResult> Train(const RanksCase& c) {
   std::vector<RankLinks> links = LinkRanks(c.ranks);
+  for (RankLinks& of_rank : links) {
+    if (c.hear_after == Nanos(0)) break;
+    static const SteadyClock clock;
+    for (auto* link : {&of_rank.agreement, &of_rank.gathers})
+      *link = std::make_unique<LateCommunicator>(std::move(*link), c.hear_after, &clock);
+  }
   std::vector<RankResult> results(c.ranks);
   OnRanks(c.ranks, [&](uint32_t r) { results[r] = TrainRank(c, r, std::move(links[r])); });
   return results;

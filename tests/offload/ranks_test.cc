@@ -106,6 +106,22 @@ TEST_P(RandomRanksTest, ComeToTheBitsOfPlainArrays) {
 
 INSTANTIATE_TEST_SUITE_P(All, RandomRanksTest, ::testing::Range<uint64_t>(1, 41));
 
+class LateRanksTest : public ::testing::TestWithParam<uint64_t> {};
+
+// A shard has come from NVMe before the ranks hear who wants the unit, or that nobody does any
+// more; and one gather has not ended where others of the unit begin.
+TEST_P(LateRanksTest, ComeToTheBitsOfPlainArrays) {
+  TempDir directory;
+  RanksCase c = RandomCase(GetParam(), directory.path());
+  c.hear_after = std::chrono::microseconds(300);
+  c.stage = 3;
+  c.config.placement.lowest_param_tier = Tier::kNvme;
+  c.config.budgets = {KiB(250), KiB(1000), GiB(1)};
+  TrainAndCompare(c);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, LateRanksTest, ::testing::Range<uint64_t>(1, 21));
+
 // Eight units of two tensors, `elements` in all.
 ModelSpec EvenModel(int64_t* elements) {
   ModelSpec spec;

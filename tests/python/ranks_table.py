@@ -93,11 +93,11 @@ class Case:
 
 def formula(case):
     """Bytes of a rank on each tier, by what they are: {(what, tier): bytes}. On the host device states that may not leave HBM are in
-    RAM, and where they may go to NVMe budgets are the smallest that work."""
+    RAM, and where they may go to NVMe budgets are the smallest that work. Parameters that ranks keep whole stay in memory."""
     of_states = case.world if case.stage >= 1 else 1
     of_params = case.world if case.stage == 3 else 1
     states = "nvme" if case.states == "nvme" else "pinned"
-    params = {"none": "hbm", "cpu": "pinned", "nvme": "nvme"}[case.params]
+    params = {"none": "hbm", "cpu": "pinned", "nvme": "nvme" if case.stage == 3 or case.world == 1 else "pinned"}[case.params]
     expected = {(what, tier): 0 for what in ("states", "gradients", "params") for tier in TIERS}
     expected["states", states] = STATE * TRAINED / of_states
     expected["gradients", states] = case.size * TRAINED / of_states

@@ -171,6 +171,10 @@ def _config_of(given, world):
     micro, steps = _batches(top, world)
     dtype, loss_scale = _precision(top)
     zero = top.get("zero_optimization", {})
+    if world > 1 and zero.get("stage", 0) < 3 and zero.get("offload_param", {}).get("device") == "nvme":
+        notes.append(
+            "zero_optimization.offload_param.device: at stages 0 to 2 parameters go to RAM and no further, as ranks gather them there"
+        )
     own = dict(top.get("sluice", {}))
     return Config(
         micro_batch=micro,
