@@ -225,6 +225,7 @@ absl::StatusOr<SimTraining> SimulateTraining(const ModelSpec& spec, const Runtim
     ranks.push_back(std::make_unique<SimRankHost>(&world, hosts));
     SLUICE_RETURN_IF_ERROR(ranks.back()->Make(spec, of_rank, std::move(links), cores));
   }
+  std::vector<Bytes> sent;  // by rank 0, when each step was over
   SimTraining result;
   result.digest = 14695981039346656037u;
   for (const auto& rank : ranks) rank->Start(script);
@@ -242,13 +243,16 @@ absl::StatusOr<SimTraining> SimulateTraining(const ModelSpec& spec, const Runtim
       if (ranks[r]->done() && !ranks[r]->status().ok()) return ranks[r]->status();
       next = std::min(next, ranks[r]->NextTime());
     }
+    while (sent.size() < ranks[0]->times().steps.size()) sent.push_back(ranks[0]->sent());
     if (any) continue;
     world.RunNext(next);
     if (world.Now() > std::chrono::hours(24) * 3)
       return absl::DeadlineExceededError("a simulated training does not end");
   }
   result.traffic = ranks[0]->runtime()->Traffic();
-  result.sent = ranks[0]->sent() / script.steps;
+  sent.resize(ranks[0]->times().steps.size(), ranks[0]->sent());
+  if (sent.size() > 2)
+    result.sent = (sent.back() - sent[1]) / (static_cast<int64_t>(sent.size()) - 2);
   result.control_seconds = ranks[0]->loop_seconds();
   for (const auto& rank : ranks) result.times.push_back(rank->times());
   result.real_seconds = ThreadSeconds() - began;

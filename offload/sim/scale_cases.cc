@@ -1,4 +1,4 @@
-#include "bench/scale_cases.h"
+#include "offload/sim/scale_cases.h"
 
 #include <algorithm>
 #include <cmath>
@@ -64,7 +64,7 @@ RuntimeConfig ConfigOf(const ScaleCase& c, const Scaled& scaled) {
   config.io.in_flight_max = 64;
   if (c.stage == 3) {
     const int64_t shards = c.params == Tier::kHbm ? scaled.unit * c.units / c.ranks() * 2 : 0;
-    config.budgets.hbm = Bytes(scaled.unit * 2 * c.cache_units + shards) + MiB(1);
+    config.budgets.hbm = Bytes(scaled.unit * 2 * c.cache_units + shards) + KiB(32);
   }
   if (c.states == Tier::kNvme || c.params == Tier::kNvme) config.nvme_paths = {"simulated"};
   return config;
@@ -108,21 +108,27 @@ SimHosts HostsOf(const ScaleCase& c, double scale) {
   // The plan's budgets are of a model that was scaled down; what it says of homes is said here.
   hosts.place = [states = c.states, stage = c.stage, params = c.params](
                     const ModelLayout& layout, Placement* placement) {
+    // Of a model that is scaled down there are fewer chunks, so fewer are on their way.
+    const auto share = static_cast<int>(layout.chunks().size() / 16);
     if (states == Tier::kNvme) {
       std::ranges::fill(placement->state_home, Tier::kNvme);
-      placement->state_buffers = 32;
+      placement->state_buffers = std::clamp(share, 4, 32);
     }
     if (stage == 3 && params == Tier::kNvme) {
       std::ranges::fill(placement->param_home, Tier::kNvme);
-      placement->param_buffers = 24;
+      placement->param_buffers = std::clamp(share, 4, 24);
     }
-    (void)layout;
   };
   return hosts;
 }
 
 FloorTerms FloorOf(const ScaleCase& c, const Scaled& scaled, const SimHosts& hosts,
-                   const TrainingScript& script, const StepTraffic& traffic) {
+                   const TrainingScript& script, StepTraffic traffic) {
+  const double drive = hosts.drive_bytes_per_second / scaled.scale;
+  const double all_io = static_cast<double>((traffic.nvme_read + traffic.nvme_written).value());
+  // What the buffers hold when forward is over can be written during backward; and parameters that
+  // backward needs are read then.
+  traffic.read_ahead += std::min(traffic.read_ahead, traffic.nvme_written);
   const double gradients = ExchangeSeconds(c.machine, c.ranks(), 2 * c.parameters);
   const double params = GatherSeconds(c.machine, c.ranks(), 2 * c.parameters);
   const double kept = c.stage == 3 ? static_cast<double>(c.cache_units) / c.units : 0;
@@ -130,9 +136,14 @@ FloorTerms FloorOf(const ScaleCase& c, const Scaled& scaled, const SimHosts& hos
   // What stays in the cache from forward is not gathered for backward, nor the other way round.
   const double again = std::max(0.0, 1 - kept);
   const double micro_gathers = c.stage == 3 ? params * again : 0;
+  double read_backward = 0;
+  if (c.stage == 3 && c.params == Tier::kNvme) {
+    read_backward = again * 2 * static_cast<double>(scaled.unit) * c.units / c.ranks();
+    traffic.nvme_read -= Bytes(static_cast<int64_t>(read_backward * passes));
+  }
   HardwareRates rates{.forward_seconds = Seconds(script.forward) * c.units * passes,
                       .backward_seconds = Seconds(script.backward) * c.units * passes,
-                      .nvme_bytes = hosts.drive_bytes_per_second / scaled.scale,
+                      .nvme_bytes = drive,
                       .update_elements =
                           hosts.work.per_second[static_cast<size_t>(
                               c.states == Tier::kNvme ? TaskKind::kStream : TaskKind::kUpdate)] *
@@ -150,7 +161,13 @@ FloorTerms FloorOf(const ScaleCase& c, const Scaled& scaled, const SimHosts& hos
     rates.backward_seconds += rates.forward_seconds * (passes - 1) / passes;
     rates.forward_seconds /= passes;
   }
-  return Floor(traffic, rates);
+  if (drive > 0) {
+    rates.links_backward_seconds =
+        std::max(rates.links_backward_seconds, read_backward * passes / drive);
+  }
+  FloorTerms floor = Floor(traffic, rates);
+  if (drive > 0) floor.total = std::max(floor.total, all_io / drive);
+  return floor;
 }
 
 }  // namespace

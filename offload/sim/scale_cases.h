@@ -1,10 +1,10 @@
-// bench/scale_cases.h
+// offload/sim/scale_cases.h
 //
 // Machines whose rates were published, models on them, and what a step of one takes in simulation,
 // beside its floor. Rates are per GPU unless they say otherwise.
 
-#ifndef SLUICE_BENCH_SCALE_CASES_H_
-#define SLUICE_BENCH_SCALE_CASES_H_
+#ifndef SLUICE_OFFLOAD_SIM_SCALE_CASES_H_
+#define SLUICE_OFFLOAD_SIM_SCALE_CASES_H_
 
 #include <cstdint>
 #include <string>
@@ -76,4 +76,4 @@ double GatherSeconds(const Machine& machine, uint32_t ranks, double bytes);
 
 }  // namespace sluice
 
-#endif  // SLUICE_BENCH_SCALE_CASES_H_
+#endif  // SLUICE_OFFLOAD_SIM_SCALE_CASES_H_
