@@ -1,11 +1,7 @@
 #include "bench/scale_real.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
-#include <cerrno>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -16,8 +12,11 @@
 #include "core/clock.h"
 #include "core/executor.h"
 #include "core/memory_resource.h"
+#include "core/sim_faults.h"
 #include "core/status.h"
 #include "fmt/format.h"
+#include "nvme/direct_file.h"
+#include "nvme/io_engine.h"
 #include "offload/plan/placement.h"
 #include "optim/adamw.h"
 #include "optim/norm.h"
@@ -236,48 +235,58 @@ MeasuredRates MeasureCores(int threads) {
   return rates;
 }
 
-absl::StatusOr<double> MeasureDrive(const std::string& directory, Bytes block, double seconds) {
-  constexpr int kThreads = 16;
-  constexpr int64_t kBlocks = 1024;
-  const std::string path = directory + "/drive_probe";
-  const int file = open(path.c_str(), O_CREAT | O_RDWR | O_DIRECT | O_CLOEXEC, 0600);
-  if (file < 0) return ErrnoStatus(errno, "opening " + path);
-  (void)unlink(path.c_str());
-  const auto size = block.size();
-  if (posix_fallocate(file, 0, static_cast<off_t>(size) * kBlocks) != 0) {
-    close(file);
-    return absl::ResourceExhaustedError("no room for the drive's probe");
+absl::StatusOr<double> MeasureDrive(const std::string& directory, Bytes block, uint32_t depth,
+                                    double seconds) {
+  constexpr uint64_t kBlocks = 640;
+  SLUICE_ASSIGN_OR_RETURN(
+      const DirectFile file,
+      DirectFile::CreateUnnamed(directory, block * static_cast<int64_t>(kBlocks)));
+  const Touched<std::byte> memory(block.size() * depth, std::byte{1});
+  const MemoryView arenas[] = {memory.values()};
+  SteadyClock clock;
+  SLUICE_ASSIGN_OR_RETURN(
+      const std::unique_ptr<IoEngine> engine,
+      MakeIoEngine(IoEngineKind::kAuto, std::span(&file, 1), arenas, {.in_flight_max = depth}, &clock));
+  std::vector<IoOp> ops(depth);
+  std::vector<IoOp*> idle, done(depth);
+  for (uint32_t i = 0; i < depth; ++i) {
+    ops[i].file = FileIndex(0);
+    ops[i].memory = memory.values().subspan(i * block.size(), block.size());
+    idle.push_back(&ops[i]);
   }
-  std::atomic<int64_t> next{0}, moved{0};
-  std::atomic<bool> fails{false};
-  const auto run = [&](double until, bool fill) {
-    const TimePoint begin = kClock.Now();
-    std::vector<std::thread> threads;
-    for (int t = 0; t < kThreads; ++t) {
-      threads.emplace_back([&] {
-        const Touched<std::byte> memory(size, std::byte{1});
-        while (!fails && (fill ? next.load() < kBlocks : Seconds(kClock.Now() - begin) < until)) {
-          const int64_t i = next++;
-          const auto offset = static_cast<off_t>(size) * (i % kBlocks);
-          // Each block is read, and one that was read before written, as an update does.
-          const bool write = fill || i % 2 == 1;
-          const ssize_t n = write ? pwrite(file, memory.data(), size, offset)
-                                  : pread(file, memory.data(), size, offset);
-          if (n != static_cast<ssize_t>(size)) fails = true;
-          moved += n;
-        }
-      });
+  uint64_t started = 0, ended = 0, random = 1;
+  std::vector<bool> busy(kBlocks);  // by block
+  const auto turn = [&](bool fill) -> absl::Status {
+    while (!idle.empty() && (!fill || started < kBlocks)) {
+      uint64_t at = started % kBlocks;
+      while (!fill && busy[at = NextRandom(&random) % kBlocks]) {
+      }
+      IoOp* const op = idle.back();
+      op->kind = fill || started % 2 == 1 ? IoKind::kWrite : IoKind::kRead;
+      op->offset = FileOffset(static_cast<int64_t>(at) * block.value());
+      if (engine->Submit(std::span(&op, 1)) == 0) break;
+      busy[at] = true;
+      idle.pop_back();
+      ++started;
     }
-    for (std::thread& thread : threads) thread.join();
-    return Seconds(kClock.Now() - begin);
+    const size_t n = engine->Poll(done, kForever);
+    for (IoOp* const op : std::span(done).first(n)) {
+      SLUICE_RETURN_IF_ERROR(op->status);
+      busy[static_cast<size_t>(op->offset.value() / block.value())] = false;
+      idle.push_back(op);
+      ++ended;
+    }
+    return absl::OkStatus();
   };
-  run(0, true);
-  next = 0;
-  moved = 0;
-  const double took = run(seconds, false);
-  close(file);
-  if (fails) return absl::UnavailableError("the drive's probe could not read or write");
-  return static_cast<double>(moved.load()) / took;
+  while (ended < kBlocks) SLUICE_RETURN_IF_ERROR(turn(true));
+  const TimePoint begin = kClock.Now();
+  const uint64_t before = ended;
+  while (Seconds(kClock.Now() - begin) < seconds) SLUICE_RETURN_IF_ERROR(turn(false));
+  const double rate =
+      static_cast<double>((block * static_cast<int64_t>(ended - before)).value()) /
+      Seconds(kClock.Now() - begin);
+  SLUICE_RETURN_IF_ERROR(engine->Close());
+  return rate;
 }
 
 absl::StatusOr<std::vector<TrainingTimes>> TrainReally(const ModelSpec& spec,

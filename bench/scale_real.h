@@ -1,8 +1,7 @@
 // bench/scale_real.h
 //
 // The same programs (offload/sim/training_script.h) over real seams, ranks being threads of this
-// process, and what this machine's rates are, measured by loops that use neither Sluice's engine
-// nor its schedule.
+// process, and what this machine's rates are, measured by loops that know no schedule.
 
 #ifndef SLUICE_BENCH_SCALE_REAL_H_
 #define SLUICE_BENCH_SCALE_REAL_H_
@@ -27,9 +26,10 @@ struct MeasuredRates {
 };
 // Of the cores and memory.
 MeasuredRates MeasureCores(int threads);
-// Of the drive that holds `directory`, in blocks of so many bytes, several at a time. Errors: those
-// of its files.
-absl::StatusOr<double> MeasureDrive(const std::string& directory, Bytes block, double seconds);
+// Of the drive that holds `directory`, by an I/O engine alone: blocks of so many bytes, anywhere,
+// reads and writes in turn, `depth` at a time. Bytes a second. Errors: those of its files.
+absl::StatusOr<double> MeasureDrive(const std::string& directory, Bytes block, uint32_t depth,
+                                    double seconds);
 
 // Trains; the times are by rank.
 absl::StatusOr<std::vector<TrainingTimes>> TrainReally(const ModelSpec& spec,

@@ -12,6 +12,7 @@ namespace sluice {
 namespace {
 
 constexpr uint32_t kUnits = 8;
+constexpr Bytes kBlock = KiB(576);  // states of a chunk
 
 ModelSpec SpecOf(const ValidationCase& c) {
   ModelSpec spec;
@@ -54,13 +55,16 @@ RuntimeConfig ConfigOf(const ValidationCase& c, const ModelSpec& spec,
   return config;
 }
 
-SimHosts HostsOf(const ValidationCase& c, const MeasuredRates& rates, double drive, int cores) {
+// `drive`: bytes a second; `single`: where one block is on its way at a time.
+SimHosts HostsOf(const ValidationCase& c, const MeasuredRates& rates, double drive, double single,
+                 int cores) {
   SimHosts hosts;
   hosts.ranks = c.ranks;
   hosts.network = {.ranks_per_host = c.ranks,
                    .local_bytes_per_second = rates.exchange,
                    .local_latency = Nanos(static_cast<int64_t>(rates.round * 1e9)),
-                   .small = KiB(4)};
+                   .small = KiB(4),
+                   .own_takes_time = true};
   hosts.cores = cores;
   hosts.callers_help = true;
   const auto rate = [&](TaskKind kind) -> double& {
@@ -72,6 +76,10 @@ SimHosts HostsOf(const ValidationCase& c, const MeasuredRates& rates, double dri
   rate(TaskKind::kSum) = rates.sum;
   rate(TaskKind::kTake) = rates.take;
   hosts.drive_bytes_per_second = drive / c.ranks;
+  if (single > 0) {
+    hosts.drive_latency = Nanos(std::max<int64_t>(
+        0, static_cast<int64_t>(static_cast<double>(kBlock.value()) * (1 / single - 1 / drive) * 1e9)));
+  }
   hosts.wake = std::chrono::microseconds(50);
   return hosts;
 }
@@ -142,7 +150,6 @@ double Validation::Row::real() const { return Median(steps); }
 double Validation::Row::drive() const { return Median(drives); }
 
 absl::StatusOr<Validation> Validate(const std::string& directory, int repetitions, int steps) {
-  constexpr Bytes kBlock = KiB(576);
   constexpr double kProbe = 0.5;   // seconds
   constexpr size_t kSettling = 3;  // the first steps learn the trace
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
@@ -155,7 +162,11 @@ absl::StatusOr<Validation> Validate(const std::string& directory, int repetition
       result.rates.push_back(MeasureCores(cores));
       const auto probe = [&]() -> absl::Status {
         if (!drives) return absl::OkStatus();
-        SLUICE_ASSIGN_OR_RETURN(row.drives.emplace_back(), MeasureDrive(directory, kBlock, kProbe));
+        const uint32_t depth = IoEngine::Limits().in_flight_max * row.of.ranks;
+        SLUICE_ASSIGN_OR_RETURN(row.drives.emplace_back(),
+                                MeasureDrive(directory, kBlock, depth, kProbe));
+        SLUICE_ASSIGN_OR_RETURN(row.single.emplace_back(),
+                                MeasureDrive(directory, kBlock, 1, kProbe / 2));
         return absl::OkStatus();
       };
       SLUICE_RETURN_IF_ERROR(probe());
@@ -173,7 +184,7 @@ absl::StatusOr<Validation> Validate(const std::string& directory, int repetition
     SLUICE_ASSIGN_OR_RETURN(
         const SimTraining simulated,
         SimulateTraining(spec, ConfigOf(row.of, spec, directory),
-                         HostsOf(row.of, result.median, row.drive(), cores),
+                         HostsOf(row.of, result.median, row.drive(), Median(row.single), cores),
                          ScriptOf(row.of, 8)));
     row.simulated = simulated.StepSeconds();
   }

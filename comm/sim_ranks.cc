@@ -306,6 +306,14 @@ Nanos SimNetwork::LatencyOf(const CommOp& op) const {
   return options_.local_latency * steps(local) + options_.network_latency * steps(hosts) + messages;
 }
 
+// Of an all-gather, what its rank sends to itself, unless it lies there already.
+static Bytes OwnOf(const CommOp& op, Rank rank) {
+  if (op.kind != CommKind::kAllGather || op.send.views.empty()) return {};
+  const std::span<const MemoryView> to = op.receive[rank.value()];
+  const bool in_place = !to.empty() && to.front().data() == op.send.views.front().data();
+  return in_place ? Bytes(0) : op.sizes().own;
+}
+
 SimNetwork::Span SimNetwork::Occupy(const Party& party, std::span<CommOp* const> ops,
                                     double scale) {
   const CommOp& first = *ops[party.first];
@@ -319,8 +327,8 @@ SimNetwork::Span SimNetwork::Occupy(const Party& party, std::span<CommOp* const>
   });
   TimePoint end = begin + latency;
   party.ForEach([&](Rank rank) {
-    const SimTraffic traffic =
-        TrafficOf(*ops[rank.value()], rank, ranks(), options_.ranks_per_host);
+    SimTraffic traffic = TrafficOf(*ops[rank.value()], rank, ranks(), options_.ranks_per_host);
+    if (options_.own_takes_time) traffic.local += OwnOf(*ops[rank.value()], rank);
     const Nanos local = time_for(traffic.local, options_.local_bytes_per_second);
     const Nanos network = time_for(traffic.network, options_.network_bytes_per_second);
     end = std::max(end, begin + std::max(local, network) + latency);

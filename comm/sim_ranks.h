@@ -41,6 +41,9 @@ struct SimNetworkOptions {
   Nanos message_gap{0};  // of an all-to-all, for each rank that a rank sends to
   // Operations of which a rank sends no more than this go beside what the links are busy with.
   Bytes small;
+  // What a rank sends to itself, if not in place, takes as long as what others send it: its host
+  // copies both.
+  bool own_takes_time = false;
 };
 
 // What an operation moves over a rank's links, in the direction in which it is more. Gathers and
