@@ -28,9 +28,10 @@ class SimRank;
 // What the ranks of a group share. Lives as long as any of them, or something of it is to happen.
 class SimGroup : public std::enable_shared_from_this<SimGroup> {
  public:
-  SimGroup(SimNetwork* network, Nanos timeout)
+  SimGroup(SimNetwork* network, Nanos timeout, double scale)
       : network_(network),
         timeout_(timeout),
+        scale_(scale),
         attendance_(network->ranks()),
         seats_(network->ranks()),
         part_(network->ranks()) {}
@@ -78,6 +79,7 @@ class SimGroup : public std::enable_shared_from_this<SimGroup> {
 
   SimNetwork* const network_;
   const Nanos timeout_;
+  const double scale_;
   Attendance attendance_;
   std::vector<Seat> seats_;  // by rank
   LocalPart part_;           // of one rank after the other
@@ -202,7 +204,7 @@ void SimGroup::Come(Rank rank) {
 void SimGroup::Begin(const Party& party) {
   party.ForEach([this](Rank rank) { seat(rank).started = false; });
   const Rank leader(party.first);
-  const SimNetwork::Span span = network_->Occupy(party, attendance_.ops());
+  const SimNetwork::Span span = network_->Occupy(party, attendance_.ops(), scale_);
   world()->Log(fmt::format("{} begins", OpName(*attendance_.op(leader))));
   const Nanos jitter(static_cast<int64_t>(world()->Uniform(0, 2'000)));
   const Nanos takes = span.end + jitter - world()->Now();
@@ -284,31 +286,54 @@ SimTraffic TrafficOf(const CommOp& op, Rank self, uint32_t ranks, uint32_t ranks
   return {};
 }
 
-std::vector<std::unique_ptr<Communicator>> SimNetwork::MakeGroup(const CommOptions& options) {
-  const auto group = std::make_shared<SimGroup>(this, options.timeout);
+std::vector<std::unique_ptr<Communicator>> SimNetwork::MakeGroup(const CommOptions& options,
+                                                                 double scale) {
+  const auto group = std::make_shared<SimGroup>(this, options.timeout, scale);
   std::vector<std::unique_ptr<Communicator>> members;
   for (uint32_t r = 0; r < ranks(); ++r)
     members.push_back(std::make_unique<SimRank>(group, Rank(r), ranks(), options));
   return members;
 }
 
-SimNetwork::Span SimNetwork::Occupy(const Party& party, std::span<CommOp* const> ops) {
+Nanos SimNetwork::LatencyOf(const CommOp& op) const {
+  const uint32_t local = std::min(ranks(), options_.ranks_per_host);
+  const uint32_t hosts = (ranks() + options_.ranks_per_host - 1) / options_.ranks_per_host;
+  const bool ring = options_.steps == SimNetworkOptions::Steps::kRing &&
+                    op.kind != CommKind::kAllToAll && !IsPointToPoint(op.kind);
+  const auto steps = [ring](uint32_t n) { return ring ? int64_t{n} - 1 : Steps(n); };
+  const Nanos messages =
+      op.kind == CommKind::kAllToAll ? options_.message_gap * (ranks() - 1) : Nanos(0);
+  return options_.local_latency * steps(local) + options_.network_latency * steps(hosts) + messages;
+}
+
+// Of an all-gather, what its rank sends to itself, unless it lies there already.
+static Bytes OwnOf(const CommOp& op, Rank rank) {
+  if (op.kind != CommKind::kAllGather || op.send.views.empty()) return {};
+  const std::span<const MemoryView> to = op.receive[rank.value()];
+  const bool in_place = !to.empty() && to.front().data() == op.send.views.front().data();
+  return in_place ? Bytes(0) : op.sizes().own;
+}
+
+SimNetwork::Span SimNetwork::Occupy(const Party& party, std::span<CommOp* const> ops,
+                                    double scale) {
+  const CommOp& first = *ops[party.first];
+  const Nanos latency = LatencyOf(first);
+  const auto time_for = [&](Bytes bytes, double rate) { return TimeFor(bytes, rate / scale); };
+  const bool beside = first.sizes().send <= options_.small;
   TimePoint begin = world_->Now();
   party.ForEach([&](Rank rank) {
     const Links& links = links_[rank.value()];
-    begin = std::max({begin, links.local_free, links.network_free});
+    if (!beside) begin = std::max({begin, links.local_free, links.network_free});
   });
-  const uint32_t hosts = (ranks() + options_.ranks_per_host - 1) / options_.ranks_per_host;
-  const Nanos latency = options_.local_latency * Steps(std::min(ranks(), options_.ranks_per_host)) +
-                        options_.network_latency * Steps(hosts);
   TimePoint end = begin + latency;
   party.ForEach([&](Rank rank) {
-    const SimTraffic traffic =
-        TrafficOf(*ops[rank.value()], rank, ranks(), options_.ranks_per_host);
-    Links& links = links_[rank.value()];
-    links.local_free = begin + TimeFor(traffic.local, options_.local_bytes_per_second);
-    links.network_free = begin + TimeFor(traffic.network, options_.network_bytes_per_second);
-    end = std::max({end, links.local_free + latency, links.network_free + latency});
+    SimTraffic traffic = TrafficOf(*ops[rank.value()], rank, ranks(), options_.ranks_per_host);
+    if (options_.own_takes_time) traffic.local += OwnOf(*ops[rank.value()], rank);
+    const Nanos local = time_for(traffic.local, options_.local_bytes_per_second);
+    const Nanos network = time_for(traffic.network, options_.network_bytes_per_second);
+    end = std::max(end, begin + std::max(local, network) + latency);
+    if (beside) return;
+    links_[rank.value()] = {begin + local, begin + network};
   });
   return {begin, end};
 }

@@ -36,6 +36,14 @@ struct SimNetworkOptions {
   Nanos network_latency = std::chrono::microseconds(20);  // of a step among 2, 4, 8, ... hosts
   // If not, operations only take their time: memory isn't touched, and views may lie anywhere.
   bool moves_data = true;
+  // Of gathers and reductions: among n, that many steps as a tree has, or n - 1, as a ring.
+  enum class Steps : uint8_t { kTree, kRing } steps = Steps::kTree;
+  Nanos message_gap{0};  // of an all-to-all, for each rank that a rank sends to
+  // Operations of which a rank sends no more than this go beside what the links are busy with.
+  Bytes small;
+  // What a rank sends to itself, if not in place, takes as long as what others send it: its host
+  // copies both.
+  bool own_takes_time = false;
 };
 
 // What an operation moves over a rank's links, in the direction in which it is more. Gathers and
@@ -54,8 +62,10 @@ class SimNetwork {
   SimNetwork(const SimNetworkOptions& options, uint32_t ranks, SimWorld* world)
       : options_(options), world_(world), links_(ranks) {}
 
-  // A group of all ranks; it shares the network, which outlives it, with the other groups.
-  std::vector<std::unique_ptr<Communicator>> MakeGroup(const CommOptions& options);
+  // A group of all ranks; it shares the network, which outlives it, with the other groups. For each
+  // byte of its operations `scale` are meant.
+  std::vector<std::unique_ptr<Communicator>> MakeGroup(const CommOptions& options,
+                                                       double scale = 1);
 
   // How long the links are busy with an operation that all of `party` have come to (`ops` by rank),
   // and from when: the caller's from then on.
@@ -63,7 +73,9 @@ class SimNetwork {
     TimePoint begin;
     TimePoint end;
   };
-  Span Occupy(const Party& party, std::span<CommOp* const> ops);
+  Span Occupy(const Party& party, std::span<CommOp* const> ops, double scale = 1);
+  // How long an operation takes beyond what its bytes take.
+  Nanos LatencyOf(const CommOp& op) const;
 
   uint32_t ranks() const { return static_cast<uint32_t>(links_.size()); }
   const SimNetworkOptions& options() const { return options_; }

@@ -19,6 +19,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -29,13 +30,28 @@
 
 namespace sluice {
 
+// What a task is, for the simulated executor, which charges for it in virtual time.
+enum class TaskKind : uint8_t {
+  kOther,   // nanoseconds
+  kUpdate,  // elements that are updated
+  kStream,  // likewise, of states that were read from a drive and are checked and sealed
+  kCopy,    // bytes that are copied or added
+  kSum,     // values that are added up over ranks: elements of the result, times ranks
+  kTake,    // elements of a gradient that are taken to where it lives, and squared for the norm
+  kCheck,   // bytes that came from a drive
+};
+inline constexpr int kTaskKindCount = 7;
+struct TaskCost {
+  TaskKind kind = TaskKind::kOther;
+  int64_t amount = 1000;
+};
+
 class Task {
  public:
   virtual ~Task() = default;
   virtual void Run() = 0;  // on a worker, or who helps; must not block or throw
 
-  // What the simulated executor charges for it, in virtual time. The real ones ignore it.
-  virtual Nanos cost() const { return Nanos(1000); }
+  virtual TaskCost cost() const { return {}; }  // the real executors ignore it
 
  private:
   friend class IntrusiveList<Task>;

@@ -6,6 +6,7 @@
 #include <deque>
 
 #include "core/config.h"
+#include "core/executor.h"
 #include "core/status.h"
 #include "fmt/format.h"
 
@@ -43,66 +44,11 @@ Nanos SimWorld::Delay(SimFault fault) {
   return Nanos(static_cast<int64_t>(Uniform(1'000'000'000, 8'000'000'000)));
 }
 
-void SimWorld::Log(std::string_view line) { log_ += fmt::format("{} {}\n", now_.count(), line); }
+void SimWorld::Log(std::string_view line) {
+  if (!muted_) log_ += fmt::format("{} {}\n", now_.count(), line);
+}
 
 namespace {
-
-class SimExecutor final : public Executor {
- public:
-  SimExecutor(SimWorld* world, int workers) : world_(world), workers_(workers) {}
-  ~SimExecutor() override {
-    while ((busy_ > 0 || !waiting_.empty()) && world_->RunNext(kForever)) {
-    }
-  }
-
-  void Submit(Task* task) override {
-    waiting_.push_back({task, submitted_++});
-    StartSome();
-  }
-  void HelpUntil(absl::FunctionRef<bool()> done, std::chrono::milliseconds timeout) override {
-    const TimePoint until = world_->Now() + timeout;
-    while (!done() && world_->RunNext(until)) {
-    }
-  }
-  void WakeHelpers() override {}  // nobody sleeps in a simulation
-  int concurrency() const override { return workers_; }
-  size_t pending() const override { return static_cast<size_t>(busy_) + waiting_.size(); }
-  void Abandon() override { waiting_.clear(); }
-  std::string description() const override { return fmt::format("{} simulated workers", workers_); }
-
- private:
-  struct Waiting {
-    Task* task;
-    uint64_t number;
-  };
-
-  void StartSome() {
-    while (busy_ < workers_ && !waiting_.empty()) {
-      const Waiting next = waiting_.front();
-      waiting_.pop_front();
-      ++busy_;
-      const auto percent = static_cast<int64_t>(world_->Uniform(50, 400));
-      world_->Log(fmt::format("task {} starts", next.number));
-      Nanos takes = next.task->cost() * percent / 100;
-      takes += world_->Delay(world_->faults()->Next(SimSeam::kTask));
-      world_->At(world_->Now() + takes, [this, next] {
-        --busy_;
-        world_->Log(fmt::format("task {} ends", next.number));
-        {
-          const ScopedFlushDenormals flush;
-          next.task->Run();
-        }
-        StartSome();
-      });
-    }
-  }
-
-  SimWorld* const world_;
-  const int workers_;
-  int busy_ = 0;
-  uint64_t submitted_ = 0;
-  std::deque<Waiting> waiting_;
-};
 
 // Fences in virtual time. No point is used twice.
 class SimFencePool final : public FencePool {
@@ -328,10 +274,6 @@ class SimDevice final : public Device {
   TimePoint link_free_{0};  // to the device
   uint64_t ops_ = 0;
 };
-
-std::unique_ptr<Executor> MakeSimExecutor(SimWorld* world, int workers) {
-  return std::make_unique<SimExecutor>(world, workers);
-}
 
 std::unique_ptr<Device> MakeSimDevice(const SimDeviceOptions& options, SimWorld* world,
                                       MemoryResource* resource) {

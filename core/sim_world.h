@@ -24,7 +24,6 @@
 #include "core/clock.h"
 #include "core/device.h"
 #include "core/event.h"
-#include "core/executor.h"
 #include "core/sim_faults.h"
 
 namespace sluice {
@@ -62,6 +61,7 @@ class SimWorld final : public Clock, public Waker {
   // "<now in ns> <line>\n" onto the log.
   void Log(std::string_view line);
   const std::string& log() const { return log_; }
+  void MuteLog() { muted_ = true; }  // long simulations keep none
 
  private:
   TimePoint now_{0};
@@ -70,13 +70,10 @@ class SimWorld final : public Clock, public Waker {
   std::map<std::pair<TimePoint, uint64_t>, std::function<void()>>
       pending_;  // by time, then a random tie-break
   bool woken_ = false;
+  bool muted_ = false;
   int planted_bug_ = 0;
   std::string log_;
 };
-
-// Workers in virtual time: a task starts when one of `workers` is free, and Run is called when its
-// (jittered) cost has passed. The destructor lets the world go on until all have run.
-std::unique_ptr<Executor> MakeSimExecutor(SimWorld* world, int workers);
 
 // A stream in virtual time: what is on it happens one after the other.
 class SimQueue : public std::enable_shared_from_this<SimQueue> {

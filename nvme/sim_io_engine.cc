@@ -39,7 +39,10 @@ class SimIoEngine final : public IoEngine {
     return finished_.HandOut(done);
   }
 
-  void Wake() override { world_->Wake(); }
+  void Wake() override {
+    if (options_.waker != nullptr) return options_.waker->Wake();
+    world_->Wake();
+  }
   size_t in_flight() const override { return running_.size() + finished_.size(); }
   std::string description() const override { return "simulated"; }
 
@@ -140,6 +143,7 @@ class SimIoEngine final : public IoEngine {
                             op->memory.size(), op->file.value(), op->offset.value()));
     std::erase(running_, op);
     finished_.Push(op);
+    if (options_.waker != nullptr) options_.waker->Wake();
   }
 
   const SimIoOptions options_;

@@ -27,6 +27,9 @@ struct SimIoOptions {
   Nanos latency_min = Nanos(50'000);
   Nanos latency_max = Nanos(500'000);
   Bytes alignment{1};  // of memory, offset and length, as of a file with direct I/O
+  // Told when there is something to be polled for, where several engines share a world; it is not
+  // owned. Null: the world, whom Poll asks.
+  Waker* waker = nullptr;
 };
 
 // Files of the given sizes, full of a byte pattern. An operation that overlaps one in flight in the

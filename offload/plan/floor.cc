@@ -22,12 +22,14 @@ FloorTerms Floor(const StepTraffic& traffic, const HardwareRates& rates) {
   t.checksum = Over(traffic.checksummed, rates.checksum_bytes);
   t.copies = Over(traffic.to_hbm, rates.copy_bytes);
   t.gradients = Over(traffic.grads, rates.copy_bytes);
+  t.links_backward = rates.links_backward_seconds;
+  t.links_forward = rates.links_forward_seconds;
   if (rates.shared_cores) {
-    t.total = std::max(t.backward + t.gradients, t.spill) +
-              std::max(t.forward + t.update + t.checksum + t.copies, t.io);
+    t.total = std::max({t.backward + t.gradients, t.spill, t.links_backward}) +
+              std::max({t.forward + t.update + t.checksum + t.copies, t.io, t.links_forward});
   } else {
-    t.total = std::max(t.backward, t.spill) +
-              std::max({t.forward, t.io, t.update + t.checksum, t.copies});
+    t.total = std::max({t.backward, t.spill, t.links_backward}) +
+              std::max({t.forward, t.io, t.update + t.checksum, t.copies, t.links_forward});
   }
   return t;
 }

@@ -15,6 +15,9 @@
 //               for mixed traffic
 // Without shared cores (a GPU), update, checksums and copies run beside compute: then
 //     floor = max(backward, spill) + max(forward, io, update + checksums, link).
+// Among ranks, what must be sent while backward goes on (gradients, and parameters that are
+// gathered for it), and what while forward does (parameters that were updated), are terms of the
+// two.
 
 #ifndef SLUICE_OFFLOAD_PLAN_FLOOR_H_
 #define SLUICE_OFFLOAD_PLAN_FLOOR_H_
@@ -32,6 +35,9 @@ struct HardwareRates {
   double update_elements = 0;  // AdamW from memory, all workers
   double checksum_bytes = 0;
   double copy_bytes = 0;  // into and out of HBM
+  // What a rank's links take for what ranks send each other in a step, the busier of them.
+  double links_backward_seconds = 0;
+  double links_forward_seconds = 0;
   bool shared_cores = true;
 };
 
@@ -45,6 +51,8 @@ struct FloorTerms {
   double checksum = 0;
   double copies = 0;
   double gradients = 0;
+  double links_backward = 0;
+  double links_forward = 0;
 };
 
 FloorTerms Floor(const StepTraffic& traffic, const HardwareRates& rates);

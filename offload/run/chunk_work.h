@@ -39,7 +39,9 @@ class Updater::ChunkWork final : public DeviceWork, public Event {
   // end. And its share of the pieces of blocks that are checked or sealed whole.
   struct Part final : Task {
     void Run() override { work->RunPart(this); }
-    Nanos cost() const override { return Nanos((last - first) / 2 + 500); }
+    TaskCost cost() const override {
+      return {work->streaming ? TaskKind::kStream : TaskKind::kUpdate, last - first};
+    }
     ChunkWork* work = nullptr;
     int64_t first = 0;
     int64_t last = 0;

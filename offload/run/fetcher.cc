@@ -97,7 +97,9 @@ class Fetcher::Piece final : public BufferPool::Waiter, public Event {
       verified = BlockStore::Verify(*this);
       piece->OnArrived();
     }
-    Nanos cost() const override { return Nanos(static_cast<int64_t>(data().size()) / 20 + 200); }
+    TaskCost cost() const override {
+      return {TaskKind::kCheck, static_cast<int64_t>(data().size())};
+    }
 
     Piece* const piece;
     absl::Status verified;

@@ -26,7 +26,9 @@ class GradExchange::CopyTask final : public Task, public Event {
     }
     owner_->context_.inbox->Post(this);
   }
-  Nanos cost() const override { return Nanos(static_cast<int64_t>(given.data.size()) / 10 + 200); }
+  TaskCost cost() const override {
+    return {TaskKind::kCopy, static_cast<int64_t>(given.data.size())};
+  }
   void Handle() override { owner_->OnCopied(this); }
 
   Given given;

@@ -40,7 +40,7 @@ class GradSpill::Slot final : public BufferPool::Waiter, public Task {
     if (job == Job::kFinish) Finish();
     owner_->context_.inbox->Post(&ran);
   }
-  Nanos cost() const override { return Nanos(layout().elements / 4 + 200); }
+  TaskCost cost() const override { return {TaskKind::kTake, layout().elements}; }
 
   using Transfer = StepTransfer<GradSpill, Slot>;
   struct Done final : Event {

@@ -45,7 +45,7 @@ class Gradients::PushOp final : public Event,
     const size_t size = static_cast<size_t>(SizeOf(type));
     AccumulateOn(stream, part().home + offset, buffer.data(), type, piece / size);
   }
-  Nanos cost() const override { return Nanos(static_cast<int64_t>(piece) / 8 + 200); }
+  TaskCost cost() const override { return {TaskKind::kCopy, static_cast<int64_t>(piece)}; }
 
   struct Added final : Event {
     explicit Added(PushOp* push) : push(push) {}
@@ -121,7 +121,7 @@ class Gradients::CellTask final : public Task, public DeviceWork, public Event {
   void Launch(void* stream) override {
     Sum(stream, reinterpret_cast<double*>(owner_->context_.memory->sums_hbm + SumsOffset()));
   }
-  Nanos cost() const override { return Nanos((last_ - first_) * kCellElements / 4 + 200); }
+  TaskCost cost() const override { return {TaskKind::kTake, (last_ - first_) * kCellElements}; }
   void Handle() override {
     const Context& c = owner_->context_;
     const bool taken = push_ != nullptr;

@@ -23,7 +23,9 @@ class GradExchange::SumTask final : public Task, public Event {
   SumTask(Reduction* reduction, size_t ranks) : from(ranks), reduction_(reduction) {}
   void Run() override;
   void Handle() override;
-  Nanos cost() const override { return Nanos((last - first) / 2 + 200); }
+  TaskCost cost() const override {
+    return {TaskKind::kSum, (last - first) * static_cast<int64_t>(from.size())};
+  }
 
   int64_t first = 0;  // elements of the shard
   int64_t last = 0;

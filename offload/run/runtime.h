@@ -100,6 +100,11 @@ class OffloadRuntime final : public Updater::Observer {
 
   // One turn of the loop: handles what has come; if nothing has, waits for it until `deadline`.
   void RunOnce(Deadline deadline);
+  // When the loop must turn again even if nothing comes. Control thread.
+  TimePoint NextTime() const {
+    const TimePoint turn = seams_.clock->Now() + kTurn;
+    return ranks_ == nullptr ? turn : std::min(turn, ranks_->NextTime());
+  }
 
   // What is on its way or taken, by name; empty when all has come back, which it does in time
   // also after a failure. Control thread.

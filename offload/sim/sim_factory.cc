@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/config.h"
+#include "core/sim_executor.h"
 #include "core/status.h"
 #include "fmt/format.h"
 #include "nvme/sim_io_engine.h"

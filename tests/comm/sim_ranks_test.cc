@@ -115,6 +115,35 @@ TEST(SimRanksTest, ManyHosts) {
   for (const TestOp& op : ranks.ops()) EXPECT_TRUE(op.op.status.ok()) << op.op.status;
 }
 
+// A ring has a step for each but one; an all-to-all has a message for each, and no ring.
+TEST(SimRanksTest, RingsAndMessages) {
+  const SimNetworkOptions options{.ranks_per_host = 8,
+                                  .local_latency = std::chrono::microseconds(10),
+                                  .network_latency = std::chrono::microseconds(100),
+                                  .steps = SimNetworkOptions::Steps::kRing,
+                                  .message_gap = std::chrono::microseconds(1)};
+  SimRanks ring(options, 4 * 8), messages(options, 4 * 8);
+  ring.CallAll(CommKind::kAllGather, 16);
+  EXPECT_NEAR((7 * 10 + 3 * 100) * 1e-6, ring.Finish(), 5e-6);
+  messages.CallAll(CommKind::kAllToAll, 16);
+  EXPECT_NEAR((3 * 10 + 2 * 100 + 31) * 1e-6, messages.Finish(), 5e-6);
+}
+
+// A small operation of another group need not wait until a large one is over.
+TEST(SimRanksTest, SmallOnesGoBesideLargeOnes) {
+  for (const Bytes small : {Bytes(0), Bytes(64)}) {
+    SimNetworkOptions options = kOneHost;
+    options.small = small;
+    SimRanks ranks(options, 4);
+    ranks.AddGroup({});
+    ranks.CallAll(CommKind::kAllGather, kView);
+    ranks.CallAll(CommKind::kAllGather, 64, 1);
+    EXPECT_NEAR(12e-3, ranks.Finish(), 50e-6);
+    const double ended = Seconds(ranks.ops().back().op.finished);
+    EXPECT_NEAR(small > Bytes(0) ? 10e-6 : 12e-3, ended, 50e-6);
+  }
+}
+
 // As a schedule of many hosts has them: an operation is one thing that happens, whatever the number
 // of ranks. Nobody has that much memory: the views lie nowhere.
 TEST(SimRanksTest, ManyCollectivesOfManyRanks) {

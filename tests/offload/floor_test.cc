@@ -57,6 +57,21 @@ TEST(FloorTest, BesideAGpuTheyRunSideBySide) {
   EXPECT_DOUBLE_EQ(0.5 + 1.5, Floor(kTraffic, gpu).total) << "the link";
 }
 
+TEST(FloorTest, WhatRanksSendIsATermOfBothParts) {
+  for (const bool shared_cores : {false, true}) {
+    HardwareRates rates = kRates;
+    rates.shared_cores = shared_cores;
+    rates.nvme_bytes = 10e9;
+    const double alone = Floor(kTraffic, rates).total;
+    rates.links_backward_seconds = 0.4;
+    rates.links_forward_seconds = 0.2;
+    EXPECT_DOUBLE_EQ(alone, Floor(kTraffic, rates).total) << "hidden";
+    rates.links_backward_seconds = 2;
+    rates.links_forward_seconds = 3;
+    EXPECT_DOUBLE_EQ(5, Floor(kTraffic, rates).total) << "the links";
+  }
+}
+
 TEST(FloorTest, ARateOfZeroCostsNothing) {
   const FloorTerms t = Floor(kTraffic, {.forward_seconds = 1, .backward_seconds = 2});
   EXPECT_EQ(0, t.io + t.update + t.checksum + t.copies + t.gradients);
