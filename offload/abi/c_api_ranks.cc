@@ -33,7 +33,8 @@ absl::StatusOr<std::unique_ptr<Communicator>> CommunicatorOf(const sluice_comm_t
         fmt::format("comm: the table of {} is rank {}'s of {}, but rank is {} and ranks is {}",
                     group, table.rank, table.ranks, sharding.rank.value(), sharding.ranks));
   }
-  auto made = MakeSuppliedCommunicator(table, {.timeout = config.rank_timeout}, CommunicationClock());
+  auto made =
+      MakeSuppliedCommunicator(table, {.timeout = config.rank_timeout}, CommunicationClock());
   if (!made.ok()) return Annotate(made.status(), fmt::format("comm: the table of {}", group));
   return made;
 }
@@ -48,8 +49,7 @@ absl::Status ToSharding(const sluice_options& o, RuntimeConfig* config) {
   config->zero_stage = o.zero_stage;
   SLUICE_RETURN_IF_ERROR(
       CheckRange(o.rank_timeout_ms, 0, std::numeric_limits<int32_t>::max(), "rank_timeout_ms"));
-  if (o.rank_timeout_ms > 0)
-    config->rank_timeout = std::chrono::milliseconds(o.rank_timeout_ms);
+  if (o.rank_timeout_ms > 0) config->rank_timeout = std::chrono::milliseconds(o.rank_timeout_ms);
   config->sharding = {.rank = Rank(o.rank), .ranks = ranks};
   if (ranks == 1) return absl::OkStatus();  // which shares nothing at any stage
   config->sharding.states = o.zero_stage >= 1;
