@@ -169,10 +169,9 @@ class Supplied final : public Communicator {
       if (awaited.empty() && Needs(op, rank(), Rank(r)))
         others += fmt::format("{} {}", others.ends_with('s') ? "" : ",", r);
     }
-    return absl::DeadlineExceededError(
-        fmt::format("rank {} waits in {} for {}, and has for {} s, which is too long",
-                    rank().value(), OpName(op), others,
-                    std::chrono::duration<double>(options().timeout).count()));
+    return absl::DeadlineExceededError(fmt::format(
+        "rank {} waits in {} for {}, and has for {} s, which is too long", rank().value(),
+        OpName(op), others, std::chrono::duration<double>(options().timeout).count()));
   }
 
   absl::Status Failed(const CommOp& op, Error* error, const absl::Status& late = {}) {

@@ -7,8 +7,8 @@
 // Whether ranks disagree the framework may see or not (Communicator::history tells); where it
 // doesn't, the deadline ends it: the table's abort is called then, and the operation ends when wait
 // says that it failed, with its words if it has any (it may know which rank is the cause), or three
-// seconds later whatever wait says: then its memory is lost (CommOp::memory_lost). A wait that never
-// returns is the one thing that can't be ended from here.
+// seconds later whatever wait says: then its memory is lost (CommOp::memory_lost). A wait that
+// never returns is the one thing that can't be ended from here.
 //
 // Beyond what all communicators allocate: a list of buffers as long as the longest so far.
 

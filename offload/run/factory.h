@@ -41,8 +41,8 @@ struct RuntimeConfig {
   Tier highest_state_tier_on_host = Tier::kPinned;
   bool overlap = true;
   size_t trace_spans_max = 0;
-  Sharding sharding;   // among how many ranks what is shared
-  int zero_stage = 0;  // that this comes from, for the report
+  Sharding sharding;                              // among how many ranks what is shared
+  int zero_stage = 0;                             // that this comes from, for the report
   Nanos rank_timeout = std::chrono::minutes(10);  // for others to come
 };
 

@@ -139,12 +139,12 @@ RankWait GradExchange::Awaited() const {
   for (uint32_t u = 0; u < units_.size(); ++u) {
     const UnitIndex unit(u);
     if (MarkOf(unit, here).turns == 0) continue;
-    RankWait wait = waits(
-        fmt::format("has the gradients of unit '{}'", context_.layout->unit(unit).name),
-        [&](uint32_t r) {
-          const Mark& mark = MarkOf(unit, r);
-          return places_[r] == kInWindow && mark.turns == 0 && !mark.wont;
-        });
+    RankWait wait =
+        waits(fmt::format("has the gradients of unit '{}'", context_.layout->unit(unit).name),
+              [&](uint32_t r) {
+                const Mark& mark = MarkOf(unit, r);
+                return places_[r] == kInWindow && mark.turns == 0 && !mark.wont;
+              });
     if (least.missing.empty() || wait.missing.size() < least.missing.size())
       least = std::move(wait);
   }

@@ -92,9 +92,9 @@ class RankGathers {
   uint64_t values_begun_ = 0;
   uint64_t renewed_units_ = 0;
   std::vector<uint64_t> renewed_by_;  // by rank: parts of units
-  uint64_t come_to_ = 0;            // accesses, of this rank
-  std::vector<uint64_t> accesses_;  // by rank: how many it has come to
-  size_t under_way_ = 0;            // that this rank waits for
+  uint64_t come_to_ = 0;              // accesses, of this rank
+  std::vector<uint64_t> accesses_;    // by rank: how many it has come to
+  size_t under_way_ = 0;              // that this rank waits for
   std::vector<std::unique_ptr<Gather>> gathers_;
   std::vector<Gather*> free_gathers_;
   TrackId track_ = 0;

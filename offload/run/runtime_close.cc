@@ -129,8 +129,8 @@ std::string OffloadRuntime::Pending() const {
   return words;
 }
 
-// The framework that reaches the other ranks goes on with what it was told to abort: whatever it may
-// read or write stays, for ever.
+// The framework that reaches the other ranks goes on with what it was told to abort: whatever it
+// may read or write stays, for ever.
 void OffloadRuntime::KeepLostMemory() {
   new std::shared_ptr<Arena>(hbm_);
   new Arena(std::move(memory_.pinned));

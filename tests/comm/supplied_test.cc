@@ -31,7 +31,7 @@ struct Framework {
   const char* message = "";
   const char* awaited = "";  // said while it is pending
   std::string told;          // by the last abort
-  int pending = 0;  // so many times wait says that it has not ended
+  int pending = 0;           // so many times wait says that it has not ended
   std::atomic<bool> fails_once_aborted{false};
   std::atomic<int> aborts{0};
   std::atomic<int> closes{0};
@@ -74,9 +74,8 @@ struct Framework {
                 self->under_way_max = std::max(self->under_way_max, seen - int(operation));
               }
               if (self->fails_once_aborted)
-                return self->aborts > 0
-                           ? self->Say(SLUICE_COMM_FAILED, error, bytes)
-                           : Said(self->awaited, SLUICE_COMM_PENDING, error, bytes);
+                return self->aborts > 0 ? self->Say(SLUICE_COMM_FAILED, error, bytes)
+                                        : Said(self->awaited, SLUICE_COMM_PENDING, error, bytes);
               if (self->pending-- > 0) return SLUICE_COMM_PENDING;
               return self->Say(self->wait_result, error, bytes);
             },

@@ -5,6 +5,7 @@ headers    each C header compiles by itself, as C11 and as C++
 exports    the library exports the functions of sluice.h and nothing else
 cmake      both examples, built outside the tree through find_package, run
 pkgconfig  the same by the lines of docs/embedding.md, word for word
+mpi        the example over MPI, built by `cmake`, comes to the same bits at every stage
 memcheck   the C example, built by `cmake`, is clean under valgrind
 """
 
@@ -103,6 +104,25 @@ def pkgconfig(build, prefix):
         run_examples(out)
 
 
+def mpi(build, prefix):
+    program = built_with_cmake(prefix) / "train_mpi"
+    for what, missing in (("mpirun (Debian's openmpi-bin)", not shutil.which("mpirun")), (program, not program.exists())):
+        if missing:
+            print(f"skipped: there is no {what}; the example needs an MPI (Debian's libopenmpi-dev) when it is built")
+            sys.exit(77)
+    # Open MPI's own conditions for root, for fewer cores than ranks, and for containers.
+    allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_rmaps_base_oversubscribe": "1"}
+    for ranks in (2, 3):
+        lines = set()
+        for stage in range(4):
+            command = ("mpirun", "-n", str(ranks), program, "--stage", str(stage))
+            lines.add(run(*command, env={**os.environ, **allowed, "OMPI_MCA_hwloc_base_binding_policy": "none"}, timeout=60))
+        assert len(lines) == 1, lines
+        line = lines.pop()
+        assert re.match(rf"train_mpi: {ranks} ranks, 40 steps, loss \d+\.\d+ -> 0\.0\d+, masters [0-9a-f]{{16}}\n$", line), line
+        print(line, end="")
+
+
 def memcheck(build, prefix):
     with tempfile.TemporaryDirectory() as temp:
         print(
@@ -116,5 +136,5 @@ def memcheck(build, prefix):
         )
 
 
-TESTS = {f.__name__: f for f in (install, headers, exports, cmake, pkgconfig, memcheck)}
+TESTS = {f.__name__: f for f in (install, headers, exports, cmake, pkgconfig, mpi, memcheck)}
 TESTS[sys.argv[3]](pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))

@@ -226,8 +226,8 @@ TEST(DifferentCallsTest, FailOnAllAndSayWhichWay) {
   }
 }
 
-// The last of three ranks does nothing where the others do `call`: they wait for it only so long, and
-// name it alone. So does whoever comes later.
+// The last of three ranks does nothing where the others do `call`: they wait for it only so long,
+// and name it alone. So does whoever comes later.
 class AwaitedRankTest : public ::testing::TestWithParam<std::tuple<int, Kind>> {};
 
 TEST_P(AwaitedRankTest, IsNamedWhenItDoesNotCome) {
@@ -249,7 +249,8 @@ TEST_P(AwaitedRankTest, IsNamedWhenItDoesNotCome) {
     if (ends[r].ok()) ends[r] = rank.Do(micro, after);
     if (r < 2) {
       if (ends[r].ok()) ends[r] = rank.Do({.kind = kind, .order = micro.order, .tensor = 2}, after);
-      if (ends[r].ok()) ends[r] = rank.Do(micro, after);  // of a second micro-step none can be ended
+      if (ends[r].ok())
+        ends[r] = rank.Do(micro, after);  // of a second micro-step none can be ended
       if (ends[r].ok()) ends[r] = rank.Step();
       ++ended;
       ended.notify_all();
@@ -262,7 +263,8 @@ TEST_P(AwaitedRankTest, IsNamedWhenItDoesNotCome) {
   });
   for (const absl::Status& end : ends) {
     EXPECT_FALSE(end.ok());
-    EXPECT_NE(end.message().find("has waited 0.3 s for rank 2 to do so too"), std::string_view::npos)
+    EXPECT_NE(end.message().find("has waited 0.3 s for rank 2 to do so too"),
+              std::string_view::npos)
         << end;
   }
 }
