@@ -57,6 +57,7 @@ namespace {
 
 thread_local int group_depth = 0;
 thread_local NcclResult group_error = kNcclSuccess;
+thread_local bool group_never = false;
 thread_local NcclComm* group_comm = nullptr;  // of the calls in the group: one communicator
 thread_local Work group_work;
 thread_local Stream* group_stream = nullptr;
@@ -82,6 +83,7 @@ NcclResult EndGroup() {
   Work work = std::exchange(group_work, {});
   Stream* const stream = std::exchange(group_stream, nullptr);
   const NcclResult error = std::exchange(group_error, kNcclSuccess);
+  const bool never = std::exchange(group_never, false);
   if (error != kNcclSuccess || comm == nullptr) return error;
   // What was received into the buffer, which has its size now.
   std::byte* at = work.buffer.data();
@@ -90,6 +92,7 @@ NcclResult EndGroup() {
     transfer.data = at;
     at += transfer.bytes;
   }
+  comm->never = never;
   work.comm = comm->state;
   comm->deferred = std::move(work);
   comm->deferred_to = stream;
@@ -108,7 +111,7 @@ NcclResult Call(const char* function, NcclComm* comm, void* stream, F&& add) {
   if (group_comm != nullptr && group_comm != comm) return fail(kNcclInvalidUsage);
   const Fault fault = Faults::Get().Next(function);
   if (fault.kind == Fault::Kind::kError) return fail(fault.result);
-  if (fault.kind == Fault::Kind::kNever) comm->never = true;
+  if (fault.kind == Fault::Kind::kNever) group_never = true;
   if (fault.kind == Fault::Kind::kLate) group_work.hangs_with = fault.result;
   group_comm = comm;
   group_stream = static_cast<Stream*>(stream);
