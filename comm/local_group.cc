@@ -378,11 +378,9 @@ void LocalGroup::Abort(const char* words) {
   const uint64_t one = 1;
   (void)!write(wake_, &one, sizeof(one));
   // The others hear what this one has heard: so all name the rank that it began with.
-  // The words of a failure here count more; and all words name a rank.
+  // The words of a failure here count more.
   const std::string own = WhyFailed();
-  std::string why = own.empty() ? words : own;
-  if (why.find("rank ") == std::string::npos)
-    why = fmt::format("rank {} was aborted: {}", rank_, why);
+  const std::string why = own.empty() ? fmt::format("rank {} was aborted: {}", rank_, words) : own;
   std::vector<std::byte> packet(std::min(sizeof(Head) + why.size(), kPacketMax));
   const Head head{.packet = Packet::kAborted};
   std::memcpy(packet.data(), &head, sizeof(head));

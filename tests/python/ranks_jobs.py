@@ -235,6 +235,12 @@ def train_then_leave(rank, stage, place, leaver):
     return "nothing"
 
 
+def communication(rank):
+    """How the ranks reach each other, as the report has it."""
+    with made(rank, given(2, "cpu")) as (engine, _):
+        return engine.report()["ranks"]["communication"]
+
+
 def another_model(rank, difference):
     models = {"shape": lambda: mlp(hidden=211 + rank), "frozen": lambda: mlp(), "stage": lambda: mlp()}
     model = models[difference]()

@@ -12,7 +12,7 @@ import sys
 
 import hosts_jobs
 import pytest
-from ranks_pair import free_port
+from ranks_group import free_port
 from training import ROOT
 
 LIMIT_S = 40  # after which a case hangs

@@ -94,13 +94,26 @@ def test_values_and_gradients_are_read_and_changed_together(ranks, tmp_path):
     assert mean == 0.25 and loaded and norm > 0.25 and close([clipped], [0.25], 1e-3)
 
 
-@pytest.mark.parametrize("stage, place", list(zip(STAGES, 2 * ["between steps", "backward"])))
-def test_a_rank_that_is_killed_ends_the_other_with_its_name(stage, place):
+@pytest.mark.parametrize("stage, place, local", list(zip(STAGES, 2 * ["between steps", "backward"], "0110")))
+def test_a_rank_that_is_killed_ends_the_other_with_its_name(monkeypatch, stage, place, local):
+    monkeypatch.setenv("SLUICE_LOCAL_RANKS", local)  # 0: over gloo
     pair, leaver = Group(), stage % 2
     try:
         pair.begin(jobs.train_then_leave, stage, place, leaver)
         words = pair.result(1 - leaver)
-        assert f"rank {leaver}: " in words and ("Connection" in words or "Read error" in words), words
+        said = (f"rank {leaver} is gone",) if local == "1" else (f"rank {leaver}: Connection", f"rank {leaver}: Read error")
+        assert any(text in words for text in said), words
+    finally:
+        pair.end()
+
+
+@pytest.mark.parametrize("local", ["0", "1"])
+def test_which_way_the_ranks_speak_is_in_the_report(monkeypatch, local):
+    monkeypatch.setenv("SLUICE_LOCAL_RANKS", local)
+    pair = Group()
+    try:
+        said = pair.run(jobs.communication)
+        assert said[0] == said[1] and ("gloo" in said[0]) == (local == "0") and ("one host" in said[0]) == (local == "1")
     finally:
         pair.end()
 
