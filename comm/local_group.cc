@@ -21,8 +21,7 @@ namespace sluice {
 
 namespace {
 
-// Memory is read in cuts of so much, between which an abort is noticed, and so many pieces.
-constexpr size_t kReadMax = size_t{4} << 20;
+// Memory is read in so many pieces at a time.
 constexpr size_t kCutMax = 64;
 constexpr uint64_t kListMax = uint64_t{1} << 24;  // longer lists are nobody's
 constexpr int kLeaveTries = 20;                   // of a millisecond each
@@ -35,20 +34,17 @@ void Say(const std::string& words, char* error, size_t error_bytes) {
 
 }  // namespace
 
-LocalGroup::LocalGroup(Rank rank, std::vector<Peer> peers)
+LocalGroup::LocalGroup(Rank rank, std::vector<Peer> peers, const Limits& limits)
     : rank_(rank.value()),
+      limits_(limits),
       description_(fmt::format(
           "processes of one host: sockets, and memory read {}",
           std::ranges::any_of(peers, [](const Peer& p) { return p.socket.open() && !p.readable; })
               ? "through them"
               : "directly")),
       wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
-      packet_(kPacketMax) {
+      packet_(sizeof(Head) + limits.piece_max) {
   for (Peer& peer : peers) links_.emplace_back(std::move(peer));
-}
-
-LocalGroup::~LocalGroup() {
-  if (wake_ >= 0) close(wake_);
 }
 
 sluice_comm_table LocalGroup::table() {
@@ -105,7 +101,8 @@ int32_t LocalGroup::Wait(int32_t timeout_ms, char* error, size_t error_bytes) {
   bool well = WhyFailed().empty();
   if (well && !call_->begun()) NextExchange();
   while (well) {
-    for (uint32_t r = 0; well && r < links_.size(); ++r) well = r == rank_ || GoOn(r);
+    for (uint32_t r = 0; well && r < links_.size(); ++r)
+      well = r == rank_ || (SendTo(r) && ReceiveFrom(r) && SendTo(r));
     well = well && !aborted_;
     if (!well) break;
     if (Ready()) {
@@ -147,18 +144,13 @@ bool LocalGroup::Ready() const {
   });
 }
 
-bool LocalGroup::GoOn(uint32_t rank) { return SendTo(rank) && ReceiveFrom(rank) && SendTo(rank); }
-
 LocalGroup::Head LocalGroup::Described(Packet packet) const {
   const bool has_root = call_->kind() == CommKind::kBroadcast;
   return {.packet = packet,
           .kind = static_cast<uint32_t>(call_->kind()),
           .type = static_cast<uint32_t>(call_->type()),
           .root = has_root ? call_->peer() : 0,
-          .tag = call_->tag(),
-          .bytes = 0,
-          .list = 0,
-          .count = 0};
+          .tag = call_->tag()};
 }
 
 bool LocalGroup::SendTo(uint32_t rank) {
@@ -169,14 +161,14 @@ bool LocalGroup::SendTo(uint32_t rank) {
                           : link.out == Link::Out::kOffer ? Packet::kOffer
                                                           : Packet::kPiece);
     size_t data = 0;
-    const bool direct = link.reads && pieces.bytes > kInline;
+    const bool direct = link.reads && pieces.bytes > limits_.inline_max;
     if (!link.owes_word) {
       head.bytes = pieces.bytes;
       if (direct) {
         head.list = reinterpret_cast<uint64_t>(pieces.list.data());
         head.count = pieces.list.size();
-      } else if (link.out == Link::Out::kPieces || pieces.bytes <= kInline) {
-        data = std::min(pieces.bytes - link.sent, kPacketMax - sizeof(Head));
+      } else if (link.out == Link::Out::kPieces || pieces.bytes <= limits_.inline_max) {
+        data = std::min(pieces.bytes - link.sent, limits_.piece_max);
       }
       pieces.CopyOut(link.sent, std::span(packet_).subspan(sizeof(Head), data));
     }
@@ -310,7 +302,7 @@ bool LocalGroup::Read(uint32_t rank, const Head& head) {
   std::array<iovec, kCutMax> to, from;
   for (size_t at = 0; at < head.bytes && !aborted_;) {
     size_t size = 0;
-    const size_t to_count = call_->receive(rank).Cut(at, kReadMax, to, &size);
+    const size_t to_count = call_->receive(rank).Cut(at, limits_.read_max, to, &size);
     const size_t from_count = theirs_.Cut(at, size, from, &size);
     const ssize_t n = process_vm_readv(process, to.data(), to_count, from.data(), from_count, 0);
     if (n <= 0) return failed();
@@ -323,7 +315,7 @@ bool LocalGroup::Read(uint32_t rank, const Head& head) {
 bool LocalGroup::OnEnd(uint32_t rank) {
   Link& link = links_[rank];
   size_t size = 0;
-  std::vector<std::byte> packet(kPacketMax);
+  std::vector<std::byte> packet(packet_.size());
   while (!link.ended) {
     const Socket::Result result = link.socket.Receive(packet, &size);
     if (result == Socket::Result::kNotNow) return true;
@@ -350,7 +342,7 @@ bool LocalGroup::Sleep(int32_t timeout_ms) {
       events |= POLLOUT;
     waited_.push_back({.fd = link.ended ? -1 : link.socket.fd(), .events = events, .revents = 0});
   }
-  waited_.push_back({.fd = wake_, .events = POLLIN, .revents = 0});
+  waited_.push_back({.fd = wake_.fd(), .events = POLLIN, .revents = 0});
   if (poll(waited_.data(), waited_.size(), timeout_ms) <= 0) return true;
   for (uint32_t r = 0; r < links_.size(); ++r) {
     if ((waited_[r].revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0 && !OnEnd(r)) return false;
@@ -376,12 +368,12 @@ std::string LocalGroup::Named(uint32_t rank, const char* what) const {
 void LocalGroup::Abort(const char* words) {
   if (aborted_.exchange(true)) return;
   const uint64_t one = 1;
-  (void)!write(wake_, &one, sizeof(one));
+  (void)!write(wake_.fd(), &one, sizeof(one));
   // The others hear what this one has heard: so all name the rank that it began with.
   // The words of a failure here count more.
   const std::string own = WhyFailed();
   const std::string why = own.empty() ? fmt::format("rank {} was aborted: {}", rank_, words) : own;
-  std::vector<std::byte> packet(std::min(sizeof(Head) + why.size(), kPacketMax));
+  std::vector<std::byte> packet(sizeof(Head) + std::min(why.size(), limits_.piece_max));
   const Head head{.packet = Packet::kAborted};
   std::memcpy(packet.data(), &head, sizeof(head));
   std::memcpy(packet.data() + sizeof(head), why.data(), packet.size() - sizeof(head));
@@ -393,12 +385,11 @@ void LocalGroup::Abort(const char* words) {
 }
 
 void LocalGroup::Leave() {
-  if (aborted_) return;
   const Head head{.packet = Packet::kLeft};
   for (const Link& link : links_) {
-    if (!link.socket.open()) continue;
-    for (int i = 0; i < kLeaveTries; ++i) {
-      if (link.socket.Send(std::as_bytes(std::span(&head, 1))) != Socket::Result::kNotNow) break;
+    const auto say = [&] { return link.socket.Send(std::as_bytes(std::span(&head, 1))); };
+    for (int i = 0; link.socket.open() && i < kLeaveTries; ++i) {
+      if (aborted_ || say() != Socket::Result::kNotNow) break;
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
   }

@@ -41,9 +41,15 @@ class LocalGroup {
     bool reads = false;     // it may read this rank's
   };
 
+  struct Limits {
+    size_t inline_max = size_t{32} << 10;  // more is read directly, or sent in pieces
+    size_t piece_max = size_t{64} << 10;   // at least inline_max
+    size_t read_max = size_t{4} << 20;     // at a time: between, an abort is noticed
+  };
+
   // By rank; this rank's own has no socket.
-  LocalGroup(Rank rank, std::vector<Peer> peers);
-  ~LocalGroup();
+  LocalGroup(Rank rank, std::vector<Peer> peers) : LocalGroup(rank, std::move(peers), Limits()) {}
+  LocalGroup(Rank rank, std::vector<Peer> peers, const Limits& limits);
   LocalGroup(const LocalGroup&) = delete;
   LocalGroup& operator=(const LocalGroup&) = delete;
 
@@ -63,8 +69,6 @@ class LocalGroup {
     uint64_t list;  // of the pieces, in the sender's memory; 0: they come through the socket
     uint64_t count;
   };
-  static constexpr size_t kInline = size_t{32} << 10;  // more is read directly, or sent in pieces
-  static constexpr size_t kPacketMax = sizeof(Head) + (size_t{64} << 10);
 
   // What is between this rank and another, in the exchange that runs.
   struct Link : Peer {
@@ -90,7 +94,6 @@ class LocalGroup {
   void EndCall();
 
   // Each goes on as far as it can. False: the group has failed, failure_ says how.
-  bool GoOn(uint32_t rank);
   bool SendTo(uint32_t rank);
   bool ReceiveFrom(uint32_t rank);
   bool OnPacket(uint32_t rank, const std::byte* packet, size_t size);
@@ -106,9 +109,10 @@ class LocalGroup {
   std::string AwaitedRanks() const;
 
   const uint32_t rank_;
+  const Limits limits_;
   const std::string description_;
   std::vector<Link> links_;  // by rank
-  int wake_;                 // an eventfd: written to by Abort
+  Socket wake_;              // an eventfd: written to by Abort
   std::atomic<bool> aborted_{false};
   std::mutex mutex_;
   std::string failure_;                            // guarded by mutex_: the first, which stays

@@ -7,6 +7,8 @@
 #define SLUICE_TESTS_COMM_GROUP_MAKERS_H_
 
 #include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <memory>
@@ -18,6 +20,7 @@
 
 #include "comm/communicator.h"
 #include "comm/in_process.h"
+#include "comm/local_group.h"
 #include "comm/local_ranks.h"
 #include "comm/sim_ranks.h"
 #include "comm/supplied.h"
@@ -143,6 +146,41 @@ class LocalMaker final : public GroupMaker {
   LeapingClock clock_;
 };
 
+// The same with little at a time, so that little is large; whether or not memory may be read.
+template <bool kReads>
+class PairedMaker final : public GroupMaker {
+ public:
+  explicit PairedMaker(uint32_t ranks) : ranks_(ranks) {}
+  Group Make(const CommOptions& options) override {
+    std::vector<std::vector<LocalGroup::Peer>> peers(ranks_);
+    for (auto& of_one : peers) of_one.resize(ranks_);
+    const auto peer = [](int fd) {
+      return LocalGroup::Peer{
+          .socket = Socket(fd), .process = getpid(), .readable = kReads, .reads = kReads};
+    };
+    for (uint32_t a = 0; a < ranks_; ++a) {
+      for (uint32_t b = 0; b < a; ++b) {
+        int ends[2];
+        SLUICE_CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, ends) == 0);
+        peers[a][b] = peer(ends[0]);
+        peers[b][a] = peer(ends[1]);
+      }
+    }
+    Group group;
+    for (uint32_t r = 0; r < ranks_; ++r) {
+      const LocalGroup::Limits limits{.inline_max = 8, .piece_max = 24, .read_max = 40};
+      auto* const made = new LocalGroup(Rank(r), std::move(peers[r]), limits);  // its table ends it
+      group.push_back(MakeSuppliedCommunicator(made->table(), options, &clock_).value());
+    }
+    return group;
+  }
+  void Pass(Nanos time) override { clock_.Leap(time); }
+
+ private:
+  const uint32_t ranks_;
+  LeapingClock clock_;
+};
+
 struct CommImplementation {
   const char* name;
   std::unique_ptr<GroupMaker> (*make)(uint32_t ranks);
@@ -161,8 +199,12 @@ std::unique_ptr<GroupMaker> NewMaker(uint32_t ranks) {
 }
 
 inline constexpr CommImplementation kCommImplementations[] = {
-    {"InProcess", NewMaker<InProcessMaker>, true}, {"Simulated", NewMaker<SimMaker>, true},
-    {"Supplied", NewMaker<SuppliedMaker>, false},  {"Local", NewMaker<LocalMaker>, false},
+    {"InProcess", NewMaker<InProcessMaker>, true},
+    {"Simulated", NewMaker<SimMaker>, true},
+    {"Supplied", NewMaker<SuppliedMaker>, false},
+    {"Local", NewMaker<LocalMaker>, false},
+    {"LocalRead", NewMaker<PairedMaker<true>>, false},
+    {"LocalInPieces", NewMaker<PairedMaker<false>>, false},
     {"Nccl", NewMaker<NcclMaker>, false},
 };
 
