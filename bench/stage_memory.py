@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 
 import gpt  # noqa: E402  the path comes first
 
-LAYERS, HIDDEN, SEQ = 24, 256, 32
+LAYERS, HIDDEN, SEQ = 48, 192, 32
 WITHIN = 0.05
 TIMEOUT_S = 300
 
