@@ -141,12 +141,10 @@ void Ranks::CheckPatience(bool caller_waits) {
   RankWait wait = exchange_.Awaited();
   if (wait.missing.empty()) wait = gathers_.Awaited();
   if (wait.missing.empty()) return;
-  context_.fail(absl::DeadlineExceededError(
-      fmt::format("rank {} {}, and has waited {} s for rank{} {} to do so too, which is as long as "
-                  "rank_timeout "
-                  "says",
-                  rank().value(), wait.what, std::chrono::duration<double>(patience_).count(),
-                  wait.missing.size() > 1 ? "s" : "", fmt::join(wait.missing, ", "))));
+  context_.fail(absl::DeadlineExceededError(fmt::format(
+      "rank {} {}, and has waited {} s for rank{} {} to do so too: as long as rank_timeout says",
+      rank().value(), wait.what, std::chrono::duration<double>(patience_).count(),
+      wait.missing.size() > 1 ? "s" : "", fmt::join(wait.missing, ", "))));
 }
 
 void Ranks::OnSaid(Rank rank, Said said) {

@@ -233,7 +233,7 @@ class AwaitedRankTest : public ::testing::TestWithParam<std::tuple<int, Kind>> {
 TEST_P(AwaitedRankTest, IsNamedWhenItDoesNotCome) {
   const auto [stage, kind] = GetParam();
   RanksCase c = SmallCase(3, stage);
-  c.config.rank_timeout = std::chrono::milliseconds(300);
+  c.config.rank_timeout = std::chrono::milliseconds(500);
   const PlainRanks plain(c);
   const ScriptOp micro{.kind = Kind::kMicro, .order = {{0, 1, 2, 3}, {3, 2, 1, 0}, {0, 1, 2, 3}}};
   PlainRanks after = plain;
@@ -263,14 +263,14 @@ TEST_P(AwaitedRankTest, IsNamedWhenItDoesNotCome) {
   });
   for (const absl::Status& end : ends) {
     EXPECT_FALSE(end.ok());
-    EXPECT_NE(end.message().find("has waited 0.3 s for rank 2 to do so too"),
+    EXPECT_NE(end.message().find("has waited 0.5 s for rank 2 to do so too"),
               std::string_view::npos)
         << end;
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(All, AwaitedRankTest,
-                         ::testing::Combine(::testing::Values(0, 1, 3),
+                         ::testing::Combine(::testing::Values(0, 3),
                                             ::testing::Values(Kind::kStep, Kind::kMicro,
                                                               Kind::kClear, Kind::kReadGrad,
                                                               Kind::kRead, Kind::kWrite)));

@@ -5,10 +5,13 @@ import json
 import os
 import signal
 import sys
+import time
 
 import sluice
 import torch
 from ranks_jobs import digest
+from sluice.collectives import comm_table
+from sluice.collectives.group_server import GroupServer
 from sluice.collectives.value_group import ValueGroup
 from sluice.collectives.world import World
 from training import batch, config, loss_of, mlp
@@ -73,7 +76,9 @@ def run(job, say):
         if job["moment"] != moment:
             return
         say(moment)
-        if job["signal"]:
+        if job["signal"] == "deaf":  # whatever ends or fails, the library does not hear of it
+            GroupServer.wait = lambda server, number, seconds: (time.sleep(seconds), (comm_table.PENDING, ""))[1]
+        elif job["signal"]:
             os.kill(os.getpid(), signal.Signals[job["signal"]])
 
     try:

@@ -192,3 +192,11 @@ def test_a_rank_that_is_killed_or_frozen_ends_the_others_with_its_name(zygote, m
             os.kill(case.pids[victim], signal.SIGCONT)
             case.end()
         case.check_nothing_left()
+
+
+def test_what_the_framework_does_not_end_is_given_up_and_its_memory_kept(zygote):
+    case = zygote.begin(2, moment="backward", victim=0, signal_name="deaf")
+    said = case.end()
+    assert "operations among ranks, which the framework does not end" in said[0].get("error", ""), said
+    check_named(said[1], [0], 1)
+    case.check_nothing_left()
