@@ -3,9 +3,9 @@
 
 #include <gtest/gtest.h>
 
-#include "offload/sim/scale_cases.h"
 #include "core/status.h"
 #include "fmt/format.h"
+#include "offload/sim/scale_cases.h"
 
 namespace sluice {
 namespace {
@@ -86,7 +86,8 @@ TEST(ScaleSimTest, SendsWhatTheStageSays) {
     ScaleCase c = Small(stage, Tier::kHbm, Tier::kHbm);
     c.cache_units = 1;
     const double expected = (stage == 3 ? 3 : 2) * 2 * c.parameters * 7 / 8;
-    EXPECT_NEAR(1, static_cast<double>(RunCase(c).sent.value()) / expected, stage == 3 ? 0.08 : 0.01)
+    EXPECT_NEAR(1, static_cast<double>(RunCase(c).sent.value()) / expected,
+                stage == 3 ? 0.08 : 0.01)
         << "stage " << stage;
   }
 }
