@@ -58,9 +58,10 @@ def plot(rows):
         ("compute, then the optimizer's transfers", {r["hosts"]: infinity_tflops(r) for r in infinity}),
     ]
     body = panel(0, "Step over floor, 8 x H100 a host", "hosts", "ratio", hosts, list(ratios.items()), 1.0, 1.06)
-    body += panel(WIDTH, "1T on DGX-2, states on NVMe", "hosts", "TFLOPS a GPU", of_hosts, shapes, 0, 60)
+    if infinity:  # of a run of some tables only
+        body += panel(WIDTH, "1T on DGX-2, states on NVMe", "hosts", "TFLOPS a GPU", of_hosts, shapes, 0, 60)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH}" height="{HEIGHT}" font-family="sans-serif" font-size="11">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{(2 if infinity else 1) * WIDTH}" height="{HEIGHT}" font-family="sans-serif" font-size="11">'
         f'<rect width="100%" height="100%" fill="white"/>' + "\n".join(body) + "</svg>\n"
     )
 

@@ -54,8 +54,7 @@ TEST(ScaleSimTest, StepsAreNearTheFloor) {
   for (const uint32_t hosts : {1u, 64u}) {
     for (const ScaleCase& c :
          {Small(0, Tier::kHbm, Tier::kHbm, hosts), Small(1, Tier::kHbm, Tier::kHbm, hosts),
-          Small(2, Tier::kPinned, Tier::kHbm, hosts), Small(3, Tier::kHbm, Tier::kHbm, hosts),
-          Small(3, Tier::kPinned, Tier::kPinned, hosts),
+          Small(2, Tier::kPinned, Tier::kHbm, hosts), Small(3, Tier::kPinned, Tier::kPinned, hosts),
           Small(3, Tier::kNvme, Tier::kNvme, hosts)}) {
       // One of them is enough, and one that uses everything; at stage 0 each rank updates all.
       if (hosts > 1 && !(c.stage == 1 || c.params == Tier::kNvme)) continue;
