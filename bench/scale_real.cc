@@ -244,9 +244,9 @@ absl::StatusOr<double> MeasureDrive(const std::string& directory, Bytes block, u
   const Touched<std::byte> memory(block.size() * depth, std::byte{1});
   const MemoryView arenas[] = {memory.values()};
   SteadyClock clock;
-  SLUICE_ASSIGN_OR_RETURN(
-      const std::unique_ptr<IoEngine> engine,
-      MakeIoEngine(IoEngineKind::kAuto, std::span(&file, 1), arenas, {.in_flight_max = depth}, &clock));
+  SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<IoEngine> engine,
+                          MakeIoEngine(IoEngineKind::kAuto, std::span(&file, 1), arenas,
+                                       {.in_flight_max = depth}, &clock));
   std::vector<IoOp> ops(depth);
   std::vector<IoOp*> idle, done(depth);
   for (uint32_t i = 0; i < depth; ++i) {
@@ -282,9 +282,8 @@ absl::StatusOr<double> MeasureDrive(const std::string& directory, Bytes block, u
   const TimePoint begin = kClock.Now();
   const uint64_t before = ended;
   while (Seconds(kClock.Now() - begin) < seconds) SLUICE_RETURN_IF_ERROR(turn(false));
-  const double rate =
-      static_cast<double>((block * static_cast<int64_t>(ended - before)).value()) /
-      Seconds(kClock.Now() - begin);
+  const double rate = static_cast<double>((block * static_cast<int64_t>(ended - before)).value()) /
+                      Seconds(kClock.Now() - begin);
   SLUICE_RETURN_IF_ERROR(engine->Close());
   return rate;
 }

@@ -16,13 +16,13 @@ namespace sluice {
 
 // A thread's, with as many threads at a time as the machine has cores.
 struct MeasuredRates {
-  double update = 0;     // elements a second: AdamW from memory
-  double stream = 0;     // likewise, with the sums that check and seal
-  double copy = 0;       // bytes
-  double sum = 0;        // values added up over ranks
-  double take = 0;       // elements copied and squared
-  double exchange = 0;   // bytes that each rank copies of the others' memory
-  double round = 0;      // not a rate: seconds of a small operation between two threads
+  double update = 0;    // elements a second: AdamW from memory
+  double stream = 0;    // likewise, with the sums that check and seal
+  double copy = 0;      // bytes
+  double sum = 0;       // values added up over ranks
+  double take = 0;      // elements copied and squared
+  double exchange = 0;  // bytes that each rank copies of the others' memory
+  double round = 0;     // not a rate: seconds of a small operation between two threads
 };
 // Of the cores and memory.
 MeasuredRates MeasureCores(int threads);

@@ -60,12 +60,13 @@ absl::StatusOr<Json> RowOf(const std::string& table, const std::string& name, co
     SLUICE_ASSIGN_OR_RETURN(const ScaleResult without, Simulate(free));
     row["exposed"] = 1 - without.step / result.step;
   }
-  fmt::print("{:14} {:44} {:5} {:3} x {:2} stage {} {:4} {:4} {:6.0f} tokens{}: {:9.4f} s, {:.3f} of "
-             "the floor, {:5.1f} TF{}\n",
-             table, name, c.machine.name, c.hosts, c.machine.ranks_per_host, c.stage, Name(c.states),
-             Name(c.stage == 3 ? c.params : Tier::kHbm), c.tokens, c.overlap ? "" : ", no overlap",
-             result.step, result.ratio(), flops / result.step / 1e12,
-             exposed ? fmt::format(", {:.3f} exposed", row["exposed"].get<double>()) : "");
+  fmt::print(
+      "{:14} {:44} {:5} {:3} x {:2} stage {} {:4} {:4} {:6.0f} tokens{}: {:9.4f} s, {:.3f} of "
+      "the floor, {:5.1f} TF{}\n",
+      table, name, c.machine.name, c.hosts, c.machine.ranks_per_host, c.stage, Name(c.states),
+      Name(c.stage == 3 ? c.params : Tier::kHbm), c.tokens, c.overlap ? "" : ", no overlap",
+      result.step, result.ratio(), flops / result.step / 1e12,
+      exposed ? fmt::format(", {:.3f} exposed", row["exposed"].get<double>()) : "");
   std::fflush(stdout);
   return row;
 }
@@ -145,8 +146,8 @@ absl::Status Run(Options options) {
   } else {
     for (const ScaleRow& row : ScaleRows()) {
       if (!options.table.empty() && row.table.find(options.table) != 0) continue;
-      SLUICE_ASSIGN_OR_RETURN(Json made, RowOf(row.table, row.name, row.of,
-                                               row.table == "collectives"));
+      SLUICE_ASSIGN_OR_RETURN(Json made,
+                              RowOf(row.table, row.name, row.of, row.table == "collectives"));
       json["rows"].push_back(std::move(made));
     }
   }

@@ -77,8 +77,9 @@ SimHosts HostsOf(const ValidationCase& c, const MeasuredRates& rates, double dri
   rate(TaskKind::kTake) = rates.take;
   hosts.drive_bytes_per_second = drive / c.ranks;
   if (single > 0) {
-    hosts.drive_latency = Nanos(std::max<int64_t>(
-        0, static_cast<int64_t>(static_cast<double>(kBlock.value()) * (1 / single - 1 / drive) * 1e9)));
+    hosts.drive_latency =
+        Nanos(std::max<int64_t>(0, static_cast<int64_t>(static_cast<double>(kBlock.value()) *
+                                                        (1 / single - 1 / drive) * 1e9)));
   }
   hosts.wake = std::chrono::microseconds(50);
   return hosts;
@@ -111,7 +112,8 @@ TrainingScript ScriptOf(const ValidationCase& c, int steps) {
 
 // Bound by compute, by updates, by the drive, and by what ranks do together.
 std::vector<ValidationCase> ValidationCases() {
-  const auto ram = [](std::string name, uint32_t ranks, int stage, double forward, double backward) {
+  const auto ram = [](std::string name, uint32_t ranks, int stage, double forward,
+                      double backward) {
     return ValidationCase{.name = std::move(name),
                           .ranks = ranks,
                           .stage = stage,
@@ -131,11 +133,16 @@ std::vector<ValidationCase> ValidationCases() {
                           .backward_ms = backward};
   };
   std::vector<ValidationCase> cases = {
-      ram("1 rank, RAM, compute", 1, 0, 10, 20),    ram("1 rank, RAM, update", 1, 0, 1, 2),
-      ram("2 ranks, stage 0, RAM", 2, 0, 5, 10),    ram("2 ranks, stage 1, RAM, update", 2, 1, 1, 2),
-      ram("2 ranks, stage 1, RAM", 2, 1, 5, 10),    ram("2 ranks, stage 3, RAM", 2, 3, 5, 10),
-      drive("1 rank, drive", 1, 0, 5, 10),          drive("1 rank, drive, compute", 1, 0, 60, 60),
-      drive("2 ranks, stage 1, drive", 2, 1, 5, 10), drive("2 ranks, stage 3, drive", 2, 3, 10, 20),
+      ram("1 rank, RAM, compute", 1, 0, 10, 20),
+      ram("1 rank, RAM, update", 1, 0, 1, 2),
+      ram("2 ranks, stage 0, RAM", 2, 0, 5, 10),
+      ram("2 ranks, stage 1, RAM, update", 2, 1, 1, 2),
+      ram("2 ranks, stage 1, RAM", 2, 1, 5, 10),
+      ram("2 ranks, stage 3, RAM", 2, 3, 5, 10),
+      drive("1 rank, drive", 1, 0, 5, 10),
+      drive("1 rank, drive, compute", 1, 0, 60, 60),
+      drive("2 ranks, stage 1, drive", 2, 1, 5, 10),
+      drive("2 ranks, stage 3, drive", 2, 3, 10, 20),
   };
   for (const size_t i : {size_t{7}, size_t{8}}) {
     ValidationCase serial = cases[i];

@@ -30,11 +30,11 @@ std::vector<ValidationCase> ValidationCases();
 struct Validation {
   struct Row {
     ValidationCase of;
-    std::vector<double> steps;      // seconds, of all real runs
-    std::vector<double> drives;     // bytes a second, before and after each
-    std::vector<double> single;     // likewise, one block at a time
-    double simulated = 0;           // a step, with the medians of the rates
-    double real() const;            // the median
+    std::vector<double> steps;   // seconds, of all real runs
+    std::vector<double> drives;  // bytes a second, before and after each
+    std::vector<double> single;  // likewise, one block at a time
+    double simulated = 0;        // a step, with the medians of the rates
+    double real() const;         // the median
     double drive() const;
   };
   std::vector<Row> rows;

@@ -173,8 +173,7 @@ std::vector<std::unique_ptr<Communicator>> MakeMirroredGroup(SimNetwork* network
   const uint32_t there = std::min(network->ranks(), network->options().ranks_per_host);
   std::vector<std::unique_ptr<Communicator>> members;
   for (uint32_t r = 0; r < there; ++r) {
-    members.push_back(
-        std::make_unique<MirrorRank>(group, Rank(r), network->ranks(), options));
+    members.push_back(std::make_unique<MirrorRank>(group, Rank(r), network->ranks(), options));
   }
   return members;
 }

@@ -1,9 +1,9 @@
 // comm/sim_mirror.h
 //
 // Many hosts of which one is simulated. The ranks of the first host are there; those of every other
-// host do, at every moment, what the rank of their place on the first host does. So a group of hosts
-// that train in step needs one host's ranks, each of which sees all: communicators of as many ranks
-// as there are, with what all of them send and receive, at the times of sim_ranks.h.
+// host do, at every moment, what the rank of their place on the first host does. So a group of
+// hosts that train in step needs one host's ranks, each of which sees all: communicators of as many
+// ranks as there are, with what all of them send and receive, at the times of sim_ranks.h.
 //
 // What the others send is what the rank of their place sends to the same rank. Where its size is
 // another than what is expected (uneven shards), the ends are laid over each other. Only

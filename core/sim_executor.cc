@@ -44,11 +44,12 @@ class Workers final : public SimExecutor {
   };
 
   Nanos TimeFor(const Task& task) {
-    const auto percent = static_cast<int64_t>(world_->Uniform(work_.percent_min, work_.percent_max));
+    const auto percent =
+        static_cast<int64_t>(world_->Uniform(work_.percent_min, work_.percent_max));
     const TaskCost cost = task.cost();
     const double scale = cost.kind == TaskKind::kOther ? 1 : work_.scale;
-    const double seconds = static_cast<double>(cost.amount) * scale /
-                           work_.per_second[static_cast<size_t>(cost.kind)];
+    const double seconds =
+        static_cast<double>(cost.amount) * scale / work_.per_second[static_cast<size_t>(cost.kind)];
     return (work_.start + Nanos(static_cast<int64_t>(seconds * 1e9))) * percent / 100;
   }
 
@@ -56,7 +57,8 @@ class Workers final : public SimExecutor {
     while (busy_ < workers_ + helpers_ && !waiting_.empty()) {
       if (work_.cores != nullptr && !work_.cores->TryTake()) {
         if (!std::exchange(waits_for_core_, true)) {
-          work_.cores->WhenFree([this] {
+          work_.cores->WhenFree([this, alive = std::weak_ptr<bool>(alive_)] {
+            if (alive.expired()) return;
             waits_for_core_ = false;
             StartSome();
           });
@@ -66,7 +68,8 @@ class Workers final : public SimExecutor {
       const Waiting next = waiting_.front();
       waiting_.pop_front();
       ++busy_;
-      const Nanos takes = TimeFor(*next.task) + world_->Delay(world_->faults()->Next(SimSeam::kTask));
+      const Nanos takes =
+          TimeFor(*next.task) + world_->Delay(world_->faults()->Next(SimSeam::kTask));
       world_->Log(fmt::format("task {} starts", next.number));
       world_->At(world_->Now() + takes, [this, next] {
         --busy_;
@@ -87,6 +90,7 @@ class Workers final : public SimExecutor {
   int helpers_ = 0;
   int busy_ = 0;
   bool waits_for_core_ = false;
+  const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
   uint64_t submitted_ = 0;
   std::deque<Waiting> waiting_;
 };

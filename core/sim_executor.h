@@ -39,8 +39,8 @@ class SimCores {
 struct SimWork {
   // Amounts of each kind of work (TaskKind) that a worker does in a second.
   std::array<double, kTaskKindCount> per_second = {1e9, 2e9, 2e9, 8e9, 4e9, 4e9, 20e9};
-  double scale = 1;  // for each that is there, so many are meant; of kOther one
-  Nanos start{300};  // of any task, before it does anything
+  double scale = 1;           // for each that is there, so many are meant; of kOther one
+  Nanos start{300};           // of any task, before it does anything
   uint64_t percent_min = 50;  // each takes a share of its time that is drawn between these
   uint64_t percent_max = 400;
   std::shared_ptr<SimCores> cores;  // shared with other executors; null: as many as workers

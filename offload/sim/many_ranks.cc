@@ -85,8 +85,8 @@ class SimRankHost final : public ScriptHost, public Waker {
   TrainingTimes times_;
   Ticket ticket_ = 0;  // that the program waits for
   absl::Status status_;
-  TimePoint loop_at_{0};         // it was woken, and runs then
-  TimePoint next_loop_{0};       // it runs then in any case
+  TimePoint loop_at_{0};    // it was woken, and runs then
+  TimePoint next_loop_{0};  // it runs then in any case
   TimePoint resume_at_ = kForever;
   double loop_seconds_ = 0;
 };
@@ -110,8 +110,7 @@ absl::Status SimRankHost::Make(const ModelSpec& spec, const RuntimeConfig& confi
   std::unique_ptr<SimExecutor> executor = MakeSimExecutor(world_, hosts_.workers, work);
   executor_ = executor.get();
   seams.executor = std::move(executor);
-  seams.device =
-      MakeSimDevice({.host_addressable = plan.placement.hbm_in_place}, world_, &memory_);
+  seams.device = MakeSimDevice({.host_addressable = plan.placement.hbm_in_place}, world_, &memory_);
   SLUICE_ASSIGN_OR_RETURN(std::vector<Drive> drives, DrivesOf(config));
   if (drives.empty()) drives.push_back({.path = "simulated"});
   seams.segments = SegmentsOf(plan, drives);
@@ -132,9 +131,9 @@ absl::Status SimRankHost::Make(const ModelSpec& spec, const RuntimeConfig& confi
   links_ = {links.gradients.get(), links.gathers.get()};
   if (links) seams.ranks = std::move(links);
   const RuntimeOptions options = OptionsOf(config, plan);
-  SLUICE_ASSIGN_OR_RETURN(runtime_,
-                          OffloadRuntime::Create(std::move(plan.layout), std::move(plan.placement),
-                                                 options, std::move(seams)));
+  SLUICE_ASSIGN_OR_RETURN(
+      runtime_, OffloadRuntime::Create(std::move(plan.layout), std::move(plan.placement), options,
+                                       std::move(seams)));
   return absl::OkStatus();
 }
 

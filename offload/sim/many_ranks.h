@@ -37,7 +37,7 @@ struct SimHosts {
   int workers = 1;  // of a rank
   int cores = 0;    // of a host, that workers share; 0: as many as workers
   bool callers_help = false;
-  SimWork work;  // of a worker; its scale is set here
+  SimWork work;                       // of a worker; its scale is set here
   double drive_bytes_per_second = 0;  // of a rank's share of the drives
   Nanos drive_latency = std::chrono::microseconds(100);
   Nanos wake = std::chrono::microseconds(20);  // until a thread that was woken runs
@@ -52,7 +52,6 @@ struct SimTraining {
   std::vector<TrainingTimes> times;  // by rank that was simulated
   StepTraffic traffic;               // of rank 0; not scaled
   Bytes sent;                        // by rank 0, in a step; not scaled
-  uint64_t rounds = 0;               // of agreement, in all
   uint64_t digest = 0;               // of all that happened, and when
   double real_seconds = 0;           // that the simulation took
   double control_seconds = 0;        // of these, in rank 0's control loop, since the first step

@@ -10,8 +10,8 @@ namespace sluice {
 
 namespace {
 
-constexpr int kWorkers = 4;               // of a rank
-constexpr double kUpdateBytes = 28;       // of memory, an element
+constexpr int kWorkers = 4;                 // of a rank
+constexpr double kUpdateBytes = 28;         // of memory, an element
 constexpr double kUpdateBytesOnDrive = 52;  // with what comes from a drive and goes there
 
 // Parts of a layer: queries, keys and values; projection; two matrices of the MLP.
@@ -26,9 +26,9 @@ struct Scaled {
 // Units that are as large as so many whole cells for each rank.
 Scaled ScaledDown(const ScaleCase& c) {
   const double meant = c.parameters / c.units;
-  const int64_t per_shard =
-      c.cells_of_shard > 0 ? c.cells_of_shard
-                           : std::clamp<int64_t>(256 / static_cast<int64_t>(c.ranks()), 1, 16);
+  const int64_t per_shard = c.cells_of_shard > 0
+                                ? c.cells_of_shard
+                                : std::clamp<int64_t>(256 / static_cast<int64_t>(c.ranks()), 1, 16);
   Scaled scaled;
   scaled.unit = per_shard * kCellElements * c.ranks();
   scaled.scale = meant / static_cast<double>(scaled.unit);
@@ -37,11 +37,11 @@ Scaled ScaledDown(const ScaleCase& c) {
     int64_t left = scaled.unit / kCellElements;
     for (size_t p = 0; p < std::size(kParts) && left > 0; ++p) {
       const bool last = p + 1 == std::size(kParts);
-      const int64_t cells = last ? left
-                                 : std::clamp<int64_t>(std::llround(kParts[p] *
-                                                                    static_cast<double>(scaled.unit) /
-                                                                    kCellElements),
-                                                       1, left);
+      const int64_t cells =
+          last ? left
+               : std::clamp<int64_t>(
+                     std::llround(kParts[p] * static_cast<double>(scaled.unit) / kCellElements), 1,
+                     left);
       left -= cells;
       scaled.spec.tensors.push_back({.name = fmt::format("layer {} part {}", u, p),
                                      .unit = UnitIndex(u),
@@ -76,15 +76,15 @@ SimHosts HostsOf(const ScaleCase& c, double scale) {
   SimHosts hosts;
   hosts.ranks = c.ranks();
   hosts.mirrored = c.mirrored && c.hosts > 1;
-  hosts.network = {.ranks_per_host = m.ranks_per_host,
-                   .local_bytes_per_second = m.local_bytes_per_second,
-                   .network_bytes_per_second = m.network_bytes_per_second,
-                   .local_latency = m.local_latency,
-                   .network_latency = m.network_latency,
-                   .steps = c.ring ? SimNetworkOptions::Steps::kRing
-                                   : SimNetworkOptions::Steps::kTree,
-                   .message_gap = m.message_gap,
-                   .small = KiB(4)};
+  hosts.network = {
+      .ranks_per_host = m.ranks_per_host,
+      .local_bytes_per_second = m.local_bytes_per_second,
+      .network_bytes_per_second = m.network_bytes_per_second,
+      .local_latency = m.local_latency,
+      .network_latency = m.network_latency,
+      .steps = c.ring ? SimNetworkOptions::Steps::kRing : SimNetworkOptions::Steps::kTree,
+      .message_gap = m.message_gap,
+      .small = KiB(4)};
   if (c.free_network) {
     hosts.network.local_bytes_per_second = hosts.network.network_bytes_per_second = 1e18;
     hosts.network.local_latency = hosts.network.network_latency = hosts.network.message_gap =
@@ -96,8 +96,8 @@ SimHosts HostsOf(const ScaleCase& c, double scale) {
   const auto rate = [&](TaskKind kind) -> double& {
     return hosts.work.per_second[static_cast<size_t>(kind)];
   };
-  const double memory = c.states == Tier::kHbm ? m.hbm_bytes_per_second
-                                               : m.memory_bytes_per_second / ranks;
+  const double memory =
+      c.states == Tier::kHbm ? m.hbm_bytes_per_second : m.memory_bytes_per_second / ranks;
   rate(TaskKind::kUpdate) = memory / kUpdateBytes / kWorkers;
   rate(TaskKind::kStream) = memory / kUpdateBytesOnDrive / kWorkers;
   rate(TaskKind::kCopy) = m.hbm_bytes_per_second / 2;
@@ -106,8 +106,8 @@ SimHosts HostsOf(const ScaleCase& c, double scale) {
       (c.states == Tier::kHbm ? m.hbm_bytes_per_second / 2 : m.link_bytes_per_second) / 2;
   hosts.drive_bytes_per_second = m.drive_bytes_per_second / ranks;
   // The plan's budgets are of a model that was scaled down; what it says of homes is said here.
-  hosts.place = [states = c.states, stage = c.stage, params = c.params](
-                    const ModelLayout& layout, Placement* placement) {
+  hosts.place = [states = c.states, stage = c.stage, params = c.params](const ModelLayout& layout,
+                                                                        Placement* placement) {
     // Of a model that is scaled down there are fewer chunks, so fewer are on their way.
     const auto share = static_cast<int>(layout.chunks().size() / 16);
     if (states == Tier::kNvme) {
@@ -141,17 +141,17 @@ FloorTerms FloorOf(const ScaleCase& c, const Scaled& scaled, const SimHosts& hos
     read_backward = again * 2 * static_cast<double>(scaled.unit) * c.units / c.ranks();
     traffic.nvme_read -= Bytes(static_cast<int64_t>(read_backward * passes));
   }
-  HardwareRates rates{.forward_seconds = Seconds(script.forward) * c.units * passes,
-                      .backward_seconds = Seconds(script.backward) * c.units * passes,
-                      .nvme_bytes = drive,
-                      .update_elements =
-                          hosts.work.per_second[static_cast<size_t>(
-                              c.states == Tier::kNvme ? TaskKind::kStream : TaskKind::kUpdate)] *
-                          kWorkers / scaled.scale,
-                      .links_backward_seconds = gradients * passes + micro_gathers * passes +
-                                                (c.stage == 0 ? params * passes : 0),
-                      .links_forward_seconds = c.stage == 0 ? 0 : params * (c.stage == 3 ? passes : 1),
-                      .shared_cores = false};
+  HardwareRates rates{
+      .forward_seconds = Seconds(script.forward) * c.units * passes,
+      .backward_seconds = Seconds(script.backward) * c.units * passes,
+      .nvme_bytes = drive,
+      .update_elements = hosts.work.per_second[static_cast<size_t>(
+                             c.states == Tier::kNvme ? TaskKind::kStream : TaskKind::kUpdate)] *
+                         kWorkers / scaled.scale,
+      .links_backward_seconds =
+          gradients * passes + micro_gathers * passes + (c.stage == 0 ? params * passes : 0),
+      .links_forward_seconds = c.stage == 0 ? 0 : params * (c.stage == 3 ? passes : 1),
+      .shared_cores = false};
   // The parts of micro-steps can't overlap with the update; what is sent in them counts once.
   if (c.stage == 3 && c.micro_steps > 1) {
     rates.links_backward_seconds += params * (passes - 1);
@@ -243,8 +243,8 @@ absl::StatusOr<ScaleResult> Simulate(const ScaleCase& c) {
   result.waited = result.training.WaitedSeconds();
   result.floor = FloorOf(c, scaled, hosts, script, result.training.traffic);
   result.scale = scaled.scale;
-  result.sent = Bytes(static_cast<int64_t>(static_cast<double>(result.training.sent.value()) *
-                                           scaled.scale));
+  result.sent =
+      Bytes(static_cast<int64_t>(static_cast<double>(result.training.sent.value()) * scaled.scale));
   return result;
 }
 

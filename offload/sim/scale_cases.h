@@ -23,15 +23,15 @@ struct Machine {
   double link_bytes_per_second = 0;   // to RAM
   double local_bytes_per_second = 0;  // among the GPUs of a host, each direction
   double network_bytes_per_second = 0;
-  double drive_bytes_per_second = 0;    // of a host, reads and writes together
-  double memory_bytes_per_second = 0;   // of a host's RAM, for updates
+  double drive_bytes_per_second = 0;   // of a host, reads and writes together
+  double memory_bytes_per_second = 0;  // of a host's RAM, for updates
   Nanos local_latency = std::chrono::microseconds(5);
   Nanos network_latency = std::chrono::microseconds(10);
   Nanos message_gap = Nanos(500);
 };
-Machine Dgx2();        // 16 V100, as ZeRO-Infinity had them
-Machine DgxA100();     // 8 A100, 8 x 200 Gb/s
-Machine DgxH100();     // 8 H100, 8 x 400 Gb/s
+Machine Dgx2();     // 16 V100, as ZeRO-Infinity had them
+Machine DgxA100();  // 8 A100, 8 x 200 Gb/s
+Machine DgxH100();  // 8 H100, 8 x 400 Gb/s
 const Machine* FindMachine(const std::string& name);
 
 struct ScaleCase {
@@ -46,7 +46,7 @@ struct ScaleCase {
   double tokens = 4096;  // a rank and step
   bool recompute = true;
   int micro_steps = 1;
-  int cells_of_shard = 0;   // as the model is scaled down to; 0: chosen
+  int cells_of_shard = 0;    // as the model is scaled down to; 0: chosen
   uint32_t cache_units = 6;  // of stage 3: that HBM has room for
   int steps = 5;
   bool overlap = true;
@@ -63,7 +63,6 @@ struct ScaleResult {
   double waited = 0;  // of a step, for units, gradients and the step
   double scale = 0;
   Bytes sent;  // a rank and step, as meant
-  double rounds = 0;
   SimTraining training;
 
   double ratio() const { return step / floor.total; }

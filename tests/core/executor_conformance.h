@@ -131,7 +131,8 @@ TEST_P(ExecutorTest, HasAsManyWorkersAsAskedFor) {
   if (simulated()) {
     for (const auto& job : jobs) executor_->Submit(job.get());
     WaitFor(jobs);
-    EXPECT_LE(world_.Now(), 4 * (SimWork().start + Nanos(jobs[0]->cost().amount))) << "side by side";
+    EXPECT_LE(world_.Now(), 4 * (SimWork().start + Nanos(jobs[0]->cost().amount)))
+        << "side by side";
     return;
   }
   std::latch both(2);  // each waits for the other to run

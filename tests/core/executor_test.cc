@@ -57,6 +57,36 @@ TEST(SimExecutorTest, TheSameSeedGivesTheSameTimes) {
   EXPECT_NE(log_of(5), log_of(6));
 }
 
+// Eight tasks of a second: by two workers each of two executors; on one core that these share; and
+// with a caller who helps.
+TEST(SimExecutorTest, CoresThatAreSharedAndCallersWhoHelp) {
+  struct Second final : Task {
+    void Run() override {}
+    TaskCost cost() const override { return {TaskKind::kCopy, 1000}; }
+  };
+  SimWork work{.start = Nanos(0), .percent_min = 100, .percent_max = 100};
+  work.per_second[static_cast<size_t>(TaskKind::kCopy)] = 2000;
+  work.scale = 2;
+  const auto seconds_of = [&](int cores, int helpers) {
+    SimWorld world(1);
+    SimWork shared = work;
+    if (cores > 0) shared.cores = std::make_shared<SimCores>(cores);
+    Second tasks[8];
+    const auto one = MakeSimExecutor(&world, 2, shared), other = MakeSimExecutor(&world, 2, shared);
+    one->SetHelpers(helpers);
+    other->SetHelpers(helpers);
+    for (size_t i = 0; i < 8; ++i) (i % 2 == 0 ? one : other)->Submit(&tasks[i]);
+    while (world.RunNext(kForever)) {
+    }
+    return Seconds(world.Now());
+  };
+  EXPECT_DOUBLE_EQ(2, seconds_of(0, 0));
+  EXPECT_DOUBLE_EQ(8, seconds_of(1, 0));
+  EXPECT_DOUBLE_EQ(3, seconds_of(3, 0));
+  EXPECT_DOUBLE_EQ(1, seconds_of(0, 2));
+  EXPECT_DOUBLE_EQ(8, seconds_of(1, 2));
+}
+
 TEST(ScopedFlushDenormalsTest, RestoresWhatWasThere) {
   volatile float smallest = std::numeric_limits<float>::min();
   {

