@@ -202,9 +202,15 @@ def train(rank, case, path, steps=STEPS):
         masters = engine.fp32_state_dict()
         states = {f"{n} {k}": torch.as_tensor(v) for n, s in engine.optimizer_state_dict().items() for k, v in s.items()}
         bits = digest(masters), digest(states), digest(engine.module_state_dict())
-        return losses, tuple(map(str, norms)), bits, (engine.skipped_steps, engine.loss_scale()), engine.report()
-    finally:
+        result = losses, tuple(map(str, norms)), bits, (engine.skipped_steps, engine.loss_scale()), engine.report()
+    except BaseException:
         engine.close()
+        raise
+    try:
+        engine.close()
+    except sluice.Unavailable as error:  # the training is over; who runs many of them counts these
+        return *result, str(error)
+    return *result, None
 
 
 def train_ddp(rank, world, steps=STEPS):
@@ -238,10 +244,12 @@ class Table:
         self._bits = {}  # by (world, type): (losses by rank, norms, bits) of the first case
         self.reports = {}  # Case -> by rank
         self.farthest = {}  # by world: of losses from DDP's
+        self.not_closed = []  # (Case, rank, words): engines whose end failed
 
     def run(self, case):
         """Errors: AssertionError."""
         results = self._ranks.run(train, case, self._path, self._steps, world=case.world)
+        self.not_closed += [(case, rank, result[5]) for rank, result in enumerate(results) if result[5]]
         found = [result[0] for result in results], {result[1:4] for result in results}
         assert len(found[1]) == 1, f"{case}: ranks come to different bits"
         first, wanted = self._bits.setdefault((case.world, case.dtype), (case, found))
@@ -323,11 +331,13 @@ def main():
                     table._ranks = ranks = Group(max(given.worlds), modules=("ranks_table",))
     ranks.close()
     print(f"{len(table.reports)} trainings, {failed} failed; farthest losses {table.farthest}")
+    for case, rank, words in table.not_closed:
+        print(f"NOT CLOSED rank {rank} of {case}: {words}")
     if given.table and not failed:
         text = given.table.read_text()
         before, _, rest = text.partition(BEGIN)
         given.table.write_text(before + markdown(table, given.worlds) + rest.partition(END)[2])
-    return 1 if failed else 0
+    return 1 if failed or table.not_closed else 0
 
 
 if __name__ == "__main__":
