@@ -21,6 +21,8 @@ from . import comm_table
 _TAG_MAX = 1 << 30  # tags begin again
 _TAG_OF_ABORT = _TAG_MAX + 1
 _WORDS_MAX = 300
+# Connections are closed then, and nobody writes to memory. Of more than two ranks, gloo does not always say so of all that was posted.
+_AFTER_BREAK = datetime.timedelta(milliseconds=300)
 _WRITABLE = 0x200  # PyBUF_WRITE
 _memory = ctypes.pythonapi.PyMemoryView_FromMemory
 _memory.restype = ctypes.py_object
@@ -190,7 +192,7 @@ class GroupServer:
         for operation in under_way:
             for work, _, _ in operation.works:
                 try:
-                    work.wait()
+                    work.wait(_AFTER_BREAK)
                 except RuntimeError:
                     pass
         with self._changed:
