@@ -136,6 +136,9 @@ def problems(case, report):
         # Where nothing is expected, what is too small to move may be.
         if abs(found[key] - wanted) > max(0.05 * wanted, 0.005 * whole):
             wrong.append(f"{key[0]} on {key[1]}: {found[key]} bytes, not {wanted:.0f}")
+    for tier in TIERS:  # without what pads them, and with the small units that stay in HBM
+        if abs(report["params_home_bytes"][tier] - expected["params", tier]) > max(0.05 * expected["params", tier], 0.005 * whole):
+            wrong.append(f"the home of {report['params_home_bytes'][tier]} bytes of parameters is {tier}, not of {expected['params', tier]:.0f}")
     now = report["bytes_now"]
     totals = {tier: sum(found[what, tier] for what in ("states", "gradients", "params")) for tier in TIERS}
     totals["pinned"] = sum(expected[what, "pinned"] for what in ("states", "gradients", "params")) + buffers(case, report)
