@@ -63,7 +63,6 @@ typedef enum sluice_tier { SLUICE_HBM = 0, SLUICE_PINNED = 1, SLUICE_NVME = 2 } 
 
 SLUICE_API uint32_t sluice_abi_version(void);
 SLUICE_API const char* sluice_version(void); /* "0.1.0"; static */
-
 /* Of the last call that failed on this thread; valid until the next call on it. */
 SLUICE_API const char* sluice_last_error(void);
 
@@ -162,9 +161,10 @@ typedef struct sluice_options {
    * least sluice_plan's planned_bytes.hbm, which no stream uses any more: sluice_runtime_create, if
    * it succeeds, owns it, and its deleter is called when the last view has died. */
   void* hbm_memory;
-  /* Among several ranks, on the host device: which this is, and of how many (0 or 1: alone). All
-   * describe the same model and options, write the same values, read and step together, and have
-   * the mean of their gradients. What is shared (ZeRO): 0 nothing, 1 and 2 states, 3 parameters. */
+  /* Which of several ranks this is, on the host device, and of how many (0 or 1: alone). All
+   * describe the same model and options, and in the same order read, write the same values, clear
+   * gradients and step: one that does so alone fails after 10 minutes. They have the mean of their
+   * gradients. What is shared (ZeRO): 0 nothing, 1 and 2 states, 3 parameters. */
   uint32_t rank, ranks;
   int32_t zero_stage;
   int32_t rank_timeout_ms; /* how long another rank may keep this one waiting; 0: 10 minutes */

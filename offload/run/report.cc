@@ -63,7 +63,9 @@ Json TypesObject(const ModelLayout& layout) {
 Json PlacementObject(const ModelLayout& layout, const Placement& p, const Budgets& budgets) {
   int64_t params[3] = {0, 0, 0};
   for (size_t u = 0; u < layout.units().size(); ++u) {
-    params[static_cast<int>(p.param_home[u])] += layout.units()[u].param_bytes().value();
+    const UnitLayout& unit = layout.units()[u];
+    params[static_cast<int>(p.param_home[u])] +=
+        (p.IsShared(u) ? unit.shard_bytes(layout.sharding().rank) : unit.param_bytes()).value();
   }
   const StepTraffic traffic = TrafficOf(layout, p);
   return {{"parameters", layout.parameter_count()},

@@ -34,7 +34,7 @@
 //   nvme.states_bytes            states that live there
 //   nvme.params_bytes            parameters that live there
 //   nvme.gradients_bytes         gradients that live there, since pinned memory can't hold them
-//   params_home_bytes.TIER       parameters by where they live
+//   params_home_bytes.TIER       parameters that this rank keeps, by where they live
 //   step_traffic.elements_updated     by the host, of a step in which every tensor has a gradient
 //   step_traffic.nvme_read_bytes      states, parameters and gradients read
 //   step_traffic.nvme_write_bytes     and written

@@ -32,7 +32,7 @@ ROOMS = {
     "building.py": {"spools"},
     "adamw.py": {"native", "settings", "residency", "optimizers"},
     "engine": {"native", "residency", "spools", "optimizers", "adamw.py"},
-    "attachment.py": {"settings", "residency", "engine"},
+    "attachment.py": {"collectives", "settings", "residency", "engine"},
     "deepspeed": {"native", "ranks", "collectives", "settings", "residency", "building.py", "adamw.py", "engine"},
 }
 TOP = {"tools", "bench", "python", "tests", "examples"}  # may include any layer

@@ -50,6 +50,8 @@ struct RanksCase {
   RuntimeConfig config;
   TrainerOptions training;
   Nanos hear_after{0};  // of each other
+  // If set, each rank's caller looks only so long after whether what it waits for is done.
+  std::function<Nanos(uint32_t rank)> look_after;
 };
 
 // Of bf16, in small chunks, everything in memory.
@@ -90,6 +92,12 @@ inline RankResult TrainRank(const RanksCase& c, uint32_t rank, RankLinks links) 
   TrainerOptions training = c.training;
   training.rank = rank;
   training.ranks = c.ranks;
+  if (c.look_after) {
+    training.give_up = [&c, rank] {
+      std::this_thread::sleep_for(c.look_after(rank));
+      return false;
+    };
+  }
   RankResult result;
   const Communicator* const gradients = links.gradients.get();
   const Communicator* const gathers = links.gathers.get();
@@ -119,8 +127,10 @@ inline std::vector<RankResult> Train(const RanksCase& c) {
   for (RankLinks& of_rank : links) {
     if (c.hear_after == Nanos(0)) break;
     static const SteadyClock clock;
-    for (auto* link : {&of_rank.agreement, &of_rank.gathers})
-      *link = std::make_unique<LateCommunicator>(std::move(*link), c.hear_after, &clock);
+    of_rank.agreement =
+        std::make_unique<LateCommunicator>(std::move(of_rank.agreement), c.hear_after, &clock);
+    of_rank.gathers =
+        std::make_unique<LateCommunicator>(std::move(of_rank.gathers), 4 * c.hear_after, &clock);
   }
   std::vector<RankResult> results(c.ranks);
   OnRanks(c.ranks, [&](uint32_t r) { results[r] = TrainRank(c, r, std::move(links[r])); });

@@ -249,6 +249,14 @@ def test_offload_and_its_paths():
     assert load_config({"zero_optimization": {"offload_param": None}}).offload_param == "none"
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("world", [1, 2])
+def test_parameters_that_ranks_keep_whole_stay_in_ram_and_that_is_noted(stage, world):
+    given = {"zero_optimization": {"stage": stage, "offload_param": {"device": "nvme", "nvme_path": "/tmp"}}}
+    noted = [note for note in load_config(given, world).notes if note.startswith("zero_optimization.offload_param.device: ")]
+    assert len(noted) == (1 if world > 1 and stage < 3 else 0)
+
+
 def test_a_configuration_comes_as_dict_file_path_or_base64(tmp_path):
     given = {"train_batch_size": 6}
     path = tmp_path / "ds.json"

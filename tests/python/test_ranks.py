@@ -74,9 +74,14 @@ def test_half_of_it_is_an_error_that_names_both_halves(source):
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_world_of_one_needs_no_local_ranks(source):
     alone = environment(source, (0, 1, 0, 1))
-    for name in SOURCES[source][0][2:]:
+    names = SOURCES[source][0]
+    del alone[names[3]]
+    for name in (names[2], names[0]):  # its rank neither, but to Slurm, which says it of every task
         del alone[name]
-    assert find_place(alone) == RankPlace(0, 1, 0, 1, source, *SOURCES[source][2])
+        if name != names[0] or source != "slurm":
+            assert find_place(alone) == RankPlace(0, 1, 0, 1, source, *SOURCES[source][2])
+    if source == "torchrun":
+        assert find_place({"WORLD_SIZE": "1"}) == RankPlace(0, 1, 0, 1, "torchrun", None, None)
 
 
 @pytest.mark.parametrize("source", SOURCES)

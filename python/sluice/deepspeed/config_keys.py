@@ -19,7 +19,12 @@ def _feature(advice):
 
 
 _AS_MADE = _note("gradients are exchanged as they are made, in units, whatever the stage")
+_UNITS = _note("what ranks exchange goes in whole units: sluice.unit_elements sets how large they are at most")
+_GATHERED = _note("parameters are gathered in units, ahead of their use, straight into place")
+_SHARDS = _note("each rank is sent its shard of the others' gradients, and adds it up, at every stage")
+_IN_FP32 = _note("gradients go in their own type (data_types.grad_accum_dtype), and are added up over ranks in fp32, then divided")
 _TRACE = _note("the schedule follows the trace and the budgets: set sluice.hbm")
+_LEAF = _note("units come and go in whatever order each rank uses them")
 _DEBUG = _note("Engine.report() and Engine.write_trace() tell more")
 _CHECKPOINTS = _note("checkpoints are not written through this configuration")
 _MONITOR = _feature("not offered: log from the training loop (Engine.report() has the counters)")
@@ -51,29 +56,29 @@ _ZERO = {
         "buffer_size": _refuse("DeepSpeed does not have it any more either: set sluice.pinned"),
     },
     "offload_param": {
-        "device": use(("none", "cpu", "nvme"), "none", "how far down parameters may go; `none`: all stay in HBM"),
+        "device": use(("none", "cpu", "nvme"), "none", "how far down parameters may go; `none`: all stay in HBM. Several ranks: `nvme` at stage 3 only, RAM at others"),
         **_OFFLOAD_COMMON,
         "buffer_size": _note("set sluice.hbm and sluice.pinned"),
         "max_in_cpu": _note("set sluice.pinned"),
     },
     "param_persistence_threshold": PERSISTENCE_THRESHOLD,
     "contiguous_gradients": _note("gradients are always contiguous, in pinned memory, or in HBM if states are, or on NVMe if RAM can't hold them"),
-    "overlap_comm": _AS_MADE,
-    "reduce_scatter": _AS_MADE,
-    "reduce_bucket_size": _AS_MADE,
-    "use_multi_rank_bucket_allreduce": _AS_MADE,
-    "allgather_partitions": _AS_MADE,
-    "allgather_bucket_size": _AS_MADE,
-    "round_robin_gradients": _AS_MADE,
-    "use_all_reduce_for_fetch_params": _AS_MADE,
-    "allgather_sequential": _AS_MADE,
+    "overlap_comm": _note("exchange always overlaps compute; sluice.overlap: false is for finding faults"),
+    "reduce_scatter": _SHARDS,
+    "reduce_bucket_size": _UNITS,
+    "use_multi_rank_bucket_allreduce": _SHARDS,
+    "allgather_partitions": _GATHERED,
+    "allgather_bucket_size": _UNITS,
+    "round_robin_gradients": _note("each rank keeps, copies and updates its own shard only"),
+    "use_all_reduce_for_fetch_params": _GATHERED,
+    "allgather_sequential": _GATHERED,
     "sub_group_size": _note("states move in chunks: set sluice.chunk_elements"),
     "prefetch_bucket_size": _TRACE,
     "model_persistence_threshold": _TRACE,
     "max_live_parameters": _TRACE,
     "max_reuse_distance": _TRACE,
     "module_granularity_threshold": _TRACE,
-    "leaf_module": {"classes": _TRACE, "names": _TRACE, "name_suffixes": _TRACE},
+    "leaf_module": {"classes": _LEAF, "names": _LEAF, "name_suffixes": _LEAF},
     "log_trace_cache_warnings": _DEBUG,
     "enable_sanity_checks": _note("checks are always on"),
     "gather_16bit_weights_on_model_save": _note("state_dict() always gathers"),
@@ -101,7 +106,7 @@ _ZERO = {
 }
 
 KEYS = {
-    "train_batch_size": use("positive", None, "micro batch x accumulation; any two of the three give the third"),
+    "train_batch_size": use("positive", None, "micro batch x accumulation x ranks; any two of the three give the third"),
     "train_micro_batch_size_per_gpu": use("positive", 1, "of the data loader that initialize() makes"),
     "gradient_accumulation_steps": use("positive", 1, "micro-steps per update; backward() divides the loss by it"),
     "managed_gradient_accumulation": use("bool", True, "false: every step() updates; backward() still divides"),
@@ -169,13 +174,13 @@ KEYS = {
     },
     "zero_allow_untested_optimizer": _note("AdamW is the library's own"),
     "zero_force_ds_cpu_optimizer": _note("AdamW is the library's own"),
-    "prescale_gradients": _AS_MADE,
-    "gradient_predivide_factor": _AS_MADE,
-    "gradient_allreduce_op": _AS_MADE,
-    "communication_data_type": _AS_MADE,
+    "prescale_gradients": _IN_FP32,
+    "gradient_predivide_factor": _IN_FP32,
+    "gradient_allreduce_op": _refuse("gradients are averaged over ranks: multiply the loss by their number for the sum", "mean"),
+    "communication_data_type": _IN_FP32,
     "seq_parallel_communication_data_type": _AS_MADE,
-    "disable_allgather": _AS_MADE,
-    "fp32_allreduce": _AS_MADE,
+    "disable_allgather": _GATHERED,
+    "fp32_allreduce": _IN_FP32,
     "sparse_gradients": _note("sparse gradients are made dense"),
     "memory_breakdown": _note("Engine.report() has the bytes of every tier"),
     "dump_state": _note("Engine.report() and Engine.config tell what was chosen"),

@@ -179,7 +179,7 @@ class Gradients:
     def give_back(self):
         """Before what others have is to be added to it: the runtime has what was looked at, until renew(). Does nothing with
         one rank, or inside apart(). All ranks call it together."""
-        if not self.among_ranks or self._apart:
+        if not self.among_ranks or self._apart or not self._looked_at:
             return
         self.settle_looked_at()
         self._behind.update(self._looked_at)
