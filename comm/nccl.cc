@@ -50,7 +50,7 @@ class Nccl final : public Communicator {
 
   // Makes NCCL's communicator, with all others.
   absl::Status Join() {
-    const absl::Status status = TryToJoin();
+    absl::Status status = TryToJoin();
     if (status.ok()) return status;
     handle_.Abort();
     meeting_.control().Abort(status);

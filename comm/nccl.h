@@ -12,6 +12,11 @@
 // later whatever it does: then its memory is lost (CommOp::memory_lost). A call of NCCL's that
 // never returns is the one thing that can't be ended from here.
 //
+// Close gives NCCL the options' close_timeout once more, to end what it keeps with its peers, and
+// aborts it then. Of several communicators over the same GPUs each launches when its own ranks have
+// met: in an order that may differ from rank to rank, which NCCL allows as long as the GPUs can run
+// their operations side by side.
+//
 // Ranks are processes, each with a GPU of its own: between GPUs of one process NCCL may touch
 // another rank's memory when that rank has aborted already.
 //

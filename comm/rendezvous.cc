@@ -170,7 +170,7 @@ absl::Status Rendezvous::TakeFirstRanks(MemoryView memory) {
   } else {
     op.receive = {std::span(&view, 1), {}};
   }
-  const absl::Status status = Run(&op);
+  absl::Status status = Run(&op);
   std::ranges::copy(*shared, memory.begin());
   if (op.memory_lost) static_cast<void>(shared.release());
   return status;

@@ -40,15 +40,24 @@ class GroupMaker {
   virtual void Pass(Nanos time) = 0;             // nobody sleeps for it
 };
 
-// Real time, and what was leapt over.
+// Real time, and what was leapt over; or it stands still.
 class LeapingClock final : public Clock {
  public:
-  TimePoint Now() const override { return steady_.Now() + leapt_.load(); }
+  TimePoint Now() const override {
+    const TimePoint held = held_.load();
+    return held != TimePoint(0) ? held : steady_.Now() + leapt_.load();
+  }
   void Leap(Nanos time) { leapt_ = leapt_.load() + time; }
+  void Hold() { held_ = Now(); }
+  void Release() {
+    leapt_ = held_.load() - steady_.Now();
+    held_ = TimePoint(0);
+  }
 
  private:
   SteadyClock steady_;
   std::atomic<Nanos> leapt_{Nanos(0)};
+  std::atomic<TimePoint> held_{TimePoint(0)};
 };
 
 class InProcessMaker final : public GroupMaker {
@@ -106,7 +115,11 @@ class NcclMaker final : public GroupMaker {
  public:
   explicit NcclMaker(uint32_t ranks) : ranks_(ranks) {}
   Group Make(const CommOptions& options) override {
-    return MakeNcclGroup(MakeInProcessRanks(ranks_, options, &clock_).value(), options, &clock_);
+    clock_.Hold();  // a deadline is of what the test does
+    Group group =
+        MakeNcclGroup(MakeInProcessRanks(ranks_, options, &clock_).value(), options, &clock_);
+    clock_.Release();
+    return group;
   }
   void Pass(Nanos time) override { clock_.Leap(time); }
 
