@@ -74,7 +74,7 @@ class SocketTable {
         .wait = [](void* self, uint64_t, int32_t timeout_ms, char* error, size_t bytes) -> int32_t {
           return static_cast<SocketTable*>(self)->Wait(timeout_ms, error, bytes);
         },
-        .abort = [](void* self) { static_cast<SocketTable*>(self)->Shut(); },
+        .abort = [](void* self, const char*) { static_cast<SocketTable*>(self)->Shut(); },
         .close = [](void* self) { static_cast<SocketTable*>(self)->Shut(); },
         .description = "sockets"};
   }
