@@ -110,9 +110,11 @@ __attribute__((visibility("default"))) int32_t sluice_local_listen(uint32_t rank
 /* Waits until all ranks have called it, for at most `timeout_ms`. `addresses`: of all ranks, in
  * order. `tables` has room for `groups`. FAILED_PRECONDITION: the ranks are not of one host. The
  * listener is gone, whatever is returned. */
-__attribute__((visibility("default"))) int32_t sluice_local_connect(
-    uint64_t listener, const char* addresses, uint32_t groups, int32_t timeout_ms,
-    sluice_comm_table* tables);
+__attribute__((visibility("default"))) int32_t sluice_local_connect(uint64_t listener,
+                                                                    const char* addresses,
+                                                                    uint32_t groups,
+                                                                    int32_t timeout_ms,
+                                                                    sluice_comm_table* tables);
 __attribute__((visibility("default"))) int32_t sluice_local_forget(uint64_t listener);
 
 #ifdef __cplusplus
