@@ -108,8 +108,9 @@ __attribute__((visibility("default"))) int32_t sluice_local_listen(uint32_t rank
                                                                    char* address,
                                                                    uint64_t* listener);
 /* Waits until all ranks have called it, for at most `timeout_ms`. `addresses`: of all ranks, in
- * order. `tables` has room for `groups`. FAILED_PRECONDITION: the ranks are not of one host. The
- * listener is gone, whatever is returned. */
+ * order. `tables` has room for `groups`, of the struct_size that the first one has.
+ * FAILED_PRECONDITION: the ranks are not of one host. The listener is gone, whatever is returned.
+ */
 __attribute__((visibility("default"))) int32_t sluice_local_connect(uint64_t listener,
                                                                     const char* addresses,
                                                                     uint32_t groups,

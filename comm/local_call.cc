@@ -71,16 +71,17 @@ void LocalCall::BeginToAdd() {
 }
 
 void LocalCall::CutSlices() {
-  const Pieces from = send_[rank_], to = receive_[rank_];
+  whole_ = send_[rank_];
+  sum_ = receive_[rank_];
   const size_t size = static_cast<size_t>(SizeOf(type_)), ranks = send_.size();
-  const size_t values = from.bytes / size;
+  const size_t values = whole_.bytes / size;
   const auto at = [&](size_t r) {
     return size * (values / ranks * r + std::min(r, values % ranks));
   };
   slices_.resize(ranks);
   for (size_t r = 0; r < ranks; ++r) {
-    send_[r] = from.Between(at(r), at(r + 1));
-    slices_[r] = to.Between(at(r), at(r + 1));
+    whole_.CutTo(at(r), at(r + 1), &send_[r]);
+    sum_.CutTo(at(r), at(r + 1), &slices_[r]);
   }
   sum_ = slices_[rank_];
 }

@@ -55,6 +55,7 @@ class LocalCall {
   std::vector<Pieces> receive_;  // likewise; what is added up is received as this rank's own
   // Of what is added up: this rank's part, where the sum goes, and the others' parts, by rank.
   Pieces part_;
+  Pieces whole_;  // of an all-reduce: what the parts are cut from
   Pieces sum_;
   std::vector<std::byte> parts_;
   std::vector<const void*> addends_;

@@ -2,11 +2,9 @@
 
 #include <poll.h>
 #include <sys/eventfd.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
@@ -21,10 +19,10 @@ namespace sluice {
 
 namespace {
 
-// Memory is read in so many pieces at a time.
-constexpr size_t kCutMax = 64;
+constexpr const char* kGone = "is gone: its process has ended";
+constexpr int kCalls = 2;                         // that are under way, as a rule
 constexpr uint64_t kListMax = uint64_t{1} << 24;  // longer lists are nobody's
-constexpr int kLeaveTries = 20;                   // of a millisecond each
+constexpr int kLastTries = 50;                    // of a millisecond each
 
 void Say(const std::string& words, char* error, size_t error_bytes) {
   const size_t length = std::min(words.size(), error_bytes - 1);
@@ -45,6 +43,11 @@ LocalGroup::LocalGroup(Rank rank, std::vector<Peer> peers, const Limits& limits)
       wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       packet_(sizeof(Head) + limits.piece_max) {
   for (Peer& peer : peers) links_.emplace_back(std::move(peer));
+  for (int i = 0; i < kCalls; ++i) AddCall();
+}
+
+void LocalGroup::AddCall() {
+  spare_.push_back(std::make_unique<LocalCall>(rank_, static_cast<uint32_t>(links_.size())));
 }
 
 sluice_comm_table LocalGroup::table() {
@@ -69,14 +72,13 @@ sluice_comm_table LocalGroup::table() {
       .description = description_.c_str()};
 }
 
-int32_t LocalGroup::Start(const sluice_comm_call& call) {
+int32_t LocalGroup::Start(const sluice_comm_call& given) {
   const std::lock_guard lock(mutex_);
-  if (spare_.empty()) {
-    spare_.push_back(std::make_unique<LocalCall>(rank_, static_cast<uint32_t>(links_.size())));
-  }
-  calls_.push_back(std::move(spare_.back()));
-  spare_.pop_back();
-  calls_.back()->Take(call);
+  if (spare_.empty()) AddCall();
+  std::unique_ptr<LocalCall> call = std::move(spare_.front());
+  spare_.pop_front();
+  call->Take(given);
+  calls_.push_back(std::move(call));
   return SLUICE_COMM_ENDED;
 }
 
@@ -119,8 +121,8 @@ int32_t LocalGroup::Wait(int32_t timeout_ms, char* error, size_t error_bytes) {
     well = Sleep(static_cast<int32_t>(left.count()));
   }
   EndCall();
-  const std::string why = WhyFailed();
-  Say(why, error, error_bytes);
+  Say(WhyFailed(), error, error_bytes);
+  const std::lock_guard lock(ending_);  // nobody takes the word any more that this rank was read
   return SLUICE_COMM_FAILED;
 }
 
@@ -176,8 +178,8 @@ bool LocalGroup::SendTo(uint32_t rank) {
     switch (link.socket.Send(std::span(packet_).first(sizeof(Head) + data))) {
       case Socket::Result::kNotNow:
         return true;
-      case Socket::Result::kEnded:
-        return OnEnd(rank) && Fail(Named(rank, "has left, and is needed"));
+      case Socket::Result::kEnded:  // why may still be on its way
+        return OnEnd(rank) && (!link.ended || Fail(Named(rank, "has left, and is needed")));
       case Socket::Result::kDone:
         break;
     }
@@ -241,9 +243,8 @@ bool LocalGroup::OnPacket(uint32_t rank, const std::byte* packet, size_t size) {
       return true;
     case Packet::kAborted:  // with why
       return Fail(std::string(reinterpret_cast<const char*>(data), size));
-    case Packet::kLeft:
-      link.left = true;
-      return true;
+    case Packet::kLeft:  // nothing follows, and something was wanted
+      return Fail(Named(rank, "has left, and is needed"));
   }
   return Fail(Named(rank, "does not speak as this one does"));
 }
@@ -282,33 +283,16 @@ bool LocalGroup::OnOffer(uint32_t rank, const Head& head, const std::byte* data,
 // What the peer offers, from its memory. If it fails meanwhile it may give its memory to others,
 // and what is read is of no use; then it does not take the word that it was read.
 bool LocalGroup::Read(uint32_t rank, const Head& head) {
-  const pid_t process = links_[rank].process;
-  const auto failed = [&] {
-    const int why = errno;
-    return OnEnd(rank) &&
-           Fail(Named(rank, fmt::format("'s memory can't be read: {}", ErrnoName(why)).c_str()));
-  };
   if (head.count == 0 || head.count > kListMax)
     return Fail(Named(rank, "does not speak as this one does"));
-  theirs_.list.resize(head.count);
-  theirs_.bytes = head.bytes;
-  for (size_t at = 0, all = head.count * sizeof(iovec); at < all;) {
-    const iovec to{reinterpret_cast<std::byte*>(theirs_.list.data()) + at, all - at};
-    const iovec from{reinterpret_cast<void*>(head.list + at), all - at};
-    const ssize_t n = process_vm_readv(process, &to, 1, &from, 1, 0);
-    if (n <= 0) return failed();
-    at += static_cast<size_t>(n);
-  }
-  std::array<iovec, kCutMax> to, from;
-  for (size_t at = 0; at < head.bytes && !aborted_;) {
-    size_t size = 0;
-    const size_t to_count = call_->receive(rank).Cut(at, limits_.read_max, to, &size);
-    const size_t from_count = theirs_.Cut(at, size, from, &size);
-    const ssize_t n = process_vm_readv(process, to.data(), to_count, from.data(), from_count, 0);
-    if (n <= 0) return failed();
-    at += static_cast<size_t>(n);
-  }
-  return true;
+  const pid_t process = links_[rank].process;
+  int why = theirs_.ReadList(process, head.list, head.count);
+  for (size_t at = 0; why == 0 && at < head.bytes && !aborted_;)
+    why = theirs_.Read(process, call_->receive(rank), limits_.read_max, &at);
+  if (why == 0) return true;
+  if (!OnEnd(rank)) return false;
+  if (why == ESRCH) return Fail(Named(rank, kGone));
+  return Fail(Named(rank, fmt::format("'s memory can't be read: {}", ErrnoName(why)).c_str()));
 }
 
 // The socket has ended: what came through it is looked at, for why.
@@ -318,7 +302,7 @@ bool LocalGroup::OnEnd(uint32_t rank) {
   std::vector<std::byte> packet(packet_.size());
   while (!link.ended) {
     const Socket::Result result = link.socket.Receive(packet, &size);
-    if (result == Socket::Result::kNotNow) return true;
+    if (result == Socket::Result::kNotNow) break;
     link.ended = result == Socket::Result::kEnded;
     if (!link.ended)
       link.early.emplace_back(packet.begin(), packet.begin() + static_cast<ptrdiff_t>(size));
@@ -330,7 +314,7 @@ bool LocalGroup::OnEnd(uint32_t rank) {
     if (kind == Packet::kAborted) return OnPacket(rank, early.data(), early.size());
     link.left = link.left || kind == Packet::kLeft;
   }
-  return link.left || Fail(Named(rank, "is gone: its process has ended"));
+  return link.left || !link.ended || Fail(Named(rank, kGone));
 }
 
 bool LocalGroup::Sleep(int32_t timeout_ms) {
@@ -340,12 +324,16 @@ bool LocalGroup::Sleep(int32_t timeout_ms) {
     if (link.in != Link::In::kNothing || link.out == Link::Out::kReads) events |= POLLIN;
     if (link.owes_word || link.out == Link::Out::kOffer || link.out == Link::Out::kPieces)
       events |= POLLOUT;
-    waited_.push_back({.fd = link.ended ? -1 : link.socket.fd(), .events = events, .revents = 0});
+    waited_.push_back({.fd = link.ended ? -1 : link.socket.fd(), .events = events});
+    waited_.push_back({.fd = link.ended ? -1 : link.exit.fd(), .events = POLLIN});
   }
-  waited_.push_back({.fd = wake_.fd(), .events = POLLIN, .revents = 0});
+  waited_.push_back({.fd = wake_.fd(), .events = POLLIN});
   if (poll(waited_.data(), waited_.size(), timeout_ms) <= 0) return true;
   for (uint32_t r = 0; r < links_.size(); ++r) {
-    if ((waited_[r].revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0 && !OnEnd(r)) return false;
+    const bool ended = (waited_[2 * r].revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
+    const bool exited = waited_[2 * r + 1].revents != 0;
+    if ((ended || exited) && !OnEnd(r)) return false;
+    if (exited && !links_[r].left && !links_[r].ended) return Fail(Named(r, kGone));
   }
   return true;
 }
@@ -366,6 +354,7 @@ std::string LocalGroup::Named(uint32_t rank, const char* what) const {
 }
 
 void LocalGroup::Abort(const char* words) {
+  const std::lock_guard lock(ending_);
   if (aborted_.exchange(true)) return;
   const uint64_t one = 1;
   (void)!write(wake_.fd(), &one, sizeof(one));
@@ -377,21 +366,22 @@ void LocalGroup::Abort(const char* words) {
   const Head head{.packet = Packet::kAborted};
   std::memcpy(packet.data(), &head, sizeof(head));
   std::memcpy(packet.data() + sizeof(head), why.data(), packet.size() - sizeof(head));
-  for (const Link& link : links_) {
-    if (!link.socket.open()) continue;
-    (void)link.socket.Send(packet);
-    link.socket.Shut();
-  }
+  SayLast(packet);
 }
 
 void LocalGroup::Leave() {
   const Head head{.packet = Packet::kLeft};
-  for (const Link& link : links_) {
-    const auto say = [&] { return link.socket.Send(std::as_bytes(std::span(&head, 1))); };
-    for (int i = 0; link.socket.open() && i < kLeaveTries; ++i) {
-      if (aborted_ || say() != Socket::Result::kNotNow) break;
+  if (!aborted_) SayLast(std::as_bytes(std::span(&head, 1)));
+}
+
+// To everybody; who does not make room for it finds that nothing more comes. Shut, since a forked
+// child may have the sockets open.
+void LocalGroup::SayLast(std::span<const std::byte> packet) {
+  for (int tries = kLastTries; const Link& link : links_) {
+    if (!link.socket.open()) continue;
+    while (link.socket.Send(packet) == Socket::Result::kNotNow && tries-- > 0)
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
+    link.socket.Shut();
   }
 }
 

@@ -21,6 +21,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,7 @@
 #include "comm/local_socket.h"
 #include "comm/pieces.h"
 #include "comm/rank.h"
+#include "core/ring_queue.h"
 
 namespace sluice {
 
@@ -36,6 +38,7 @@ class LocalGroup {
  public:
   struct Peer {
     Socket socket;
+    Socket exit;  // a pidfd: a forked child of the process may keep the socket open beyond its end
     pid_t process = 0;
     bool readable = false;  // this rank may read its memory
     bool reads = false;     // it may read this rank's
@@ -85,13 +88,14 @@ class LocalGroup {
     std::deque<std::vector<std::byte>> early;  // packets that came before they were wanted
   };
 
-  int32_t Start(const sluice_comm_call& call);
+  int32_t Start(const sluice_comm_call& given);
   int32_t Wait(int32_t timeout_ms, char* error, size_t error_bytes);
   void Abort(const char* words);
   void Leave();
 
   bool NextExchange();  // false: the operation has ended
   void EndCall();
+  void AddCall();
 
   // Each goes on as far as it can. False: the group has failed, failure_ says how.
   bool SendTo(uint32_t rank);
@@ -101,6 +105,7 @@ class LocalGroup {
   bool Read(uint32_t rank, const Head& head);
   bool OnEnd(uint32_t rank);
   bool Sleep(int32_t timeout_ms);
+  void SayLast(std::span<const std::byte> packet);
   bool Fail(std::string why);
   std::string WhyFailed();  // empty: it has not
   std::string Named(uint32_t rank, const char* what) const;
@@ -113,11 +118,13 @@ class LocalGroup {
   const std::string description_;
   std::vector<Link> links_;  // by rank
   Socket wake_;              // an eventfd: written to by Abort
+  std::mutex ending_;        // held by Abort until every socket is shut
   std::atomic<bool> aborted_{false};
   std::mutex mutex_;
-  std::string failure_;                            // guarded by mutex_: the first, which stays
-  std::deque<std::unique_ptr<LocalCall>> calls_;   // guarded by mutex_: started, not waited for
-  std::vector<std::unique_ptr<LocalCall>> spare_;  // guarded by mutex_
+  std::string failure_;                          // guarded by mutex_: the first, which stays
+  RingQueue<std::unique_ptr<LocalCall>> calls_;  // guarded by mutex_: started, not waited for
+  RingQueue<std::unique_ptr<LocalCall>>
+      spare_;  // guarded by mutex_: in turn, so that all grow alike
   // All below: the thread that waits.
   std::unique_ptr<LocalCall> call_;  // that runs, or null
   std::vector<pollfd> waited_;

@@ -2,6 +2,7 @@
 
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -19,6 +20,7 @@ namespace sluice {
 
 namespace {
 
+constexpr size_t kNameMax = 64;
 constexpr uint64_t kMagic = 0x31736B6E61725353;  // this way of speaking, and its version
 
 // What two ranks say to each other first: who they are, and something to be read from memory.
@@ -100,6 +102,8 @@ absl::StatusOr<std::vector<sluice_comm_table>> LocalRanks::Connect(std::span<con
     return std::pair(text.substr(0, space), text.substr(std::min(space + 1, text.size())));
   };
   for (uint32_t r = 0; r < ranks_; ++r) {
+    if (split(by_rank[r]).second.size() > kNameMax)
+      return absl::InvalidArgumentError(fmt::format("the address of rank {} is none", r));
     if (split(by_rank[r]).first == split(address_).first) continue;
     return absl::FailedPreconditionError(fmt::format(
         "ranks {} and {} are on different hosts, or in containers of their own", rank_.value(), r));
@@ -117,7 +121,8 @@ absl::StatusOr<std::vector<sluice_comm_table>> LocalRanks::Connect(std::span<con
   };
   for (uint32_t g = 0; g < groups; ++g) {
     for (uint32_t r = 0; r < rank_.value(); ++r) {
-      SLUICE_ASSIGN_OR_RETURN(peers[g][r].socket, Socket::Connect(split(by_rank[r]).second));
+      SLUICE_ASSIGN_OR_RETURN(peers[g][r].socket,
+                              Socket::Connect(split(by_rank[r]).second, deadline, clock));
       Hello hello = own(g);
       SLUICE_RETURN_IF_ERROR(Say(peers[g][r].socket, BytesOf(&hello)));
     }
@@ -125,7 +130,10 @@ absl::StatusOr<std::vector<sluice_comm_table>> LocalRanks::Connect(std::span<con
   for (uint32_t left = groups * (ranks_ - 1 - rank_.value()); left > 0;) {
     SLUICE_ASSIGN_OR_RETURN(Socket socket, socket_.Accept(deadline, clock));
     SLUICE_ASSIGN_OR_RETURN(const Socket::Maker maker, socket.maker());
-    if (maker.user != geteuid()) continue;  // a stranger
+    if (maker.user != geteuid()) {  // a stranger
+      if (clock.Now() >= deadline) return absl::DeadlineExceededError("only strangers come");
+      continue;
+    }
     Hello hello{};
     SLUICE_RETURN_IF_ERROR(socket.ReceiveBy(deadline, clock, BytesOf(&hello)));
     SLUICE_RETURN_IF_ERROR(CheckHello(hello, ranks_, groups));
@@ -144,7 +152,10 @@ absl::StatusOr<std::vector<sluice_comm_table>> LocalRanks::Connect(std::span<con
         SLUICE_RETURN_IF_ERROR(CheckHello(hellos[g][r], ranks_, groups));
       }
       SLUICE_ASSIGN_OR_RETURN(const Socket::Maker maker, peer.socket.maker());
+      if (maker.user != geteuid())
+        return absl::PermissionDeniedError(fmt::format("rank {} is another user's", r));
       peer.process = maker.process;
+      peer.exit = Socket(static_cast<int>(syscall(SYS_pidfd_open, maker.process, 0)));
       peer.readable = ReadsProof(maker.process, hellos[g][r]);
       Verdict verdict{.readable = peer.readable ? 1u : 0u};
       SLUICE_RETURN_IF_ERROR(Say(peer.socket, BytesOf(&verdict)));

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <thread>
 
 #include "core/status.h"
 
@@ -61,12 +62,15 @@ absl::StatusOr<Socket> Socket::Listen(std::string_view name, int backlog) {
   return socket;
 }
 
-absl::StatusOr<Socket> Socket::Connect(std::string_view name) {
+absl::StatusOr<Socket> Socket::Connect(std::string_view name, Deadline deadline,
+                                       const Clock& clock) {
   SLUICE_ASSIGN_OR_RETURN(Socket socket, New());
   const auto [address, size] = AddressOf(name);
-  // Of Unix sockets this waits for nothing but room in the other's queue, which is long enough.
-  if (connect(socket.fd(), reinterpret_cast<const sockaddr*>(&address), size) != 0)
-    return Failed("connecting to another rank");
+  while (connect(socket.fd(), reinterpret_cast<const sockaddr*>(&address), size) != 0) {
+    const bool full = errno == EAGAIN || errno == EINTR;  // the other's queue
+    if (!full || clock.Now() >= deadline) return Failed("connecting to another rank");
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
   return socket;
 }
 

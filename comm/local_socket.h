@@ -35,7 +35,8 @@ class Socket {
   // Of a name that the kernel keeps, not a file system: it goes with the socket. Errors: the
   // system's.
   static absl::StatusOr<Socket> Listen(std::string_view name, int backlog);
-  static absl::StatusOr<Socket> Connect(std::string_view name);
+  static absl::StatusOr<Socket> Connect(std::string_view name, Deadline deadline,
+                                        const Clock& clock);
   absl::StatusOr<Socket> Accept(Deadline deadline, const Clock& clock) const;
 
   int fd() const { return fd_; }

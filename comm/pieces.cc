@@ -1,6 +1,8 @@
 #include "comm/pieces.h"
 
 #include <algorithm>
+#include <array>
+#include <cerrno>
 #include <cstring>
 
 namespace sluice {
@@ -40,14 +42,13 @@ std::span<std::byte> Pieces::Piece(size_t at, size_t most) const {
   return {static_cast<std::byte*>(piece.iov_base), size};
 }
 
-Pieces Pieces::Between(size_t begin, size_t end) const {
-  Pieces part;
+void Pieces::CutTo(size_t begin, size_t end, Pieces* part) const {
+  part->Clear();
   while (begin < end) {
     const std::span<std::byte> piece = Piece(begin, end - begin);
-    part.Add(piece.data(), piece.size());
+    part->Add(piece.data(), piece.size());
     begin += piece.size();
   }
-  return part;
 }
 
 void Pieces::CopyOut(size_t at, std::span<std::byte> to) const {
@@ -66,6 +67,32 @@ void Pieces::CopyIn(size_t at, std::span<const std::byte> from) const {
     at += piece.size();
     from = from.subspan(piece.size());
   }
+}
+
+int Pieces::ReadList(pid_t process, uint64_t address, size_t count) {
+  Clear();
+  list.resize(count);
+  for (size_t at = 0, all = count * sizeof(iovec); at < all;) {
+    const iovec to{reinterpret_cast<std::byte*>(list.data()) + at, all - at};
+    const iovec from{reinterpret_cast<void*>(address + at), all - at};
+    const ssize_t n = process_vm_readv(process, &to, 1, &from, 1, 0);
+    if (n <= 0) return n < 0 ? errno : EFAULT;
+    at += static_cast<size_t>(n);
+  }
+  for (const iovec& piece : list) bytes += piece.iov_len;
+  return 0;
+}
+
+int Pieces::Read(pid_t process, const Pieces& to, size_t most, size_t* at) const {
+  std::array<iovec, 64> here, there;
+  size_t size = 0;
+  const size_t here_count = to.Cut(*at, most, here, &size);
+  const size_t there_count = Cut(*at, size, there, &size);
+  const ssize_t n =
+      process_vm_readv(process, here.data(), here_count, there.data(), there_count, 0);
+  if (n <= 0) return n < 0 ? errno : EFAULT;
+  *at += static_cast<size_t>(n);
+  return 0;
 }
 
 void Pieces::CopyTo(const Pieces& to) const {

@@ -7,9 +7,11 @@
 #ifndef SLUICE_COMM_PIECES_H_
 #define SLUICE_COMM_PIECES_H_
 
+#include <sys/types.h>
 #include <sys/uio.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -25,10 +27,14 @@ struct Pieces {
   std::span<std::byte> Piece(size_t at, size_t most) const;
   // Likewise, in as many pieces as `to` has room for. Returns how many; `size` is their bytes.
   size_t Cut(size_t at, size_t most, std::span<iovec> to, size_t* size) const;
-  Pieces Between(size_t begin, size_t end) const;
+  void CutTo(size_t begin, size_t end, Pieces* part) const;
 
   void CopyOut(size_t at, std::span<std::byte> to) const;
   void CopyIn(size_t at, std::span<const std::byte> from) const;
+  // These are of another process: reads their list, and of them what lies at byte `at`, to the same
+  // place of `to`, and moves `at` behind it. 0, or an errno.
+  int ReadList(pid_t process, uint64_t address, size_t count);
+  int Read(pid_t process, const Pieces& to, size_t most, size_t* at) const;
   // All of it, to as much. What is in its place already stays.
   void CopyTo(const Pieces& to) const;
 };

@@ -103,7 +103,7 @@ absl::Status LocalConnect(uint64_t listener, const char* addresses, uint32_t gro
                           int32_t timeout_ms, sluice_comm_table* tables) {
   SLUICE_ASSIGN_OR_RETURN(const auto ranks, Listeners().Remove(listener, "listener"));
   SLUICE_RETURN_IF_ERROR(NotNull(addresses, "addresses"));
-  SLUICE_RETURN_IF_ERROR(NotNull(tables, "tables"));
+  SLUICE_RETURN_IF_ERROR(CheckStruct(tables, "tables"));
   SLUICE_RETURN_IF_ERROR(CheckRange(groups, 1, 64, "groups"));
   SLUICE_RETURN_IF_ERROR(CheckRange(timeout_ms, 1, INT32_MAX, "timeout_ms"));
   std::vector<LocalRanks::Address> by_rank(ranks->ranks());
@@ -111,7 +111,13 @@ absl::Status LocalConnect(uint64_t listener, const char* addresses, uint32_t gro
     std::copy_n(addresses + r * by_rank[r].size(), by_rank[r].size(), by_rank[r].begin());
   SLUICE_ASSIGN_OR_RETURN(const auto made,
                           ranks->Connect(by_rank, groups, std::chrono::milliseconds(timeout_ms)));
-  std::ranges::copy(made, tables);
+  const size_t step = tables->struct_size;
+  for (size_t i = 0; i < made.size(); ++i) {
+    auto* const table =
+        reinterpret_cast<sluice_comm_table*>(reinterpret_cast<std::byte*>(tables) + i * step);
+    table->struct_size = step;
+    WriteStruct(made[i], table);
+  }
   return absl::OkStatus();
 }
 

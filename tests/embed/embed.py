@@ -44,8 +44,9 @@ def install(build, prefix):
 
 
 def exports(build, prefix):
-    header = (prefix / "include" / "sluice" / "sluice.h").read_text()
-    declared = set(re.findall(r"\b(sluice_\w+)\(", re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)))
+    folder = prefix / "include" / "sluice"
+    text = (folder / "sluice.h").read_text() + (folder / "sluice_comm.h").read_text()
+    declared = set(re.findall(r"\b(sluice_\w+)\(", re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)))
     listed = run("nm", "-D", "--defined-only", lib_folder(prefix) / "libsluice.so")
     exported = {line.split()[-1] for line in listed.splitlines()}
     assert exported == declared, f"only in the library: {exported - declared}; only declared: {declared - exported}"

@@ -40,10 +40,11 @@ def meet(store, rank, ranks, timeout_s, where):
     try:
         store.set(came[rank], "")
         while words is None:
-            if _wait(store, came, min(_LOOK_S, max(0.01, deadline - time.monotonic()))):
-                return
-            if store.check([verdict]):
+            came_all = _wait(store, came, min(_LOOK_S, max(0.01, deadline - time.monotonic())))
+            if store.check([verdict]):  # also for who comes too late
                 words = store.get(verdict).decode()
+            elif came_all:
+                return
             elif time.monotonic() >= deadline:
                 missing = [r for r in range(ranks) if not store.check([came[r]])]
                 if not missing:

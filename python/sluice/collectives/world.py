@@ -70,22 +70,28 @@ class World:
         self._servers = []
         store = dist.distributed_c10d._get_default_store()
         attendance.meet(store, self.rank, self.size, timeout_s, "where engines are made")
+        self._tables = None
+        self._timeout_s = timeout_s
         self._timeout = datetime.timedelta(seconds=timeout_s + _MORE_S)
         self._groups["values"] = dist.new_group(backend="gloo", timeout=self._timeout)
         self._values = ValueGroup(self._groups["values"], self.rank, self.size, timeout_s)
 
     def tables(self):
-        """The ctypes array of tables for sluice_options.comm. Once: whoever is given them closes them. All ranks call it."""
-        tables = local_tables(self._values, self.rank, self.size, len(GROUPS))
-        if tables is not None:
-            return tables
+        """The ctypes array of tables for sluice_options.comm: whoever is given them closes them. All ranks call it."""
+        if self._tables is None:
+            tables, why = local_tables(self._values, self.rank, self.size, len(GROUPS), self._timeout_s)
+            self._tables = tables or self._over_gloo(why)
+        return self._tables
+
+    def _over_gloo(self, why):
         tables = []
         for name in GROUPS:
             self._groups[name] = dist.new_group(backend="gloo", timeout=self._timeout)
         for name in GROUPS:
             server = GroupServer(self._groups[name], self.rank, self.size, name)
             self._servers.append(server)
-            tables.append(comm_table.serve(server, self.rank, self.size, f"gloo, PyTorch {torch.__version__}"))
+            about = f"gloo, PyTorch {torch.__version__} (not directly: {why})"
+            tables.append(comm_table.serve(server, self.rank, self.size, about))
         return (comm_table.CommTable * len(tables))(*tables)
 
     def broadcast(self, tensor, root=0):

@@ -12,6 +12,8 @@ from .library_options import library_options
 def make_runtime(config, units, keep, world=None):
     """(the runtime of those units as the configuration wants it, the torch.device that it computes on). keep: as for
     abi.Runtime. world: the ranks, if there are several."""
+    if world is not None:
+        world.tables()  # all ranks speak: before anything that one of them may fail at
     library = abi.Library(config.own["library"]) if config.own.get("library") else abi.Library.default()
     seed = config.own.get("simulated_seed")
     device = devices.choose("host" if seed is not None else config.own.get("device") or "auto", library)

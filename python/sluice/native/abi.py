@@ -317,9 +317,11 @@ class Library:
         if status != _OK:
             self.fail(status)
 
+    def last_error(self):
+        return self._lib.sluice_last_error().decode(errors="replace")
+
     def fail(self, status):
-        words = self._lib.sluice_last_error().decode(errors="replace")
-        raise _ERRORS.get(status, SluiceError)(words)
+        raise _ERRORS.get(status, SluiceError)(self.last_error())
 
     def wait(self, runtime, ticket, timeout_ms):
         """Whether the ticket is done."""
