@@ -3,8 +3,8 @@
     .venv/bin/python bench/ranks.py [--cases NAME,NAME] [--ranks N] [--rounds N] [--steps N] [--tokens N] [--json FILE]
                                     [--peer-python FILE]
 
-Each case is as many processes as there are ranks, each with its share of the cores; all live through the whole run and step
-when it is their case's turn, the others sleep then. Every case trains the same GPT on the same text with AdamW and has the
+Each case is as many processes as there are ranks, each with so many of PyTorch's threads (--threads); all live through the
+whole run and step when it is their case's turn, the others sleep then. Every case trains the same GPT on the same text with AdamW and has the
 same work in a step: forward, backward, update of fp32 masters. A round goes through all cases, so a machine that wanders does
 so for all. Printed are medians over all steps, and ratios that are made within rounds.
 
@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import platform
+import select
 import socket
 import statistics
 import subprocess
@@ -27,7 +28,6 @@ import time
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 CASES = "ddp,fsdp2,sluice-0-none,sluice-1-none,sluice-2-none,sluice-3-none"
-# What is compared: every one of the left with the first of the right that runs.
 LENGTH = 64
 
 
@@ -136,13 +136,15 @@ def child(args):
             seconds.append(time.perf_counter() - began)
         ran = (time.process_time() - ran) / asked["steps"]
         print(json.dumps({"seconds": seconds, "cpu_seconds": ran}), file=answers, flush=True)
-    os._exit(0)  # the peers have nothing to clean up, and Sluice's files go with the process
 
 
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+_started = []  # cases
 
 
 class Case:
@@ -153,6 +155,7 @@ class Case:
         port = free_port()
         cores = sorted(os.sched_getaffinity(0))
         self._ranks = []
+        _started.append(self)
         for rank in range(args.ranks):
             env = {
                 **os.environ,
@@ -173,13 +176,17 @@ class Case:
         self._answers()
 
     def _answers(self):
-        answers = []
-        for rank in self._ranks:
-            line = rank.stdout.readline()
-            if not line:
-                sys.exit(f"{rank.args} ended with {rank.wait()}")
-            answers.append(json.loads(line))
-        return answers
+        answers = {}
+        while len(answers) < len(self._ranks):
+            waited = [rank.stdout for rank in self._ranks if rank not in answers]
+            ready, _, _ = select.select(waited, [], [])
+            for rank in self._ranks:
+                if rank.stdout in ready:
+                    line = rank.stdout.readline()
+                    if not line:
+                        sys.exit(f"{' '.join(rank.args)} ended with {rank.wait()}")
+                    answers[rank] = json.loads(line)
+        return [answers[rank] for rank in self._ranks]
 
     def ask(self, **asked):
         for rank in self._ranks:
@@ -195,8 +202,7 @@ class Case:
 
     def close(self):
         for rank in self._ranks:
-            rank.stdin.close()
-        for rank in self._ranks:
+            rank.kill()  # they have nothing to clean up, and Sluice's files go with the process
             rank.wait()
 
 
@@ -245,14 +251,16 @@ def main():
     names = args.cases.split(",")
     passed = ("nvme_path", "layers", "hidden", "tokens", "threads")
     options = [text for o in passed for text in (f"--{o.replace('_', '-')}", str(getattr(args, o)))]
-    cases = {name: Case(name, args, options) for name in names}
     rounds = []
-    for number in range(args.rounds):
-        rounds.append({name: case.steps(args.steps) for name, case in cases.items()})
-        print(f"round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
-    reports = {name: case.ask(steps=0) for name, case in cases.items()}
-    for case in cases.values():
-        case.close()
+    try:
+        cases = {name: Case(name, args, options) for name in names}
+        for number in range(args.rounds):
+            rounds.append({name: case.steps(args.steps) for name, case in cases.items()})
+            print(f"round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
+        reports = {name: case.ask(steps=0) for name, case in cases.items()}
+    finally:
+        for case in _started:
+            case.close()
     results = []
     for name in names:
         seconds = [s for one in rounds for s in one[name]["seconds"]]
