@@ -29,13 +29,13 @@ labelled() {
 }
 
 # fuzzing SECONDS: each target for so long, all at a time. What fails stays in
-# build/asan/tests/fuzz/failures.
+# build/fuzz/tests/fuzz/failures.
 fuzzing() {
   local log=build/fuzz.log
-  cmake --preset asan -DSLUICE_FUZZ_SECONDS="$1" >"$log" 2>&1 </dev/null ||
+  cmake --preset fuzz -DSLUICE_FUZZ_SECONDS="$1" >"$log" 2>&1 </dev/null ||
     { tail -n 30 "$log" >&2 && return 1; }
   # shellcheck disable=SC2046  # one word for each target
-  nice -n 10 cmake --build --preset asan -j "$jobs" --target $(labelled asan '^fuzz$') >>"$log" 2>&1 </dev/null ||
+  nice -n 10 cmake --build --preset fuzz -j "$jobs" --target $(labelled fuzz '^fuzz$') >>"$log" 2>&1 </dev/null ||
     { tail -n 30 "$log" >&2 && return 1; }
-  ctest --test-dir build/asan -L '^fuzz$' --output-on-failure -j 8 --no-tests=error
+  ctest --test-dir build/fuzz -L '^fuzz$' --output-on-failure -j 8 --no-tests=error
 }
