@@ -45,7 +45,7 @@ class ValueGroup:
     def texts(self, text):
         """What each rank passes, by rank."""
         mine = torch.frombuffer(bytearray(text.encode() + b" "), dtype=torch.uint8)
-        sizes = self._from_all(torch.tensor([mine.numel()], device="cpu"), [8] * self._ranks)
+        sizes = self._from_all(torch.tensor([mine.numel()], dtype=torch.int64, device="cpu"), [8] * self._ranks)
         counts = [int(size.view(torch.int64)) for size in sizes]
         return [bytes(t[:-1].tolist()).decode() for t in self._from_all(mine, counts)]
 
@@ -53,7 +53,7 @@ class ValueGroup:
         """Returns when all ranks have come here, or after so long, or if one is gone; afterwards the group is of no use."""
         self._timeout_s = seconds
         with contextlib.suppress(Unavailable):
-            self._from_all(torch.zeros(1, device="cpu"), [4] * self._ranks)
+            self._from_all(torch.zeros(1, dtype=torch.float32, device="cpu"), [4] * self._ranks)
 
     def _from_all(self, tensor, counts):
         """What each rank passes, so many bytes of it, by rank."""
