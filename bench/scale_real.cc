@@ -57,6 +57,7 @@ double RateOf(int threads, double amount, const std::function<std::function<void
   std::atomic<int> there{0};
   std::vector<double> rates(static_cast<size_t>(threads));
   std::vector<std::thread> all;
+  all.reserve(rates.size());
   for (int t = 0; t < threads; ++t) {
     all.emplace_back([&, t] {
       const std::function<void()> work = make();

@@ -4,6 +4,8 @@
 // same in simulation, DIR being where drives' files go. --json FILE writes the figures.
 
 #include <algorithm>
+#include <cstdio>
+#include <exception>
 #include <fstream>
 #include <string>
 
@@ -155,13 +157,10 @@ absl::Status Run(Options options) {
   return absl::OkStatus();
 }
 
-}  // namespace
-}  // namespace sluice
-
-int main(int argc, char** argv) {
+int Main(int argc, char** argv) {
   CLI::App app("Training on many ranks in virtual time, by the real schedule");
-  sluice::Options options;
-  sluice::ScaleCase& one = options.one;
+  Options options;
+  ScaleCase& one = options.one;
   app.add_option("--json", options.json, "write the figures here");
   app.add_option("--validate", options.validate, "real runs beside it; files go into this folder");
   app.add_option("--repetitions", options.repetitions, "of each real run");
@@ -183,8 +182,20 @@ int main(int argc, char** argv) {
   app.add_flag("!--no-overlap", one.overlap, "each movement waits for the one before");
   app.add_flag("!--all-ranks", one.mirrored, "simulate every host's");
   CLI11_PARSE(app, argc, argv);
-  const absl::Status status = sluice::Run(options);
+  const absl::Status status = Run(options);
   if (status.ok()) return 0;
-  fmt::print(stderr, "{}\n", sluice::Message(status));
+  fmt::print(stderr, "{}\n", Message(status));
   return 1;
+}
+
+}  // namespace
+}  // namespace sluice
+
+int main(int argc, char** argv) {
+  try {
+    return sluice::Main(argc, argv);
+  } catch (const std::exception& error) {
+    std::fputs(error.what(), stderr);
+    return 1;
+  }
 }

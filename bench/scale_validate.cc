@@ -97,6 +97,7 @@ MeasuredRates MedianOf(const std::vector<MeasuredRates>& all) {
        {&MeasuredRates::update, &MeasuredRates::stream, &MeasuredRates::copy, &MeasuredRates::sum,
         &MeasuredRates::take, &MeasuredRates::exchange, &MeasuredRates::round}) {
     std::vector<double> values;
+    values.reserve(all.size());
     for (const MeasuredRates& rates : all) values.push_back(rates.*rate);
     median.*rate = Median(std::move(values));
   }

@@ -329,11 +329,12 @@ bool LocalGroup::Sleep(int32_t timeout_ms) {
   }
   waited_.push_back({.fd = wake_.fd(), .events = POLLIN});
   if (poll(waited_.data(), waited_.size(), timeout_ms) <= 0) return true;
-  for (uint32_t r = 0; r < links_.size(); ++r) {
-    const bool ended = (waited_[2 * r].revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
-    const bool exited = waited_[2 * r + 1].revents != 0;
+  for (size_t i = 0; i < links_.size(); ++i) {
+    const auto r = static_cast<uint32_t>(i);
+    const bool ended = (waited_[2 * i].revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
+    const bool exited = waited_[2 * i + 1].revents != 0;
     if ((ended || exited) && !OnEnd(r)) return false;
-    if (exited && !links_[r].left && !links_[r].ended) return Fail(Named(r, kGone));
+    if (exited && !links_[i].left && !links_[i].ended) return Fail(Named(r, kGone));
   }
   return true;
 }

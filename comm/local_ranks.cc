@@ -162,6 +162,7 @@ absl::StatusOr<std::vector<sluice_comm_table>> LocalRanks::Connect(std::span<con
     }
   }
   std::vector<sluice_comm_table> tables;
+  tables.reserve(groups);
   for (uint32_t g = 0; g < groups; ++g) {
     for (uint32_t r = 0; r < ranks_; ++r) {
       if (r == rank_.value()) continue;

@@ -1,7 +1,6 @@
 """Which ranks have come: asked of the store of torch.distributed, where each says so, so that those that don't are named."""
 
 import datetime
-import itertools
 import os
 import time
 
@@ -10,7 +9,6 @@ import torch.distributed as dist
 from ..native.errors import Unavailable
 
 _LOOK_S = 1.0  # how often is looked whether another rank has given up
-_numbers = itertools.count()  # of meetings; the same on all ranks
 
 
 def store_of(place, port, timeout_s):
@@ -32,12 +30,12 @@ def store_of(place, port, timeout_s):
 
 def meet(store, rank, ranks, timeout_s, where):
     """Returns when all ranks have come here. Errors: Unavailable naming those that have not within that time."""
-    number = next(_numbers)
-    came, left = ([f"sluice/{number}/{what}/{r}" for r in range(ranks)] for what in ("came", "left"))
-    verdict = f"sluice/{number}/verdict"
     deadline = time.monotonic() + timeout_s
     words = None
     try:
+        number = store.add(f"sluice/meetings/{rank}", 1)  # the same on all ranks: of this store, whatever the process did before
+        came, left = ([f"sluice/{number}/{what}/{r}" for r in range(ranks)] for what in ("came", "left"))
+        verdict = f"sluice/{number}/verdict"
         store.set(came[rank], "")
         while words is None:
             came_all = _wait(store, came, min(_LOOK_S, max(0.01, deadline - time.monotonic())))
