@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <limits>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -19,6 +18,7 @@ namespace sluice::c_api {
 
 namespace {
 
+constexpr int64_t kTimeoutMaxMs = 2'000'000'000;
 constexpr const char* kGroups[] = {"agreement", "gradients", "gathers"};  // the tables, in order
 
 // Never destroyed: runtimes may outlive main.
@@ -51,8 +51,7 @@ absl::Status ToSharding(const sluice_options& o, RuntimeConfig* config) {
   SLUICE_RETURN_IF_ERROR(CheckRange(o.rank, 0, int64_t{ranks} - 1, "rank"));
   SLUICE_RETURN_IF_ERROR(CheckRange(o.zero_stage, 0, 3, "zero_stage"));
   config->zero_stage = o.zero_stage;
-  SLUICE_RETURN_IF_ERROR(
-      CheckRange(o.rank_timeout_ms, 0, std::numeric_limits<int32_t>::max(), "rank_timeout_ms"));
+  SLUICE_RETURN_IF_ERROR(CheckRange(o.rank_timeout_ms, 0, kTimeoutMaxMs, "rank_timeout_ms"));
   if (o.rank_timeout_ms > 0) config->rank_timeout = std::chrono::milliseconds(o.rank_timeout_ms);
   config->sharding = {.rank = Rank(o.rank), .ranks = ranks};
   if (ranks == 1) return absl::OkStatus();  // which shares nothing at any stage

@@ -45,6 +45,8 @@ class Zygote:
                 "RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank % each, "LOCAL_WORLD_SIZE": each,
                 "MASTER_ADDR": hosts[0][1], "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": interface,
             }  # fmt: skip
+            if signal_name == "deaf":
+                environment["SLUICE_LOCAL_RANKS"] = 0  # it is gloo's server that is
             jobs.append({
                 "case": self._cases, "rank": rank, "ranks": ranks, "stage": stage, "swap": str(swap), "namespace": namespace,
                 "out": str(folder / f"rank{rank}"), "environment": {k: str(v) for k, v in environment.items()},

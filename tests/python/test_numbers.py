@@ -277,7 +277,10 @@ def test_the_library_takes_the_most_that_a_key_takes_and_no_more(path, key):
     for section, keys in more.items():
         config[section] = {**keys, **config[section]}
     plan_of(load_config({**config, "sluice": {"hbm": "1GiB", "pinned": "64GiB", **config.get("sluice", {})}}))
-    field = {"queue_depth": "io_depth", "trace_spans": "trace_spans_max"}.get(path.split(".")[-1], path.split(".")[-1])
+    names = {"queue_depth": "io_depth", "trace_spans": "trace_spans_max", "rank_timeout": "rank_timeout_ms"}
+    field = names.get(path.split(".")[-1], path.split(".")[-1])
+    if field.endswith("_ms"):
+        high *= 1000
     if fits(dict(abi.Options._fields_)[field], high + 4096):
         with pytest.raises(sluice.InvalidArgument, match=f"{field} is"):
             spec = abi.ModelSpec(abi.Library.default(), [("unit", [("tensor", 4096, 0)])])
