@@ -23,14 +23,14 @@ import json
 import math
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+from machine import REPOSITORY, setup
+
 PASSIVE = {"OMP_WAIT_POLICY": "passive"}
 # name: what steps, and what its environment says of waiting
 CASES = {
@@ -246,19 +246,6 @@ def show_rows(summaries, loads):
             print("| " + " | ".join(map(str, row)) + " |")
 
 
-def setup(args):
-    commit = subprocess.run(["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    model = next((line.split(": ")[1] for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
-    return {
-        "commit": commit.stdout.strip(),
-        "cpu": model.strip(),
-        "cores": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
-        "load_average": os.getloadavg(),
-        "options": {k: v for k, v in vars(args).items() if k != "child"},
-    }
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--busy", default="0,1,2,4", help="numbers of other busy processes (default 0,1,2,4)")
@@ -309,7 +296,7 @@ def main():
         runs = [
             {"tokens": kind[0], "threads": kind[1], "summary": summaries[kind], "rounds": rounds[kind]} for kind in kinds
         ]
-        result = {"setup": setup(args), "cases": about, "runs": runs}
+        result = {"setup": setup(vars(args)), "cases": about, "runs": runs}
         pathlib.Path(args.json).write_text(json.dumps(result, indent=1))
 
 

@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import select
 import socket
 import statistics
@@ -26,7 +25,8 @@ import sys
 import tempfile
 import time
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+from machine import REPOSITORY, setup
+
 CASES = "ddp,fsdp2,sluice-0-none,sluice-1-none,sluice-2-none,sluice-3-none"
 LENGTH = 64
 
@@ -218,19 +218,6 @@ def peer_of(name, names):
     return next((w for w in wanted if w in names), None)
 
 
-def setup(args):
-    commit = subprocess.run(["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    model = next((line.split(": ")[1] for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
-    return {
-        "commit": commit.stdout.strip(),
-        "cpu": model.strip(),
-        "cores": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
-        "load_average": os.getloadavg(),
-        "options": {k: v for k, v in vars(args).items() if k != "child"},
-    }
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default=CASES)
@@ -275,7 +262,7 @@ def main():
         results.append(result)
         print(text)
     if args.json:
-        whole = {"setup": setup(args), "cases": results, "rounds": rounds, "reports": reports}
+        whole = {"setup": setup(vars(args)), "cases": results, "rounds": rounds, "reports": reports}
         pathlib.Path(args.json).write_text(json.dumps(whole, indent=1))
 
 

@@ -10,13 +10,12 @@ a probe). Efficiency is floor over measured of the runs with overlap: what the f
 import argparse
 import json
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+from machine import REPOSITORY, setup
 
 
 def run_demo(options):
@@ -26,12 +25,6 @@ def run_demo(options):
         if result.returncode != 0:
             sys.exit(f"{' '.join(command)} failed:\n{result.stderr}")
         return json.load(figures)
-
-
-def setup():
-    commit = subprocess.run(["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    model = next((line.split(": ")[1] for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
-    return {"commit": commit.stdout.strip(), "cpu": model.strip(), "kernel": platform.release()}
 
 
 def main():
@@ -55,7 +48,7 @@ def main():
             flush=True,
         )
     summary = {
-        "setup": {**setup(), "engine": pairs[0]["overlapped"]["engine"], "device": pairs[0]["overlapped"]["device"]},
+        "setup": {**setup(vars(args)), "engine": pairs[0]["overlapped"]["engine"], "device": pairs[0]["overlapped"]["device"]},
         "ratio_median": statistics.median(p["ratio"] for p in pairs),
         "efficiency_median": statistics.median(p["overlapped"]["efficiency"] for p in pairs),
         "pairs": pairs,
