@@ -48,7 +48,16 @@ void Communicator::Enqueue(CommOp* op) {
 
 void Communicator::Abort(const absl::Status& why) {
   SLUICE_CHECK(!why.ok());
-  if (Break(why)) Interrupt(why);
+  {
+    const std::lock_guard lock(mutex_);
+    if (!status_.ok()) return;
+    status_ = why;
+    interrupting_ = true;
+  }
+  Interrupt(why);
+  const std::lock_guard lock(mutex_);
+  interrupting_ = false;
+  idle_.notify_all();
 }
 
 absl::Status Communicator::status() const {
@@ -86,6 +95,10 @@ absl::Status Communicator::Close() {
   if (closed_) return close_status_;
   LetEnd(options_.close_timeout);
   while (!AwaitIdle(kLongestWait)) {
+  }
+  {  // what an Abort has to tell the others is said before this one leaves
+    std::unique_lock lock(mutex_);
+    idle_.wait(lock, [this] { return !interrupting_; });
   }
   closed_ = true;
   close_status_ = status();

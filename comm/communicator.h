@@ -135,7 +135,8 @@ class Communicator {
   absl::Status close_status_;  // what Close has returned
   mutable std::mutex mutex_;
   std::condition_variable idle_;
-  absl::Status status_;  // this and below guarded by mutex_
+  absl::Status status_;        // this and below guarded by mutex_
+  bool interrupting_ = false;  // Abort has not returned yet
   size_t pending_ = 0;
   bool memory_lost_ = false;
   CommCounts counts_;

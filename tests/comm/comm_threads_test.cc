@@ -107,5 +107,38 @@ TEST_P(CommThreadsTest, AnAbortFromElsewhereEndsEverybody) {
   }
 }
 
+// Takes its time to tell the others.
+class Slow final : public Communicator {
+ public:
+  explicit Slow(const Clock* clock) : Communicator(Rank(0), 2, {}, clock) {}
+  ~Slow() override { (void)Close(); }
+  std::string description() const override { return "slow"; }
+  bool interrupts() const { return interrupts_; }
+  bool left_early() const { return left_early_; }
+
+ private:
+  void Start(CommOp* op) override { End(op, status()); }
+  void Interrupt(const absl::Status&) override {
+    interrupts_ = true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    told_ = true;
+  }
+  void Leave() override { left_early_ = !told_; }
+
+  std::atomic<bool> interrupts_{false};
+  std::atomic<bool> told_{false};
+  bool left_early_ = false;
+};
+
+TEST(CommCloseTest, WhoWasAbortedTellsTheOthersBeforeItLeaves) {
+  const SteadyClock clock;
+  Slow slow(&clock);
+  std::thread other([&] { slow.Abort(absl::AbortedError("enough")); });
+  while (!slow.interrupts()) std::this_thread::yield();
+  EXPECT_TRUE(absl::IsAborted(slow.Close()));
+  EXPECT_FALSE(slow.left_early());
+  other.join();
+}
+
 }  // namespace
 }  // namespace sluice
