@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "comm/op_rules.h"
+#include "comm/run_op.h"
 #include "core/status.h"
 #include "fmt/format.h"
 
@@ -24,37 +25,19 @@ Rendezvous::Rendezvous(std::unique_ptr<Communicator> control)
       ends_(EndsOfOneEach(control_->ranks())),
       cards_(std::make_unique<std::vector<Card>>(control_->ranks())) {
   for (Card& card : *cards_) views_.push_back(ViewOf(&card));
-  inbox_.SetWaker(this);
 }
 
 Rendezvous::~Rendezvous() = default;
 
-void Rendezvous::Wake() {
-  {
-    const std::lock_guard lock(mutex_);
-    woken_ = true;
-  }
-  changed_.notify_one();
-}
-
 absl::Status Rendezvous::Run(CommOp* op) {
-  op->inbox = &inbox_;
-  op->event = this;
-  ended_ = false;
-  control_->Enqueue(op);
-  while (!ended_) {
-    if (inbox_.HandleAll()) continue;
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return woken_; });
-    woken_ = false;
-  }
+  absl::Status status = RunOp(op, control_.get());
   // Somebody may write there at any time: it stays for ever.
   if (op->memory_lost) {
     static_cast<void>(cards_.release());
     cards_ = std::make_unique<std::vector<Card>>(control_->ranks());
     for (size_t r = 0; r < views_.size(); ++r) views_[r] = ViewOf(&(*cards_)[r]);
   }
-  return op->status;
+  return status;
 }
 
 absl::Status Rendezvous::GatherCards() {

@@ -12,24 +12,21 @@
 #ifndef SLUICE_COMM_RENDEZVOUS_H_
 #define SLUICE_COMM_RENDEZVOUS_H_
 
-#include <condition_variable>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "comm/comm_op.h"
 #include "comm/communicator.h"
-#include "core/event.h"
 
 namespace sluice {
 
-class Rendezvous final : private Waker, private Event {
+class Rendezvous final {
  public:
   explicit Rendezvous(std::unique_ptr<Communicator> control);
-  ~Rendezvous() override;
+  ~Rendezvous();
 
   // Waits for the ranks that `op` needs to come to it. Returns those of `marks` that all have.
   // Errors: FailedPrecondition where ranks disagree, said alike on all of them; the control
@@ -58,9 +55,6 @@ class Rendezvous final : private Waker, private Event {
     uint32_t type = 0;
   };
 
-  void Wake() override;
-  void Handle() override { ended_ = true; }
-
   // Carries `op` out.
   absl::Status Run(CommOp* op);
   absl::Status GatherCards();
@@ -71,11 +65,6 @@ class Rendezvous final : private Waker, private Event {
   const std::vector<uint32_t> ends_;
   std::unique_ptr<std::vector<Card>> cards_;  // by rank
   std::vector<MemoryView> views_;             // of cards_
-  Inbox inbox_;
-  bool ended_ = false;
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  bool woken_ = false;  // guarded by mutex_
 };
 
 }  // namespace sluice

@@ -80,9 +80,15 @@ CoreUse CoresOf(const RuntimeConfig& config, const Topology& topology, const Pla
   use.callers_help = help;
   use.openmp_waits = RealOpenMpWaits(topology);
   use.compute = fmt::format("the caller's threads, on any of {} cores", topology.cores_allowed);
+  std::string why = "one less than cores: the caller has one";
+  if (config.share.local_ranks > 1) {
+    why = fmt::format(
+        "{} ranks of this host: {:.0f} % of these cores are this one's, one the caller's",
+        config.share.local_ranks, 100 * config.share.cores);
+  }
+  if (config.workers > 0) why = "as asked for";
   use.update = fmt::format(
-      "{} workers ({}), on any of {}; {}", plan.cores.workers,
-      config.workers > 0 ? "as asked for" : "one less than cores: the caller has one",
+      "{} workers ({}), on any of {}; {}", plan.cores.workers, why,
       binding.node ? "the node's" : "them",
       help ? "so does a caller that waits" : "a caller that waits does not: it launches kernels");
   use.nodes = binding.reason;
@@ -134,7 +140,8 @@ CorePlan PlanCores(const RuntimeConfig& config, const DeviceChoice& device,
   const int cores = plan.binding.node
                         ? std::min(allowed.count, static_cast<int>(plan.binding.cores.size()))
                         : allowed.count;
-  plan.workers = config.workers > 0 ? config.workers : std::max(1, cores - 1);
+  const int share = static_cast<int>(cores * config.share.cores + 1e-6);
+  plan.workers = config.workers > 0 ? config.workers : std::max(1, share - 1);
   return plan;
 }
 
@@ -193,8 +200,8 @@ absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConf
   Budgets given = config.budgets;
   if (given.hbm < Bytes(0) && config.hbm != nullptr)
     given.hbm = Bytes(static_cast<int64_t>(config.hbm->memory().size()));
-  Bytes available = GiB(1);
-  if (given.hbm < Bytes(0) || given.pinned < Bytes(0)) {
+  Bytes available = config.share.ram.value_or(GiB(1));
+  if (!config.share.ram && (given.hbm < Bytes(0) || given.pinned < Bytes(0))) {
     SLUICE_ASSIGN_OR_RETURN(const MemoryLimits limits, ReadMemoryLimits());
     available = limits.available();
   }
@@ -255,15 +262,25 @@ RuntimeOptions OptionsOf(const RuntimeConfig& config, const Plan& plan) {
           .overlap = config.overlap,
           .trace_spans_max = config.trace_spans_max,
           .zero_stage = config.zero_stage,
+          .share = config.share,
           .rank_timeout = config.rank_timeout,
           .close = close};
 }
 
 absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spec,
-                                                            const RuntimeConfig& config,
+                                                            const RuntimeConfig& given,
                                                             RankLinks ranks) {
-  SLUICE_CHECK(ranks ? ranks.agreement->ranks() == config.sharding.ranks
-                     : config.sharding.ranks == 1);
+  SLUICE_CHECK(ranks ? ranks.agreement->ranks() == given.sharding.ranks
+                     : given.sharding.ranks == 1);
+  RuntimeConfig config = given;
+  absl::StatusOr<MemoryLimits> limits = ReadMemoryLimits();
+  HostView view;
+  if (ranks) {
+    view = LookAtHost(FilesBelow(""), FindAllowedCores().value_or(AllowedCores()).cores, limits);
+    SLUICE_ASSIGN_OR_RETURN(const std::vector<HostView> views,
+                            ExchangeViews(view, ranks.agreement.get()));
+    config.share = ShareOf(views, config.sharding.rank);
+  }
   SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, config));
   SLUICE_ASSIGN_OR_RETURN(const Topology topology, DetectTopology());
   Seams seams;
@@ -275,7 +292,19 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spe
   seams.segments = SegmentsOf(plan, drives);
   RamNeed need = ArenasOf(plan, config);
   need.files = BytesInRam(seams.segments);
-  SLUICE_RETURN_IF_ERROR(CheckRamIfKnown(need, ReadMemoryLimits(), &seams.ram_unchecked));
+  if (ranks) {
+    view.need = need.sum().value();
+    SLUICE_ASSIGN_OR_RETURN(const std::vector<HostView> views,
+                            ExchangeViews(view, ranks.agreement.get()));
+    if (limits.ok()) limits = WithoutOthers(views, config.sharding.rank, *std::move(limits));
+  }
+  const absl::Status enough = CheckRamIfKnown(need, limits, &seams.ram_unchecked);
+  if (!enough.ok() && config.share.local_ranks > 1) {
+    return Annotate(enough,
+                    fmt::format("rank {}, beside what {} other ranks of this host take",
+                                config.sharding.rank.value(), config.share.local_ranks - 1));
+  }
+  SLUICE_RETURN_IF_ERROR(enough);
   seams.clock = RealClock();
   seams.host_memory = RealMemory();
   SLUICE_ASSIGN_OR_RETURN(seams.executor, MakeExecutor(plan.cores.workers));

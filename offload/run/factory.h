@@ -14,6 +14,7 @@
 #include "core/numa.h"
 #include "core/supplied_memory.h"
 #include "core/topology.h"
+#include "offload/run/host_share.h"
 #include "offload/run/runtime.h"
 
 namespace sluice {
@@ -44,6 +45,7 @@ struct RuntimeConfig {
   Sharding sharding;                              // among how many ranks what is shared
   int zero_stage = 0;                             // that this comes from, for the report
   Nanos rank_timeout = std::chrono::minutes(10);  // for others to come
+  HostShare share;                                // MakeRuntime finds it, if there are several
 };
 
 inline constexpr int64_t kChunkElementsDefault = 12 * kCellElements;  // 576 KiB of states
@@ -57,8 +59,8 @@ inline constexpr int64_t kChunksWanted = int64_t{1} << 22;
 // more.
 int64_t ChunkElementsFor(int64_t parameters, int64_t least);
 
-// Which cores a runtime is to have, and how many of them its workers: one less than there are on
-// the node that it is bound to, unless `config` says.
+// Which cores a runtime is to have, and how many of them its workers: one less than its share of
+// those on the node that it is bound to, unless `config` says.
 struct CorePlan {
   NumaBinding binding;
   int workers = 1;
@@ -95,8 +97,9 @@ struct Plan {
 };
 absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config);
 
-// `ranks`: of as many as `config` says. Errors beside those of its parts: ResourceExhausted if RAM
-// does not have what the plan takes of it.
+// `ranks`: of as many as `config` says; blocks until the others come to this too. Errors beside
+// those of its parts: ResourceExhausted if RAM does not have what the plan takes of it, and what
+// other ranks of this host take.
 absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spec,
                                                             const RuntimeConfig& config,
                                                             RankLinks ranks = {});

@@ -152,10 +152,12 @@ Json TrafficList(const RankLinks& links) {
   return list;
 }
 
-Json RanksObject(const Sharding& sharding, int zero_stage, const Ranks* ranks) {
+Json RanksObject(const Sharding& sharding, const RuntimeOptions& options, const Ranks* ranks) {
   Json object = {{"rank", sharding.rank.value()},
                  {"ranks", sharding.ranks},
-                 {"zero_stage", zero_stage},
+                 {"local_rank", options.share.local_rank},
+                 {"local_ranks", options.share.local_ranks},
+                 {"zero_stage", options.zero_stage},
                  {"communication", "one rank"},
                  {"rounds", 0},
                  {"traffic", Json::array()}};
@@ -208,7 +210,7 @@ std::string OffloadRuntime::ReportJson() const {
   report["pinned_huge_page_bytes"] = huge ? Json(huge->value()) : Json(nullptr);
   report["memory"] = seams_.host_memory->description() +
                      (seams_.ram_unchecked.empty() ? "" : "; " + seams_.ram_unchecked);
-  report["ranks"] = RanksObject(layout_.sharding(), options_.zero_stage, ranks_.get());
+  report["ranks"] = RanksObject(layout_.sharding(), options_, ranks_.get());
   report["update_rule"] = update_.rule().name();
   report["vector_target"] = VectorTarget();
   report["paths"] = std::move(paths);

@@ -66,6 +66,8 @@
 //   memory                       the pages of the arenas, and why RAM was not checked, if so
 //   ranks.rank                   which this is
 //   ranks.ranks                  of how many
+//   ranks.local_rank             which of those of this host
+//   ranks.local_ranks            how many these are
 //   ranks.zero_stage             as asked for
 //   ranks.communication          how they reach each other
 //   ranks.rounds                 of agreement on what comes next

@@ -15,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "core/openmp_waits.h"
 #include "offload/run/context.h"
+#include "offload/run/host_share.h"
 #include "offload/run/rank_links.h"
 #include "optim/adamw_rule.h"
 #include "optim/loss_scale.h"
@@ -66,7 +67,8 @@ struct RuntimeOptions {
   LossScaleOptions loss_scale = {.static_scale = 1};
   bool overlap = true;
   size_t trace_spans_max = 0;
-  int zero_stage = 0;  // for the report
+  int zero_stage = 0;  // this and the next for the report
+  HostShare share;
   // Of other ranks' callers (Ranks). Operations of the links have their own (CommOptions).
   Nanos rank_timeout = std::chrono::minutes(10);
   CloseTimes close;

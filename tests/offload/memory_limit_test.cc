@@ -8,15 +8,22 @@
 
 #include <filesystem>
 #include <fstream>
+#include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "core/status.h"
 #include "fmt/format.h"
 #include "offload/run/factory.h"
 #include "tests/nvme/temp_dir.h"
+#include "tests/offload/ranks_fixture.h"
 
 namespace sluice {
 namespace {
+
+using testing::LinkRanks;
+using testing::OnRanks;
 
 constexpr Bytes kLimit = MiB(192);
 enum Verdict { kRight = 0, kNotJoined = 77, kNotRefused, kOtherWords, kDoesNotDo };
@@ -34,8 +41,8 @@ class MemoryLimitTest : public ::testing::Test {
       std::error_code error;
       if (!std::filesystem::create_directory(group_, error)) break;
       made_ = true;
-      if (Write(v1 ? "/memory.limit_in_bytes" : "/memory.max", std::to_string(kLimit.value())))
-        return;
+      limit_ = v1 ? "/memory.limit_in_bytes" : "/memory.max";
+      if (Write(limit_, std::to_string(kLimit.value()))) return;
       break;
     }
     GTEST_SKIP() << "no memory cgroup can be made here";
@@ -82,7 +89,31 @@ class MemoryLimitTest : public ::testing::Test {
     return config;
   }
 
+  // `ranks` runtimes that share all of a model of 1M parameters a unit. Returns how each was made;
+  // all are there until the last was.
+  static std::vector<absl::Status> CreateRanks(uint32_t ranks, int units, RuntimeConfig config) {
+    ModelSpec spec;
+    for (int u = 0; u < units; ++u) {
+      spec.units.push_back({.name = "unit"});
+      spec.tensors.push_back({.name = "tensor", .unit = UnitIndex(u), .elements = 1 << 20});
+    }
+    config.zero_stage = 3;
+    std::vector<RankLinks> links = LinkRanks(ranks);
+    std::vector<absl::StatusOr<std::unique_ptr<OffloadRuntime>>> made;
+    for (uint32_t r = 0; r < ranks; ++r) made.emplace_back(absl::UnknownError("not made"));
+    OnRanks(ranks, [&](uint32_t rank) {
+      RuntimeConfig own = config;
+      own.sharding = {.rank = Rank(rank), .ranks = ranks, .states = true, .params = true};
+      made[rank] = MakeRuntime(spec, own, std::move(links[rank]));
+    });
+    std::vector<absl::Status> statuses;
+    for (const auto& one : made) statuses.push_back(one.status());
+    OnRanks(ranks, [&](uint32_t rank) { made[rank] = absl::UnknownError("gone"); });
+    return statuses;
+  }
+
   std::string group_;
+  std::string limit_;  // its file
   bool made_ = false;
 };
 
@@ -114,6 +145,42 @@ TEST_F(MemoryLimitTest, SwapFilesInRamCountAsRam) {
     return Message(refused).find("swap files on a file system in RAM") != std::string_view::npos
                ? kRight
                : kOtherWords;
+  });
+}
+
+// Each alone would take more than half of what there is.
+TEST_F(MemoryLimitTest, RanksOfAHostShareItWhereNobodySaysHowMuch) {
+  ASSERT_TRUE(Write(limit_, std::to_string(MiB(1152).value())));
+  TempDir dir;
+  RunInGroup([&]() -> int {
+    RuntimeConfig config = Config(dir.path());
+    config.budgets = {Bytes(-1), Bytes(-1), Bytes(-1)};
+    for (const absl::Status& status : CreateRanks(3, 100, config)) {
+      if (status.ok()) continue;
+      fmt::print(stderr, "{}\n", Message(status));
+      return kDoesNotDo;
+    }
+    return kRight;
+  });
+}
+
+// As much as each alone could have, and together more than there is: all are told, none begins.
+TEST_F(MemoryLimitTest, RanksOfAHostAreRefusedTogether) {
+  TempDir dir;
+  RunInGroup([&]() -> int {
+    RuntimeConfig config = Config(dir.path());
+    config.budgets = {MiB(16), MiB(80), GiB(4)};
+    for (const uint32_t ranks : {1u, 3u}) {
+      for (const absl::Status& status : CreateRanks(ranks, 24, config)) {
+        if (status.ok() != (ranks == 1)) return ranks == 1 ? kDoesNotDo : kNotRefused;
+        if (status.ok() || Message(status).find("beside what 2 other ranks of this host take") !=
+                               std::string::npos)
+          continue;
+        fmt::print(stderr, "{}\n", Message(status));
+        return kOtherWords;
+      }
+    }
+    return kRight;
   });
 }
 
