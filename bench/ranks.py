@@ -6,7 +6,8 @@
 Each case is as many processes as there are ranks, each with so many of PyTorch's threads (--threads); all live through the
 whole run and step when it is their case's turn, the others sleep then. Every case trains the same GPT on the same text with AdamW and has the
 same work in a step: forward, backward, update of fp32 masters. A round goes through all cases, so a machine that wanders does
-so for all. Printed are medians over all steps, and ratios that are made within rounds.
+so for all. Printed are medians over all steps, ratios that are made within rounds, and what each of Sluice's ranks has sent, of
+what its stage's formula says (docs/zero.md).
 
 Cases: sluice-STAGE-OFFLOAD, deepspeed-STAGE-OFFLOAD (OFFLOAD: none, cpu, nvme; with stage 3 of parameters too), ddp, fsdp2.
 A name that ends in -bf16 computes in bf16, else in fp32. DeepSpeed is not a dependency: --peer-python names a Python that has
@@ -78,7 +79,7 @@ def make_engine(args, module, stage, offload, bf16):
         engine.backward(engine(*text.batch(max(1, args.tokens // LENGTH), LENGTH)))
         engine.step()
 
-    return step, engine
+    return step, lambda: {**engine.report(), "parameters": parameters} if module.__name__ == "sluice" else {}
 
 
 def make_step(args):
@@ -93,8 +94,7 @@ def make_step(args):
         module = __import__(name)
         if name == "deepspeed":
             module.init_distributed(dist_backend="gloo")
-        step, engine = make_engine(args, module, int(rest[0]), rest[1], bf16)
-        return step, (lambda: engine.report()) if name == "sluice" else dict
+        return make_engine(args, module, int(rest[0]), rest[1], bf16)
     dist.init_process_group("gloo")
     model, text = make_model(args, torch.bfloat16 if bf16 else torch.float32)
     if name == "ddp":
@@ -218,6 +218,21 @@ def peer_of(name, names):
     return next((w for w in wanted if w in names), None)
 
 
+def sent_of_formula(name, before, after, steps):
+    """What each rank of a case of Sluice's has sent in so many steps, of what docs/zero.md says; None for others."""
+    kind, *rest = name.split("-")
+    if kind != "sluice":
+        return None
+    ranks = len(before)
+    elements = (3 if rest[0] == "3" else 2) * before[0]["parameters"] * (ranks - 1) / ranks
+    formula = elements * (2 if "bf16" in rest else 4) * steps
+
+    def sent(report):
+        return sum(one["sent_bytes"] for one in report["ranks"]["traffic"] if one["group"] != "agreement")
+
+    return [(sent(late) - sent(early)) / formula for early, late in zip(before, after)]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default=CASES)
@@ -241,6 +256,7 @@ def main():
     rounds = []
     try:
         cases = {name: Case(name, args, options) for name in names}
+        before = {name: case.ask(steps=0) for name, case in cases.items()}
         for number in range(args.rounds):
             rounds.append({name: case.steps(args.steps) for name, case in cases.items()})
             print(f"round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
@@ -259,6 +275,10 @@ def main():
             each = [statistics.median(one[name]["seconds"]) / statistics.median(one[peer]["seconds"]) for one in rounds]
             result |= {"peer": peer, "ratio_to_peer": statistics.median(each), "ratios": each}
             text += f", {result['ratio_to_peer']:.2f} of {peer} ({', '.join(f'{r:.2f}' for r in each)})"
+        sent = sent_of_formula(name, before[name], reports[name], args.rounds * (args.steps + 1))
+        if sent is not None:
+            result["sent_of_formula"] = sent
+            text += f", sent {', '.join(f'{s:.3f}' for s in sent)} of the formula"
         results.append(result)
         print(text)
     if args.json:

@@ -161,10 +161,10 @@ typedef struct sluice_options {
    * least sluice_plan's planned_bytes.hbm, which no stream uses any more: sluice_runtime_create, if
    * it succeeds, owns it, and its deleter is called when the last view has died. */
   void* hbm_memory;
-  /* Which of several ranks this is, on the host device, and of how many (0 or 1: alone). All
-   * describe the same model and options, and in the same order read, write the same values, clear
-   * gradients and step: one that does so alone fails after 10 minutes. They have the mean of their
-   * gradients. What is shared (ZeRO): 0 nothing, 1 and 2 states, 3 parameters. */
+  /* Which of several ranks this is, on the host device, and of how many (0 or 1: alone). All have
+   * the same model and options, and in the same order create, read, write the same values, clear
+   * gradients and step: one alone fails after 10 minutes. They get the mean of their gradients;
+   * ranks of a host divide its cores and RAM. Shared (ZeRO): 0 nothing, 1, 2 states, 3 all. */
   uint32_t rank, ranks;
   int32_t zero_stage;
   int32_t rank_timeout_ms; /* how long another rank may keep this one waiting; 0: 10 minutes */
