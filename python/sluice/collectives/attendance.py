@@ -9,6 +9,7 @@ import torch.distributed as dist
 from ..native.errors import Unavailable
 
 _LOOK_S = 1.0  # how often is looked whether another rank has given up
+_ALL_CAME = "all came"
 
 
 def store_of(place, port, timeout_s):
@@ -41,15 +42,13 @@ def meet(store, rank, ranks, timeout_s, where):
             came_all = _wait(store, came, min(_LOOK_S, max(0.01, deadline - time.monotonic())))
             if store.check([verdict]):  # also for who comes too late
                 words = store.get(verdict).decode()
-            elif came_all:
-                return
-            elif time.monotonic() >= deadline:
-                missing = [r for r in range(ranks) if not store.check([came[r]])]
-                if not missing:
-                    return
+            elif came_all or time.monotonic() >= deadline:
+                missing = [] if came_all else [r for r in range(ranks) if not store.check([came[r]])]
                 ones = ", ".join(map(str, missing))
-                words = f"rank{'s' if len(missing) > 1 else ''} {ones}: rank {rank} has waited {timeout_s:g} s for it {where}"
-                store.set(verdict, words)
+                says = f"rank{'s' if len(missing) > 1 else ''} {ones}: rank {rank} has waited {timeout_s:g} s for it {where}"
+                words = store.compare_set(verdict, "", says if missing else _ALL_CAME).decode()  # the first one's, for all
+        if words == _ALL_CAME:
+            return
         store.set(left[rank], "")
         if rank == 0:  # who may keep the store
             _wait(store, [left[r] for r in range(ranks) if store.check([came[r]])], 2 * _LOOK_S)
