@@ -219,11 +219,11 @@ def peer_of(name, names):
 
 
 def sent_of_formula(name, before, after, steps):
-    """What each rank of a case of Sluice's has sent in so many steps, of what docs/zero.md says; None for others."""
+    """What each rank of a case of Sluice's has sent in so many steps, of what docs/zero.md says; None for others, and for one rank."""
     kind, *rest = name.split("-")
-    if kind != "sluice":
-        return None
     ranks = len(before)
+    if kind != "sluice" or ranks == 1:
+        return None
     elements = (3 if rest[0] == "3" else 2) * before[0]["parameters"] * (ranks - 1) / ranks
     formula = elements * (2 if "bf16" in rest else 4) * steps
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/cleanup/cleanup.h"
 #include "core/status.h"
 #include "fmt/format.h"
 
@@ -54,10 +55,13 @@ void Communicator::Abort(const absl::Status& why) {
     status_ = why;
     interrupting_ = true;
   }
+  // Also if the thread is ended in there, as an interpreter's may be: who closes waits for this.
+  const absl::Cleanup over = [this] {
+    const std::lock_guard lock(mutex_);
+    interrupting_ = false;
+    idle_.notify_all();
+  };
   Interrupt(why);
-  const std::lock_guard lock(mutex_);
-  interrupting_ = false;
-  idle_.notify_all();
 }
 
 absl::Status Communicator::status() const {
@@ -96,13 +100,15 @@ absl::Status Communicator::Close() {
   LetEnd(options_.close_timeout);
   while (!AwaitIdle(kLongestWait)) {
   }
-  {  // what an Abort has to tell the others is said before this one leaves
-    std::unique_lock lock(mutex_);
-    idle_.wait(lock, [this] { return !interrupting_; });
-  }
   closed_ = true;
-  close_status_ = status();
-  Break(absl::CancelledError(fmt::format("rank {} is closed", rank_.value())));
+  {
+    std::unique_lock lock(mutex_);
+    // What an Abort has to tell the others is said before this one leaves.
+    idle_.wait(lock, [this] { return !interrupting_; });
+    close_status_ = status_;
+    if (status_.ok())
+      status_ = absl::CancelledError(fmt::format("rank {} is closed", rank_.value()));
+  }
   Leave();
   return close_status_;
 }

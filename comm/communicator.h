@@ -95,9 +95,9 @@ class Communicator {
   // Lets pending operations end for so long, then aborts them: whoever closes several communicators
   // waits for all of them at once. As Close, the owner's.
   void LetEnd(Nanos longest);
-  // Lets pending operations end for close_timeout, then aborts them, and leaves the group. Returns
-  // what broke it, if anything did before or now; from then on it is broken. A second call does
-  // nothing and returns the same.
+  // Lets pending operations end for close_timeout, then aborts them, waits for an Abort of another
+  // thread that is telling the others, and leaves the group. Returns what broke it, if anything did
+  // before or now; from then on it is broken. A second call does nothing and returns the same.
   absl::Status Close();
 
   // What was chosen and why, for `sluice doctor`: "4 ranks in one process: threads, shared memory".

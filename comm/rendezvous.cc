@@ -27,8 +27,6 @@ Rendezvous::Rendezvous(std::unique_ptr<Communicator> control)
   for (Card& card : *cards_) views_.push_back(ViewOf(&card));
 }
 
-Rendezvous::~Rendezvous() = default;
-
 absl::Status Rendezvous::Run(CommOp* op) {
   absl::Status status = RunOp(op, control_.get());
   // Somebody may write there at any time: it stays for ever.

@@ -26,7 +26,6 @@ namespace sluice {
 class Rendezvous final {
  public:
   explicit Rendezvous(std::unique_ptr<Communicator> control);
-  ~Rendezvous();
 
   // Waits for the ranks that `op` needs to come to it. Returns those of `marks` that all have.
   // Errors: FailedPrecondition where ranks disagree, said alike on all of them; the control

@@ -168,7 +168,7 @@ typedef struct sluice_options {
   uint32_t rank, ranks;
   int32_t zero_stage;
   int32_t rank_timeout_ms; /* how long another rank may keep this one waiting; 0: 10 minutes */
-  /* sluice_comm.h: three, each a group of its own, of agreement, of gradients and of gathers. */
+  /* sluice_comm.h: three groups, of agreement, gradients and gathers; closed if creation fails. */
   const struct sluice_comm_table* comm;
 } sluice_options;
 

@@ -66,14 +66,21 @@ sluice_status sluice_plan(sluice_model model, const sluice_options* options, cha
 sluice_status sluice_runtime_create(sluice_model model, const sluice_options* options,
                                     sluice_runtime* runtime) {
   return Guarded([&]() -> absl::Status {
-    SLUICE_RETURN_IF_ERROR(NotNull(runtime, "runtime"));
-    SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, SpecOf(model));
-    SLUICE_ASSIGN_OR_RETURN(const RuntimeConfig config, ToConfig(options));
+    // Before anything may fail: other ranks wait for this one.
     SLUICE_ASSIGN_OR_RETURN(RankLinks ranks, ToRankLinks(options));
+    const auto or_give_up = [&](const absl::Status& status) {
+      if (!status.ok()) ranks.GiveUp(status);
+      return status;
+    };
+    SLUICE_RETURN_IF_ERROR(or_give_up(NotNull(runtime, "runtime")));
+    const absl::StatusOr<ModelSpec> spec = SpecOf(model);
+    SLUICE_RETURN_IF_ERROR(or_give_up(spec.status()));
+    const absl::StatusOr<RuntimeConfig> config = ToConfig(options);
+    SLUICE_RETURN_IF_ERROR(or_give_up(config.status()));
     SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<OffloadRuntime> made,
-                            MakeRuntime(spec, config, std::move(ranks)));
+                            MakeRuntime(*spec, *config, std::move(ranks)));
     *runtime = AddRuntime(std::move(made));
-    if (config.hbm != nullptr) config.hbm->Own();
+    if (config->hbm != nullptr) config->hbm->Own();
     return absl::OkStatus();
   });
 }

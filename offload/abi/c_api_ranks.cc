@@ -27,10 +27,16 @@ const Clock* CommunicationClock() {
   return clock;
 }
 
-absl::StatusOr<std::unique_ptr<Communicator>> CommunicatorOf(const sluice_comm_table& given,
+absl::StatusOr<std::unique_ptr<Communicator>> CommunicatorOf(const sluice_comm_table& first,
+                                                             const sluice_comm_table& given,
                                                              const char* group,
                                                              const RuntimeConfig& config) {
   const Sharding& sharding = config.sharding;
+  if (given.struct_size != first.struct_size) {
+    return absl::InvalidArgumentError(
+        fmt::format("comm: the table of {}: struct_size is {}, but {} in the first", group,
+                    given.struct_size, first.struct_size));
+  }
   SLUICE_ASSIGN_OR_RETURN(const sluice_comm_table table, ReadStruct(&given, {}, "comm"));
   if (table.rank != sharding.rank.value() || table.ranks != sharding.ranks) {
     return absl::InvalidArgumentError(
@@ -41,6 +47,13 @@ absl::StatusOr<std::unique_ptr<Communicator>> CommunicatorOf(const sluice_comm_t
       MakeSuppliedCommunicator(table, {.timeout = config.rank_timeout}, CommunicationClock());
   if (!made.ok()) return Annotate(made.status(), fmt::format("comm: the table of {}", group));
   return made;
+}
+
+// One that no communicator was made over.
+void CloseTable(const sluice_comm_table& first, const sluice_comm_table& given) {
+  if (given.struct_size != first.struct_size) return;  // it is not known what it is
+  const absl::StatusOr<sluice_comm_table> table = ReadStruct(&given, {}, "comm");
+  if (table.ok() && table->close != nullptr) table->close(table->context);
 }
 
 }  // namespace
@@ -74,18 +87,22 @@ absl::StatusOr<RankLinks> ToRankLinks(const sluice_options* given) {
   }
   // An older caller's tables are shorter, and so are the steps from one to the next.
   SLUICE_RETURN_IF_ERROR(CheckStruct(o.comm, "comm"));
+  const auto table = [&o](size_t i) {
+    return reinterpret_cast<const sluice_comm_table*>(reinterpret_cast<const std::byte*>(o.comm) +
+                                                      i * o.comm->struct_size);
+  };
   RankLinks links;
   std::unique_ptr<Communicator>* const made[] = {&links.agreement, &links.gradients,
                                                  &links.gathers};
   for (size_t i = 0; i < std::size(made); ++i) {
-    const auto* table = reinterpret_cast<const sluice_comm_table*>(
-        reinterpret_cast<const std::byte*>(o.comm) + i * o.comm->struct_size);
-    if (table->struct_size != o.comm->struct_size) {
-      return absl::InvalidArgumentError(
-          fmt::format("comm: the table of {}: struct_size is {}, but {} in the first", kGroups[i],
-                      table->struct_size, o.comm->struct_size));
+    auto link = CommunicatorOf(*o.comm, *table(i), kGroups[i], config);
+    if (link.ok()) {
+      *made[i] = *std::move(link);
+      continue;
     }
-    SLUICE_ASSIGN_OR_RETURN(*made[i], CommunicatorOf(*table, kGroups[i], config));
+    links.GiveUp(link.status());
+    for (size_t left = i; left < std::size(made); ++left) CloseTable(*o.comm, *table(left));
+    return link.status();
   }
   return links;
 }

@@ -11,7 +11,7 @@ namespace sluice {
 
 Bytes RamForArenas(const MemoryLimits& limits) {
   const Bytes available = limits.available();
-  return std::max(Bytes(0), available - available / 256 - MiB(8) - kRamMoves);
+  return std::max(Bytes(0), available - RamBeside(available) - kRamMoves);
 }
 
 absl::Status CheckRam(const RamNeed& need, const MemoryLimits& limits) {

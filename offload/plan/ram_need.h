@@ -24,8 +24,11 @@ struct RamNeed {
   Bytes sum() const { return pinned + hbm + files; }
 };
 
-// The largest sum to ask for: what is available without what a runtime takes beside it (tables of
-// pages, threads, its own records), and without kRamMoves.
+// What a runtime takes beside `arenas`: tables of pages, threads, its own records.
+constexpr Bytes RamBeside(Bytes arenas) { return arenas / 256 + MiB(8); }
+
+// The largest sum to ask for: what is available without what a runtime takes beside it, and without
+// kRamMoves.
 Bytes RamForArenas(const MemoryLimits& limits);
 
 // What is available is never quite the same twice. A sum that is larger by so much is let through,

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <mutex>
 #include <utility>
 
@@ -137,10 +138,13 @@ CorePlan PlanCores(const RuntimeConfig& config, const DeviceChoice& device,
   CorePlan plan{.binding = ChooseNumaBinding(ReadNumaNodes(files), wishes)};
   // One budget for the caller's threads and the workers: a core is the caller's, who updates on it
   // while it waits, unless it is to launch kernels.
-  const int cores = plan.binding.node
-                        ? std::min(allowed.count, static_cast<int>(plan.binding.cores.size()))
-                        : allowed.count;
-  const int share = static_cast<int>(cores * config.share.cores + 1e-6);
+  const std::vector<int>& cores = plan.binding.node ? plan.binding.cores : allowed.cores;
+  // Rounded up, as a quota is: of cores that ranks don't divide evenly none stays idle.
+  const auto part_of = [](double share, double of) {
+    return std::max(1, static_cast<int>(std::ceil(share * of - 1e-6)));
+  };
+  const int share = std::min(part_of(config.share.cores, static_cast<double>(cores.size())),
+                             part_of(config.share.quota, allowed.count));
   plan.workers = config.workers > 0 ? config.workers : std::max(1, share - 1);
   return plan;
 }
@@ -267,18 +271,20 @@ RuntimeOptions OptionsOf(const RuntimeConfig& config, const Plan& plan) {
           .close = close};
 }
 
-absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spec,
-                                                            const RuntimeConfig& given,
-                                                            RankLinks ranks) {
-  SLUICE_CHECK(ranks ? ranks.agreement->ranks() == given.sharding.ranks
-                     : given.sharding.ranks == 1);
+namespace {
+
+// Of `ranks`, what the runtime does not own stays.
+absl::StatusOr<std::unique_ptr<OffloadRuntime>> TryToMakeRuntime(const ModelSpec& spec,
+                                                                 const RuntimeConfig& given,
+                                                                 RankLinks* ranks) {
   RuntimeConfig config = given;
-  absl::StatusOr<MemoryLimits> limits = ReadMemoryLimits();
-  HostView view;
-  if (ranks) {
-    view = LookAtHost(FilesBelow(""), FindAllowedCores().value_or(AllowedCores()).cores, limits);
-    SLUICE_ASSIGN_OR_RETURN(const std::vector<HostView> views,
-                            ExchangeViews(view, ranks.agreement.get()));
+  const auto look = [ranks](Bytes need, const absl::StatusOr<MemoryLimits>& limits) {
+    HostView view = LookAtHost(FilesBelow(""), FindAllowedCores().value_or(AllowedCores()), limits);
+    view.need = need.value();
+    return ExchangeViews(view, ranks->agreement.get());
+  };
+  if (*ranks) {
+    SLUICE_ASSIGN_OR_RETURN(const std::vector<HostView> views, look(Bytes(0), ReadMemoryLimits()));
     config.share = ShareOf(views, config.sharding.rank);
   }
   SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, config));
@@ -292,17 +298,16 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spe
   seams.segments = SegmentsOf(plan, drives);
   RamNeed need = ArenasOf(plan, config);
   need.files = BytesInRam(seams.segments);
-  if (ranks) {
-    view.need = need.sum().value();
-    SLUICE_ASSIGN_OR_RETURN(const std::vector<HostView> views,
-                            ExchangeViews(view, ranks.agreement.get()));
-    if (limits.ok()) limits = WithoutOthers(views, config.sharding.rank, *std::move(limits));
+  absl::StatusOr<MemoryLimits> limits = ReadMemoryLimits();
+  if (*ranks) {
+    SLUICE_ASSIGN_OR_RETURN(const std::vector<HostView> views, look(need.sum(), limits));
+    if (limits.ok()) limits = LimitsAmong(views, config.sharding.rank, *std::move(limits));
   }
   const absl::Status enough = CheckRamIfKnown(need, limits, &seams.ram_unchecked);
   if (!enough.ok() && config.share.local_ranks > 1) {
-    return Annotate(enough,
-                    fmt::format("rank {}, beside what {} other ranks of this host take",
-                                config.sharding.rank.value(), config.share.local_ranks - 1));
+    return Annotate(enough, fmt::format("rank {}, of {} ranks of this host; what the others are "
+                                        "about to take counts as used",
+                                        config.sharding.rank.value(), config.share.local_ranks));
   }
   SLUICE_RETURN_IF_ERROR(enough);
   seams.clock = RealClock();
@@ -315,10 +320,22 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spe
                                std::span<const DirectFile> files) {
     return MakeIoEngine(config.engine, files, arenas, config.io, RealClock());
   };
-  if (config.sharding.ranks > 1) seams.ranks = std::move(ranks);
+  if (config.sharding.ranks > 1) seams.ranks = std::move(*ranks);
   const RuntimeOptions options = OptionsOf(config, plan);
   return OffloadRuntime::Create(std::move(plan.layout), std::move(plan.placement), options,
                                 std::move(seams));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRuntime(const ModelSpec& spec,
+                                                            const RuntimeConfig& config,
+                                                            RankLinks ranks) {
+  SLUICE_CHECK(ranks ? ranks.agreement->ranks() == config.sharding.ranks
+                     : config.sharding.ranks == 1);
+  absl::StatusOr<std::unique_ptr<OffloadRuntime>> made = TryToMakeRuntime(spec, config, &ranks);
+  if (!made.ok()) ranks.GiveUp(made.status());
+  return made;
 }
 
 }  // namespace sluice

@@ -45,7 +45,7 @@ struct RuntimeConfig {
   Sharding sharding;                              // among how many ranks what is shared
   int zero_stage = 0;                             // that this comes from, for the report
   Nanos rank_timeout = std::chrono::minutes(10);  // for others to come
-  HostShare share;                                // MakeRuntime finds it, if there are several
+  HostShare share;                                // MakeRuntime finds it, where there are several
 };
 
 inline constexpr int64_t kChunkElementsDefault = 12 * kCellElements;  // 576 KiB of states

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "comm/communicator.h"
 
 namespace sluice {
@@ -27,6 +28,8 @@ struct RankLinks {  // all null: one rank
   std::unique_ptr<Communicator> gathers;
 
   explicit operator bool() const { return agreement != nullptr; }
+  // This rank can't begin: the others, who wait for it, hear why.
+  void GiveUp(const absl::Status& why);
 };
 
 }  // namespace sluice

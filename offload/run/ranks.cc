@@ -55,6 +55,13 @@ uint32_t HashOf(const Things& things, F&& add) {
 
 }  // namespace
 
+void RankLinks::GiveUp(const absl::Status& why) {
+  for (Communicator* const link : {agreement.get(), gradients.get(), gathers.get()}) {
+    if (link == nullptr) continue;
+    link->Abort(Annotate(why, fmt::format("rank {} can't begin", link->rank().value())));
+  }
+}
+
 std::vector<std::pair<std::string, uint32_t>> FingerprintsOf(const ModelLayout& layout,
                                                              const UpdateRule& rule) {
   const auto of_text = [](std::string_view text) {

@@ -113,19 +113,22 @@ class Slow final : public Communicator {
   explicit Slow(const Clock* clock) : Communicator(Rank(0), 2, {}, clock) {}
   ~Slow() override { (void)Close(); }
   std::string description() const override { return "slow"; }
-  bool interrupts() const { return interrupts_; }
+  int interrupts() const { return interrupts_; }
   bool left_early() const { return left_early_; }
 
  private:
   void Start(CommOp* op) override { End(op, status()); }
   void Interrupt(const absl::Status&) override {
-    interrupts_ = true;
+    ++interrupts_;
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
     told_ = true;
   }
-  void Leave() override { left_early_ = !told_; }
+  void Leave() override {
+    left_early_ = interrupts_ > 0 && !told_;
+    std::thread([this] { Abort(absl::AbortedError("too late")); }).join();
+  }
 
-  std::atomic<bool> interrupts_{false};
+  std::atomic<int> interrupts_{0};
   std::atomic<bool> told_{false};
   bool left_early_ = false;
 };
@@ -134,10 +137,18 @@ TEST(CommCloseTest, WhoWasAbortedTellsTheOthersBeforeItLeaves) {
   const SteadyClock clock;
   Slow slow(&clock);
   std::thread other([&] { slow.Abort(absl::AbortedError("enough")); });
-  while (!slow.interrupts()) std::this_thread::yield();
+  while (slow.interrupts() == 0) std::this_thread::yield();
   EXPECT_TRUE(absl::IsAborted(slow.Close()));
   EXPECT_FALSE(slow.left_early());
+  EXPECT_EQ(1, slow.interrupts());
   other.join();
+}
+
+TEST(CommCloseTest, WhoLeavesIsNotAborted) {
+  const SteadyClock clock;
+  Slow slow(&clock);
+  EXPECT_TRUE(slow.Close().ok());
+  EXPECT_EQ(0, slow.interrupts());
 }
 
 }  // namespace

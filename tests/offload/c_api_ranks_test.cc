@@ -293,13 +293,16 @@ TEST_P(CApiRanksTest, ValuesAreWrittenAndReadWhateverEachRankWaitsFor) {
   training.ranks = kRanks;
   Tables tables(kRanks);
   std::vector<std::vector<std::vector<float>>> read(kRanks);
+  std::vector<std::unique_ptr<RankCaller>> callers;  // who is ahead may not leave the others
   std::vector<std::thread> threads;
   for (uint32_t r = 0; r < kRanks; ++r) {
     training.rank = r;
-    threads.emplace_back([&, r, training] {
-      RankCaller caller(spec, training);
-      caller.Train(OptionsOf(r, kRanks, GetParam(), tables.of(r)));
-      for (int time = 0; time < 3; ++time) read[r] = caller.WriteAndRead((r + time) % 2 == 0);
+    callers.push_back(std::make_unique<RankCaller>(spec, training));
+  }
+  for (uint32_t r = 0; r < kRanks; ++r) {
+    threads.emplace_back([&, r] {
+      callers[r]->Train(OptionsOf(r, kRanks, GetParam(), tables.of(r)));
+      for (int time = 0; time < 3; ++time) read[r] = callers[r]->WriteAndRead((r + time) % 2 == 0);
     });
   }
   for (std::thread& thread : threads) thread.join();

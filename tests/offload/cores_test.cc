@@ -62,6 +62,18 @@ TEST(PlanCoresTest, WorkersAreOneLessThanTheCoresOfTheNode) {
   EXPECT_EQ(1, PlanCores(config, host, Allowed(5, 15, 11), files).workers) << "a node's only core";
   // A quota, and what is asked for.
   EXPECT_EQ(2, PlanCores(config, host, Allowed(0, 15, 3), files).workers);
+  // Several ranks: of 16 cores, by affinity; of a quota of 8 that is this one's; of one of 3 for
+  // two.
+  config.nvme_paths.clear();
+  config.share = {.local_ranks = 4, .cores = 1.0 / 4};
+  EXPECT_EQ(3, PlanCores(config, host, Allowed(0, 15, 16), files).workers);
+  EXPECT_EQ(3, PlanCores(config, host, Allowed(0, 15, 8), files).workers);
+  config.share.cores = 1;
+  EXPECT_EQ(7, PlanCores(config, host, Allowed(0, 15, 8), files).workers);
+  config.share.quota = 1.0 / 2;
+  EXPECT_EQ(1, PlanCores(config, host, Allowed(0, 15, 3), files).workers);
+  config.share = {.local_ranks = 20, .cores = 1.0 / 20};
+  EXPECT_EQ(1, PlanCores(config, host, Allowed(0, 15, 16), files).workers);
   config.workers = 12;
   EXPECT_EQ(12, PlanCores(config, host, Allowed(0, 15, 16), files).workers);
 }

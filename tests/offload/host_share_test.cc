@@ -9,14 +9,11 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <limits>
 #include <map>
-#include <set>
+#include <utility>
 #include <vector>
 
-#include "comm/in_process.h"
-#include "core/clock.h"
-#include "tests/core/machine_files.h"
+#include "offload/plan/ram_need.h"
 #include "tests/offload/ranks_fixture.h"
 
 namespace sluice {
@@ -46,8 +43,9 @@ std::vector<HostView> AnyViews() {
     view.machine_left = left();
     if (*rc::gen::arbitrary<bool>() && view.machine_left != kUnknown) {
       view.cgroup_left = std::max<int64_t>(0, left());
-      view.cgroup = {1, *rc::gen::inRange<uint64_t>(0, 3)};
+      view.memory_limit = {1, *rc::gen::inRange<uint64_t>(0, 3)};
     }
+    view.quota = {1, *rc::gen::inRange<uint64_t>(0, 3)};
     view.need = *rc::gen::inRange<int64_t>(0, int64_t{1} << 38);
     for (const size_t word : {size_t{0}, view.cores.size() - 1})
       view.cores[word] = *rc::gen::arbitrary<uint64_t>();
@@ -114,7 +112,7 @@ RC_GTEST_PROP(HostShareTest, WhatAllMayTakeIsThere, ()) {
       const bool same_host = o == r || (own.kernel[0] != 0 && views[o].kernel == own.kernel);
       if (!same_host || !shares[o].ram) continue;
       of_host += shares[o].ram->value();
-      if (o == r || (own.cgroup[1] != 0 && views[o].cgroup == own.cgroup))
+      if (o == r || (own.memory_limit[1] != 0 && views[o].memory_limit == own.memory_limit))
         of_cgroup += shares[o].ram->value();
     }
     RC_ASSERT(of_host <= own.machine_left);
@@ -129,40 +127,73 @@ RC_GTEST_PROP(HostShareTest, WhatAllMayTakeIsThere, ()) {
   }
 }
 
-// Where all find the same and are in the same cgroup: all fit, or none does.
-RC_GTEST_PROP(HostShareTest, AllFitOrNone, ()) {
-  std::vector<HostView> views = AnyViews();
-  MemoryLimits limits;
-  limits.machine_total = Bytes(int64_t{1} << 41);
-  limits.machine_available = Bytes(*rc::gen::inRange<int64_t>(0, int64_t{1} << 40));
-  if (*rc::gen::arbitrary<bool>()) {
-    limits.cgroup_limit = Bytes(*rc::gen::inRange<int64_t>(0, int64_t{1} << 40));
-    limits.cgroup_used = Bytes(*rc::gen::inRange<int64_t>(0, limits.cgroup_limit->value() + 1));
+// Those of a quota divide it, whoever else is on the host.
+RC_GTEST_PROP(HostShareTest, QuotasAreSharedByThoseInThem, ()) {
+  const std::vector<HostView> views = AnyViews();
+  std::map<std::pair<char, uint64_t>, double> given;
+  for (uint32_t r = 0; r < views.size(); ++r) {
+    const double quota = ShareOf(views, Rank(r)).quota;
+    const bool alone = views[r].kernel[0] == 0 || views[r].quota[1] == 0;
+    RC_ASSERT(!alone || quota == 1);
+    if (!alone) given[{views[r].kernel[0], views[r].quota[1]}] += quota;
   }
-  int64_t needed = 0;
+  for (const auto& [of, sum] : given) RC_ASSERT(std::abs(sum - 1) < 1e-9);
+}
+
+Bytes Taken(const HostView& view) { return Bytes(view.need) + RamBeside(Bytes(view.need)); }
+
+// On one host with any number of cgroups: if nobody is refused all is there, and if there is
+// more than enough nobody is.
+RC_GTEST_PROP(HostShareTest, SomebodyIsRefusedIfAndOnlyIfItIsTooMuch, ()) {
+  std::vector<HostView> views = AnyViews();
+  const int64_t most = *rc::gen::inRange<int64_t>(1, int64_t{1} << 38);
   for (HostView& view : views) {
     view.kernel = On('a').kernel;
-    view.cgroup = {1, 1};
-    needed += view.need;
+    view.need %= most;
+    if (view.machine_left == kUnknown) view.machine_left = int64_t{1} << 40;
   }
-  const bool fits = needed <= limits.available().value();
+  bool refused = false, enough = true, ample = true;
   for (uint32_t r = 0; r < views.size(); ++r) {
-    const MemoryLimits left = WithoutOthers(views, Rank(r), limits);
-    RC_ASSERT((Bytes(views[r].need) <= left.available()) == fits || views[r].need == 0);
+    const HostView& own = views[r];
+    MemoryLimits limits;
+    limits.machine_total = Bytes(int64_t{1} << 41);
+    limits.machine_available = Bytes(own.machine_left);
+    if (own.cgroup_left != kUnknown) {
+      limits.cgroup_limit = Bytes(own.cgroup_left) + GiB(1);
+      limits.cgroup_used = GiB(1);
+    }
+    Bytes of_host, of_cgroup;
+    for (uint32_t o = 0; o < views.size(); ++o) {
+      of_host += Taken(views[o]);
+      if (o == r || (own.memory_limit[1] != 0 && own.memory_limit == views[o].memory_limit))
+        of_cgroup += Taken(views[o]);
+    }
+    const auto fits = [&](auto&& wanted) {
+      return wanted(of_host) <= Bytes(own.machine_left) &&
+             (own.cgroup_left == kUnknown || wanted(of_cgroup) <= Bytes(own.cgroup_left));
+    };
+    const bool is_refused =
+        Bytes(own.need) > RamForArenas(LimitsAmong(views, Rank(r), std::move(limits)));
+    refused |= is_refused && own.need > 0;
+    enough &= fits([](Bytes sum) { return sum; });
+    ample &= fits(
+        [&](Bytes sum) { return sum + sum / 64 + MiB(32 * static_cast<int64_t>(views.size())); });
   }
+  RC_ASSERT(refused || enough || most <= MiB(16).value());
+  RC_ASSERT(!refused || !ample);
 }
 
 TEST(HostShareTest, ALookKnowsTheKernelTheCoresAndTheLimit) {
-  const HostView real =
-      LookAtHost(FilesBelow(""), std::vector<int>{0, 63, 64, 1023, 1024, 9999}, ReadMemoryLimits());
+  const AllowedCores odd{.cores = {0, 63, 64, 1023, 1024, 9999}, .count = 6};
+  const HostView real = LookAtHost(FilesBelow(""), odd, ReadMemoryLimits());
   EXPECT_NE(real.kernel[0], 0);
-  EXPECT_EQ(real.kernel, LookAtHost(FilesBelow(""), {}, ReadMemoryLimits()).kernel);
+  EXPECT_EQ(real.kernel, LookAtHost(FilesBelow(""), AllowedCores(), ReadMemoryLimits()).kernel);
   EXPECT_EQ(real.cores[0], (uint64_t{1} << 63) | 1);
   EXPECT_EQ(real.cores[1], 1u);
   EXPECT_EQ(real.cores[15], uint64_t{1} << 63);
   EXPECT_GT(real.machine_left, 0);
   const HostView nothing = LookAtHost([](const std::string&) { return absl::NotFoundError("no"); },
-                                      {}, absl::NotFoundError("no"));
+                                      AllowedCores(), absl::NotFoundError("no"));
   EXPECT_EQ(nothing.kernel[0], 0);
   EXPECT_EQ(nothing.machine_left, kUnknown);
 }

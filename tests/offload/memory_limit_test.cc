@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <memory>
@@ -164,24 +165,65 @@ TEST_F(MemoryLimitTest, RanksOfAHostShareItWhereNobodySaysHowMuch) {
   });
 }
 
-// As much as each alone could have, and together more than there is: all are told, none begins.
+// As much as each alone could have, and together more than there is: all are told what each could
+// have, and can.
 TEST_F(MemoryLimitTest, RanksOfAHostAreRefusedTogether) {
   TempDir dir;
   RunInGroup([&]() -> int {
     RuntimeConfig config = Config(dir.path());
     config.budgets = {MiB(16), MiB(80), GiB(4)};
-    for (const uint32_t ranks : {1u, 3u}) {
-      for (const absl::Status& status : CreateRanks(ranks, 24, config)) {
-        if (status.ok() != (ranks == 1)) return ranks == 1 ? kDoesNotDo : kNotRefused;
-        if (status.ok() || Message(status).find("beside what 2 other ranks of this host take") !=
-                               std::string::npos)
-          continue;
-        fmt::print(stderr, "{}\n", Message(status));
+    for (const absl::Status& status : CreateRanks(1, 24, config)) {
+      if (!status.ok()) return kDoesNotDo;
+    }
+    int64_t least = config.budgets.pinned.value();
+    for (const absl::Status& status : CreateRanks(3, 24, config)) {
+      if (status.ok()) return kNotRefused;
+      const std::string words(Message(status));
+      const std::string before = "the largest pinned budget that would do is ";
+      const size_t at = words.find(before);
+      if (words.find("of 3 ranks of this host") == std::string::npos || at == std::string::npos) {
+        fmt::print(stderr, "{}\n", words);
         return kOtherWords;
       }
+      least = std::min<int64_t>(least, std::stoll(words.substr(at + before.size())));
+    }
+    config.budgets.pinned = Bytes(least);
+    for (const absl::Status& status : CreateRanks(3, 24, config)) {
+      if (status.ok()) continue;
+      fmt::print(stderr, "{}\n", Message(status));
+      return kDoesNotDo;
     }
     return kRight;
   });
+}
+
+// One of several that can't begin: the others hear which, and why, whenever it fails.
+TEST(RanksThatCantBeginTest, OthersHearWhichAndWhy) {
+  const TempDir dir;
+  for (const uint32_t ranks : {2u, 4u}) {
+    for (const bool early : {true, false}) {
+      std::vector<RankLinks> links = LinkRanks(ranks);
+      std::vector<absl::Status> statuses(ranks);
+      OnRanks(ranks, [&](uint32_t rank) {
+        RuntimeConfig config = testing::InMemory(ranks, 3).config;
+        config.sharding = {.rank = Rank(rank), .ranks = ranks, .states = true, .params = true};
+        if (rank == 1) {
+          if (early) config.budgets.pinned = Bytes(1);
+          config.nvme_paths = {dir.path()};
+          config.nvme_rates = {DriveRate(), DriveRate()};  // looked at later
+        }
+        statuses[rank] = MakeRuntime(testing::OddModel(), config, std::move(links[rank])).status();
+      });
+      for (uint32_t r = 0; r < ranks; ++r) {
+        EXPECT_FALSE(statuses[r].ok()) << r;
+        if (r == 1) continue;
+        EXPECT_NE(Message(statuses[r]).find("rank 1 can't begin"), std::string_view::npos)
+            << statuses[r];
+        EXPECT_NE(Message(statuses[r]).find(Message(statuses[1])), std::string_view::npos)
+            << statuses[r];
+      }
+    }
+  }
 }
 
 }  // namespace

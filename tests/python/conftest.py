@@ -14,6 +14,17 @@ import sluice  # noqa: E402  the path comes first
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a GPU that PyTorch can use")
+    config.addinivalue_line("markers", "xdist_group(name): never at the same time as others of the group")
+
+
+# What wants most of the machine, or several processes: never two of them at a time (--dist loadgroup).
+_LARGE = {"test_hosts", "test_launchers", "test_memory_cap", "test_processes", "test_cores"}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "ranks" in item.fixturenames or item.module.__name__ in _LARGE:
+            item.add_marker(pytest.mark.xdist_group("large"))
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,8 @@
 
 import contextlib
 import hashlib
+import os
+import unittest.mock
 
 import sluice
 import torch
@@ -156,6 +158,25 @@ def begin(rank):
     buffers = digest(dict(model.named_buffers()))
     engine.destroy()
     return before, after, buffers, digest(dict(model.named_parameters()))
+
+
+CANT_BEGIN = {"before the library is asked": ("device", "cuda"), "while it plans": ("pinned", 1)}
+
+
+def cant_begin(rank, victim, when, over_gloo):
+    """What each rank is told where one can't make its engine, and the digest of one that is made afterwards."""
+    key, value = CANT_BEGIN[when]
+    wanted = given(1, "cpu")
+    if rank == victim:
+        wanted["sluice"] = {**wanted["sluice"], key: value}
+    with unittest.mock.patch.dict(os.environ, SLUICE_LOCAL_RANKS="0" if over_gloo else "1"):
+        try:
+            sluice.initialize(model=mlp(), config=wanted)
+            said = "nothing"
+        except Exception as error:
+            said = str(error)
+        with made(rank, given(1, "cpu")) as (engine, _):
+            return said, digest(engine.fp32_state_dict())
 
 
 def facts(rank):

@@ -61,6 +61,16 @@ def test_all_ranks_begin_with_the_values_of_rank_0(ranks):
     assert after[0] == after[2] == before  # fp32: what it trains, and what destroy() gives back
 
 
+@pytest.mark.parametrize("over_gloo", [False, True])
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("when", jobs.CANT_BEGIN)
+def test_all_hear_of_one_that_cant_make_its_engine(ranks, when, victim, over_gloo):
+    told = ranks.run(jobs.cant_begin, victim, when, over_gloo)
+    (own, masters), (other, other_masters) = told[victim], told[1 - victim]
+    assert own != "nothing" and f"rank {victim} " in other and own[:100] in other
+    assert masters == other_masters
+
+
 def test_what_an_engine_says_of_ranks_and_batches(ranks):
     for rank, (numbers, batches, sizes, refused, place, world) in enumerate(ranks.run(jobs.facts)):
         assert numbers == (rank, rank, 2, 2) and (place, world) == (rank, 2)

@@ -77,11 +77,24 @@ class World:
         self._values = ValueGroup(self._groups["values"], self.rank, self.size, timeout_s)
 
     def tables(self):
-        """The ctypes array of tables for sluice_options.comm: whoever is given them closes them. All ranks call it."""
+        """The ctypes array of tables for sluice_options.comm: whoever is given them closes them. All ranks call it, the first
+        time."""
         if self._tables is None:
             tables, why = local_tables(self._values, self.rank, self.size, len(GROUPS), self._timeout_s)
             self._tables = tables or self._over_gloo(why)
         return self._tables
+
+    def forget_tables(self):
+        """They are somebody else's from here on."""
+        self._tables = ()
+
+    def give_up(self, error):
+        """This rank does not use its tables: ranks that wait for it there hear why. Nothing happens if they were given away."""
+        tables, self._tables = self._tables or (), ()
+        words = f"rank {self.rank} can't begin: {type(error).__name__}: {error}".encode()
+        for table in tables:
+            table.abort(table.context, words)
+            table.close(table.context)
 
     def _over_gloo(self, why):
         tables = []

@@ -86,6 +86,8 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
             self.runtime, self.device = make_runtime(self.config, units, keep, world)  # and where inputs belong
         except Exception as error:
             problem = error
+            if world is not None:
+                world.give_up(error)
             raise
         finally:
             if world is not None:

@@ -88,6 +88,8 @@ class Options(Structure):
         ("comm", ctypes.c_void_p),
     ]
 
+    _when_given = staticmethod(lambda: None)  # called when the library is about to have what `comm` points at
+
     def __init__(self, **values):
         super().__init__(
             struct_size=ctypes.sizeof(Options),
@@ -416,6 +418,7 @@ class Runtime:
             if seed is None:
                 if device is not None:
                     device.prepare(spec, options)
+                options._when_given()
                 self.library.call(
                     "sluice_runtime_create", spec.handle, ctypes.byref(options), ctypes.byref(self._handle)
                 )
