@@ -266,7 +266,7 @@ class Run:
             "demand_misses_after_first_step": counters["demand_misses"],
             "stall_seconds": self.stalls,
             "evictions": counters["evictions"],
-            "budgets_bytes": {k: v for k, v in self.report["budgets_bytes"].items() if v < 1 << 60},
+            "budgets_bytes": {k: v for k, v in self.report["budgets_bytes"].items() if v is not None},
             "peak_bytes": self.report["bytes_now"],
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "read_bytes": counters["nvme_read_bytes"],

@@ -7,13 +7,22 @@
 #define SLUICE_TOOLS_COMMAND_H_
 
 #include <functional>
+#include <string>
 
 #include "CLI/App.hpp"
 #include "CLI/Config.hpp"
 #include "CLI/Formatter.hpp"
+#include "absl/status/statusor.h"
+#include "core/status.h"
 #include "tools/output.h"
 
 namespace sluice::tools {
+
+// "" or why `text` can't be read: what CLI11 asks of a check.
+template <typename T>
+std::string Complaint(const absl::StatusOr<T>& parsed) {
+  return parsed.ok() ? "" : std::string(Message(parsed.status()));
+}
 
 struct Command {
   CLI::App* app = nullptr;  // owned by the application

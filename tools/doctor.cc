@@ -94,7 +94,7 @@ ExitCode RunDoctor(const std::string& path, bool as_json) {
   AddRows(report, kFound, &page, &errors);
   page.Section("Chosen");
   AddRows(report, kChosen, &page, &errors);
-  if (path.empty()) page.Row("swap directory", "none looked at: --path DIR");
+  if (path.empty()) page.Row("swap directory", "none looked at: sluice doctor DIR");
   page.List("Advice", report["advice"].get<std::vector<std::string>>());
   const ExitCode printed = Print(as_json ? report.dump(2) + "\n" : page.Text());
   if (printed != kDone || errors.empty()) return printed;
@@ -112,7 +112,8 @@ Command AddDoctor(CLI::App* application) {
   const auto options = std::make_shared<Options>();
   CLI::App* app = application->add_subcommand(
       "doctor", "What was found here, what is chosen, and what to do about what is missing");
-  app->add_option("--path", options->path, "A directory that could hold swap files; looked at too")
+  app->add_option("PATH,--nvme-path,--path", options->path,
+                  "A directory that could hold swap files; looked at too")
       ->type_name("DIR");
   app->add_flag("--json", options->json, "The whole report as JSON (docs/api.md lists the keys)");
   return {.app = app, .run = [options] { return RunDoctor(options->path, options->json); }};

@@ -19,8 +19,6 @@
 
 namespace sluice::tools {
 
-inline constexpr Bytes kNoLimit = Bytes(INT64_MAX / 2);
-
 // What there is, and in words where each number is from: "given".
 struct GpusMachine {
   ZeroMachine limits;

@@ -44,6 +44,12 @@ ExitCode Run(int argc, const char* const* argv) {
   app.set_version_flag(
       "--version", fmt::format("sluice {} (C ABI version {})", SLUICE_VERSION, SLUICE_ABI_VERSION));
   app.footer(kFooter);
+  app.failure_message([](const CLI::App* failed, const CLI::Error& error) {
+    const auto parsed = failed->get_subcommands();  // at most one
+    const std::string name =
+        parsed.empty() ? failed->get_name() : "sluice " + parsed.front()->get_name();
+    return fmt::format("{}: {}\n`{} --help` lists the options.\n", name, error.what(), name);
+  });
   const std::vector<Command> commands = {AddDoctor(&app), AddPlan(&app)};
   app.add_subcommand(kLaunch, kLaunchAbout);
   if (argc < 2) {

@@ -8,13 +8,13 @@
 
 #include "core/config.h"
 #include "fmt/format.h"
+#include "offload/plan/placement.h"
 
 namespace sluice::tools {
 
 namespace {
 
 constexpr size_t kWidth = 100;
-constexpr int64_t kNoLimit = INT64_MAX / 4;
 
 // `text` cut at spaces into lines of at most `width`, the first `hang` more; a longer word has a
 // line of its own.
@@ -70,7 +70,7 @@ std::string Page::Text() const {
 }
 
 std::string BudgetText(Bytes budget) {
-  return budget >= Bytes(kNoLimit) ? "no limit" : FormatBytes(budget);
+  return budget >= kNoLimit ? "no limit" : FormatBytes(budget);
 }
 
 std::string CountText(int64_t count) {

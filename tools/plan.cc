@@ -17,19 +17,16 @@
 #include "offload/run/factory.h"
 #include "offload/run/report.h"
 #include "tools/command.h"
-#include "tools/hf_model.h"
 #include "tools/json_file.h"
-#include "tools/model_shape.h"
 #include "tools/plan_gpus.h"
+#include "tools/plan_model.h"
 #include "tools/plan_options.h"
-#include "tools/safetensors_model.h"
 #include "tools/smallest_budgets.h"
 
 namespace sluice::tools {
 
 namespace {
 
-const std::vector<std::string> kTypes = {"fp32", "bf16", "fp16"};
 const std::vector<std::string> kDevices = {"auto", "host", "cuda"};
 
 FloatType TypeOf(const std::string& name) {
@@ -182,7 +179,7 @@ ExitCode CantWork(const PlanInput& input, const RuntimeConfig& config, const std
                  ? fmt::format("{:>10} {:>12}", BudgetText(tier.given), FormatBytes(tier.smallest))
                  : fmt::format("{:>10} {:>12}  too small", FormatBytesDown(tier.given),
                                FormatBytesUp(tier.smallest)));
-    report["budgets_bytes"][tier.name] = tier.given.value();
+    report["budgets_bytes"][tier.name] = tier.given >= kNoLimit ? Json() : Json(tier.given.value());
     report["smallest_bytes"][tier.name] = tier.smallest.value();
     if (!enough) advice += fmt::format(" --{} {}", tier.name, RoundedUp(tier.smallest));
   }
@@ -194,37 +191,6 @@ ExitCode CantWork(const PlanInput& input, const RuntimeConfig& config, const std
   page.List("Advice", ways);
   Print(as_json ? Text(report) + "\n" : page.Text());
   return Fail(Message(status));
-}
-
-// The model that the options describe, by numbers.
-absl::StatusOr<HfModel> ModelOfNumbers(const PlanOptions& options) {
-  ModelShape shape = options.shape;
-  if (!options.params.empty()) shape.params = *ParseCount(options.params);
-  SLUICE_ASSIGN_OR_RETURN(ModelSpec spec, MakeModelSpec(shape));
-  return HfModel{.spec = std::move(spec), .description = ""};
-}
-
-// The model, by a file or by numbers, and in words. What the files say goes behind what was given.
-absl::StatusOr<HfModel> ReadModel(PlanOptions* options) {
-  if (!options->config.empty()) {
-    SLUICE_ASSIGN_OR_RETURN(const Json config, ReadJsonFile(options->config));
-    SLUICE_RETURN_IF_ERROR(ApplyDsConfig(config, options->config, options));
-  }
-  absl::StatusOr<HfModel> model;
-  std::string dtype;
-  if (IsSafetensors(options->model)) {
-    SLUICE_ASSIGN_OR_RETURN(const SortedJson header, ReadSafetensors(options->model));
-    dtype = TypeOfSafetensors(header);
-    model = ModelOfSafetensors(header, options->model);
-  } else if (!options->model.empty()) {
-    SLUICE_ASSIGN_OR_RETURN(const Json config, ReadJsonFile(options->model));
-    dtype = TypeOfHfConfig(config);
-    model = ModelOfHfConfig(config, options->model);
-  } else {
-    model = ModelOfNumbers(*options);
-  }
-  if (options->dtype.empty()) options->dtype = dtype.empty() ? "bf16" : dtype;
-  return model;
 }
 
 std::string PlanJson(const Plan& plan, const std::string& described) {
@@ -256,49 +222,6 @@ ExitCode RunPlan(PlanOptions options) {
                   *std::move(placement)};
   return Print(options.json ? PlanJson(plan, model->description) + "\n"
                             : PlanText(plan, config, model->description));
-}
-
-// "" or why `text` can't be read: what CLI11 asks of a check.
-template <typename T>
-std::string Complaint(const absl::StatusOr<T>& parsed) {
-  return parsed.ok() ? "" : std::string(Message(parsed.status()));
-}
-
-void AddModelOptions(CLI::App* app, PlanOptions* o) {
-  CLI::Option* model =
-      app->add_option("--model", o->model,
-                      "A config.json of Transformers, a .safetensors file or its .index.json:\n"
-                      "the shapes of all parameters")
-          ->type_name("FILE")
-          ->group("Model");
-  app->add_option("--params", o->params, "Parameters, like 7B, 350M or 7e9")
-      ->type_name("COUNT")
-      ->check([](const std::string& text) { return Complaint(ParseCount(text)); })
-      ->excludes(model)
-      ->group("Model");
-  app->add_option("--layers", o->shape.layers, "Transformer blocks, or equal units (default 32)")
-      ->check(CLI::PositiveNumber)
-      ->excludes(model)
-      ->group("Model");
-  app->add_option("--hidden", o->shape.hidden, "Width of the blocks")
-      ->check(CLI::PositiveNumber)
-      ->excludes(model)
-      ->group("Model");
-  app->add_option("--vocab", o->shape.vocab,
-                  "Rows of the embedding, if --params doesn't say (default 50257)")
-      ->check(CLI::PositiveNumber)
-      ->excludes(model)
-      ->group("Model");
-  app->add_option("--dtype", o->dtype,
-                  "Of parameters in compute: bf16, fp16 or fp32 (default: as the files\n"
-                  "say, else bf16)")
-      ->type_name("TYPE")
-      ->check(CLI::IsMember(kTypes))
-      ->group("Model");
-  app->add_option("--grad-dtype", o->grad_dtype, "Of gradients (default: as --dtype)")
-      ->type_name("TYPE")
-      ->check(CLI::IsMember(kTypes))
-      ->group("Model");
 }
 
 // A whole number from 1 to `most`.
@@ -370,15 +293,13 @@ Command AddPlan(CLI::App* application) {
       ->check(CLI::PositiveNumber);
   app->add_flag("--json", options->json, "As JSON (docs/api.md lists the keys)");
   app->footer(
-      "\nThe model is --model; or --params in equal units; or a GPT of --layers and --hidden, "
-      "whose\n"
-      "embedding has --vocab rows, or what the blocks leave of --params. The plan may be for "
-      "another\n"
-      "machine: with all budgets given, this one is not looked at. Examples:\n"
-      "  sluice plan --params 7B --layers 32 --hidden 4096 --hbm 4GiB --pinned 32GiB --nvme "
-      "200GiB\n"
-      "  sluice plan --model config.json --config ds_config.json --device cuda --hbm 20GiB\n"
-      "  sluice plan --params 7B --gpus 4 --hbm 40GiB --ram 256GiB --nvme 2TiB");
+      "\nThe model is a file, like a config.json of Transformers; or so many parameters in equal\n"
+      "units; or a GPT of --layers and --hidden, whose embedding has --vocab rows, or what the\n"
+      "blocks leave of the parameters. The plan may be for another machine: with all budgets\n"
+      "given, this one is not looked at. Examples:\n"
+      "  sluice plan 7B --layers 32 --hidden 4096 --hbm 4GiB --pinned 32GiB --nvme 200GiB\n"
+      "  sluice plan config.json --config ds_config.json --device cuda --hbm 20GiB\n"
+      "  sluice plan 7B --gpus 4 --hbm 40GiB --ram 256GiB --nvme 2TiB");
   return {.app = app, .run = [options] { return RunPlan(*options); }};
 }
 

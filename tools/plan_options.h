@@ -19,6 +19,7 @@ namespace sluice::tools {
 
 // Texts of the command line were checked when it was parsed. Empty: not given.
 struct PlanOptions {
+  std::string what;    // either of the next two
   std::string model;   // a config.json of Transformers, or safetensors
   std::string config;  // a ds_config.json
   std::string params;

@@ -9,8 +9,6 @@ namespace sluice::tools {
 
 namespace {
 
-constexpr Bytes kUnlimited = Bytes(INT64_MAX / 2);
-
 // The smallest `*tier` with which `budgets`, of which it is one, work. They do if it is unlimited.
 Bytes Smallest(const PlanInput& input, const Budgets& budgets, Bytes* tier) {
   *tier = Bytes(0);
@@ -25,7 +23,7 @@ Bytes Smallest(const PlanInput& input, const Budgets& budgets, Bytes* tier) {
 
 Budgets SmallestBudgets(const PlanInput& input) {
   Budgets smallest;
-  Budgets trial{kUnlimited, kUnlimited, kUnlimited};
+  Budgets trial{kNoLimit, kNoLimit, kNoLimit};
   smallest.hbm = Smallest(input, trial, &trial.hbm);
   trial.hbm = std::max(input.budgets.hbm, smallest.hbm);
   smallest.pinned = Smallest(input, trial, &trial.pinned);

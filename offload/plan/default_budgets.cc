@@ -10,9 +10,8 @@ namespace {
 
 // What HBM must hold if everything lives there.
 Bytes AllInHbm(const ModelLayout& layout, const PlacementOptions& options) {
-  constexpr Bytes kUnlimited = Bytes(INT64_MAX / 2);
   const absl::StatusOr<Placement> placement =
-      MakePlacement(layout, {kUnlimited, kUnlimited, kUnlimited}, options);
+      MakePlacement(layout, {kNoLimit, kNoLimit, kNoLimit}, options);
   SLUICE_CHECK(placement.ok());
   return placement->hbm();
 }
@@ -50,7 +49,7 @@ Budgets DefaultBudgets(const Budgets& given, const ModelLayout& layout,
     // Never more than all of it could use: gradients and states, parameters, and movement buffers.
     budgets.pinned = std::min(most, grads_and_states + params + MiB(256));
   }
-  if (budgets.nvme < Bytes(0)) budgets.nvme = Bytes(INT64_MAX / 2);
+  if (budgets.nvme < Bytes(0)) budgets.nvme = kNoLimit;
   return budgets;
 }
 

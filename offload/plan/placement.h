@@ -43,6 +43,7 @@ struct Budgets {
   Bytes nvme;
 };
 
+inline constexpr Bytes kNoLimit = Bytes(INT64_MAX / 2);  // of a budget
 inline constexpr Bytes kSlotAlignment = Bytes(4096);  // of units, buffers and homes in every arena
 inline constexpr int kBuffersMin = 2;
 // Of gradients among ranks: two that are exchanged while another is collected.

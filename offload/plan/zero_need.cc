@@ -13,8 +13,6 @@ namespace sluice {
 
 namespace {
 
-constexpr Bytes kUnlimited = Bytes(INT64_MAX / 2);
-
 // "12P", "B*g", "2P*g/N".
 std::string Named(ZeroOf of, const std::string& factor) {
   switch (of) {
@@ -144,7 +142,7 @@ absl::StatusOr<Bytes> BuffersOf(const ZeroModel& model, int64_t ranks, Tier stat
       const ModelLayout layout,
       ModelLayout::Make(spec, model.chunk_elements(parameters, states), model.types, model.format));
   // Where states leave, HBM has room for parameters alone: what leaves is all of it.
-  Bytes hbm = kUnlimited;
+  Bytes hbm = kNoLimit;
   if (states != Tier::kHbm) {
     hbm = Bytes(0);
     for (const UnitLayout& unit : layout.units())
@@ -152,7 +150,7 @@ absl::StatusOr<Bytes> BuffersOf(const ZeroModel& model, int64_t ranks, Tier stat
   }
   SLUICE_ASSIGN_OR_RETURN(
       const Placement placement,
-      MakePlacement(layout, {hbm, kUnlimited, kUnlimited},
+      MakePlacement(layout, {hbm, kNoLimit, kNoLimit},
                     {.lowest_state_tier = states, .highest_state_tier = Tier::kHbm}));
   return placement.least_pinned.buffers + placement.sums;
 }

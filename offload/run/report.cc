@@ -60,6 +60,15 @@ Json TypesObject(const ModelLayout& layout) {
   return list;
 }
 
+// No limit is null.
+Json BudgetsObject(const Budgets& budgets) {
+  Json object = Tiers(budgets.hbm, budgets.pinned, budgets.nvme);
+  for (Json& tier : object) {
+    if (tier.get<int64_t>() >= kNoLimit.value()) tier = nullptr;
+  }
+  return object;
+}
+
 Json PlacementObject(const ModelLayout& layout, const Placement& p, const Budgets& budgets) {
   int64_t params[3] = {0, 0, 0};
   for (size_t u = 0; u < layout.units().size(); ++u) {
@@ -78,7 +87,7 @@ Json PlacementObject(const ModelLayout& layout, const Placement& p, const Budget
           {"grad_dtype", Name(layout.default_types().grad)},
           {"types", TypesObject(layout)},
           {"state_format", layout.format()->name()},
-          {"budgets_bytes", Tiers(budgets.hbm, budgets.pinned, budgets.nvme)},
+          {"budgets_bytes", BudgetsObject(budgets)},
           {"planned_bytes", Tiers(p.hbm(), p.pinned(), p.nvme())},
           {"hbm",
            {{"resident_bytes", p.hbm_fixed.value()},

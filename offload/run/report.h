@@ -15,7 +15,7 @@
 //   grad_dtype                   of gradients, likewise
 //   types                        units by type: param_dtype, grad_dtype, units, param_bytes
 //   state_format                 how optimizer states lie
-//   budgets_bytes.TIER           as given or chosen; 4611686018427387903 is no limit
+//   budgets_bytes.TIER           as given or chosen; null: no limit
 //   planned_bytes.TIER           what will be taken
 //   hbm.resident_bytes           units that live there for good
 //   hbm.cache_bytes              the room that the others are moved through

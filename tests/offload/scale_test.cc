@@ -42,7 +42,7 @@ TEST(ScaleTest, TenTrillionParametersArePlanned) {
   config.types = {.param = FloatType::kBf16, .grad = FloatType::kBf16};
   config.device = DeviceKind::kHost;
   config.nvme_paths = {"/no/such/place", "/nor/this"};
-  config.budgets = {GiB(200), GiB(1 << 15), Bytes(INT64_MAX / 2)};
+  config.budgets = {GiB(200), GiB(1 << 15), kNoLimit};
   const absl::StatusOr<Plan> plan = MakePlan(Blocks(parameters, 200), config);
   ASSERT_TRUE(plan.ok()) << plan.status();
   EXPECT_EQ(plan->layout.parameter_count(), parameters);
