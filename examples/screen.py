@@ -7,7 +7,9 @@ _SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def size(value):
-    """1536 -> "1.5 KiB"."""
+    """1536 -> "1.5 KiB"; None, a budget without limit -> "any"."""
+    if value is None:
+        return "any"
     value = float(value)
     for name in _SIZES:
         if value < 1024 or name == _SIZES[-1]:

@@ -19,7 +19,8 @@ class HandingBack:
         self._attached = source
         advice = "the first nvme_path, or else TMPDIR, says which directory is used; the engine has all values still"
         self._spool = Spool(directory, LIMIT_BYTES, "destroy()", advice)
-        self._ram_bytes = source.runtime.report()["budgets_bytes"]["pinned"]
+        report = source.runtime.report()
+        self._ram_bytes = report["budgets_bytes"]["pinned"] or report["planned_bytes"]["pinned"]  # no limit is None
 
     def give(self, read):
         """read(place): the values. Those that are on loan are where they belong already."""
