@@ -302,6 +302,9 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> TryToMakeRuntime(const ModelSpec
   if (*ranks) {
     SLUICE_ASSIGN_OR_RETURN(const std::vector<HostView> views, look(need.sum(), limits));
     if (limits.ok()) limits = LimitsAmong(views, config.sharding.rank, *std::move(limits));
+    if (views[config.sharding.rank.value()].kernel.front() == 0)
+      seams.ram_unchecked =
+          "which ranks are of this host is not known: it was looked at as for one";
   }
   const absl::Status enough = CheckRamIfKnown(need, limits, &seams.ram_unchecked);
   if (!enough.ok() && config.share.local_ranks > 1) {

@@ -120,6 +120,7 @@ class Slow final : public Communicator {
   void Start(CommOp* op) override { End(op, status()); }
   void Interrupt(const absl::Status&) override {
     ++interrupts_;
+    // Long enough that who does not wait for this has left meanwhile. Who does is only later.
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
     told_ = true;
   }

@@ -113,6 +113,16 @@ class MemoryLimitTest : public ::testing::Test {
     return statuses;
   }
 
+  // Of runtimes that are to be made.
+  static Verdict VerdictOf(const std::vector<absl::Status>& made) {
+    for (const absl::Status& status : made) {
+      if (status.ok()) continue;
+      fmt::print(stderr, "{}\n", Message(status));
+      return kDoesNotDo;
+    }
+    return kRight;
+  }
+
   std::string group_;
   std::string limit_;  // its file
   bool made_ = false;
@@ -156,12 +166,7 @@ TEST_F(MemoryLimitTest, RanksOfAHostShareItWhereNobodySaysHowMuch) {
   RunInGroup([&]() -> int {
     RuntimeConfig config = Config(dir.path());
     config.budgets = {Bytes(-1), Bytes(-1), Bytes(-1)};
-    for (const absl::Status& status : CreateRanks(3, 100, config)) {
-      if (status.ok()) continue;
-      fmt::print(stderr, "{}\n", Message(status));
-      return kDoesNotDo;
-    }
-    return kRight;
+    return VerdictOf(CreateRanks(3, 100, config));
   });
 }
 
@@ -172,9 +177,7 @@ TEST_F(MemoryLimitTest, RanksOfAHostAreRefusedTogether) {
   RunInGroup([&]() -> int {
     RuntimeConfig config = Config(dir.path());
     config.budgets = {MiB(16), MiB(80), GiB(4)};
-    for (const absl::Status& status : CreateRanks(1, 24, config)) {
-      if (!status.ok()) return kDoesNotDo;
-    }
+    if (VerdictOf(CreateRanks(1, 24, config)) != kRight) return kDoesNotDo;
     int64_t least = config.budgets.pinned.value();
     for (const absl::Status& status : CreateRanks(3, 24, config)) {
       if (status.ok()) return kNotRefused;
@@ -188,12 +191,7 @@ TEST_F(MemoryLimitTest, RanksOfAHostAreRefusedTogether) {
       least = std::min<int64_t>(least, std::stoll(words.substr(at + before.size())));
     }
     config.budgets.pinned = Bytes(least);
-    for (const absl::Status& status : CreateRanks(3, 24, config)) {
-      if (status.ok()) continue;
-      fmt::print(stderr, "{}\n", Message(status));
-      return kDoesNotDo;
-    }
-    return kRight;
+    return VerdictOf(CreateRanks(3, 24, config));
   });
 }
 
