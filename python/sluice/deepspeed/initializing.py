@@ -7,7 +7,7 @@ import torch
 from ..collectives import find_world, initialise
 from ..engine.engine import Engine
 from ..engine.optimizer import NoOptimizer
-from . import schedulers
+from . import dropin, parameters, schedulers
 from .config import load_config
 
 
@@ -58,7 +58,9 @@ def initialize(
     read = load_config(config)
     patience = read.own.get("rank_timeout") or None
     if dist_init_required is not False:
-        initialise(port=distributed_port, timeout=patience and datetime.timedelta(seconds=patience))
+        initialise(
+            port=distributed_port, timeout=patience and datetime.timedelta(seconds=patience), alone=dropin.is_active()
+        )
     world = find_world(patience)
     try:
         engine = Engine(model, read, optimizer, model_parameters, prepare, world)
@@ -66,6 +68,9 @@ def initialize(
         if world is not None:
             world.close()
         raise
+    if dropin.is_active() and read.zero_stage == 3:
+        for parameter in model.parameters():
+            parameters.mark(parameter)
     optimizer = None if isinstance(engine.optimizer, NoOptimizer) else engine.optimizer
     return engine, optimizer, engine.training_dataloader, engine.lr_scheduler
 

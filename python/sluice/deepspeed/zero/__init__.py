@@ -2,10 +2,10 @@
 
 import torch
 
-from ..building import init
-from ..residency import away, registry
-from . import refusal
-from .config import load_config
+from ...building import init
+from ...residency import away, registry
+from .. import refusal
+from ..config import load_config
 
 
 class Init(init):
