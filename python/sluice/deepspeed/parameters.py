@@ -9,7 +9,6 @@ import torch
 from ..collectives import world_size
 from ..residency import away
 from .accelerator import get_accelerator  # noqa: F401  for programs
-from .zero import GatheredParameters, Init  # noqa: F401  for programs
 
 _orig_torch_arange = torch.arange
 
@@ -60,3 +59,12 @@ def _status(parameter):
 
 
 away.Away.ds_status = property(_status)
+
+
+def __getattr__(name):
+    """What programs import from here too."""
+    if name in ("GatheredParameters", "Init"):
+        from . import zero
+
+        return getattr(zero, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
