@@ -65,7 +65,7 @@ def warmup(deepspeed=None):
     optimizers = (None, None)
     if deepspeed is None:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
-        rates = [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0]  # of WarmupDecayLR's linear form: up in 2 steps, and down to the end
+        rates = [0.0, 0.0, 0.5, 1.0, 0.75, 0.5, 0.25]  # WarmupDecayLR: where it starts, then its iterations from 0 on
         optimizers = (optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rates[step]))
     trainer = Trainer(model=model, args=arguments, train_dataset=Sentences(), optimizers=optimizers)
     trainer.train()
@@ -147,7 +147,7 @@ def save_pretrained(folder):
 def loop(deepspeed=None, clip=0.5):
     """A bare loop of Accelerate's: evaluate, train, evaluate, train."""
     plugin = accelerate.DeepSpeedPlugin(hf_ds_config=deepspeed) if deepspeed else None
-    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2, deepspeed_plugin=plugin)
+    accelerator = accelerate.Accelerator(gradient_accumulation_steps=2, deepspeed_plugin=plugin)
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.Tanh(), torch.nn.Linear(64, 64), torch.nn.Linear(64, 4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

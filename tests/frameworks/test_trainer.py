@@ -15,6 +15,8 @@ def near(found, wanted):
         assert len(found) == len(wanted) and wanted
         for one, other in zip(found, wanted):
             near(one, other)
+    elif isinstance(wanted, str):
+        assert found == wanted
     else:
         assert found == pytest.approx(wanted, rel=NEAR, abs=NEAR)
 
