@@ -146,6 +146,7 @@ def save_pretrained(folder):
 
 def loop(deepspeed=None, clip=0.5):
     """A bare loop of Accelerate's: evaluate, train, evaluate, train."""
+    accelerate.PartialState(cpu=True)  # ranks on CPUs; Accelerator(cpu=True) would leave DeepSpeed out
     plugin = accelerate.DeepSpeedPlugin(hf_ds_config=deepspeed) if deepspeed else None
     accelerator = accelerate.Accelerator(gradient_accumulation_steps=2, deepspeed_plugin=plugin)
     torch.manual_seed(0)
