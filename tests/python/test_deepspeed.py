@@ -497,9 +497,23 @@ def test_gathering_leaves_other_parameters_alone_and_what_computes_where_it_is()
     engine.close()
 
 
-@pytest.mark.parametrize("outside", [True, False])
-def test_gathering_in_forward_keeps_what_backward_needs(outside):
-    """The head's weight is used by a function of its own, gathered in forward: as trainers with a fused loss do."""
+class Product(torch.autograd.Function):
+    """Saves the Parameter itself, and not a view of it."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        return gradient @ weight, gradient.t() @ x
+
+
+@pytest.mark.parametrize("product", [Product.apply, torch.nn.functional.linear])
+def test_gathering_in_forward_keeps_what_backward_needs(product):
+    """The head's weight is used outside of its module, gathered in forward: as trainers with a fused loss do."""
 
     class Gathers(torch.nn.Module):
         def __init__(self):
@@ -509,8 +523,7 @@ def test_gathering_in_forward_keeps_what_backward_needs(outside):
         def forward(self, x):
             weight = self.head.weight
             with sluice.zero.GatheredParameters([weight]):
-                found = torch.tanh(self.body(x)) @ weight.t() if outside else torch.nn.functional.linear(self.body(x), weight)
-            return found
+                return product(torch.tanh(self.body(x)), weight)
 
     def make():
         torch.manual_seed(3)
