@@ -205,3 +205,19 @@ def adapters(deepspeed=None):
         after = merged(input_ids=ids).logits
     found["merged"] = float((after - before).abs().max())
     return found | {"logits": float(after.double().square().sum()), "kind": type(merged).__name__}
+
+
+def saved_model(deepspeed=None, folder=None):
+    """Trainer.save_model(), and what plain Transformers reads of it."""
+    trainer = Trainer(model=llama(), args=training_arguments(deepspeed=deepspeed, max_steps=3), train_dataset=Sentences())
+    trainer.train()
+    trainer.save_model(folder)
+    return {"losses": losses(trainer), "sluice": is_sluice(trainer)}
+
+
+def loss_of_saved(folder):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        items = [Sentences()[n] for n in range(4)]
+        batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+        return {"loss": float(model(**batch).loss)}

@@ -42,3 +42,24 @@ def test_dpo_with_a_reference_model(dropin, plain, tmp_path, stage, ranks):
 
 def test_dpo_with_adapters(dropin, plain, tmp_path):
     check(dropin, plain, "cases_trl.dpo", config(3, tmp_path), ("losses", "rewards"), lora=True)
+
+
+def of_lightning(stage, folder):
+    """Lightning fills in nothing: numbers, and clipping by its own argument."""
+    given = config(stage, folder, train_micro_batch_size_per_gpu=4, zero_allow_untested_optimizer=True)
+    for key in ("train_batch_size", "gradient_accumulation_steps", "gradient_clipping", "steps_per_print"):
+        del given[key]
+    for key in ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"):
+        given["zero_optimization"].pop(key, None)
+    return given
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_lightning(dropin, plain, tmp_path, stage):
+    given = of_lightning(stage, tmp_path)
+    check(dropin, plain, "cases_lightning.fit", given, ("losses", "evaluated"), ours={"summary": True})
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_fabric(dropin, plain, tmp_path, stage):
+    check(dropin, plain, "cases_lightning.fabric", of_lightning(stage, tmp_path) | {"gradient_clipping": 0.0})
