@@ -20,7 +20,7 @@ from .deepspeed.command_line import add_config_arguments
 from .deepspeed.comm import init_distributed
 from .deepspeed.config import ConfigError
 from .deepspeed.initializing import initialize
-from .engine.engine import DeepSpeedEngine, Engine, engine_of
+from .engine.engine import Engine, engine_of
 from .native.abi import (
     DataLoss,
     FailedPrecondition,
@@ -32,6 +32,8 @@ from .native.abi import (
     SluiceError,
     Unavailable,
 )
+
+DeepSpeedEngine = Engine
 
 # Modules that programs and pickles name, by public path, and where they are. Either path is the same module.
 _PATHS = {
