@@ -21,6 +21,7 @@
 //   hbm.cache_bytes              the room that the others are moved through
 //   hbm.gradients_bytes          gradients that live there: where states do
 //   hbm.states_bytes             states that live there
+//   hbm.exchange_bytes           the room that gradients and shards pass through among ranks
 //   pinned.least_bytes           what it must hold, whatever the budgets
 //   pinned.gradients_bytes       gradients that live there
 //   pinned.params_bytes          parameters that live there
@@ -31,6 +32,7 @@
 //   pinned.param_buffer_bytes    of one
 //   pinned.grad_buffers          buffers that gradients are moved through, if any live on NVMe
 //   pinned.grad_buffer_bytes     of one
+//   pinned.exchange_bytes        as hbm's, where HBM is in place
 //   nvme.states_bytes            states that live there
 //   nvme.params_bytes            parameters that live there
 //   nvme.gradients_bytes         gradients that live there, since pinned memory can't hold them

@@ -217,6 +217,14 @@ bool OffloadRuntime::AdvanceValue(Turn& turn) {
   if (IsWholeHere(request)) {
     if (values_begun_ > 0) return false;
     const TensorLayout& tensor = layout_.tensor(request.tensor);
+    if (!placement_.hbm_in_place && placement_.param_home[unit.value()] == Tier::kHbm) {
+      ++values_begun_;
+      whole_read_->Start(request.tensor, request.data, request.type.floats(),
+                         [this, turn = &turn, asked = request](const absl::Status& status) {
+                           EndValue(turn, asked, status);
+                         });
+      return true;
+    }
     const FloatType type = tensor.types.param.floats();
     Convert(memory_.param_home[unit.value()] + tensor.offset * SizeOf(type), type, request.data,
             request.type.floats(), static_cast<size_t>(tensor.elements));

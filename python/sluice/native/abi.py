@@ -86,6 +86,7 @@ class Options(Structure):
         ("zero_stage", ctypes.c_int32),
         ("rank_timeout_ms", ctypes.c_int32),
         ("comm", ctypes.c_void_p),
+        ("comm_groups", ctypes.c_uint32),
     ]
 
     _when_given = staticmethod(lambda: None)  # called when the library is about to have what `comm` points at
