@@ -135,8 +135,7 @@ inline RankResult TrainRank(const RanksCase& c, uint32_t rank, RankLinks links) 
   return result;
 }
 
-inline std::vector<RankResult> Train(const RanksCase& c) {
-  std::vector<RankLinks> links = LinkRanks(c.ranks, c.behind_link);
+inline std::vector<RankResult> Train(const RanksCase& c, std::vector<RankLinks> links) {
   for (RankLinks& of_rank : links) {
     if (c.hear_after == Nanos(0)) break;
     static const SteadyClock clock;
@@ -148,6 +147,9 @@ inline std::vector<RankResult> Train(const RanksCase& c) {
   std::vector<RankResult> results(c.ranks);
   OnRanks(c.ranks, [&](uint32_t r) { results[r] = TrainRank(c, r, std::move(links[r])); });
   return results;
+}
+inline std::vector<RankResult> Train(const RanksCase& c) {
+  return Train(c, LinkRanks(c.ranks, c.behind_link));
 }
 
 }  // namespace sluice::testing
