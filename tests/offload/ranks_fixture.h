@@ -52,6 +52,7 @@ struct RanksCase {
   TrainerOptions training;
   bool behind_link = false;  // compute: ranks exchange in HBM, for which there is room beside it
   Nanos hear_after{0};       // of each other
+  std::function<std::shared_ptr<SuppliedMemory>(uint32_t rank)> hbm;  // if set, its memory
   // If set, each rank's caller looks only so long after whether what it waits for is done.
   std::function<Nanos(uint32_t rank)> look_after;
 };
@@ -72,6 +73,7 @@ inline RuntimeConfig ConfigOfRank(const RanksCase& c, uint32_t rank) {
   RuntimeConfig config = c.config;
   config.sharding = {
       .rank = Rank(rank), .ranks = c.ranks, .states = c.stage >= 1, .params = c.stage == 3};
+  if (c.hbm) config.hbm = c.hbm(rank);
   if (!c.behind_link) return config;
   config.link_bytes_per_second = 8e9;
   RuntimeConfig roomy = config;
