@@ -375,7 +375,7 @@ typedef struct sluice_floor_terms { /* seconds */
 /* The shortest time of one step on that hardware, term by term: offload/plan/floor.h. */
 SLUICE_API sluice_status sluice_floor(sluice_runtime runtime, const sluice_rates* rates,
                                       sluice_floor_terms* terms);
-/* The report's efficiency of every step from the next on is against the floor by these. */
+/* For the report's efficiency of steps: the lesser of the floors by rates set before and after. */
 SLUICE_API sluice_status sluice_set_rates(sluice_runtime runtime, const sluice_rates* rates);
 /* Sets every counter of the report to zero and forgets the spans recorded. */
 SLUICE_API sluice_status sluice_reset_counters(sluice_runtime runtime);

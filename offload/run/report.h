@@ -105,7 +105,7 @@
 //   steps.rates.checksum_bytes
 //   steps.rates.copy_bytes
 //   steps.rates.shared_cores
-//   steps.efficiency             floor over measured, the median; each by the rates of its time
+//   steps.efficiency             floor over measured, the median; run/step_times.h says which floor
 //   steps.latest_seconds         the last 64 steps, one by one
 //   steps.latest_efficiencies    likewise; null where no rates were set
 //   waited_for.of_seconds        from the first acquisition or step to the last

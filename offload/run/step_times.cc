@@ -7,6 +7,12 @@ namespace sluice {
 
 void StepTimes::SetRates(const HardwareRates& rates, const FloorTerms& floor) {
   const std::lock_guard lock(mutex_);
+  const int64_t kept = count_ - static_cast<int64_t>(kKept);
+  for (int64_t n = std::max(count_at_rates_, kept); rates_ && n < count_; ++n) {
+    std::optional<double>& before = steps_[static_cast<size_t>(n) % kKept].floor_seconds;
+    before = std::min(before.value_or(floor.total), floor.total);
+  }
+  count_at_rates_ = count_;
   rates_ = rates;
   floor_ = floor;
   disturbed_ = true;
@@ -14,7 +20,7 @@ void StepTimes::SetRates(const HardwareRates& rates, const FloorTerms& floor) {
 
 void StepTimes::Reset(TimePoint now) {
   const std::lock_guard lock(mutex_);
-  count_ = 0;
+  count_ = count_at_rates_ = 0;
   called_.reset();
   disturbed_ = false;
   waited_ = {};

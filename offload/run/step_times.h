@@ -2,9 +2,10 @@
 //
 // What steps took, against their floor, and what was waited for meanwhile: what a runtime knows of
 // its own speed without anybody's probe. A step is the time from one call of step to the next, with
-// whatever the caller did in between. Floors come from rates that somebody has measured; a step is
-// measured against those that were the latest when it began. One in which rates were set is left
-// out: they were perhaps measured then.
+// whatever the caller did in between. Floors come from rates that somebody has measured; a step in
+// which rates were set is left out, since they were perhaps measured in it. The others are measured
+// against the lesser of the floors before and after them: whatever else the machine does while
+// rates are measured makes a floor longer than it is.
 //
 // Threads: any; Stepped, Active and WaitsFor belong to the control thread. Allocates at
 // construction only, but for figures().
@@ -56,7 +57,7 @@ class StepTimes {
     Nanos in_all{0};                     // from the first acquisition or step to the last
   };
 
-  // `floor` is what the steps from the next one on take at least, by `rates`.
+  // `floor` is what a step takes at least, by `rates`.
   void SetRates(const HardwareRates& rates, const FloorTerms& floor);
   void Reset(TimePoint now);  // all but the rates
   Figures figures() const;
@@ -75,6 +76,7 @@ class StepTimes {
   mutable std::mutex mutex_;                                               // guards the rest
   const std::unique_ptr<Step[]> steps_ = std::make_unique<Step[]>(kKept);  // step n at n % kKept
   int64_t count_ = 0;
+  int64_t count_at_rates_ = 0;
   std::optional<TimePoint> called_;  // the last step
   bool disturbed_ = false;           // since then
   std::optional<HardwareRates> rates_;

@@ -16,7 +16,7 @@ using std::chrono::seconds;
 
 HardwareRates SomeRates() { return {.forward_seconds = 1}; }
 
-TEST(StepTimesTest, AStepIsTheTimeFromOneCallToTheNextAgainstTheRatesItBeganWith) {
+TEST(StepTimesTest, AStepIsTheTimeFromOneCallToTheNextAgainstTheLesserFloorAroundIt) {
   StepTimes times;
   times.Stepped(seconds(10));
   EXPECT_EQ(times.figures().count, 0) << "nobody knows when it began";
@@ -27,16 +27,21 @@ TEST(StepTimesTest, AStepIsTheTimeFromOneCallToTheNextAgainstTheRatesItBeganWith
   times.SetRates(SomeRates(), {.total = 2.5});
   times.Stepped(seconds(30));
   times.Stepped(seconds(34));
+  times.SetRates(SomeRates(), {.total = 2});
+  times.Stepped(seconds(40));
+  times.Stepped(seconds(45));
   const StepTimes::Figures figures = times.figures();
-  EXPECT_EQ(figures.count, 3);
-  ASSERT_EQ(figures.latest.size(), 3);
+  EXPECT_EQ(figures.count, 4);
+  ASSERT_EQ(figures.latest.size(), 4);
   EXPECT_EQ(figures.latest[0].took, seconds(2));
-  EXPECT_EQ(figures.latest[0].floor_seconds, std::nullopt);
+  EXPECT_EQ(figures.latest[0].floor_seconds, std::nullopt) << "no rates were known before it";
   EXPECT_EQ(figures.latest[1].took, seconds(3));
   EXPECT_EQ(figures.latest[1].floor_seconds, 1.5);
   EXPECT_EQ(figures.latest[2].took, seconds(4));
-  EXPECT_EQ(figures.latest[2].floor_seconds, 2.5);
-  EXPECT_EQ(figures.in_all, seconds(24));
+  EXPECT_EQ(figures.latest[2].floor_seconds, 2);
+  EXPECT_EQ(figures.latest[3].took, seconds(5));
+  EXPECT_EQ(figures.latest[3].floor_seconds, 2);
+  EXPECT_EQ(figures.in_all, seconds(35));
 }
 
 TEST(StepTimesTest, TheLatestAreKeptInOrder) {
