@@ -367,7 +367,6 @@ typedef struct sluice_rates {
   double copy_bytes;    /* into and out of HBM */
   int32_t shared_cores; /* 1: compute, updates and checksums share the cores, so their times add */
 } sluice_rates;
-
 typedef struct sluice_floor_terms { /* seconds */
   size_t struct_size;
   double total, forward, backward, io, update, checksum, copies, gradients, spill;
@@ -376,7 +375,8 @@ typedef struct sluice_floor_terms { /* seconds */
 /* The shortest time of one step on that hardware, term by term: offload/plan/floor.h. */
 SLUICE_API sluice_status sluice_floor(sluice_runtime runtime, const sluice_rates* rates,
                                       sluice_floor_terms* terms);
-
+/* For the report's efficiency of steps: the lesser of the floors by rates set before and after. */
+SLUICE_API sluice_status sluice_set_rates(sluice_runtime runtime, const sluice_rates* rates);
 /* Sets every counter of the report to zero and forgets the spans recorded. */
 SLUICE_API sluice_status sluice_reset_counters(sluice_runtime runtime);
 /* The recorded spans as Chrome trace JSON, which Perfetto opens. Call after sluice_drain. */

@@ -11,6 +11,7 @@
 #include "fmt/format.h"
 #include "nlohmann/json.hpp"
 #include "offload/plan/traffic.h"
+#include "offload/run/report_figures.h"
 #include "offload/run/runtime.h"
 #include "optim/adamw.h"
 
@@ -137,7 +138,10 @@ Json DrivesList(const BlockStore& store) {
                     {"read_bytes", state.read_bytes.value()},
                     {"writes", state.writes.value()},
                     {"write_bytes", state.write_bytes.value()},
-                    {"failed", state.failed.value()}});
+                    {"failed", state.failed.value()},
+                    {"queue_wait_ns", TimesObject(state.queue_wait_ns)},
+                    {"read_ns", TimesObject(state.read_ns)},
+                    {"write_ns", TimesObject(state.write_ns)}});
   }
   return list;
 }
@@ -227,6 +231,10 @@ std::string OffloadRuntime::ReportJson() const {
   report["paths"] = std::move(paths);
   report["drives"] = DrivesList(*store_);
   report["counters"] = metrics_.Snapshot();
+  report["histograms_ns"] = HistogramsObject(metrics_, *store_);
+  const StepTimes::Figures figures = step_times_.figures();
+  report["steps"] = StepsObject(figures);
+  report["waited_for"] = WaitedObject(figures);
   report["trace_spans_dropped"] = trace_.dropped();
   const StepResult step = last_step();
   report["loss_scale"] = step.loss_scale;

@@ -104,6 +104,7 @@ void OffloadRuntime::DecideStep(Turn& turn) {
     last_step_ = {
         .grad_norm = decision.norm, .applied = !decision.overflow, .loss_scale = scaler_.scale()};
   }
+  step_times_.Stepped(turn.called);
   if (decision.overflow) {
     metrics_.Get("steps_skipped")->Add();
     ForgetGradients();

@@ -216,6 +216,7 @@ TEST_F(NumbersTest, RatesAreRefusedByNameOrWork) {
       if (Works(sluice_floor(runtime_, &rates, &terms), field.name)) {
         EXPECT_FALSE(std::isnan(terms.total));
       }
+      Works(sluice_set_rates(runtime_, &rates), field.name);
     });
   }
 }

@@ -382,7 +382,9 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
         return self
 
     def report(self):
-        """Counters, budgets, placement and what was chosen (docs/api.md lists the keys)."""
+        """Counters, times, what was waited for, budgets, placement and what was chosen (docs/api.md lists the keys).
+        `report()["waited_for"]["words"]` says in a sentence or two how fast steps were and what they waited for; the end of the
+        engine logs it at INFO, as "sluice"."""
         return self.runtime.report()
 
     @contextlib.contextmanager
