@@ -2,8 +2,12 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "core/json_text.h"
+#include "core/status.h"
 #include "fmt/format.h"
+#include "tools/bench_cases.h"
 #include "tools/bench_compare.h"
 #include "tools/bench_report.h"
 #include "tools/command.h"
@@ -13,10 +17,44 @@ namespace sluice::tools {
 namespace {
 
 constexpr const char* kFooter =
-    "\nEach measures in turn, again and again, what is compared: medians count.\n"
+    "\nWhat is compared is measured in turn, again and again: medians count.\n"
     "Keys of the JSON: docs/api.md. What was measured where: docs/benchmarks.md.\n\n"
     "Examples:\n"
+    "  sluice bench adam\n"
+    "  sluice bench copy --json > before.json\n"
     "  sluice bench compare before.json after.json";
+
+ExitCode PrintBench(const absl::StatusOr<BenchReport>& report, bool as_json) {
+  if (!report.ok()) return Fail(Message(report.status()));
+  return Print(as_json ? JsonText(BenchJson(*report), 2) + "\n" : BenchPage(*report));
+}
+
+struct BenchKind {
+  const char* name;
+  const char* about;
+  absl::StatusOr<BenchReport> (*measure)(const BenchOptions&);
+};
+constexpr BenchKind kKinds[] = {
+    {"adam", "The optimizer's arithmetic, against the memory's rate", BenchAdam},
+    {"copy", "Memory of each NUMA node, and the link to each GPU and back", BenchCopy},
+    {"control", "What the control thread and its plans cost", BenchControl},
+};
+
+Command AddKind(CLI::App* bench, const BenchKind& kind) {
+  struct Options {
+    BenchOptions bench;
+    bool json = false;
+  };
+  const auto options = std::make_shared<Options>();
+  CLI::App* app = bench->add_subcommand(kind.name, kind.about);
+  app->add_option("--seconds", options->bench.seconds, "About how long to measure")
+      ->check(CLI::Range(0.1, 3600.0))
+      ->capture_default_str();
+  app->add_flag("--json", options->json, "The report as JSON (docs/api.md lists the keys)");
+  return {.app = app, .run = [options, measure = kind.measure] {
+            return PrintBench(measure(options->bench), options->json);
+          }};
+}
 
 Command AddCompare(CLI::App* bench) {
   struct Options {
@@ -43,7 +81,9 @@ Command AddBench(CLI::App* application) {
   CLI::App* app = application->add_subcommand("bench", "Measure what parts of Sluice do here");
   app->require_subcommand(1);
   app->footer(kFooter);
-  const std::vector<Command> commands = {AddCompare(app)};
+  std::vector<Command> commands;
+  for (const BenchKind& kind : kKinds) commands.push_back(AddKind(app, kind));
+  commands.push_back(AddCompare(app));
   return {.app = app, .run = [commands] {
             for (const Command& command : commands) {
               if (command.app->parsed()) return command.run();

@@ -80,10 +80,10 @@ std::string PageOf(const BenchComparison& comparison, const BenchReport& a, cons
   page.Section("Together");
   page.Row("cases", sum.empty() ? "none" : sum);
   std::vector<std::string> warnings = comparison.setup_differences;
-  if (!warnings.empty())
+  if (!warnings.empty()) {
     warnings.insert(warnings.begin(),
-                    "measured on different machines, so figures may differ for "
-                    "that alone:");
+                    "these are of different setups, and may differ for that alone");
+  }
   page.List("Warning", warnings);
   return page.Text();
 }

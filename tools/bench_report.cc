@@ -131,9 +131,9 @@ absl::StatusOr<BenchCase> ParseCase(const Json& json, const std::string& where) 
 
 std::string RatioText(Number ratio) { return ratio ? fmt::format("{:.3f}", *ratio) : "-"; }
 
-std::string CaseText(const BenchCase& one) {
+std::string CaseText(const BenchCase& one, size_t unit_columns) {
   if (!one.value) return one.note.empty() ? "not measured" : one.note;
-  std::string text = fmt::format("{:>9} {:<10}", FigureText(*one.value), one.unit);
+  std::string text = fmt::format("{:>9} {:<{}}", FigureText(*one.value), one.unit, unit_columns);
   if (one.spread) text += fmt::format(" ±{:>4.1f}%", *one.spread * 50);
   if (one.limit) text += fmt::format("  {} of the limit", RatioText(one.ratio_to_limit));
   if (one.peer) text += fmt::format("  {} of the peer", RatioText(one.ratio_to_peer));
@@ -146,23 +146,32 @@ std::string CaseText(const BenchCase& one) {
   return text;
 }
 
-// Each thing that limits or peers are, once, with the cases' names.
+// Each thing that limits or peers are, once, with the case that has it first.
 void AddMeanings(const BenchReport& report, const char* title, std::string BenchCase::*field,
                  Page* page) {
-  std::vector<std::pair<std::string, std::string>> meanings;  // by what it is
+  struct Meaning {
+    std::string what;
+    std::string first;
+    int more = 0;
+  };
+  std::vector<Meaning> meanings;
   for (const BenchCase& one : report.cases) {
     if ((one.*field).empty()) continue;
-    const auto known =
-        std::ranges::find(meanings, one.*field, [](const auto& m) { return m.first; });
+    const auto known = std::ranges::find(meanings, one.*field, &Meaning::what);
     if (known == meanings.end()) {
-      meanings.emplace_back(one.*field, one.name);
+      meanings.push_back({.what = one.*field, .first = one.name});
     } else {
-      known->second += "; " + one.name;
+      ++known->more;
     }
   }
   if (meanings.empty()) return;
   page->Section(title);
-  for (const auto& [what, names] : meanings) page->Row(meanings.size() == 1 ? "all" : names, what);
+  for (const Meaning& m : meanings) {
+    page->Row(meanings.size() == 1 ? "of all"
+              : m.more == 0        ? m.first
+                                   : fmt::format("{}, and {} more", m.first, m.more),
+              m.what);
+  }
 }
 
 }  // namespace
@@ -280,9 +289,11 @@ std::string BenchPage(const BenchReport& report) {
   if (!setup.device.empty()) page.Row("device", setup.device);
   if (!setup.code_path.empty()) page.Row("code path", setup.code_path);
   page.Section("Measured");
-  for (const BenchCase& one : report.cases) page.Row(one.name, CaseText(one));
-  AddMeanings(report, "The limit is", &BenchCase::limit_is, &page);
-  AddMeanings(report, "The peer is", &BenchCase::peer_is, &page);
+  size_t unit_columns = 0;
+  for (const BenchCase& one : report.cases) unit_columns = std::max(unit_columns, one.unit.size());
+  for (const BenchCase& one : report.cases) page.Row(one.name, CaseText(one, unit_columns));
+  AddMeanings(report, "The limit", &BenchCase::limit_is, &page);
+  AddMeanings(report, "The peer", &BenchCase::peer_is, &page);
   page.List("To know", report.notes);
   return page.Text();
 }

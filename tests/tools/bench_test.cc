@@ -24,6 +24,7 @@ TEST(BenchTest, WhatIsNotUnderstoodIsExitCode2AndNamesIt) {
       {"bench frobnicate", "`sluice bench --help` lists them"},
       {"bench compare", "sluice bench compare: "},
       {"bench compare a", "`sluice bench compare --help`"},
+      {"bench adam --seconds 0", "--seconds"},
       {"bench compare missing.json missing.json", "missing.json"},
       {"bench --bogus", "`sluice bench --help`"},
       {"bench compare a b --bogus", "--bogus"}};
@@ -34,6 +35,43 @@ TEST(BenchTest, WhatIsNotUnderstoodIsExitCode2AndNamesIt) {
     EXPECT_THAT(result.err, HasSubstr(words));
     EXPECT_THAT(result.out, IsEmpty());
   }
+}
+
+// Of every benchmark: the JSON is what is read, its figures belong together, names are those of the
+// page, and a report compared with itself is the same.
+class BenchKindTest : public testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(All, BenchKindTest, testing::Values("adam", "copy", "control"),
+                         [](const auto& info) { return info.param; });
+
+TEST_P(BenchKindTest, ReportsAsJsonAndAsAPage) {
+  const std::string arguments = fmt::format("bench {} --seconds 0.1", GetParam());
+  const TempDir directory;
+  const std::string path = directory.path() + "/report.json";
+  const Result written = Sluice(fmt::format("{} --json > {}", arguments, path));
+  ASSERT_EQ(written.code, 0) << written.err;
+  EXPECT_THAT(written.err, IsEmpty());
+  const auto report = tools::ReadBenchReport(path);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_EQ(report->benchmark, GetParam());
+  EXPECT_GE(report->setup.cores, 1);
+  for (const std::string& text :
+       {report->setup.version, report->setup.cpu, report->setup.kernel, report->setup.code_path})
+    EXPECT_FALSE(text.empty());
+  ASSERT_FALSE(report->cases.empty());
+  for (const tools::BenchCase& one : report->cases) {
+    SCOPED_TRACE(one.name);
+    EXPECT_GT(one.value.value_or(0), 0);
+    EXPECT_TRUE(one.spread);
+    EXPECT_EQ(one.limit.has_value(), one.ratio_to_limit.has_value());
+    EXPECT_EQ(one.limit.has_value(), !one.limit_is.empty());
+    EXPECT_EQ(one.peer.has_value(), one.ratio_to_peer.has_value());
+    EXPECT_EQ(one.peer.has_value(), !one.peer_is.empty());
+  }
+  const Result same = Sluice(fmt::format("bench compare {0} {0}", path));
+  EXPECT_EQ(same.code, 0) << same.err;
+  EXPECT_THAT(same.out, HasSubstr(fmt::format("{} same", report->cases.size())));
+  const std::string page = tools::BenchPage(*report);
+  for (const tools::BenchCase& one : report->cases) EXPECT_THAT(page, HasSubstr("  " + one.name));
 }
 
 TEST(BenchTest, CompareEndsWithItsVerdict) {
