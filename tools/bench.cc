@@ -1,9 +1,11 @@
 // `sluice bench`: its commands, and what all of them take.
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "core/config.h"
 #include "core/json_text.h"
 #include "core/status.h"
 #include "fmt/format.h"
@@ -21,6 +23,7 @@ constexpr const char* kFooter =
     "Keys of the JSON: docs/api.md. What was measured where: docs/benchmarks.md.\n\n"
     "Examples:\n"
     "  sluice bench adam\n"
+    "  sluice bench io /mnt/nvme\n"
     "  sluice bench copy --json > before.json\n"
     "  sluice bench compare before.json after.json";
 
@@ -56,6 +59,45 @@ Command AddKind(CLI::App* bench, const BenchKind& kind) {
           }};
 }
 
+Command AddIo(CLI::App* bench) {
+  struct Options {
+    IoBenchOptions bench;
+    std::string size;
+    std::string engine = "auto";
+    bool json = false;
+  };
+  static const std::map<std::string, IoEngineKind> kEngines = {{"auto", IoEngineKind::kAuto},
+                                                               {"io_uring", IoEngineKind::kIoUring},
+                                                               {"libaio", IoEngineKind::kLibaio},
+                                                               {"threads", IoEngineKind::kThreads}};
+  const auto options = std::make_shared<Options>();
+  CLI::App* app =
+      bench->add_subcommand("io", "A drive, as a run uses it, beside fio on the same bytes");
+  app->footer(
+      "\nWrites to a file without a name, which is gone at the end, however that comes.\n\n"
+      "Examples:\n"
+      "  sluice bench io /mnt/nvme\n"
+      "  sluice bench io /mnt/nvme --size 16GiB --seconds 300 --json > io.json");
+  app->add_option("PATH,--nvme-path", options->bench.path, "A directory on the drive")
+      ->type_name("DIR")
+      ->capture_default_str();
+  app->add_option("--size", options->size, "Of the file [default: 2GiB, or half of what is free]")
+      ->type_name("SIZE")
+      ->check([](const std::string& text) { return Complaint(ParseBytes(text)); });
+  app->add_option("--engine", options->engine, "What moves bytes")
+      ->check(CLI::IsMember({"auto", "io_uring", "libaio", "threads"}))
+      ->capture_default_str();
+  app->add_option("--seconds", options->bench.seconds, "About how long to measure")
+      ->check(CLI::Range(0.1, 86400.0))
+      ->capture_default_str();
+  app->add_flag("--json", options->json, "The report as JSON (docs/api.md lists the keys)");
+  return {.app = app, .run = [options] {
+            if (!options->size.empty()) options->bench.size = *ParseBytes(options->size);
+            options->bench.engine = kEngines.at(options->engine);
+            return PrintBench(BenchIo(options->bench), options->json);
+          }};
+}
+
 Command AddCompare(CLI::App* bench) {
   struct Options {
     std::string a;
@@ -83,6 +125,7 @@ Command AddBench(CLI::App* application) {
   app->footer(kFooter);
   std::vector<Command> commands;
   for (const BenchKind& kind : kKinds) commands.push_back(AddKind(app, kind));
+  commands.push_back(AddIo(app));
   commands.push_back(AddCompare(app));
   return {.app = app, .run = [commands] {
             for (const Command& command : commands) {

@@ -8,11 +8,14 @@
 
 #include <cstddef>
 #include <ctime>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "core/clock.h"
+#include "core/types.h"
 #include "fmt/format.h"
+#include "nvme/io_engine.h"
 #include "tools/bench_report.h"
 
 namespace sluice::tools {
@@ -25,6 +28,15 @@ struct BenchOptions {
 absl::StatusOr<BenchReport> BenchAdam(const BenchOptions& options);
 absl::StatusOr<BenchReport> BenchControl(const BenchOptions& options);
 absl::StatusOr<BenchReport> BenchCopy(const BenchOptions& options);
+
+struct IoBenchOptions {
+  std::string path = ".";
+  std::optional<Bytes> size;  // of the file; none: chosen
+  double seconds = 60;
+  IoEngineKind engine = IoEngineKind::kAuto;
+};
+// Errors: what the directory lacks; those of transfers.
+absl::StatusOr<BenchReport> BenchIo(const IoBenchOptions& options);
 
 // Whether there is another round: until the time is over, but a few at least.
 class RoundClock {
