@@ -151,7 +151,10 @@ TEST_F(ReportKeysTest, OfTheDoctor) {
   EXPECT_THAT(Without(bad, listed), testing::IsEmpty());
   EXPECT_THAT(Without(listed, Together(good, bad)),
               testing::IsSubsetOf(
-                  {"memory.cgroup_limit_bytes", "memory.cgroup_used_bytes", "memory.cgroup_path"}));
+                  {"memory.cgroup_limit_bytes", "memory.cgroup_used_bytes", "memory.cgroup_path",
+                   // Of a drive, or of none.
+                   "path.drive", "path.drive.name", "path.drive.model", "path.drive.bus",
+                   "path.drive.numa_node", "path.drive.numa_distance"}));
 }
 
 }  // namespace
