@@ -371,15 +371,18 @@ def test_calls_that_are_not_offered_are_refused_by_name(call, advice):
     "name", ["PipelineModule", "PipelineEngine", "tp_model_init", "init_inference", "moe", "OnDevice"]
 )
 def test_names_that_are_not_offered_are_refused_by_name(name):
-    with pytest.raises(AttributeError, match=f"sluice.{name} is not offered: "):
-        getattr(sluice, name)
+    stand_in = getattr(sluice, name)
+    for use in (lambda: stand_in(object()), lambda: stand_in.anything):
+        with pytest.raises(NotImplementedError, match=f"sluice.{name} is not offered: "):
+            use()
+    assert not isinstance(object(), stand_in) and not hasattr(stand_in, "anything")
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         sluice.nonsense
-    with pytest.raises(AttributeError, match="sluice.zero.TiledLinear is not offered: "):
-        sluice.zero.TiledLinear
-    for name in ("safe_get_local_fp32_param", "safe_set_local_grad", "groups"):
-        with pytest.raises(AttributeError, match=f"sluice.utils.{name} is not offered: "):
-            getattr(sluice.utils, name)
+    with pytest.raises(NotImplementedError, match="sluice.zero.TiledLinear is not offered: "):
+        sluice.zero.TiledLinear(3, 4)
+    for name in ("safe_get_local_fp32_param", "safe_set_local_grad"):
+        with pytest.raises(NotImplementedError, match=f"sluice.utils.{name} is not offered: "):
+            getattr(sluice.utils, name)(torch.nn.Parameter(torch.zeros(1)))
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         sluice.utils.nonsense
 
@@ -409,7 +412,7 @@ def test_one_rank_needs_nothing_set_up_and_half_of_several_is_refused(monkeypatc
     monkeypatch.setenv("WORLD_SIZE", "1")
     sluice.init_distributed()
     assert not torch.distributed.is_initialized()
-    distributed = sluice.deepspeed.distributed
+    distributed = sluice.comm
     distributed.barrier()
     assert (distributed.get_rank(), distributed.get_world_size(), distributed.get_local_rank()) == (0, 1, 0)
     monkeypatch.setenv("WORLD_SIZE", "4")

@@ -31,12 +31,15 @@ def world_size():
     return dist.get_world_size() if is_initialised() else find_place().world
 
 
-def initialise(backend=None, port=None, timeout=None, init_method=None, rank=-1, size=-1):
-    """Sets up torch.distributed for this process, where nobody has and there are several ranks. Errors: RankError."""
+def initialise(backend=None, port=None, timeout=None, init_method=None, rank=-1, size=-1, alone=False):
+    """Sets up torch.distributed for this process, where nobody has and there are several ranks. alone: with one rank, too, by
+    itself. Errors: RankError."""
     if is_initialised():
         return
     place = find_place() if size < 1 else RankPlace(rank, size, 0, 1, "none", None, None)
     if place.world == 1:
+        if alone and dist.is_available():
+            dist.init_process_group(backend or "gloo", store=dist.HashStore(), rank=0, world_size=1)
         return
     if not dist.is_available():
         raise RankError(f"{place.world} ranks: this PyTorch was built without torch.distributed")
