@@ -86,8 +86,8 @@ class IoBench {
     std::vector<MemoryView> buffers;
     for (uint32_t b = 0; b < kStoreBuffers; ++b)
       buffers.push_back(all.subspan((own + extent * b).size(), extent.size()));
-    store_ =
-        std::make_unique<BlockStore>(std::move(table), engine_.get(), limits, &metrics_, &trace_);
+    store_ = std::make_unique<BlockStore>(std::move(table), engine_.get(), limits, &clock_,
+                                          &metrics_, &trace_);
     SLUICE_ASSIGN_OR_RETURN(store_load_,
                             StoreLoad::Create(store_.get(), engine_.get(), buffers, &clock_));
     return absl::OkStatus();
