@@ -74,6 +74,7 @@ class ValueAccess {
 
   void Pump();
   bool Begin(Request* request, ChunkIndex chunk);
+  bool OthersMoveThings() const;
   void EndRequests();
   void EndChunk(ChunkStep* step, const absl::Status& status);
   void Fail(const Request* request, const absl::Status& status);

@@ -10,15 +10,13 @@
 namespace sluice {
 
 void WholeRead::Start(TensorIndex tensor, std::byte* to, FloatType type, Done done) {
-  SLUICE_CHECK(buffer_.empty());
+  SLUICE_CHECK(!done_);
   tensor_ = tensor;
   to_ = to;
   type_ = type;
   done_ = std::move(done);
   read_ = 0;
-  buffer_ = context_.memory->param_buffers.TryTake();
-  SLUICE_CHECK(!buffer_.empty());
-  NextPiece();
+  context_.memory->param_buffers.Take(this);
 }
 
 void WholeRead::NextPiece() {

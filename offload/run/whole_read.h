@@ -15,18 +15,21 @@
 
 namespace sluice {
 
-class WholeRead final : private Event {
+class WholeRead final : private Event, private BufferPool::Waiter {
  public:
   using Done = std::function<void(const absl::Status&)>;
 
   explicit WholeRead(const Context& context) : context_(context) {}
 
-  // Fills `to` with the tensor's values in `type`. One at a time, while no more than one other
-  // buffer of parameters is taken; the unit is not written meanwhile. `done` is not called from
-  // within.
+  // Fills `to` with the tensor's values in `type`. One at a time; the unit is not written
+  // meanwhile. `done` is not called from within.
   void Start(TensorIndex tensor, std::byte* to, FloatType type, Done done);
 
  private:
+  void OnBuffer(MemoryView view) override {
+    buffer_ = view;
+    NextPiece();
+  }
   void NextPiece();
   void Handle() override;  // a piece is in the buffer
 

@@ -56,6 +56,7 @@ constexpr Field kOptions[] = {
     OPTION(ranks, 'u'),
     OPTION(zero_stage, 'i'),
     OPTION(rank_timeout_ms, 'i'),
+    OPTION(comm_groups, 'u'),
 };
 #undef OPTION
 #define GROUP(field, kind) \
