@@ -206,9 +206,9 @@ void Ranks::OnFingerprint(Rank rank, uint32_t value) {
     return what.starts_with("number") ? fmt::format(" ({})", v) : std::string();
   };
   context_.fail(absl::FailedPreconditionError(fmt::format(
-      "rank {} has another {}{} than rank {}{}: all ranks must have the same units, "
-      "tensors, types, groups, update rule and ZeRO stage, and, on GPUs, below stage 3, "
-      "the same budget of HBM",
+      "rank {} has another {}{} than rank {}{}: all ranks must have the same units, tensors, "
+      "types, groups, update rule and ZeRO stage, and, on GPUs, below stage 3, the same budget of "
+      "HBM",
       rank.value(), what, in_words(value), this->rank().value(), in_words(own))));
 }
 

@@ -82,7 +82,6 @@ absl::Status OffloadRuntime::Init() {
       context, gradients_.get(), ranks_ == nullptr ? nullptr : ranks_->gradients(), updater_.get(),
       &tickets_);
   values_ = std::make_unique<ValueAccess>(context);
-  whole_read_ = std::make_unique<WholeRead>(context);
   if (!seams_.threaded) return absl::OkStatus();
   try {
     thread_ = std::thread([this, closing = closing_] {

@@ -45,7 +45,6 @@
 #include "offload/run/tickets.h"
 #include "offload/run/updater.h"
 #include "offload/run/value_access.h"
-#include "offload/run/whole_read.h"
 #include "optim/norm.h"
 
 namespace sluice {
@@ -218,7 +217,6 @@ class OffloadRuntime final : public Updater::Observer {
   std::unique_ptr<Ranks> ranks_;  // if there are several
   std::unique_ptr<Updater> updater_;
   std::unique_ptr<ValueAccess> values_;
-  std::unique_ptr<WholeRead> whole_read_;
   Tickets tickets_;
   std::unique_ptr<GradientCalls> gradient_calls_;
 

@@ -220,7 +220,7 @@ bool OffloadRuntime::AdvanceValue(Turn& turn) {
     const TensorLayout& tensor = layout_.tensor(request.tensor);
     if (!placement_.hbm_in_place && placement_.param_home[unit.value()] == Tier::kHbm) {
       ++values_begun_;
-      whole_read_->Start(request.tensor, request.data, request.type.floats(),
+      values_->ReadWhole(request.tensor, request.data, request.type.floats(),
                          [this, turn = &turn, asked = request](const absl::Status& status) {
                            EndValue(turn, asked, status);
                          });

@@ -11,6 +11,7 @@ namespace sluice {
 
 ValueAccess::ValueAccess(const Context& context)
     : context_(context),
+      whole_read_(context),
       under_way_(context.layout->chunks().size(), false),
       written_(context.layout->chunks().size(), false) {
   // One for each buffer, and enough for the workers where values pass through none.

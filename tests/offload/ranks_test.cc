@@ -107,12 +107,9 @@ class RandomRanksTest : public ::testing::TestWithParam<uint64_t> {};
 
 TEST_P(RandomRanksTest, ComeToTheBitsOfPlainArrays) {
   TempDir directory;
-  for (const bool behind_link : {false, true}) {
-    SCOPED_TRACE(behind_link ? "behind a link" : "in place");
-    RanksCase c = RandomCase(GetParam(), directory.path());
-    c.behind_link = behind_link;
-    TrainAndCompare(c);
-  }
+  RanksCase c = RandomCase(GetParam(), directory.path());
+  c.behind_link = GetParam() % 2 == 1;
+  TrainAndCompare(c);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, RandomRanksTest, ::testing::Range<uint64_t>(1, 41));
@@ -257,7 +254,7 @@ std::vector<std::tuple<uint32_t, int, Where, bool>> EveryCase() {
       for (const Where where : {Where::kAllInHbm, Where::kStatesOnHost, Where::kStatesOnNvme,
                                 Where::kParamsPinned, Where::kAllOnNvme}) {
         for (const bool behind_link : {false, true}) {
-          if (behind_link && ranks == 1) continue;
+          if (behind_link && ranks != 3) continue;  // nccl_ranks_test has the others
           if (stage == 3 || where < Where::kAllOnNvme)
             cases.emplace_back(ranks, stage, where, behind_link);
         }
