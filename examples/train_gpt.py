@@ -21,7 +21,7 @@ import sluice
 from screen import Screen, print_summary
 from sluice import devices, probe
 from sluice.config import ConfigError, load_config, load_file, parse_bytes
-from sluice.deepspeed.distributed import get_rank
+from sluice.deepspeed.comm import get_rank
 
 _PROBE_EVERY = 4  # steps between looks at what the machine does
 _BLOCKS = 2  # of the model, that compute is measured with

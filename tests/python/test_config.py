@@ -105,7 +105,8 @@ def test_auto_is_the_default_and_noted(path, key):
     auto = load_config(nested(path, "auto"))
     plain = load_config(nested(path[:-1], {}) if path[:-1] else {})
     assert auto.notes[0].startswith(f"{'.'.join(path)}: auto is the default")
-    assert auto.__dict__ | {"notes": ()} == plain.__dict__ | {"notes": ()}
+    told = {"notes": (), "given": {}}
+    assert auto.__dict__ | told == plain.__dict__ | told
 
 
 WRONG = {
