@@ -65,6 +65,7 @@ struct Turn {
 
   Kind kind = Kind::kStep;
   StepRequest step;
+  TimePoint called{0};  // of a step
   ValueRequest value;
   std::optional<TensorIndex> cleared;    // of kClearGrads; none: all
   Ticket ticket = 0;                     // 0: nobody waits

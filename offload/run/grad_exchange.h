@@ -25,8 +25,12 @@
 // no buffer for what was given it waits for the other ranks; so a caller that waits for it must not
 // keep another rank waiting by that.
 //
-// Threads: the control thread; copies and sums run on workers. Allocates when more is on its way
-// than ever before.
+// Where HBM is in place workers copy and add. Elsewhere all of it happens in HBM, on the device's
+// streams: what was given is copied there, exchanged there, added up there, and what this rank
+// keeps is taken by Gradients from there.
+//
+// Threads: the control thread; copies and sums run on workers or on the device. Allocates when more
+// is on its way than ever before.
 
 #ifndef SLUICE_OFFLOAD_RUN_GRAD_EXCHANGE_H_
 #define SLUICE_OFFLOAD_RUN_GRAD_EXCHANGE_H_
@@ -174,6 +178,7 @@ class GradExchange {
   void OnWindowEnded();
   void Pump();
   void Begin(Agreed what, MemoryView staging, MemoryView received);
+  void OnZeroed(Reduction* reduction);
   void OnExchanged(Reduction* reduction);
   void OnSummed(Reduction* reduction);
   void HandOnIfFree(Reduction* reduction);
@@ -186,7 +191,8 @@ class GradExchange {
   Agreement* const agreement_;
   Gradients* const gradients_;
   const Asks asks_;
-  const bool shared_;  // each rank keeps its shard's only
+  const bool shared_;    // each rank keeps its shard's only
+  const bool in_place_;  // the host reaches what was given, and staging
   const size_t under_way_max_;
   std::vector<Unit> units_;
   std::vector<uint8_t> given_;  // by tensor
@@ -203,6 +209,7 @@ class GradExchange {
   std::vector<Reduction*> held_;  // back, until their unit's update has ended
   RingQueue<Agreed> agreed_;      // to be begun, in this order
   size_t under_way_ = 0;          // reductions
+  bool zeroing_ = false;          // the last that was begun is not exchanged yet
   bool window_begun_ = false;
   bool closed_ = false;      // ended here, and not yet by all
   bool at_meeting_ = false;  // said here

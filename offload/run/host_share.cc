@@ -96,6 +96,10 @@ HostShare ShareOf(std::span<const HostView> by_rank, Rank rank) {
     }
   }
   if (cores > 0) share.cores = mine / cores;
+  for (const HostView& view : by_rank) {
+    if (view.hbm_left == HostView::kUnknown) continue;
+    share.hbm = std::min(share.hbm.value_or(Bytes(view.hbm_left)), Bytes(view.hbm_left));
+  }
   const auto of_machine = PoolOf(by_rank, own, &HostView::machine_left, SameHost);
   const auto of_cgroup = PoolOf(by_rank, own, &HostView::cgroup_left, SameLimit);
   for (const std::optional<Pool>& pool : {of_machine, of_cgroup}) {

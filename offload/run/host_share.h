@@ -39,6 +39,7 @@ struct HostView {
   int64_t machine_left = kUnknown;               // bytes of RAM
   int64_t cgroup_left = kUnknown;                // below that limit
   int64_t need = 0;                              // bytes that the rank is about to take
+  int64_t hbm_left = kUnknown;                   // bytes of its GPU
   std::array<uint64_t, kCoresMax / 64> cores{};  // a bit for each that it may run on
 };
 static_assert(std::has_unique_object_representations_v<HostView>);
@@ -54,6 +55,9 @@ struct HostShare {
   double quota = 1;  // and of the quota
   // RAM it may take where nobody said how much; none: as much as it finds.
   std::optional<Bytes> ram;
+  // HBM it may count on where nobody said how much: what every rank's GPU has, on whichever host,
+  // so that all place units alike. None: no rank has a GPU.
+  std::optional<Bytes> hbm;
 };
 
 // Equal shares: of the least that any of those who share it finds.

@@ -38,7 +38,7 @@ class RankGathers::Gather final : public Event {
     op_.send.views = send_;
     op_.receive = {.views = receive_, .ends = ends_};
   }
-  void Start() { owner_->communicator_->Enqueue(&op_); }
+  void StartOn(Communicator* communicator) { communicator->Enqueue(&op_); }
   void Handle() override { owner_->End(this); }
 
   UnitIndex unit;
@@ -57,10 +57,12 @@ class RankGathers::Gather final : public Event {
 };
 
 RankGathers::RankGathers(const Context& context, Communicator* communicator, LaunchOrder* order,
-                         Agreement* agreement, std::function<void(UnitIndex)> renewed)
+                         Communicator* host, Agreement* agreement,
+                         std::function<void(UnitIndex)> renewed)
     : context_(context),
       communicator_(communicator),
       order_(order),
+      host_(host),
       agreement_(agreement),
       renewed_(std::move(renewed)),
       said_(context.layout->units().size(), 0),
@@ -80,7 +82,7 @@ void RankGathers::Renew(UnitIndex unit) {
 
 void RankGathers::Complete(TensorIndex tensor, After after, std::byte* data, int64_t element,
                            Done done) {
-  values_.push_back({tensor, data, element, std::move(done)});
+  values_.push_back({tensor, after, data, element, std::move(done)});
   ++under_way_;
   agreement_->Say({Topic::kValue, 2 * tensor.value() + (after == After::kWrite ? 1 : 0)});
 }
@@ -152,7 +154,7 @@ void RankGathers::OnParams(UnitIndex unit) {
                     const int64_t begin = layout.updated_elements;
                     return {layout.updated.shard(r), {frozen.begin + begin, frozen.end + begin}};
                   });
-  Launch(gather);
+  Launch(gather, HomeInHost(unit));
 }
 
 void RankGathers::OnValue(Rank rank, uint32_t index) {
@@ -187,12 +189,13 @@ void RankGathers::StartValue() {
   constexpr uint64_t kOfValue = uint64_t{1} << 32;
   gather->Prepare(kOfValue + value.tensor.value(), value.data, value.element,
                   [&](Rank r) -> Gather::Places { return {places[r.value()]}; });
-  Launch(gather);
+  Launch(gather, value.after == After::kRead || value.element == 0 || HomeInHost(tensor.unit));
 }
 
-void RankGathers::Launch(Gather* gather) {
-  order_->Add([gather] {
-    gather->Start();
+void RankGathers::Launch(Gather* gather, bool in_host) {
+  if (in_host && host_ != nullptr) return gather->StartOn(host_);
+  order_->Add([this, gather] {
+    gather->StartOn(communicator_);
     return true;
   });
 }

@@ -30,6 +30,7 @@ namespace sluice {
 
 // What must be the same on all ranks: in words, and a number, or a hash, of it.
 std::vector<std::pair<std::string, uint32_t>> FingerprintsOf(const ModelLayout& layout,
+                                                             const Placement& placement,
                                                              const UpdateRule& rule);
 
 class Ranks final : private Agreement::Observer, private Event {
@@ -80,6 +81,10 @@ class Ranks final : private Agreement::Observer, private Event {
  private:
   enum Flags : uint8_t { kGiven = 1, kAcquired = 2 };  // of a tensor, and of its unit
 
+  // What lies in host memory goes over it; null: over the others, as all does.
+  Communicator* HostLink() const {
+    return context_.placement->hbm_in_place ? nullptr : links_.values.get();
+  }
   void OnSaid(Rank rank, Said said) override;
   void OnFingerprint(Rank rank, uint32_t value);
   void CheckForDeadlock(Rank rank, Said said);

@@ -50,7 +50,7 @@ absl::Status OffloadRuntime::Init() {
   inbox_.SetWaker(engine_.get());
   caller_track_ = trace_.AddTrack("compute");
   store_ = std::make_unique<BlockStore>(std::move(seams_.segments), engine_.get(), options_.io,
-                                        &metrics_, &trace_);
+                                        seams_.clock, &metrics_, &trace_);
   const Context context{.layout = &layout_,
                         .placement = &placement_,
                         .pieces = &pieces_,
@@ -112,6 +112,7 @@ void OffloadRuntime::RunOnce(Deadline deadline) {
     deadline = std::min(deadline, ranks_->NextTime());
   }
   const bool more = any || !inbox_.empty() || unheard;
+  NoteWait();
   store_->Poll(more ? kNoWait : deadline);
   values_->Retry();
   if (residency_->waiting()) residency_->CheckStuck(seams_.clock->Now());
@@ -147,9 +148,13 @@ void OffloadRuntime::RunQueue() {
   }
 }
 
-void OffloadRuntime::Run(EndCall&) { residency_->EndIteration(); }
+void OffloadRuntime::Run(EndCall&) {
+  step_times_.Active(seams_.clock->Now());
+  residency_->EndIteration();
+}
 
 void OffloadRuntime::Run(BeginCall& call) {
+  step_times_.Active(seams_.clock->Now());
   residency_->BeginIteration(call.key, call.boundary);
   gradients_->SetBoundary(call.boundary);
   backward_begun_ = !call.boundary;

@@ -64,6 +64,8 @@ def _publish(path, place):
 for _path, _place in _PATHS.items():
     _publish(_path, _place)
 
+DeepSpeedEngine = Engine
+
 __all__ = [
     "AdamW",
     "Attachment",

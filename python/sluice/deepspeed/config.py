@@ -177,7 +177,7 @@ def _config_of(given, world, model, scheduled):
             notes.append("scheduler: no effect, as there is no optimizer")
         if isinstance(given.get("zero_optimization"), bool):
             given = {**given, "zero_optimization": {"stage": int(given["zero_optimization"])}}  # an old form
-        if given.get("steps_per_print") == math.inf:  # as Accelerate writes it
+        if given.get("steps_per_print") == math.inf and dropin.is_active():  # as Accelerate writes it
             given = {**given, "steps_per_print": None}
     top = _walk(auto_values.resolved(given, model, notes), KEYS, "", notes)
     micro, steps = _batches(top, world)

@@ -385,7 +385,9 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
         return self
 
     def report(self):
-        """Counters, budgets, placement and what was chosen (docs/api.md lists the keys)."""
+        """Counters, times, what was waited for, budgets, placement and what was chosen (docs/api.md lists the keys).
+        `report()["waited_for"]["words"]` says in a sentence or two how fast steps were and what they waited for; the end of the
+        engine logs it at INFO, as "sluice"."""
         return self.runtime.report()
 
     @contextlib.contextmanager
@@ -450,8 +452,6 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
     def __deepcopy__(self, memo):
         raise TypeError("an engine can't be copied: take module_state_dict() and load it into a new model")
 
-
-DeepSpeedEngine = Engine
 
 
 def engine_of(module):
