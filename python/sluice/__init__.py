@@ -33,8 +33,6 @@ from .native.abi import (
     Unavailable,
 )
 
-DeepSpeedEngine = Engine
-
 # Modules that programs and pickles name, by public path, and where they are. Either path is the same module.
 _PATHS = {
     "checkpointing": "deepspeed.checkpointing",
