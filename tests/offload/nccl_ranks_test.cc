@@ -19,10 +19,10 @@
 namespace sluice {
 namespace {
 
-using testing::InMemory;
 using testing::RankResult;
 using testing::RanksCase;
 using testing::TrainerOptions;
+using testing::Where;
 
 const CommOptions kOptions{.timeout = std::chrono::seconds(60)};
 
@@ -73,34 +73,13 @@ std::vector<RankLinks> LinkOverNccl(uint32_t ranks) {
   return links;
 }
 
-enum class Where { kAllInHbm, kStatesOnHost, kStatesOnNvme, kParamsPinned, kAllOnNvme };
-
-RanksCase CaseOf(uint32_t ranks, int stage, Where where, const std::string& directory) {
-  RanksCase c = InMemory(ranks, stage);
-  c.behind_link = true;
-  c.training.micro_steps = 2;
-  if (where == Where::kAllInHbm) {
-    c.config.placement.lowest_state_tier = c.config.highest_state_tier_on_host = Tier::kHbm;
-    c.config.budgets.hbm = MiB(16);
-  }
-  if (where == Where::kStatesOnNvme || where == Where::kAllOnNvme) {
-    c.config.nvme_paths = {directory};
-    c.config.budgets.pinned = MiB(1);
-    c.config.placement.state_buffers = c.config.placement.param_buffers = 4;
-  }
-  if (where >= Where::kParamsPinned) {
-    c.config.budgets.hbm = KiB(300);
-    c.config.placement.lowest_param_tier = where == Where::kAllOnNvme ? Tier::kNvme : Tier::kPinned;
-  }
-  return c;
-}
-
 class NcclRanksTest : public ::testing::TestWithParam<std::tuple<uint32_t, int, Where>> {};
 
 TEST_P(NcclRanksTest, ComeToTheBitsOfPlainArrays) {
   const auto [ranks, stage, where] = GetParam();
   TempDir directory;
-  RanksCase c = CaseOf(ranks, stage, where, directory.path());
+  RanksCase c = testing::CaseAt(ranks, stage, where, directory.path());
+  c.behind_link = true;
   // Each rank its own units, so that some send only, and some add zeros only.
   c.training.rank_order = [](uint32_t rank, int step, size_t units) {
     std::vector<uint32_t> order;
@@ -150,8 +129,7 @@ std::vector<std::tuple<uint32_t, int, Where>> EveryCase() {
   std::vector<std::tuple<uint32_t, int, Where>> cases;
   for (uint32_t ranks = 2; ranks <= 3; ++ranks) {
     for (int stage = 0; stage <= 3; ++stage) {
-      for (const Where where : {Where::kAllInHbm, Where::kStatesOnHost, Where::kStatesOnNvme,
-                                Where::kParamsPinned, Where::kAllOnNvme}) {
+      for (const Where where : testing::kEveryWhere) {
         // The stand-in for NCCL runs where HBM is; parameters that are whole in pinned memory do
         // not touch it.
         if (stage == 3 || where < Where::kAllOnNvme) cases.emplace_back(ranks, stage, where);
