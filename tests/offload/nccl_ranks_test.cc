@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <deque>
 #include <memory>
@@ -41,7 +42,7 @@ class Hbm {
   }
   std::shared_ptr<SuppliedMemory> Supply() { return std::make_shared<SuppliedMemory>(&tensor_); }
   // Of views with bytes, how many lie in it and how many don't.
-  void Count(const CommOp& op, int* inside, int* outside) const {
+  void Count(const CommOp& op, std::atomic<int>* inside, std::atomic<int>* outside) const {
     const auto count = [&](const auto& views) {
       for (const auto& view : views) {
         if (view.empty()) continue;
@@ -93,7 +94,7 @@ TEST_P(NcclRanksTest, ComeToTheBitsOfPlainArrays) {
   std::vector<RankLinks> links = LinkOverNccl(ranks);
   static const SteadyClock clock;
   std::deque<Hbm> hbm;
-  std::vector<std::array<int, 2>> wrong(ranks), right(ranks);  // host memory, HBM
+  std::vector<std::array<std::atomic<int>, 2>> wrong(ranks), right(ranks);  // host memory, HBM
   for (uint32_t r = 0; r < ranks; ++r) hbm.emplace_back(MiB(20));
   for (uint32_t r = 0; r < ranks; ++r) {
     for (const bool host : {false, true}) {
