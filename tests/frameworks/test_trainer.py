@@ -30,7 +30,7 @@ def check(dropin, plain, case, deepspeed, only=("losses",), ranks=1, ours=None, 
     return found, theirs
 
 
-WHOLE = ("losses", "norms", "evaluated")
+WHOLE = ("losses", "norms", "evaluated", "weights")
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
