@@ -2,11 +2,14 @@
 
 import contextlib
 import hashlib
+import itertools
 import os
 import unittest.mock
 
 import sluice
 import torch
+from sluice.collectives import attendance
+from sluice.engine import beginning, engine
 from training import CLASSES, FEATURES, batch, config, loss_of, mlp
 
 RANKS = 2
@@ -191,6 +194,75 @@ def begin_over_gloo(rank, own):
                 return "nothing"
         except (sluice.SluiceError, ValueError) as error:
             return str(error)
+
+
+def _fails(error):
+    def make(_):
+        raise error
+
+    return make
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        yield 0
+
+
+# What one rank gives to initialize() instead, and what it is told of it.
+CANT_START = {
+    "no model": ({"model": None}, "model: a torch.nn.Module is needed"),
+    "no configuration": ({"config": None}, "config: a dict or the path"),
+    "a path that is not there": ({"config": "/nowhere/ds.json"}, "/nowhere/ds.json"),
+    "a value": ({"config": {"train_batch_size": "many"}}, "many"),
+    "an optimizer by name": ({"config": given(1, "cpu", train_batch_size=96, optimizer={"type": "Nothing"})}, "Nothing"),
+    "an optimizer's import": ({"optimizer": _fails(ImportError("no such optimizer"))}, "no such optimizer"),
+    "an interrupt": ({"optimizer": _fails(KeyboardInterrupt("by the user"))}, "by the user"),
+    "another's parameters": ({"model_parameters": [torch.nn.Parameter(torch.zeros(3))]}, "1 of 1 parameters are not the model's"),
+    "a scheduler": ({"lr_scheduler": _fails(ZeroDivisionError("in a scheduler"))}, "in a scheduler"),
+    "training data": ({"training_data": Stream()}, "an IterableDataset can't be split"),
+    "a model of nothing": ({"model": torch.nn.ReLU()}, "no parameters"),
+}
+# Or it fails in the n-th call of one of these, with its runtime.
+CANT_FINISH = {
+    "while it attaches": (engine.Engine, "_attach", 1),
+    "in the first of its values": (beginning.Trimmer, "freed", 1),
+    "amid its values": (beginning.Trimmer, "freed", 4),
+    "with its buffers": (engine.Engine, "_place_buffers", 1),
+}
+
+
+@contextlib.contextmanager
+def _failing(where, name, call):
+    calls, before = itertools.count(1), getattr(where, name)
+
+    def fails(*given):
+        if next(calls) == call:
+            raise ArithmeticError(f"in {name}")
+        return before(*given)
+
+    with unittest.mock.patch.object(where, name, fails):
+        yield
+
+
+def cant_start(rank, victim, when, look_s=0.2):
+    """What each rank is told where one fails before it has an engine, and the digest of what all make afterwards."""
+    wanted = given(1, "cpu", train_batch_size=96)  # of two ranks, or of three
+    own, there = CANT_START.get(when, ({},))[0], contextlib.nullcontext()
+    if rank == victim and when in CANT_FINISH:
+        there = _failing(*CANT_FINISH[when])
+    with unittest.mock.patch.object(attendance, "_LOOK_S", look_s):
+        try:
+            with there:
+                sluice.initialize(**{"model": odd(), "config": wanted, **(own if rank == victim else {})})
+            said = "nothing"
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        with made(rank, wanted) as (engine, _):
+            return said, digest(engine.fp32_state_dict())
+
+
+def nothing(rank):
+    """A world of its own: those who come from it have no process groups."""
 
 
 def facts(rank):

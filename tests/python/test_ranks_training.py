@@ -95,6 +95,18 @@ def test_all_hear_of_one_that_cant_make_its_engine(ranks, when, victim, over_glo
     assert masters == other_masters
 
 
+@pytest.mark.parametrize("number, when", list(enumerate((*jobs.CANT_START, *jobs.CANT_FINISH))))
+def test_all_hear_of_one_that_fails_anywhere_before_it_has_an_engine(ranks, number, when):
+    for world, victim, fresh in (((2, 0, True), (3, 1, False)), ((2, 1, False), (3, 0, True)))[number % 2]:
+        if fresh:  # nobody has set up torch.distributed
+            ranks.run(jobs.nothing, world=4)
+        told = ranks.run(jobs.cant_start, victim, when, world=world)
+        assert jobs.CANT_START.get(when, (None, "ArithmeticError"))[1] in told[victim][0]
+        for rank in set(range(world)) - {victim}:
+            assert f"Unavailable: rank {victim} can't begin: {told[victim][0][:100]}" in told[rank][0]
+        assert len({masters for _, masters in told}) == 1
+
+
 def test_what_an_engine_says_of_ranks_and_batches(ranks):
     for rank, (numbers, batches, sizes, refused, place, world) in enumerate(ranks.run(jobs.facts)):
         assert numbers == (rank, rank, 2, 2) and (place, world) == (rank, 2)

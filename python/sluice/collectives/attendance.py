@@ -10,6 +10,7 @@ from ..native.errors import Unavailable
 
 _LOOK_S = 1.0  # how often is looked whether another rank has given up
 _ALL_CAME = "all came"
+_kept = []  # stores of meetings that came to nothing: rank 0's may be asked as long as its process is there, and met in again
 
 
 def store_of(place, port, timeout_s):
@@ -30,13 +31,12 @@ def store_of(place, port, timeout_s):
 
 
 def meet(store, rank, ranks, timeout_s, where):
-    """Returns when all ranks have come here. Errors: Unavailable naming those that have not within that time."""
+    """Returns when all ranks have come here. Errors: Unavailable naming those that have not within that time, or with the words
+    of one that has declined."""
     deadline = time.monotonic() + timeout_s
     words = None
     try:
-        number = store.add(f"sluice/meetings/{rank}", 1)  # the same on all ranks: of this store, whatever the process did before
-        came, left = ([f"sluice/{number}/{what}/{r}" for r in range(ranks)] for what in ("came", "left"))
-        verdict = f"sluice/{number}/verdict"
+        came, left, verdict = _next(store, rank, ranks)
         store.set(came[rank], "")
         while words is None:
             came_all = _wait(store, came, min(_LOOK_S, max(0.01, deadline - time.monotonic())))
@@ -50,11 +50,31 @@ def meet(store, rank, ranks, timeout_s, where):
         if words == _ALL_CAME:
             return
         store.set(left[rank], "")
+        _kept.append(store)
         if rank == 0:  # who may keep the store
             _wait(store, [left[r] for r in range(ranks) if store.check([came[r]])], 2 * _LOOK_S)
     except RuntimeError as error:
         raise Unavailable(f"rank 0, or whoever keeps the store in which ranks meet, is gone: {_first_line(error)}") from error
     raise Unavailable(words)
+
+
+def decline(store, rank, ranks, words):
+    """In the place of meet(): those who come, or have come, hear `words` within a second or so."""
+    _kept.append(store)
+    try:
+        _, left, verdict = _next(store, rank, ranks)
+        store.compare_set(verdict, "", words)
+        if rank == 0:  # this process may end now, and the store with it
+            _wait(store, [key for key in left if key != left[rank]], 2 * _LOOK_S)
+    except RuntimeError:
+        pass  # whoever keeps the store is gone, which the others see too
+
+
+def _next(store, rank, ranks):
+    """Keys of the next meeting, the same on all ranks: of this store, whatever the process did before."""
+    number = store.add(f"sluice/meetings/{rank}", 1)
+    came, left = ([f"sluice/{number}/{what}/{r}" for r in range(ranks)] for what in ("came", "left"))
+    return came, left, f"sluice/{number}/verdict"
 
 
 def _wait(store, keys, seconds):

@@ -55,6 +55,11 @@ class ValueGroup:
         with contextlib.suppress(Unavailable):
             self._from_all(torch.zeros(1, dtype=torch.float32, device="cpu"), [4] * self._ranks)
 
+    def give_up(self, words):
+        """Ranks that wait for this one, now or later, hear `words`; afterwards the group is of no use."""
+        self._last_words.tell(words)
+        self._last_words.break_group()
+
     def _from_all(self, tensor, counts):
         """What each rank passes, so many bytes of it, by rank."""
         raw = tensor.view(torch.uint8)

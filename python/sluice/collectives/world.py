@@ -19,6 +19,7 @@ GROUPS = ("agreement", "gradients", "gathers", "values")  # in the order of slui
 TIMEOUT_S = 600  # how long a rank waits for another one, unless it is told
 _MORE_S = 60  # that gloo waits before it breaks a group of its own accord: others know sooner, and which rank it is
 _JOIN_S = 5
+_DECLINE_S = 5  # so long a rank that does not come looks for a store where it can say so
 
 
 def is_initialised():
@@ -61,6 +62,27 @@ def find_world(timeout_s=None):
     return World(timeout_s or TIMEOUT_S) if world_size() > 1 else None
 
 
+def decline(error, port=None):
+    """In the place of find_world(), for `error`: the other ranks' find_world() raises Unavailable with it. Nothing happens where
+    there is nobody to tell, or no way."""
+    try:
+        if is_initialised():
+            rank, ranks = dist.get_rank(), dist.get_world_size()
+            store = dist.distributed_c10d._get_default_store()
+        else:
+            place = find_place()
+            rank, ranks = place.rank, place.world
+            store = attendance.store_of(place, port, _DECLINE_S) if ranks > 1 and dist.is_available() else None
+    except (RankError, Unavailable):
+        return
+    if ranks > 1 and store is not None:
+        attendance.decline(store, rank, ranks, _words(rank, error))
+
+
+def _words(rank, error):
+    return f"rank {rank} can't begin: {type(error).__name__}: {error}"
+
+
 class World:
     """One training of all ranks of torch.distributed, with process groups of its own. All ranks make it, close it, and call
     its collective methods in the same order. Errors of those, and when it is made: Unavailable, naming the rank that is gone or
@@ -73,11 +95,18 @@ class World:
         self._servers = []
         store = dist.distributed_c10d._get_default_store()
         attendance.meet(store, self.rank, self.size, timeout_s, "where engines are made")
+        self._all_know = False  # of what went wrong
         self._tables = None
         self._timeout_s = timeout_s
         self._timeout = datetime.timedelta(seconds=timeout_s + _MORE_S)
-        self._groups["world"] = dist.new_group(backend="gloo", timeout=self._timeout)
-        self._values = ValueGroup(self._groups["world"], self.rank, self.size, timeout_s)
+        self._groups["world"] = group = dist.new_group(backend="gloo", timeout=self._timeout)
+        self._store, self._reason = store, f"sluice/{group.group_name}/reason"
+        try:
+            self._values = ValueGroup(group, self.rank, self.size, timeout_s)
+        except RuntimeError as error:  # another rank may have come through this, and have given up
+            if store.check([self._reason]):
+                raise Unavailable(store.get(self._reason).decode()) from error
+            raise
 
     def tables(self):
         """The ctypes array of tables for sluice_options.comm, by GROUPS: whoever is given them closes them. All ranks call it, the
@@ -94,10 +123,21 @@ class World:
     def give_up(self, error):
         """This rank does not use its tables: ranks that wait for it there hear why. Nothing happens if they were given away."""
         tables, self._tables = self._tables or (), ()
-        words = f"rank {self.rank} can't begin: {type(error).__name__}: {error}".encode()
+        words = _words(self.rank, error).encode()
         for table in tables:
             table.abort(table.context, words)
             table.close(table.context)
+
+    def fail(self, error):
+        """This rank makes no engine: those that wait for it here, or will, hear why. Nothing happens where all know already.
+        Afterwards nothing but close() works."""
+        if self._all_know:
+            return
+        self._all_know = True
+        words = _words(self.rank, error)
+        with contextlib.suppress(RuntimeError):  # whoever keeps the store may be gone
+            self._store.compare_set(self._reason, "", words)
+        self._values.give_up(words)
 
     def _over_gloo(self, why):
         tables = []
@@ -129,6 +169,7 @@ class World:
         if not wrong:
             return
         texts = self._values.texts("\n".join(lines))
+        self._all_know = True
         mine, theirs = texts[0].split("\n"), texts[wrong[0]].split("\n")
         first = next(i for i in range(max(len(mine), len(theirs)) + 1) if mine[i : i + 1] != theirs[i : i + 1])
         raise ValueError(
@@ -139,6 +180,7 @@ class World:
         """error: what this rank met in what all have tried, or None. Errors: FailedPrecondition with another rank's words if
         this one met none and that one did."""
         texts = self._values.texts("" if error is None else f"{type(error).__name__}: {error}")
+        self._all_know = any(texts)
         for rank, text in enumerate(texts):
             if text and error is None:
                 raise FailedPrecondition(f"rank {rank} could not go on: {text}")

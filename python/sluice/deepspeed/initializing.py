@@ -4,7 +4,7 @@ import datetime
 
 import torch
 
-from ..collectives import find_world, initialise
+from ..collectives import decline, find_world, initialise
 from ..engine.engine import Engine, engine_of
 from ..engine.optimizer import NoOptimizer
 from . import dropin, parameters, schedulers
@@ -42,33 +42,38 @@ def initialize(
     this and everything that computes, steps, reads or writes values of the engine. Parameters and buffers are rank 0's;
     training_data is split among them.
     """
-    if model is None:
-        raise ValueError("model: a torch.nn.Module is needed")
-    if mpu is not None or mesh_param is not None:
-        raise ValueError("mpu, mesh_param: model parallelism is not offered")
-    if config is None:
-        config = config_params if config_params is not None else getattr(args, "deepspeed_config", None)
-    if config is None:
-        raise ValueError("config: a dict or the path of a JSON file is needed")
 
     def prepare(engine):
         engine.lr_scheduler = _make_scheduler(lr_scheduler, engine)
         if training_data is not None:
             engine.training_dataloader = _make_loader(training_data, engine.config, collate_fn, engine)
 
-    read = load_config(config, model=model, scheduled=optimizer is not None or lr_scheduler is not None)
+    try:
+        if model is None:
+            raise ValueError("model: a torch.nn.Module is needed")
+        if mpu is not None or mesh_param is not None:
+            raise ValueError("mpu, mesh_param: model parallelism is not offered")
+        if config is None:
+            config = config_params if config_params is not None else getattr(args, "deepspeed_config", None)
+        if config is None:
+            raise ValueError("config: a dict or the path of a JSON file is needed")
+        read = load_config(config, model=model, scheduled=optimizer is not None or lr_scheduler is not None)
+    except BaseException as error:  # the other ranks, who come to find_world(), hear of it
+        decline(error, distributed_port)
+        raise
     patience = read.own.get("rank_timeout") or None
     if dist_init_required is not False:
         initialise(
             port=distributed_port, timeout=patience and datetime.timedelta(seconds=patience), alone=dropin.is_active()
         )
     world = find_world(patience)
-    if dropin.is_active():
-        _end_engine_of(model)
     try:
+        if dropin.is_active():
+            _end_engine_of(model)
         engine = Engine(model, read, optimizer, model_parameters, prepare, world)
-    except BaseException:
+    except BaseException as error:
         if world is not None:
+            world.fail(error)
             world.close()
         raise
     if dropin.is_active() and read.zero_stage == 3:

@@ -96,18 +96,25 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
         self._dtypes_before = {id(p): p.dtype for unit in units for _, p in unit.parameters}
         try:
             self._attach(doors)
-        except BaseException:
+        except BaseException as error:
+            self._tell(error)
             self.close()
             raise
         try:
             self._place_buffers(precision)
             if not is_compiled(model):
                 model._compiled_call_impl = self._call  # which keeps the engine as long as the model. Copies don't have it.
-        except BaseException:
+        except BaseException as error:
+            self._tell(error)
             self._undo()
             raise
 
     # ---- Setting up
+
+    def _tell(self, error):
+        """The other ranks, which wait for this one in what all do to begin, hear of it before its connections close."""
+        if self._world is not None:
+            self._world.fail(error)
 
     def _check_all_have_one(self, problem):
         try:
@@ -175,7 +182,8 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
             initial = among_ranks.of_rank_0(self._world, initial)
         try:
             write_masters(self.runtime, self._attached, units, initial)
-        except BaseException:
+        except BaseException as error:
+            self._tell(error)
             self._undo()
             raise
 
