@@ -1,9 +1,11 @@
 #include "comm/run_op.h"
 
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 
 #include "core/event.h"
+#include "fmt/format.h"
 
 namespace sluice {
 
@@ -13,16 +15,29 @@ class Waiter final : private Waker, private Event {
  public:
   Waiter() { inbox_.SetWaker(this); }
 
-  void Run(CommOp* op, Communicator* communicator) {
+  void Run(CommOp* op, Communicator* communicator, const int32_t* give_up) {
     op->inbox = &inbox_;
     op->event = this;
     communicator->Enqueue(op);
-    std::unique_lock lock(mutex_);
-    woken_.wait(lock, [this] { return is_woken_; });
+    bool looks = give_up != nullptr;
+    while (!AwaitWaking(looks)) {
+      if (__atomic_load_n(give_up, __ATOMIC_ACQUIRE) == 0) continue;
+      looks = false;
+      communicator->Abort(absl::UnavailableError(
+          fmt::format("rank {} was told to give up", communicator->rank().value())));
+    }
     inbox_.HandleAll();
   }
 
  private:
+  // Whether it was woken; false only if it `looks` now and then.
+  bool AwaitWaking(bool looks) {
+    const auto woken = [this] { return is_woken_; };
+    std::unique_lock lock(mutex_);
+    if (looks) return woken_.wait_for(lock, std::chrono::milliseconds(50), woken);
+    woken_.wait(lock, woken);
+    return true;
+  }
   // Under the mutex to its end: then this may go.
   void Wake() override {
     const std::lock_guard lock(mutex_);
@@ -39,8 +54,8 @@ class Waiter final : private Waker, private Event {
 
 }  // namespace
 
-absl::Status RunOp(CommOp* op, Communicator* communicator) {
-  Waiter().Run(op, communicator);
+absl::Status RunOp(CommOp* op, Communicator* communicator, const int32_t* give_up) {
+  Waiter().Run(op, communicator, give_up);
   return op->status;
 }
 

@@ -14,13 +14,14 @@
  * on its parent's is SLUICE_FAILED_PRECONDITION and destroys nothing; its own work.
  *
  * Threads: any, for every function. Calls on one runtime take effect in the order they are made.
- * Waiting: only sluice_wait waits, at most 100 ms a call. Everything that takes longer gives a
- * ticket. Errors: every function returns a status, sluice_last_error() the words. A call for which
- * memory runs out is SLUICE_RESOURCE_EXHAUSTED (sluice_wait: SLUICE_PENDING) and has done nothing;
- * those that write JSON may end the process. After an error in a deferred update the runtime has
- * failed: what reads or advances it returns that first error. Structs: set struct_size to sizeof
- * the struct. Fields are only appended, at multiples of 8: an older caller passes shorter structs,
- * and what they lack has its default. SLUICE_..._INIT sets the defaults. Nothing is thrown. */
+ * Waiting: only sluice_wait, at most 100 ms a call, and sluice_runtime_create, for ranks. What
+ * takes longer gives a ticket. Errors: every function returns a status, sluice_last_error() the
+ * words. A call for which memory runs out is SLUICE_RESOURCE_EXHAUSTED (sluice_wait:
+ * SLUICE_PENDING) and has done nothing; those that write JSON may end the process. After an error
+ * in a deferred update the runtime has failed: what reads or advances it returns that first error.
+ * Structs: set struct_size to sizeof the struct. Fields are only appended, at multiples of 8: an
+ * older caller's are shorter, and what they lack has its default. SLUICE_..._INIT sets the
+ * defaults. Nothing is thrown. */
 
 #ifndef SLUICE_OFFLOAD_SLUICE_H_
 #define SLUICE_OFFLOAD_SLUICE_H_
@@ -125,8 +126,7 @@ typedef enum sluice_device_kind {
 typedef struct sluice_options {
   size_t struct_size;
   /* Of compute copies, and of gradients: in units without sluice_model_set_unit_types. */
-  int32_t param_dtype;
-  int32_t grad_dtype;
+  int32_t param_dtype, grad_dtype;
   int64_t hbm_bytes, pinned_bytes; /* budgets; -1 chosen */
   int64_t nvme_bytes;              /* likewise; -1: as needed */
   const char* const* nvme_paths;   /* directories, one per drive; NULL if nothing may go to NVMe */
@@ -156,9 +156,8 @@ typedef struct sluice_options {
   uint64_t trace_spans_max; /* room for so many spans of sluice_trace_write; 0 records none */
   int32_t device;           /* sluice_device_kind */
   int32_t device_index;     /* of the GPU */
-  /* NULL: the HBM tier is taken from the device. Else a contiguous DLManagedTensor there, of at
-   * least sluice_plan's planned_bytes.hbm, which no stream uses any more: sluice_runtime_create, if
-   * it succeeds, owns it, and its deleter is called when the last view has died. */
+  /* NULL: the device makes the HBM tier. Else a contiguous DLManagedTensor there, of at least
+   * sluice_plan's planned_bytes.hbm, used by no stream: the runtime's, until its last view dies. */
   void* hbm_memory;
   /* Which of several ranks this is, and of how many (0 or 1: alone). All have the same model and
    * options, and create, read, write the same values, clear gradients and step in one order. They
@@ -171,13 +170,14 @@ typedef struct sluice_options {
   const struct sluice_comm_table* comm;
   uint32_t comm_groups; /* 3 or 4; 0: 3 */
   int64_t reduction;    /* 0: in the order of ranks, in fp32; 1: the library's own, in grad_dtype */
+  const int32_t* give_up; /* may be NULL; not 0: sluice_runtime_create waits no more for ranks */
 } sluice_options;
 
 #define SLUICE_OPTIONS_INIT                                                                      \
   {                                                                                              \
     sizeof(sluice_options), SLUICE_F32, SLUICE_F32, -1, -1, -1, 0, 0, SLUICE_NVME, SLUICE_NVME,  \
         SLUICE_IO_AUTO, 0, 0, 0, 0, -1, 1.0, 16, 2, 0, 1000, 1.0, 0.0, 1, 0, SLUICE_DEVICE_AUTO, \
-        0, 0, 0, 0, 0, 0, 0, 0, 0                                                                \
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0                                                             \
   }
 
 /* What would be placed where, as JSON, without creating anything but a file in each path, to try

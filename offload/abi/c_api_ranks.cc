@@ -70,6 +70,7 @@ absl::Status ToSharding(const sluice_options& o, RuntimeConfig* config) {
   config->zero_stage = o.zero_stage;
   SLUICE_RETURN_IF_ERROR(CheckRange(o.rank_timeout_ms, 0, kTimeoutMaxMs, "rank_timeout_ms"));
   if (o.rank_timeout_ms > 0) config->rank_timeout = std::chrono::milliseconds(o.rank_timeout_ms);
+  config->give_up = o.give_up;
   config->sharding = {.rank = Rank(o.rank), .ranks = ranks};
   if (ranks == 1) return absl::OkStatus();  // which shares nothing at any stage
   config->sharding.states = o.zero_stage >= 1;

@@ -311,7 +311,7 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> TryToMakeRuntime(const ModelSpec
     view.exchanges = static_cast<int64_t>(PlaceOf(device.kind, config.link_bytes_per_second));
     view.reduction = static_cast<int64_t>(config.placement.reduction);
     if (device.memory_free) view.hbm_left = device.memory_free->value();
-    return ExchangeViews(view, ranks->agreement.get());
+    return ExchangeViews(view, ranks->agreement.get(), config.give_up);
   };
   if (*ranks) {
     SLUICE_ASSIGN_OR_RETURN(const std::vector<HostView> views, look(Bytes(0), ReadMemoryLimits()));
@@ -319,7 +319,7 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> TryToMakeRuntime(const ModelSpec
     config.share = ShareOf(views, config.sharding.rank);
     // NCCL can; what is supplied for the host is asked.
     if (config.placement.reduction == ReductionMode::kLibrary && device.kind == DeviceKind::kHost)
-      SLUICE_RETURN_IF_ERROR(TryLibraryReduction(ranks->gradients.get()));
+      SLUICE_RETURN_IF_ERROR(TryLibraryReduction(ranks->gradients.get(), config.give_up));
   }
   SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, config, device));
   if (*ranks && !plan.placement.hbm_in_place && ranks->values == nullptr) {

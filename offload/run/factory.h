@@ -45,6 +45,7 @@ struct RuntimeConfig {
   Sharding sharding;                              // among how many ranks what is shared
   int zero_stage = 0;                             // that this comes from, for the report
   Nanos rank_timeout = std::chrono::minutes(10);  // for others to come
+  const int32_t* give_up = nullptr;               // not owned: RunOp's, while MakeRuntime waits
   HostShare share;                                // MakeRuntime finds it, where there are several
 };
 

@@ -146,7 +146,8 @@ MemoryLimits LimitsAmong(std::span<const HostView> by_rank, Rank rank, MemoryLim
   return mine;
 }
 
-absl::StatusOr<std::vector<HostView>> ExchangeViews(const HostView& own, Communicator* ranks) {
+absl::StatusOr<std::vector<HostView>> ExchangeViews(const HostView& own, Communicator* ranks,
+                                                    const int32_t* give_up) {
   auto all = std::make_unique<std::vector<HostView>>(ranks->ranks());
   (*all)[ranks->rank().value()] = own;
   std::vector<MemoryView> receive;
@@ -159,7 +160,7 @@ absl::StatusOr<std::vector<HostView>> ExchangeViews(const HostView& own, Communi
   op.tag = kOfHosts;
   op.send = {std::span(&send, 1), {}};
   op.receive = {receive, ends};
-  absl::Status status = RunOp(&op, ranks);
+  absl::Status status = RunOp(&op, ranks, give_up);
   if (op.memory_lost) static_cast<void>(all.release());  // somebody may write there at any time
   if (!status.ok()) return Annotate(status, "what the ranks find of their hosts");
   return *std::move(all);

@@ -78,9 +78,10 @@ HostShare ShareOf(std::span<const HostView> by_rank, Rank rank);
 // together too much, those are refused who want more than their share.
 MemoryLimits LimitsAmong(std::span<const HostView> by_rank, Rank rank, MemoryLimits mine);
 
-// Tells all ranks of `own`, and returns what each tells. Blocks until the last has come. Errors:
-// the communicator's.
-absl::StatusOr<std::vector<HostView>> ExchangeViews(const HostView& own, Communicator* ranks);
+// Tells all ranks of `own`, and returns what each tells. Blocks until the last has come, or until
+// it is to give up (RunOp). Errors: the communicator's.
+absl::StatusOr<std::vector<HostView>> ExchangeViews(const HostView& own, Communicator* ranks,
+                                                    const int32_t* give_up = nullptr);
 
 }  // namespace sluice
 

@@ -10,7 +10,7 @@
 
 namespace sluice {
 
-absl::Status TryLibraryReduction(Communicator* gradients) {
+absl::Status TryLibraryReduction(Communicator* gradients, const int32_t* give_up) {
   constexpr uint64_t kOfTrial = uint64_t{3} << 32;  // unlike any unit
   struct Values {
     std::vector<float> given;
@@ -32,7 +32,7 @@ absl::Status TryLibraryReduction(Communicator* gradients) {
   op.tag = kOfTrial;
   op.send = {send, ends};
   op.receive = {std::span(&receive, 1), {}};
-  const absl::Status status = RunOp(&op, gradients);
+  const absl::Status status = RunOp(&op, gradients, give_up);
   const float sum = values->sum;
   if (op.memory_lost) static_cast<void>(values.release());  // somebody may write there at any time
   const auto refused = [](std::string_view why) {

@@ -11,9 +11,10 @@
 
 namespace sluice {
 
-// Adds up a value of each rank in host memory. All ranks call it, and it blocks until they have.
+// Adds up a value of each rank in host memory. All ranks call it, and it blocks until they have, or
+// until it is to give up (RunOp).
 // Errors: FailedPrecondition with what the communicator says, or with the wrong sum.
-absl::Status TryLibraryReduction(Communicator* gradients);
+absl::Status TryLibraryReduction(Communicator* gradients, const int32_t* give_up = nullptr);
 
 }  // namespace sluice
 

@@ -313,6 +313,26 @@ TEST_P(CApiRanksTest, ValuesAreWrittenAndReadWhateverEachRankWaitsFor) {
 
 INSTANTIATE_TEST_SUITE_P(Stages, CApiRanksTest, ::testing::Values(0, 1, 2, 3));
 
+// The other rank never comes: only being told ends the wait.
+TEST_F(CApiTest, AWaitForRanksEndsWhenItIsToldToGiveUp) {
+  for (const int64_t reduction : {0, 1}) {
+    Tables tables(2);
+    int32_t give_up = 0;
+    sluice_options options = OptionsOf(0, 2, 1, tables.of(0));
+    options.reduction = reduction;
+    options.give_up = &give_up;
+    sluice_runtime runtime = 0;
+    std::thread later([&] { __atomic_store_n(&give_up, 1, __ATOMIC_RELEASE); });
+    EXPECT_EQ(SLUICE_UNAVAILABLE, sluice_runtime_create(model_, &options, &runtime));
+    EXPECT_THAT(Error(), HasSubstr("rank 0 was told to give up"));
+    later.join();
+    // The other hears of it.
+    sluice_options other = OptionsOf(1, 2, 1, tables.of(1));
+    EXPECT_NE(SLUICE_OK, sluice_runtime_create(model_, &other, &runtime));
+    EXPECT_THAT(Error(), HasSubstr("rank 0 was told to give up"));
+  }
+}
+
 // What is refused, and in which words.
 TEST_F(CApiTest, OptionsThatMakeNoGroupOfRanksAreRefusedByName) {
   Tables tables(2);

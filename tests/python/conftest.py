@@ -18,7 +18,7 @@ def pytest_configure(config):
 
 
 # What wants most of the machine, or several processes: never two of them at a time (--dist loadgroup).
-_LARGE = {"test_hosts", "test_launchers", "test_memory_cap", "test_processes", "test_cores"}
+_LARGE = {"test_hosts", "test_launchers", "test_memory_cap", "test_processes", "test_cores", "test_ranks_interrupts"}
 
 
 def pytest_collection_modifyitems(items):

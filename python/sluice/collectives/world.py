@@ -96,6 +96,7 @@ class World:
         store = dist.distributed_c10d._get_default_store()
         attendance.meet(store, self.rank, self.size, timeout_s, "where engines are made")
         self._all_know = False  # of what went wrong
+        self.failed = False  # since fail()
         self._tables = None
         self._timeout_s = timeout_s
         self._timeout = datetime.timedelta(seconds=timeout_s + _MORE_S)
@@ -133,6 +134,7 @@ class World:
         Afterwards nothing but close() works."""
         if self._all_know:
             return
+        self.failed = True
         self._all_know = True
         words = _words(self.rank, error)
         with contextlib.suppress(RuntimeError):  # whoever keeps the store may be gone

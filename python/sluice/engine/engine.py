@@ -89,8 +89,13 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
             if world is not None:
                 world.give_up(error)
             raise
-        finally:
+        except BaseException as error:  # an interrupt: nobody is waited for
             if world is not None:
+                world.give_up(error)
+                world.fail(error)
+            raise
+        finally:
+            if world is not None and not world.failed:
                 self._check_all_have_one(problem)
         self._units = units
         self._dtypes_before = {id(p): p.dtype for unit in units for _, p in unit.parameters}

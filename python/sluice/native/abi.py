@@ -6,6 +6,7 @@ comes from elsewhere goes through checked.py: what C's type doesn't hold is refu
 gradient needs go straight: they get tickets, numbers of units and tensors, and addresses and sizes of tensors, which fit.
 """
 
+import contextlib
 import ctypes
 import json
 import logging
@@ -13,6 +14,7 @@ import os
 import pathlib
 import struct
 import sys
+import threading
 import time
 
 from .checked import Structure, converted, decoded, path_bytes
@@ -91,6 +93,7 @@ class Options(Structure):
         ("comm", ctypes.c_void_p),
         ("comm_groups", ctypes.c_uint32),
         ("reduction", ctypes.c_int64),
+        ("give_up", ctypes.c_void_p),
     ]
 
     _when_given = staticmethod(lambda: None)  # called when the library is about to have what `comm` points at
@@ -406,6 +409,13 @@ class ModelSpec:
 _ABANDONED = []  # the tensors of runtimes that hung at their end; never freed
 
 
+def _await(event):
+    """Whoever is interrupted, and again."""
+    while not event.is_set():
+        with contextlib.suppress(KeyboardInterrupt):
+            event.wait(_WAIT_MS / 1e3)
+
+
 class Runtime:
     """One sluice_runtime. Blocking methods wait in slices and can be interrupted.
 
@@ -425,10 +435,7 @@ class Runtime:
             if seed is None:
                 if device is not None:
                     device.prepare(spec, options)
-                options._when_given()
-                self.library.call(
-                    "sluice_runtime_create", spec.handle, ctypes.byref(options), ctypes.byref(self._handle)
-                )
+                self._create(spec, options)
                 if device is not None:
                     device.taken()
             else:
@@ -441,6 +448,39 @@ class Runtime:
                 )
         finally:
             spec.close()
+
+    def _create(self, spec, options):
+        """Among several ranks it waits for others, and signals wait for a C call: so that is in a thread. Ctrl-C ends it, here and
+        there."""
+        ended, done, begun, give_up = [], threading.Event(), threading.Lock(), ctypes.c_int32()
+
+        def create():
+            if begun.acquire(blocking=False):
+                try:
+                    options._when_given()
+                    self.library.call("sluice_runtime_create", spec.handle, ctypes.byref(options), ctypes.byref(self._handle))
+                except BaseException as error:
+                    ended.append(error)
+                done.set()
+
+        if options.ranks <= 1:
+            create()
+        else:
+            options.give_up = ctypes.addressof(give_up)
+            try:
+                threading.Thread(target=create, name="sluice-create", daemon=True).start()
+                while not done.wait(_WAIT_MS / 1e3):
+                    pass
+            except BaseException:
+                give_up.value = 1
+                if not begun.acquire(blocking=False):
+                    _await(done)
+                if self._handle.value:
+                    self.library.call("sluice_runtime_destroy", self._handle)
+                    self._handle = _u64()
+                raise
+        if ended:
+            raise ended[0]
 
     def _call(self, name, *arguments):
         self._check_open()
