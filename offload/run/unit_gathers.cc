@@ -13,59 +13,90 @@ namespace {
 constexpr Nanos kPatience = std::chrono::milliseconds(1);
 }  // namespace
 
-// One unit on its way to those that receive it.
-class UnitGathers::Gather final : public Event {
+// One unit on its way to those that receive it: what is updated of it and what is frozen lie apart,
+// so each is an operation, of one piece for each rank.
+class UnitGathers::Gather final {
  public:
-  explicit Gather(UnitGathers* owner)
-      : owner_(owner),
-        send_ends_(owner->communicator_->ranks()),
-        receive_ends_(owner->communicator_->ranks()) {
-    op_.inbox = owner->context_.inbox;
-    op_.event = this;
-  }
+  explicit Gather(UnitGathers* owner) : owner_(owner), parts_{Part(this), Part(this)} {}
 
   // `from`: this rank's shard. `slot`: null if this rank only sends.
-  void Start(const Launch& launch, std::span<const ConstMemoryView> from, std::byte* slot) {
+  void Start(const Launch& launch, const std::array<ConstMemoryView, 2>& from, std::byte* slot) {
     unit = launch.unit;
     receives = slot != nullptr;
     const UnitLayout& layout = owner_->context_.layout->unit(unit);
-    const bool all = std::ranges::find(launch.receives, 0) == launch.receives.end();
-    send_.clear();
-    receive_.clear();
     const int64_t size = layout.types.param.size();
-    for (uint32_t r = 0; r < receive_ends_.size(); ++r) {
-      if (!all && launch.receives[r] != 0) send_.insert(send_.end(), from.begin(), from.end());
-      send_ends_[r] = static_cast<uint32_t>(send_.size());
-      const auto place = [&](ElementRange range, int64_t begin) {
-        receive_.emplace_back(slot + (begin + range.begin) * size,
-                              static_cast<size_t>(range.size() * size));
-      };
-      if (receives) place(layout.updated.shard(Rank(r)), 0);
-      if (receives) place(layout.frozen.shard(Rank(r)), layout.updated_elements);
-      receive_ends_[r] = static_cast<uint32_t>(receive_.size());
+    const std::array<const Partition*, 2> partitions = {&layout.updated, &layout.frozen};
+    const std::array<int64_t, 2> begins = {0, layout.updated_elements};
+    left_ = 0;
+    for (size_t p = 0; p < parts_.size(); ++p) {
+      parts_[p].used = partitions[p]->length() > 0;
+      if (!parts_[p].used) continue;
+      ++left_;
+      parts_[p].op.tag = ((2 + p) << 32) + unit.value();
+      parts_[p].Prepare(launch, *partitions[p], size, from[p],
+                        receives ? slot + begins[p] * size : nullptr);
     }
-    if (all) send_.assign(from.begin(), from.end());
-    op_.kind = all ? CommKind::kAllGather : CommKind::kAllToAll;
-    op_.tag = (uint64_t{2} << 32) + unit.value();
-    op_.send.views = send_;
-    op_.send.ends = all ? std::span<const uint32_t>() : send_ends_;
-    op_.receive = {.views = receive_, .ends = receive_ends_};
-    owner_->communicator_->Enqueue(&op_);
+    for (Part& part : parts_)
+      if (part.used) owner_->communicator_->Enqueue(&part.op);
   }
-  void Handle() override { owner_->End(this); }
 
   UnitIndex unit;
   bool receives = false;
   bool from_slot = false;
-  const CommOp& op() const { return op_; }
+  // Of the first that failed.
+  absl::Status status() const {
+    for (const Part& part : parts_)
+      if (part.used && !part.op.status.ok()) return part.op.status;
+    return absl::OkStatus();
+  }
+  TimePoint started() const { return parts_[parts_[0].used ? 0 : 1].op.started; }
+  TimePoint finished() const { return parts_[parts_[1].used ? 1 : 0].op.finished; }
 
  private:
+  struct Part final : Event {
+    explicit Part(Gather* gather)
+        : gather(gather), send_ends(gather->ranks()), receive_ends(gather->ranks()) {
+      op.inbox = gather->owner_->context_.inbox;
+      op.event = this;
+    }
+    void Prepare(const Launch& launch, const Partition& partition, int64_t size,
+                 ConstMemoryView from, std::byte* to) {
+      const bool all = std::ranges::find(launch.receives, 0) == launch.receives.end();
+      send.clear();
+      receive.clear();
+      for (uint32_t r = 0; r < receive_ends.size(); ++r) {
+        if (!all && launch.receives[r] != 0) send.push_back(from);
+        send_ends[r] = static_cast<uint32_t>(send.size());
+        const ElementRange shard = partition.shard(Rank(r));
+        if (to != nullptr)
+          receive.emplace_back(to + shard.begin * size, static_cast<size_t>(shard.size() * size));
+        receive_ends[r] = static_cast<uint32_t>(receive.size());
+      }
+      if (all) send.push_back(from);
+      op.kind = all ? CommKind::kAllGather : CommKind::kAllToAll;
+      op.send.views = send;
+      op.send.ends = all ? std::span<const uint32_t>() : send_ends;
+      op.receive = {.views = receive, .ends = receive_ends};
+    }
+    void Handle() override { gather->OnPartEnded(); }
+
+    Gather* const gather;
+    bool used = false;
+    CommOp op;
+    std::vector<ConstMemoryView> send;
+    std::vector<uint32_t> send_ends;
+    std::vector<MemoryView> receive;
+    std::vector<uint32_t> receive_ends;
+  };
+
+  uint32_t ranks() const { return owner_->communicator_->ranks(); }
+  void OnPartEnded() {
+    if (--left_ == 0) owner_->End(this);
+  }
+
   UnitGathers* const owner_;
-  std::vector<ConstMemoryView> send_;
-  std::vector<uint32_t> send_ends_;
-  std::vector<MemoryView> receive_;
-  std::vector<uint32_t> receive_ends_;
-  CommOp op_;
+  std::array<Part, 2> parts_;  // what is updated, and what is frozen
+  size_t left_ = 0;            // of these under way
 };
 
 UnitGathers::UnitGathers(const Context& context, Communicator* communicator, LaunchOrder* order,
@@ -232,9 +263,9 @@ std::array<ConstMemoryView, 2> UnitGathers::ShardOf(UnitIndex index) const {
 }
 
 void UnitGathers::End(Gather* gather) {
-  const absl::Status& status = gather->op().status;
+  const absl::Status status = gather->status();
   context_.trace->Record(track_, gather->receives ? "gather unit" : "send shard",
-                         gather->unit.value(), gather->op().started, gather->op().finished);
+                         gather->unit.value(), gather->started(), gather->finished());
   const UnitIndex index = gather->unit;
   const bool receives = gather->receives;
   const bool from_slot = gather->from_slot;

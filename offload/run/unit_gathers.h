@@ -6,6 +6,9 @@
 // that use different units, or keep different ones, need not agree on anything beforehand, and none
 // waits for a rank that has no use for the unit.
 //
+// What is updated of a unit and what is frozen lie apart: each is an operation, of one piece for
+// each rank.
+//
 // A shard is sent from where it lives, if that is where ranks exchange. Else it is brought there
 // first: by a rank that receives, into its slot, by another into a buffer for that.
 //

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "tests/comm/fake_nccl/fake_side_stream.h"
 #include "tests/comm/fake_nccl/nccl_group.h"
 #include "tests/nvme/temp_dir.h"
 #include "tests/offload/ranks_fixture.h"
@@ -123,6 +124,52 @@ TEST_P(NcclRanksTest, ComeToTheBitsOfPlainArrays) {
     EXPECT_EQ(results[0].norm, results[r].norm);
     for (uint32_t t = 0; t < expected.size(); ++t)
       ASSERT_EQ(expected[t], results[r].master[t]) << "rank " << r << ", tensor " << t;
+  }
+}
+
+// Half of each unit is frozen, and lies apart: two operations, each of one piece that NCCL takes
+// where it is, and not many small ones through staging.
+TEST(NcclGathersTest, PartlyFrozenUnitsAreGatheredWhole) {
+  constexpr int64_t kElements = 60 * kCellElements;  // of every part, in equal shards
+  for (const uint32_t ranks : {2u, 3u}) {
+    SCOPED_TRACE(ranks);
+    RanksCase c = testing::InMemory(ranks, 3);
+    c.spec = {};
+    for (uint32_t u = 0; u < 4; ++u) {
+      c.spec.units.push_back({.name = std::to_string(u)});
+      for (const Keep keep : {Keep::kAll, Keep::kParam}) {
+        c.spec.tensors.push_back({.name = std::to_string(u) + (keep == Keep::kAll ? "a" : "b"),
+                                  .unit = UnitIndex(u),
+                                  .elements = kElements,
+                                  .keep = keep});
+      }
+    }
+    c.behind_link = true;
+    c.config.placement.reduction = ReductionMode::kLibrary;  // which sends nothing itself
+    c.config.budgets = {MiB(5), MiB(32), Bytes(0)};
+    OpenFakeNccl().SetFaults("");  // counts from here
+    const std::vector<RankResult> results = testing::Train(c, LinkOverNccl(ranks));
+    uint64_t operations = 0;
+    Bytes sent;
+    for (const RankResult& result : results) {
+      ASSERT_TRUE(result.status.ok()) << result.status;
+      ASSERT_EQ(result.gather_operations, results[0].gather_operations);
+      operations += result.gather_operations;
+      sent += result.gathers;
+    }
+    // Of each unit one rank at least has had what the others have, or all have.
+    const auto units = static_cast<int64_t>(operations / 2 / ranks);
+    const Bytes of_others(2 * (2 * kElements / ranks) * (ranks - 1));
+    EXPECT_GT(units, 0);
+    EXPECT_EQ(operations % (2 * ranks), 0u);
+    EXPECT_GE(sent, of_others * units);
+    EXPECT_LE(sent, of_others * units * ranks);
+    const auto calls = [](const char* name) {
+      return static_cast<uint64_t>(OpenFakeNccl().Calls(name));
+    };
+    EXPECT_EQ(calls("ncclBroadcast"), 0u);
+    EXPECT_GT(calls("ncclAllGather") + calls("ncclSend"), 0u);
+    EXPECT_LE(calls("ncclAllGather") + calls("ncclSend") / (ranks - 1), operations);
   }
 }
 

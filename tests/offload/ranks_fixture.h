@@ -125,6 +125,7 @@ struct RankResult {
   double norm = 0;
   Bytes gradients;  // sent in the training
   Bytes gathers;
+  uint64_t gather_operations = 0;
 };
 
 inline Bytes SentOver(const Communicator& link) {
@@ -154,6 +155,7 @@ inline RankResult TrainRank(const RanksCase& c, uint32_t rank, RankLinks links) 
     if (c.ranks > 1 && result.status.ok()) {
       result.gradients = SentOver(*gradients);
       result.gathers = SentOver(*gathers);
+      for (const CommCount& count : gathers->counts()) result.gather_operations += count.operations;
     }
     for (uint32_t t = 0; result.status.ok() && t < c.spec.tensors.size(); ++t) {
       absl::StatusOr<std::vector<float>> master = trainer.Read(t, Field::kMaster);
