@@ -43,7 +43,8 @@ class Running {
   }
   ~Running() {
     trainer_.reset();
-    if (runtime_ != nullptr) EXPECT_TRUE(OffloadRuntime::Close(std::move(runtime_)).ok());
+    if (runtime_ == nullptr) return;
+    EXPECT_TRUE(OffloadRuntime::Close(std::move(runtime_)).ok());
   }
 
   absl::Status Load() { return Note(status_.ok() ? trainer_->Load() : status_); }
