@@ -29,6 +29,7 @@ class PowerCuts {
 
   SimFiles* files() { return &files_; }
   uint64_t states() const { return states_; }
+  bool latest = true;  // names what is saved
   // Commits save `id`; until it has returned, what was there may be there.
   void Save(const std::string& tag, uint64_t id, const std::string& frozen_from = "") {
     SavedModel model = model_;
@@ -39,7 +40,7 @@ class PowerCuts {
     bool linked = false;
     const absl::Status status =
         SaveModel(&files_, {kRuns, tag, id}, model,
-                  frozen_from.empty() ? "" : kRuns + "/" + frozen_from, &linked);
+                  frozen_from.empty() ? "" : kRuns + "/" + frozen_from, &linked, latest);
     ASSERT_TRUE(status.ok()) << status;
     EXPECT_EQ(linked, !frozen_from.empty());
     allowed_ = {id};
@@ -171,6 +172,13 @@ TEST_P(CheckpointCrash, OfSavesThatAreAbandoned) {
   cuts.SaveAndAbandon("a", 2);
   cuts.SaveAndAbandon("b", 3);
   cuts.Save("a", 4);
+}
+
+TEST_P(CheckpointCrash, OfSavesThatLatestDoesNotName) {
+  cuts.latest = false;
+  cuts.Save("a", 1);
+  cuts.Save("b", 2, "a");
+  cuts.Save("a", 3, "b");
 }
 
 INSTANTIATE_TEST_SUITE_P(AllFiles, CheckpointCrash, testing::Bool(),

@@ -129,10 +129,11 @@ inline absl::Status SaveRank(Files* files, const CheckpointPlace& place, const S
 }
 
 inline absl::Status SaveModel(Files* files, const CheckpointPlace& place, const SavedModel& model,
-                              const std::string& frozen_from = "", bool* linked = nullptr) {
+                              const std::string& frozen_from = "", bool* linked = nullptr,
+                              bool latest = true) {
   for (uint32_t rank = 0; rank < model.pieces.size(); ++rank)
     SLUICE_RETURN_IF_ERROR(SaveRank(files, place, model, rank, frozen_from, linked));
-  return CommitCheckpoint(files, place, /*latest=*/true);
+  return CommitCheckpoint(files, place, latest);
 }
 
 // What the checkpoint and the model differ in; empty: in nothing. Errors of reading are told by
