@@ -188,7 +188,8 @@ TEST(CheckpointManifest, IsNotBegunWithWhatCannotBeSaved) {
   for (const char* name : {"", "/w", "w/", "w\n", "\xc3"})
     refused([&](SavedPart* p) { p->tensors[0].name = name; });
   refused([](SavedPart* p) { p->tensors[0].elements = -1; });
-  refused([](SavedPart* p) { p->tensors[0].fields = {}; });
+  refused([](SavedPart* p) { p->tensors[0].fields = {"a/b"}; });
+  refused([](SavedPart* p) { p->tensors[0].fields.assign(17, "f"); });
   refused([](SavedPart* p) { p->tensors[0].fields = {"param", "exp_avg"}; });
   for (const SavedPiece& piece : std::vector<SavedPiece>{{1, 0, 0, 1},
                                                          {0, 2, 0, 1},

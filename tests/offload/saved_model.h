@@ -31,7 +31,9 @@ struct SavedModel {
   std::vector<std::vector<SavedPiece>> pieces;  // by rank
   std::string client;                           // rank 0 attaches it
 
-  bool IsFrozen(uint32_t tensor) const { return tensors[tensor].fields.front() == "param"; }
+  bool IsFrozen(uint32_t tensor) const {
+    return tensors[tensor].fields == std::vector<std::string>{"param"};
+  }
 
   std::byte ByteAt(uint32_t tensor, uint32_t field, int64_t byte) const {
     uint64_t x = IsFrozen(tensor) ? 0 : values;
@@ -73,7 +75,7 @@ inline SavedTensor RandomTensor(Rng* rng, int64_t index, const ModelSize& size) 
     tensor.fields = {"param"};
     tensor.step = 0;
   } else {
-    tensor.fields.assign(kFields, kFields + Draw(rng, 1, 4));
+    tensor.fields.assign(kFields, kFields + Draw(rng, 0, 4));  // none: left out
   }
   return tensor;
 }
