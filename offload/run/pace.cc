@@ -28,6 +28,7 @@ void Pace::OnSaid(Rank rank, Topic topic) {
     case Topic::kWindowEnd:
     case Topic::kClear:
     case Topic::kGradient:
+    case Topic::kCheckpoint:
       ++Count(r, Kind::kMeetings);
       return;
     case Topic::kParams:

@@ -184,6 +184,7 @@ void Ranks::OnSaid(Rank rank, Said said) {
     case Topic::kStep:
     case Topic::kClear:
     case Topic::kGradient:
+    case Topic::kCheckpoint:
       CheckForDeadlock(rank, said);
       return exchange_.OnSaid(rank, said);
     case Topic::kParams:

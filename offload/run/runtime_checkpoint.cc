@@ -24,7 +24,7 @@ bool OffloadRuntime::AdvanceCheckpoint(Turn& turn) {
   if (ranks_ != nullptr && ranks_->gathers()->renewing()) return false;
   if (!updater_->idle() || !gradients_->idle() || residency_->moving()) return false;
   auto* const load = std::get_if<LoadRequest>(turn.checkpoint.get());
-  if (!MeetForAccess(turn) || (load != nullptr && !MeetRanks(turn))) return false;
+  if (!MeetForAccess(turn) || !MeetRanks(turn)) return false;
   turn.begun = true;
   auto done = [this](const absl::Status& status) {
     const absl::Status failed = failure();

@@ -4,17 +4,23 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <condition_variable>
 #include <filesystem>
 #include <fstream>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "offload/checkpoint/reader.h"
+#include "offload/checkpoint/writer.h"
 #include "offload/run/run_state.h"
 #include "tests/nvme/temp_dir.h"
 #include "tests/offload/ranks_fixture.h"
+#include "tests/offload/sim_files.h"
+#include "tests/optim/other_states.h"
 
 namespace sluice::testing {
 namespace {
@@ -51,13 +57,15 @@ class Running {
   absl::Status Train(int from, int to) {
     for (int step = from; status_.ok() && step < to; ++step) {
       for (int micro = 0; status_.ok() && micro < case_.training.micro_steps; ++micro)
-        Note(trainer_->MicroStep(step, micro));
-      if (status_.ok()) {
-        Note(trainer_->Wait(runtime_->Step(
-            {.groups = case_.training.groups, .clip_norm = case_.training.clip_norm})));
-      }
+        (void)Micro(step, micro);
+      if (status_.ok()) (void)Step();
     }
     return status_;
+  }
+  absl::Status Micro(int step, int micro) { return Note(trainer_->MicroStep(step, micro)); }
+  absl::Status Step() {
+    return Note(trainer_->Wait(
+        runtime_->Step({.groups = case_.training.groups, .clip_norm = case_.training.clip_norm})));
   }
   absl::Status Do(CheckpointCall call) {
     return status_.ok() ? trainer_->Wait(runtime_->Checkpoint(std::move(call))) : status_;
@@ -76,6 +84,10 @@ class Running {
     }
     seen.loss_scale = runtime_ == nullptr ? 0 : runtime_->last_step().loss_scale;
     return seen;
+  }
+  absl::Status Close() {
+    trainer_.reset();
+    return OffloadRuntime::Close(std::move(runtime_));
   }
   OffloadRuntime* runtime() { return runtime_.get(); }
   const absl::Status& status() const { return status_; }
@@ -133,6 +145,7 @@ class CheckpointRunTest : public ::testing::Test {
       (void)running->Train(2, 4);
       Seen second = running->See();
       const std::lock_guard lock(mutex);
+      EXPECT_TRUE(saved.steps.empty() || (saved == first && later == second)) << "ranks differ";
       saved = std::move(first);
       later = std::move(second);
     });
@@ -150,15 +163,24 @@ TEST_F(CheckpointRunTest, GoesOnAnywhereToTheSameBits) {
     int stage;
     Where where;
     int64_t chunk_cells;
+    StateFormatMaker format = MakeFp32States;
+    bool behind_link = false;
   };
-  const std::vector<Place> places = {
-      {1, 0, Where::kAllInHbm, 2},     {1, 0, Where::kAllOnNvme, 3},
-      {2, 0, Where::kStatesOnHost, 2}, {2, 1, Where::kStatesOnNvme, 1},
-      {2, 3, Where::kAllOnNvme, 2},    {3, 2, Where::kParamsPinned, 2},
-      {3, 3, Where::kParamsPinned, 4}};
+  const std::vector<Place> places = {{1, 0, Where::kStatesOnNvme, 2, SplitMasters::Make},
+                                     {2, 3, Where::kAllOnNvme, 2, SplitMasters::Make, true},
+                                     {1, 0, Where::kAllInHbm, 2, MakeFp32States, true},
+                                     {1, 0, Where::kAllInHbm, 2},
+                                     {1, 0, Where::kAllOnNvme, 3},
+                                     {2, 0, Where::kStatesOnHost, 2},
+                                     {2, 1, Where::kStatesOnNvme, 1},
+                                     {2, 3, Where::kAllOnNvme, 2},
+                                     {3, 2, Where::kParamsPinned, 2},
+                                     {3, 3, Where::kParamsPinned, 4}};
   const auto make = [this](const Place& place) {
     RanksCase c = Case(place.ranks, place.stage, place.where);
     c.config.chunk_elements = place.chunk_cells * kCellElements;
+    c.config.format = place.format;
+    c.behind_link = place.behind_link;
     return c;
   };
   for (size_t from = 0; from < places.size(); ++from) {
@@ -193,6 +215,232 @@ TEST_F(CheckpointRunTest, AnotherTrainingIsReplacedByWhatIsLoaded) {
     EXPECT_TRUE(running->Do(From("a")).ok());  // and again
     EXPECT_EQ(running->See(), saved);
   });
+}
+
+// Gradients are waiting for a step, and states are being read ahead for it.
+TEST_F(CheckpointRunTest, BetweenBackwardAndStep) {
+  for (const Where where : kEveryWhere) {
+    for (const int stage : {0, 3}) {
+      SCOPED_TRACE(std::to_string(static_cast<int>(where)) + " " + std::to_string(stage));
+      const RanksCase c = Case(stage == 0 ? 1 : 2, stage, where);
+      const SaveRequest request = Request("between");
+      OnEachRank(c, [&](uint32_t, Running* running) {
+        const auto backward = [&](int step) {
+          for (int micro = 0; micro < c.training.micro_steps; ++micro)
+            (void)running->Micro(step, micro);
+        };
+        (void)running->Load();
+        (void)running->Train(0, 2);
+        const Seen before = running->See();
+        backward(2);
+        EXPECT_TRUE(running->Do(request).ok());
+        (void)running->Step();
+        const Seen with = running->See();
+        EXPECT_NE(with, before);
+        // Loading forgets gradients: then a step changes nothing but the loss scale.
+        backward(3);
+        EXPECT_TRUE(running->Do(From("between")).ok());
+        EXPECT_EQ(running->See(), before);
+        (void)running->Step();
+        const Seen stepped = running->See();
+        EXPECT_EQ(stepped.values, before.values);
+        EXPECT_EQ(stepped.steps, before.steps);
+        EXPECT_TRUE(running->Do(From("between")).ok());
+        (void)running->Train(2, 3);
+        EXPECT_EQ(running->See(), with);
+      });
+    }
+  }
+}
+
+// Ranks that do not do the same are told so, and can go on to do the same.
+TEST_F(CheckpointRunTest, RanksThatDisagree) {
+  const RanksCase c = Case(2, 1, Where::kStatesOnHost);
+  TempDir elsewhere;
+  const SaveRequest here = Request("a");
+  SaveRequest there = Request("a");
+  there.place.directory = elsewhere.path();
+  const SaveRequest other_id = Request("a");
+  const SaveRequest other_tag = Request("b");
+  const SaveRequest last = Request("last");
+  OnEachRank(c, [&](uint32_t, Running* running) {
+    (void)running->Load();
+    (void)running->Train(0, 1);
+    EXPECT_TRUE(running->Do(here).ok());
+    (void)running->Train(1, 2);
+    EXPECT_TRUE(running->Do(there).ok());
+  });
+  LoadRequest from_there = From("a");
+  from_there.directory = elsewhere.path();
+  LoadRequest values = From("a");
+  values.without_states = true;
+  OnEachRank(c, [&](uint32_t rank, Running* running) {
+    (void)running->Load();
+    const Seen before = running->See();
+    const std::pair<CheckpointCall, CheckpointCall> pairs[] = {{other_id, other_tag},
+                                                               {other_id, From("a")},
+                                                               {From("a"), other_tag},
+                                                               {From("a"), values},
+                                                               {From("a"), from_there}};
+    for (const auto& [one, two] : pairs) {
+      const absl::Status status = running->Do(rank == 0 ? one : two);
+      EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status.ToString();
+      EXPECT_EQ(running->See(), before);
+    }
+    EXPECT_TRUE(running->Do(last).ok());
+    EXPECT_TRUE(running->Do(From("last")).ok());
+    EXPECT_EQ(running->See(), before);
+  });
+}
+
+// One call of the files after another fails: what there was is still there, or what is new is
+// whole; nothing else stays on the disk; and training goes on.
+TEST_F(CheckpointRunTest, EveryCallOfTheFilesFails) {
+  RanksCase c = Case(1, 0, Where::kStatesOnHost);
+  SimFiles files;
+  ASSERT_TRUE(files.MakeDirectory("/dir").ok());
+  c.config.checkpoint_files = &files;
+  const auto request = [this](const char* tag) {
+    SaveRequest save = Request(tag);
+    save.place.directory = "/dir";
+    return save;
+  };
+  OnEachRank(c, [&](uint32_t, Running* running) {
+    (void)running->Load();
+    int failures = 0;
+    for (const std::string tag : {"good", "next"}) {
+      for (uint64_t n = 1;; ++n) {
+        ASSERT_TRUE(running->Do(request("good")).ok());
+        const Seen saved = running->See();
+        (void)running->Train(1, 2);
+        const Seen now = running->See();
+        const uint64_t calls = files.calls;
+        files.fail_at = calls + n;
+        files.error = absl::UnavailableError("planted");
+        const absl::Status status = running->Do(request(tag.c_str()));
+        const bool reached = files.calls - calls >= n;
+        files.fail_at = 0;
+        if (!reached) break;
+        failures += status.ok() ? 0 : 1;
+        // What was replaced may be there still, for whoever looks next to take away.
+        EXPECT_TRUE(PruneCheckpoints(&files, "/dir", 1000, 0).ok());
+        for (const std::string& path : files.AllFiles())
+          EXPECT_EQ(path.find("/."), std::string::npos) << tag << " " << n << " left " << path;
+        const absl::Status loaded = running->Do(LoadRequest{.directory = "/dir", .tag = "good"});
+        ASSERT_TRUE(loaded.ok()) << loaded.ToString();
+        const Seen seen = running->See();
+        EXPECT_TRUE(seen == saved || (tag == "good" && seen == now)) << tag << " " << n;
+        EXPECT_TRUE(!status.ok() || tag != "good" || seen == now) << n;
+      }
+    }
+    EXPECT_GT(failures, 10);
+  });
+}
+
+// A run whose loss scale never changes says nothing of one that does.
+TEST_F(CheckpointRunTest, AScaleThatNeverChangesIsNotHandedOn) {
+  RanksCase fixed = Case(1, 0, Where::kStatesOnHost);
+  fixed.config.loss_scale = {.static_scale = 1};
+  (void)TrainAndSave(fixed, "fixed");
+  const RanksCase dynamic = Case(1, 0, Where::kStatesOnHost);
+  OnEachRank(dynamic, [&](uint32_t, Running* running) {
+    EXPECT_TRUE(running->Do(From("fixed")).ok());
+    EXPECT_EQ(running->runtime()->last_step().loss_scale, 16);
+  });
+}
+
+TEST_F(CheckpointRunTest, WithoutWhatIsFrozen) {
+  const RanksCase c = Case(2, 3, Where::kAllOnNvme);
+  SaveRequest request = Request("part");
+  request.without_frozen = true;
+  OnEachRank(c, [&](uint32_t, Running* running) {
+    (void)running->Load();
+    (void)running->Train(0, 2);
+    const Seen saved = running->See();
+    EXPECT_TRUE(running->Do(request).ok());
+    (void)running->Train(2, 3);
+    EXPECT_EQ(running->Do(From("part")).code(), absl::StatusCode::kInvalidArgument);
+    LoadRequest some = From("part");
+    some.some = true;
+    EXPECT_TRUE(running->Do(some).ok());
+    EXPECT_EQ(running->See(), saved);
+  });
+}
+
+// Files whose disk hangs until it is told not to.
+class HangingFiles final : public Files {
+ public:
+  absl::StatusOr<std::unique_ptr<OutputFile>> Create(const std::string& path,
+                                                     uint64_t size) override {
+    std::unique_lock lock(mutex_);
+    reached_ = true;
+    changed_.notify_all();
+    changed_.wait(lock, [this] { return released_; });
+    return files_.Create(path, size);
+  }
+  absl::StatusOr<std::unique_ptr<InputFile>> Open(const std::string& path) override {
+    return files_.Open(path);
+  }
+  absl::Status MakeDirectory(const std::string& path) override {
+    return files_.MakeDirectory(path);
+  }
+  absl::Status SyncDirectory(const std::string& path) override {
+    return files_.SyncDirectory(path);
+  }
+  absl::Status Rename(const std::string& from, const std::string& to) override {
+    return files_.Rename(from, to);
+  }
+  absl::Status Exchange(const std::string& a, const std::string& b) override {
+    return files_.Exchange(a, b);
+  }
+  absl::Status Link(const std::string& from, const std::string& to) override {
+    return files_.Link(from, to);
+  }
+  absl::Status Remove(const std::string& path) override { return files_.Remove(path); }
+  absl::StatusOr<std::vector<std::string>> List(const std::string& path) override {
+    return files_.List(path);
+  }
+  bool IsDirectory(const std::string& path) override { return files_.IsDirectory(path); }
+
+  void WaitUntilReached() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return reached_; });
+  }
+  void Release() {
+    const std::lock_guard lock(mutex_);
+    released_ = true;
+    changed_.notify_all();
+  }
+  SimFiles& files() { return files_; }
+
+ private:
+  SimFiles files_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool reached_ = false;
+  bool released_ = false;
+};
+
+// A runtime that ends while its files hang says so, and saves nothing afterwards.
+TEST_F(CheckpointRunTest, ItsEndNamesFilesThatHang) {
+  HangingFiles files;
+  ASSERT_TRUE(files.files().MakeDirectory("/dir").ok());
+  RanksCase c = Case(1, 0, Where::kStatesOnHost);
+  c.config.checkpoint_files = &files;
+  SaveRequest request = Request("tag");
+  request.place.directory = "/dir";
+  auto links = std::vector<RankLinks>(1);
+  Running running(c, 0, std::move(links[0]));
+  (void)running.Load();
+  (void)running.runtime()->Checkpoint(request);
+  files.WaitUntilReached();
+  const absl::Status closed = running.Close();
+  EXPECT_EQ(closed.code(), absl::StatusCode::kUnavailable) << closed.ToString();
+  EXPECT_NE(closed.message().find("checkpoint"), std::string::npos) << closed.ToString();
+  files.Release();
+  for (int i = 0; i < 100 && !files.files().Has("/dir/tag"); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  EXPECT_FALSE(files.files().Has("/dir/tag"));
 }
 
 // Frozen values are in every checkpoint, and written once.
