@@ -47,6 +47,7 @@ struct RuntimeConfig {
   Nanos rank_timeout = std::chrono::minutes(10);  // for others to come
   const int32_t* give_up = nullptr;               // not owned: RunOp's, while MakeRuntime waits
   HostShare share;                                // MakeRuntime finds it, where there are several
+  Files* checkpoint_files = nullptr;              // Seams::checkpoint_files
 };
 
 inline constexpr int64_t kChunkElementsDefault = 12 * kCellElements;  // 576 KiB of states

@@ -156,6 +156,7 @@ std::string GradExchange::InWords(Said meeting) const {
     return context_.layout->tensor(TensorIndex(tensor)).name;
   };
   if (meeting.topic == Topic::kStep) return "takes a step";
+  if (meeting.topic == Topic::kCheckpoint) return "saves or loads a checkpoint";
   if (meeting.topic == Topic::kGradient)
     return fmt::format("reads or writes the gradient of tensor '{}'", name(meeting.index / 2));
   return meeting.index == 0

@@ -28,6 +28,7 @@ void Pace::OnSaid(Rank rank, Topic topic) {
     case Topic::kWindowEnd:
     case Topic::kClear:
     case Topic::kGradient:
+    case Topic::kCheckpoint:
       ++Count(r, Kind::kMeetings);
       return;
     case Topic::kParams:
@@ -35,6 +36,7 @@ void Pace::OnSaid(Rank rank, Topic topic) {
       return;
     case Topic::kAccess:
     case Topic::kValue:
+    case Topic::kVote:
       ++Count(r, Kind::kValues);
       return;
     case Topic::kFetch:
@@ -42,6 +44,7 @@ void Pace::OnSaid(Rank rank, Topic topic) {
       return;
     case Topic::kUrgent:
     case Topic::kUnwanted:
+    case Topic::kGoesOn:
       return;
   }
 }

@@ -22,6 +22,8 @@ bool OffloadRuntime::MeetRanks(Turn& turn) {
     turn.meets = true;
     if (turn.kind == Turn::Kind::kStep) {
       ranks_->Meet(Topic::kStep);
+    } else if (turn.kind == Turn::Kind::kCheckpoint) {
+      ranks_->Meet(Topic::kCheckpoint);
     } else if (turn.kind == Turn::Kind::kClearGrads) {
       ranks_->Meet(Topic::kClear, turn.cleared ? turn.cleared->value() + 1 : 0);
     } else {

@@ -12,19 +12,30 @@
 
 namespace sluice {
 
+namespace {
+
+// Whether nothing moves while it is carried out.
+bool Suspends(const Turn& turn) {
+  return turn.kind == Turn::Kind::kValue || turn.kind == Turn::Kind::kCheckpoint;
+}
+
+}  // namespace
+
 void OffloadRuntime::Advance() {
   while (values_begun_ < turns_.size()) {
     if (const absl::Status status = failure(); !status.ok()) {
       if (values_->busy() || values_begun_ > 0) return;
+      checkpoints_->Drop();
       gradients_->CancelFinish();
       EndTurn(status);
       continue;
     }
     Turn& turn = *turns_[values_begun_];
     if (values_begun_ > 0 && turn.kind != Turn::Kind::kValue) return;
-    const bool went_on = turn.kind == Turn::Kind::kStep    ? AdvanceStep(turn)
-                         : turn.kind == Turn::Kind::kValue ? AdvanceValue(turn)
-                                                           : AdvanceClearGrads(turn);
+    const bool went_on = turn.kind == Turn::Kind::kStep         ? AdvanceStep(turn)
+                         : turn.kind == Turn::Kind::kValue      ? AdvanceValue(turn)
+                         : turn.kind == Turn::Kind::kCheckpoint ? AdvanceCheckpoint(turn)
+                                                                : AdvanceClearGrads(turn);
     if (!went_on) return;
   }
 }
@@ -156,11 +167,10 @@ absl::Status OffloadRuntime::CheckLoaded(TensorIndex tensor) const {
 }
 
 void OffloadRuntime::NoteLoaded(TensorIndex tensor) {
+  if (loaded_[tensor.value()]) return;
   loaded_[tensor.value()] = true;
   const UnitIndex unit = layout_.tensor(tensor).unit;
-  const bool all = std::ranges::all_of(layout_.unit(unit).tensors,
-                                       [this](TensorIndex t) { return loaded_[t.value()]; });
-  if (all) residency_->SetLoaded(unit);
+  if (--unloaded_[unit.value()] == 0) residency_->SetLoaded(unit);
 }
 
 absl::Status OffloadRuntime::CheckValueRequest(const ValueRequest& request) const {
@@ -253,6 +263,8 @@ void OffloadRuntime::EndValue(Turn* turn, const ValueRequest& request, const abs
   const bool loads =
       request.renews() && (request.of_parameter() || layout_.tensor(tensor).keep == Keep::kMoments);
   if (status.ok() && loads) NoteLoaded(tensor);
+  if (request.renews() && layout_.tensor(tensor).keep == Keep::kParam)
+    checkpoints_->FrozenChanged();
   if (status.ok() && request.write && request.of_gradient()) ReplaceGradient(tensor);
   if (request.renews() && !values_->Renews(unit)) residency_->EndUpdate(unit);
   turn->ended = status;
@@ -284,18 +296,18 @@ void OffloadRuntime::EndTurn(const absl::Status& status) {
   calls_.TurnEnded();
   if (turn->meets) ranks_->MeetingOver();
   if (turn->ticket != 0) tickets_.Complete(turn->ticket, status);
-  const bool was_value = turn->kind == Turn::Kind::kValue;
+  const bool suspended = Suspends(*turn);
   turn->Reset();
   spare_turns_.Give(std::move(turn));
-  if (was_value && (turns_.empty() || turns_.front()->kind != Turn::Kind::kValue)) {
+  if (suspended && (turns_.empty() || !Suspends(*turns_.front()))) {
     residency_->Replan();
     ReadAheadIfUseful();
   }
 }
 
 void OffloadRuntime::ReadAheadIfUseful() {
-  const bool values_wait = !turns_.empty() && turns_.front()->kind == Turn::Kind::kValue;
-  if (backward_begun_ && !values_wait && updater_->idle() && residency_->boundary())
+  const bool suspended = !turns_.empty() && Suspends(*turns_.front());
+  if (backward_begun_ && !suspended && updater_->idle() && residency_->boundary())
     updater_->AllowReadAhead();
 }
 
