@@ -212,9 +212,10 @@ ExitCode ExportTo(const Where& where, const ExportOptions& options) {
   if (!exported->has_shapes)
     page.Row("shapes", "none: no model.json was saved, so each tensor has one dimension");
   if (!exported->left_out.empty())
-    page.Row("left out", fmt::format("{} whose values the checkpoint lacks, {} first",
-                                     Plural(exported->left_out.size(), "tensor"),
-                                     Shown(exported->left_out.front())));
+    page.Row("left out",
+             fmt::format("{} that the checkpoint lacks or the files can't hold, {} first",
+                         Plural(exported->left_out.size(), "tensor"),
+                         Shown(exported->left_out.front())));
   if (!(*opened)->note().empty()) page.Row("note", (*opened)->note());
   return Print(page.Text());
 }

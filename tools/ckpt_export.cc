@@ -270,6 +270,7 @@ absl::Status Export::WriteIndex() {
 absl::Status Export::RunAll() {
   SLUICE_ASSIGN_OR_RETURN(shapes_, ReadSavedShapes(reader_));
   result_.has_shapes = shapes_.there;
+  result_.left_out = shapes_.left_out;
   SLUICE_RETURN_IF_ERROR(AddWeights());
   Cut();
   const absl::Status made = files_->MakeDirectory(options_.out);

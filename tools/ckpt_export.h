@@ -34,7 +34,7 @@ struct Exported {
   std::vector<std::string> files;  // the index is the last, if there is one
   uint64_t tensors = 0;
   uint64_t bytes = 0;
-  std::vector<std::string> left_out;  // tensors whose values the checkpoint lacks
+  std::vector<std::string> left_out;  // tensors that the checkpoint lacks, or a file can't have
   bool has_shapes = false;            // model.json was there
 };
 

@@ -24,11 +24,20 @@ struct Type {
   int64_t size;
 };
 constexpr Type kTypes[] = {
-    {"float32", "F32", 4},         {"bfloat16", "BF16", 2}, {"float16", "F16", 2},
-    {"float64", "F64", 8},         {"int64", "I64", 8},     {"int32", "I32", 4},
-    {"int16", "I16", 2},           {"int8", "I8", 1},       {"uint8", "U8", 1},
-    {"bool", "BOOL", 1},           {"uint16", "U16", 2},    {"uint32", "U32", 4},
-    {"uint64", "U64", 8},          {"complex64", "C64", 8}, {"float8_e4m3fn", "F8_E4M3", 1},
+    {"float32", "F32", 4},
+    {"bfloat16", "BF16", 2},
+    {"float16", "F16", 2},
+    {"float64", "F64", 8},
+    {"int64", "I64", 8},
+    {"int32", "I32", 4},
+    {"int16", "I16", 2},
+    {"int8", "I8", 1},
+    {"uint8", "U8", 1},
+    {"bool", "BOOL", 1},
+    {"uint16", "U16", 2},
+    {"uint32", "U32", 4},
+    {"uint64", "U64", 8},
+    {"float8_e4m3fn", "F8_E4M3", 1},
     {"float8_e5m2", "F8_E5M2", 1},
 };
 
@@ -60,6 +69,11 @@ std::string ValuesIn(const std::string& run, const SortedJson& header, size_t be
                      const SavedShape& shape) {
   const auto found = header.find(fmt::format("{}", at));
   if (found == header.end() || !found->is_object()) return "";
+  const auto is = [&](const char* key, const SortedJson& json) {
+    const auto at = found->find(key);
+    return at != found->end() && *at == json;
+  };
+  if (!is("dtype", shape.dtype) || !is("shape", shape.shape)) return "";
   const auto offsets = found->find("data_offsets");
   const auto is_whole = [](const SortedJson& json) { return json.is_number_unsigned(); };
   if (offsets == found->end() || !offsets->is_array() || offsets->size() != 2 ||
@@ -84,8 +98,12 @@ absl::Status AddBuffers(const SortedJson& buffers, const std::string& run,
   for (const auto& [name, entry] : buffers.items()) {
     SavedBuffer buffer{.name = name};
     SLUICE_ASSIGN_OR_RETURN(buffer.shape, ShapeOf(entry, source, name));
+    if (buffer.shape.dtype.empty()) {
+      shapes->left_out.push_back(name);
+      continue;
+    }
     const auto at = entry.find("at");
-    if (at == entry.end() || !at->is_number_unsigned() || buffer.shape.dtype.empty())
+    if (at == entry.end() || !at->is_number_unsigned())
       return Wrong(source, name, "is a buffer of which it can't be said where it is");
     buffer.bytes = ValuesIn(run, header, kLengthBytes + length, at->get<uint64_t>(), buffer.shape);
     if (buffer.bytes.empty() && ElementsOf(buffer.shape.shape) > 0)

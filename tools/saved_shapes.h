@@ -34,6 +34,7 @@ struct SavedShapes {
   bool there = false;  // model.json was attached
   std::map<std::string, SavedShape, std::less<>> tensors;
   std::vector<SavedBuffer> buffers;
+  std::vector<std::string> left_out;  // buffers of types that safetensors files can't have
 };
 
 // Errors: InvalidArgument naming the file, and what of it can't be; those of reading.
