@@ -3,8 +3,9 @@ wanders does so for both. Prints each pair and the medians; --json writes them w
 
     .venv/bin/python bench/step_bench.py [--pairs N] [--json FILE] [-- OPTIONS OF examples/train_gpt.py]
 
-The ratio is of the medians of the steps' times, of those that count for efficiency (neither the first two nor the one after
-a probe). Efficiency is floor over measured of the runs with overlap: what the floor is, offload/plan/floor.h says.
+The ratio is of the medians of the steps' times, as the runtime knows them (neither the first nor those in which something was
+measured). Efficiency is the median of floor over measured of the runs with overlap: what the floor is, offload/plan/floor.h says,
+and which floor a step is held against, offload/run/step_times.h. The floor printed is the last.
 """
 
 import argparse

@@ -3,6 +3,8 @@
 #include <bit>
 #include <cstring>
 
+#include "absl/container/inlined_vector.h"
+#include "comm/cuda/kernels.h"
 #include "core/executor.h"
 #include "core/status.h"
 
@@ -102,6 +104,14 @@ void OrderedSum(std::span<const void* const> from, FloatType from_type, float sc
   SLUICE_CHECK(!from.empty());
   const ScopedFlushDenormals flush;
   HWY_DYNAMIC_DISPATCH(SumAll)(from.data(), from.size(), from_type, scale, to, to_type, n);
+}
+
+void OrderedSumOn(void* stream, const Addends& from, FloatType type, float scale, void* to,
+                  size_t n) {
+  if (stream != nullptr) return cuda::OrderedSum(from, type, scale, to, n, stream);
+  absl::InlinedVector<const void*, 64> pointers;
+  for (uint32_t r = 0; r < from.ranks; ++r) pointers.push_back(from.of(r));
+  OrderedSum(pointers, type, scale, to, type, n);
 }
 
 }  // namespace sluice

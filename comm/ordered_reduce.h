@@ -14,6 +14,7 @@
 #define SLUICE_COMM_ORDERED_REDUCE_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 #include "core/grid.h"
@@ -28,6 +29,26 @@ namespace sluice {
 // otherwise. Pure, no alignment beyond that of the types, no allocation.
 void OrderedSum(std::span<const void* const> from, FloatType from_type, float scale, void* to,
                 FloatType to_type, size_t n);
+
+// What an exchange leaves of one rank's shard: what the rank itself has, and what the others have,
+// side by side in the order of ranks, `stride` bytes each.
+struct Addends {
+  const std::byte* own = nullptr;
+  const std::byte* others = nullptr;
+  size_t stride = 0;
+  uint32_t rank = 0;
+  uint32_t ranks = 1;
+
+  const std::byte* of(uint32_t r) const {
+    return r == rank ? own : others + (r < rank ? r : r - 1) * stride;
+  }
+};
+
+// OrderedSum of those, all of `type`, where their memory is: on `stream`, a cudaStream_t whose GPU
+// is the thread's current one, or, if it is null, here and now. The same bits in either place. `to`
+// may be `own`. Allocates where there are more than 64 ranks and no stream.
+void OrderedSumOn(void* stream, const Addends& from, FloatType type, float scale, void* to,
+                  size_t n);
 
 }  // namespace sluice
 

@@ -1,5 +1,7 @@
 #include "core/metrics.h"
 
+#include "core/status.h"
+
 namespace sluice {
 
 void Counter::SetMax(int64_t n) {
@@ -15,6 +17,20 @@ Counter* Metrics::Get(std::string_view name) {
   return counters_.emplace(std::string(name), std::make_unique<Counter>()).first->second.get();
 }
 
+Histogram* Metrics::GetTimes(std::string_view name) {
+  const std::lock_guard lock(mutex_);
+  const auto it = times_.find(name);
+  if (it != times_.end()) return it->second.get();
+  return times_.emplace(std::string(name), std::make_unique<Histogram>()).first->second.get();
+}
+
+const Histogram& Metrics::Times(std::string_view name) const {
+  const std::lock_guard lock(mutex_);
+  const auto it = times_.find(name);
+  SLUICE_CHECK(it != times_.end());
+  return *it->second;
+}
+
 std::map<std::string, int64_t> Metrics::Snapshot() const {
   const std::lock_guard lock(mutex_);
   std::map<std::string, int64_t> values;
@@ -25,6 +41,7 @@ std::map<std::string, int64_t> Metrics::Snapshot() const {
 void Metrics::Reset() {
   const std::lock_guard lock(mutex_);
   for (const auto& [name, counter] : counters_) counter->Set(0);
+  for (const auto& [name, times] : times_) times->Reset();
 }
 
 }  // namespace sluice

@@ -1,8 +1,8 @@
 // core/metrics.h
 //
-// Counters and gauges by name. A Counter is found once, at start, and then costs one relaxed
-// addition. Snapshot may be taken from any thread at any time; its values are each exact and
-// together nearly simultaneous.
+// Counters, gauges and histograms by name. A Counter or Histogram is found once, at start, and then
+// costs a few relaxed additions. Snapshot may be taken from any thread at any time; its values are
+// each exact and together nearly simultaneous.
 
 #ifndef SLUICE_CORE_METRICS_H_
 #define SLUICE_CORE_METRICS_H_
@@ -14,6 +14,8 @@
 #include <mutex>
 #include <string>
 #include <string_view>
+
+#include "core/histogram.h"
 
 namespace sluice {
 
@@ -35,11 +37,15 @@ class Metrics {
   // "stall_param_fetch_ns".
   Counter* Get(std::string_view name);
   std::map<std::string, int64_t> Snapshot() const;
-  void Reset();  // every counter to 0
+  // Likewise, of times: "acquire_ns". Not in the snapshot.
+  Histogram* GetTimes(std::string_view name);
+  const Histogram& Times(std::string_view name) const;  // that somebody has got (checked)
+  void Reset();  // every counter to 0, and every histogram empty
 
  private:
   mutable std::mutex mutex_;
   std::map<std::string, std::unique_ptr<Counter>, std::less<>> counters_;
+  std::map<std::string, std::unique_ptr<Histogram>, std::less<>> times_;
 };
 
 }  // namespace sluice

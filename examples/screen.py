@@ -3,6 +3,7 @@
 import sys
 import time
 
+_REDRAWN_AFTER = 0.5  # seconds: what is drawn is asked of the engine, which takes a few milliseconds
 _SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -30,6 +31,7 @@ class Screen:
         self._steps = steps
         self._terminal = sys.stderr.isatty() and not quiet
         self._began = None
+        self._drawn = 0.0
 
     def say(self, text):
         if not self._quiet:
@@ -45,16 +47,21 @@ class Screen:
         self.say(f"{run.report['device']}; {run.report['engine'].split(':')[0]}; {run.report['executor']}")
         self._began = time.perf_counter()
 
+    def due(self, done):
+        """Whether a line is drawn after so many steps."""
+        if done in (1, self._steps) or not self._terminal:
+            return done in (1, self._steps) or done % 5 == 0
+        return time.perf_counter() - self._drawn > _REDRAWN_AFTER
+
     def show(self, run):
         done = len(run.losses)
-        if not self._terminal and done not in (1, self._steps) and done % 5:
-            return
+        self._drawn = time.perf_counter()
         elapsed = time.perf_counter() - self._began
         recent = run.step_seconds[-5:]
         tokens = run.tokens * len(recent) / sum(recent)
         now, budgets = run.report["bytes_now"], run.report["budgets_bytes"]
-        efficiency = run.efficiency()
-        waits = {name: seconds for name, seconds in run.stalls.items() if seconds > 0.005 * sum(run.step_seconds)}
+        efficiency = run.report["steps"]["efficiency"]
+        waits = {name: share for name, share in run.report["waited_for"]["share"].items() if share > 0.005}
         parts = [
             f"{self._bar(done)} {done}/{self._steps}",
             f"loss {run.losses[-1]:.3f}",
@@ -67,8 +74,7 @@ class Screen:
         if efficiency is not None:
             parts.append(f"efficiency {efficiency:.2f}")
         if waits:
-            total = sum(run.step_seconds[1:] or run.step_seconds)
-            parts.append("waits for " + ", ".join(f"{n} {s / total:.0%}" for n, s in waits.items()))
+            parts.append("waits for " + ", ".join(f"{name} {share:.0%}" for name, share in waits.items()))
         line = "  ".join(parts)
         if self._terminal:
             end = "\n" if done == self._steps else ""
@@ -94,12 +100,12 @@ def print_summary(figures):
     if figures["efficiency"] is not None:
         terms = figures["floor_terms"]
         backward = max(terms["backward"] + terms["gradients"], terms["spill"])
-        rows.append(("floor", f"{terms['total']:.2f} s a step: backward {backward:.2f}, then the "
+        rows.append(("floor", f"{terms['total']:.2f} s a step when last measured: backward {backward:.2f}, then the "
                      f"longer of forward and update {terms['forward'] + terms['update'] + terms['checksum'] + terms['copies']:.2f}"
                      f" and the drive {terms['io']:.2f}"))
-        rows.append(("efficiency", f"{figures['efficiency']:.2f} of the floor"))
-    stalls = ", ".join(f"{name} {seconds / counted:.2f} s" for name, seconds in figures["stall_seconds"].items())
-    rows.append(("waits a step", stalls))
+        rows.append(("efficiency", f"{figures['efficiency']:.2f}, the median: each step against the lesser floor measured around it"))
+    waits = {name: seconds / counted for name, seconds in figures["stall_seconds"].items() if seconds / counted >= 0.005}
+    rows.append(("waits a step", ", ".join(f"{name} {seconds:.2f} s" for name, seconds in waits.items()) or "none"))
     budgets = figures["budgets_bytes"]
     for tier, peak in figures["peak_bytes"].items():
         rows.append((tier, size(peak) + (f" of {size(budgets[tier])}" if tier in budgets else " as needed")))

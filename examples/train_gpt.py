@@ -21,9 +21,10 @@ import sluice
 from screen import Screen, print_summary
 from sluice import devices, probe
 from sluice.config import ConfigError, load_config, load_file, parse_bytes
-from sluice.deepspeed.distributed import get_rank
+from sluice.deepspeed.comm import get_rank
 
-_PROBE_EVERY = 8  # steps between looks at the drive's rate
+_PROBE_EVERY = 4  # steps between looks at what the machine does
+_BLOCKS = 2  # of the model, that compute is measured with
 _WARM_UP = 10  # steps over which the learning rate grows to --lr
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -111,38 +112,38 @@ def make_config(args, parameters):
     return config
 
 
-class Floor:
-    """The floor of a step: compute of a resident model, memory, and the drive looked at again and again."""
+class Rates:
+    """What a step's floor is computed from, measured again and again while the run goes on, as a machine that others use is not
+    the same all the time: compute with everything resident, memory, the link and the drive."""
 
     def __init__(self, args, batch, dtype, path, device):
-        self._shared_cores = int(device.type == "cpu")
+        self._layers = args.layers
+        self._device = device
         self._drive = probe.DriveProbe(path)
-        self._drive_rates = []
         tokens, targets = gpt.Text(args.text, 0).batch(batch, args.seq)
         with torch.random.fork_rng():
-            blocks = torch.nn.Sequential(*(gpt.Block(args.hidden) for _ in range(3))).to(device, dtype)
-            hollow = gpt.GPT(0, args.hidden, args.seq).to(device, dtype)
+            self._blocks = torch.nn.Sequential(*(gpt.Block(args.hidden) for _ in range(_BLOCKS))).to(device, dtype)
+            self._hollow = gpt.GPT(0, args.hidden, args.seq).to(device, dtype)
             x = torch.randn(batch, args.seq, args.hidden, dtype=dtype, device=device, requires_grad=True)
-        block = probe.compute(blocks, (x,))
-        rest = probe.compute(hollow, (tokens.to(device), targets.to(device)))
-        self._rates = probe.memory()
-        if device.type == "cuda":
-            self._rates["copy_bytes"] = probe.link(device)
-        self._rates["forward_seconds"] = block[0] / 3 * args.layers + rest[0]
-        self._rates["backward_seconds"] = block[1] / 3 * args.layers + rest[1]
-        self.look()
+        self._repeat = 3  # the first time: what is new is slow
+        self._block_inputs = (x,)
+        self._hollow_inputs = (tokens.to(device), targets.to(device))
 
-    def look(self):
-        self._drive_rates.append(self._drive.measure())
-
-    def terms(self, engine):
-        """Seconds, term by term; "total" is the floor."""
-        return engine.runtime.floor(
-            nvme_bytes=statistics.median(self._drive_rates), shared_cores=self._shared_cores, **self._rates
-        )
-
-    def rates(self):
-        return {**self._rates, "nvme_bytes": statistics.median(self._drive_rates), "nvme_bytes_seen": self._drive_rates}
+    def measure(self):
+        """As Runtime.set_rates() takes them. While nothing else of this process runs."""
+        block = probe.compute(self._blocks, self._block_inputs, self._repeat)
+        rest = probe.compute(self._hollow, self._hollow_inputs, self._repeat)
+        self._repeat = 1
+        rates = probe.memory()
+        if self._device.type == "cuda":
+            rates["copy_bytes"] = probe.link(self._device)
+        return {
+            **rates,
+            "forward_seconds": block[0] / _BLOCKS * self._layers + rest[0],
+            "backward_seconds": block[1] / _BLOCKS * self._layers + rest[1],
+            "nvme_bytes": self._drive.measure(),
+            "shared_cores": int(self._device.type == "cpu"),
+        }
 
 
 def read_process_io():
@@ -159,7 +160,6 @@ class Run:
         self.args = args
         self.losses = []
         self.step_seconds = []
-        self.timed = []  # seconds of the steps that efficiency counts: neither the first two nor one after a probe
         self.interrupted = False
         with torch.device("meta"):
             self.parameters = sum(p.numel() for p in gpt.GPT(args.layers, args.hidden, args.seq).parameters())
@@ -169,16 +169,15 @@ class Run:
         self.batch, self.accumulation = read.micro_batch, read.accumulation
         self.path = read.nvme_paths[0] if read.nvme_paths else tempfile.gettempdir()
         device = devices.choose(config["sluice"].get("device") or "auto").torch
-        # The floor is that of one micro-batch a step.
+        # They are those of one micro-batch a step.
         probed = not args.no_probe and self.accumulation == 1
-        self.floor = Floor(args, self.batch, self.dtype, self.path, device) if probed else None
+        self.rates = Rates(args, self.batch, self.dtype, self.path, device) if probed else None
         torch.manual_seed(args.seed)
         with sluice.init(directory=self.path):
             model = gpt.GPT(args.layers, args.hidden, args.seq)
         scheduler = None if config.get("scheduler") else self._warm_up
         self.engine, *_ = sluice.initialize(model=model, config=config, lr_scheduler=scheduler)
         self.text = gpt.Text(args.text, args.seed + self.engine.global_rank)  # each rank has windows of its own
-        self.stalls = {"update": 0.0, "parameters": 0.0, "gradients": 0.0}
         self.report = self.engine.report()
         self.system = read_process_io()
 
@@ -195,7 +194,9 @@ class Run:
         try:
             for step in range(self.args.steps):
                 self._step(step)
-                screen.show(self)
+                if screen.due(step + 1):
+                    self.report = self.engine.report()
+                    screen.show(self)
         except KeyboardInterrupt:
             self.interrupted = True
         self.engine.synchronize()
@@ -207,12 +208,10 @@ class Run:
             self.engine.synchronize()
             self.engine.runtime.reset_counters()
             self.system = read_process_io()
-            self.stalls = dict.fromkeys(self.stalls, 0.0)
-        probed = self.floor is not None and step % _PROBE_EVERY == 2
-        if probed:
+        if self.rates is not None and step % _PROBE_EVERY == 2:
             self.engine.synchronize()
             before = read_process_io()
-            self.floor.look()
+            self.engine.runtime.set_rates(**self.rates.measure())
             # What the probe moves is not the run's.
             self.system = {name: self.system[name] + n - before[name] for name, n in read_process_io().items()}
         batches = [self.text.batch(self.batch, self.args.seq) for _ in range(self.accumulation)]
@@ -221,12 +220,6 @@ class Run:
         ended = time.perf_counter()
         self.losses.append(loss)
         self.step_seconds.append(ended - began)
-        if step >= 2 and not probed:
-            self.timed.append(ended - began)
-        self.report = self.engine.report()
-        counters = self.report["counters"]
-        self.stalls["update"] = counters["stall_update_ns"] / 1e9
-        self.stalls["parameters"] = counters["stall_fetch_ns"] / 1e9
 
     def _micro_step(self, batch):
         """The loss of one micro-batch; the last one of a step starts the update."""
@@ -235,21 +228,13 @@ class Run:
             loss = self.engine(tokens, targets)
         with self.engine.span("backward"):
             self.engine.backward(loss)
-        began = time.perf_counter()
         with self.engine.span("step"):
             self.engine.step()
-        self.stalls["gradients"] += time.perf_counter() - began
         return loss.item()
 
-    def efficiency(self):
-        """Floor over measured; None as long as nothing was timed."""
-        if self.floor is None or not self.timed:
-            return None
-        return self.floor.terms(self.engine)["total"] / statistics.median(self.timed)
-
     def figures(self):
-        counters = self.report["counters"]
-        terms = None if self.floor is None else self.floor.terms(self.engine)
+        counters, steps = self.report["counters"], self.report["steps"]
+        terms = steps["floor_seconds"] if self.rates is not None else None
         return {
             "params": self.parameters,
             "steps": len(self.losses),
@@ -258,13 +243,13 @@ class Run:
             "loss_last": statistics.fmean(self.losses[-10:]) if self.losses else None,
             "losses": self.losses,
             "step_seconds": self.step_seconds,
-            "step_seconds_median": statistics.median(self.timed) if self.timed else None,
+            "step_seconds_median": steps["seconds"]["p50"],
             "floor_seconds": terms and terms["total"],
             "floor_terms": terms,
-            "rates": self.floor and self.floor.rates(),
-            "efficiency": self.efficiency(),
+            "rates": steps["rates"],
+            "efficiency": steps["efficiency"],
             "demand_misses_after_first_step": counters["demand_misses"],
-            "stall_seconds": self.stalls,
+            "stall_seconds": self.report["waited_for"]["seconds"],
             "evictions": counters["evictions"],
             "budgets_bytes": {k: v for k, v in self.report["budgets_bytes"].items() if v is not None},
             "peak_bytes": self.report["bytes_now"],
@@ -277,6 +262,7 @@ class Run:
             "device": self.report["device"],
             "overlap": not self.args.no_overlap,
             "interrupted": self.interrupted,
+            "report": self.report,
         }
 
 

@@ -13,7 +13,7 @@
 namespace sluice {
 
 BlockStore::BlockStore(SegmentTable table, IoEngine* engine, const IoEngine::Limits& limits,
-                       Metrics* metrics, TraceEvents* trace)
+                       Clock* clock, Metrics* metrics, TraceEvents* trace)
     : table_(std::move(table)),
       extents_(&table_),
       engine_(engine),
@@ -22,6 +22,7 @@ BlockStore::BlockStore(SegmentTable table, IoEngine* engine, const IoEngine::Lim
       under_way_(table_.file_sizes.size()),
       drive_states_(table_.drives.size()),
       done_(limits.in_flight_max),
+      clock_(clock),
       trace_(trace),
       read_bytes_(metrics->Get("nvme_read_bytes")),
       write_bytes_(metrics->Get("nvme_write_bytes")),
@@ -86,6 +87,7 @@ void BlockStore::Start(BlockTransfer* transfer, IoPriority priority) {
   if (transfer->kind == IoKind::kRead)
     std::ranges::copy(ChecksumsOf(transfer->what_.extent, *transfer->pieces_),
                       transfer->checksums_.begin());
+  transfer->queued_ = clock_->Now();
   queue_.Push(transfer, priority);
 }
 
@@ -285,6 +287,7 @@ void BlockStore::ResetCounters() {
   for (DriveState& d : drive_states_) {
     for (Counter* counter : {&d.reads, &d.read_bytes, &d.writes, &d.write_bytes, &d.failed})
       counter->Set(0);
+    for (Histogram* times : {&d.queue_wait_ns, &d.read_ns, &d.write_ns}) times->Reset();
   }
 }
 
@@ -297,6 +300,8 @@ void BlockStore::Count(const BlockTransfer& transfer) {
   (read ? drive.reads : drive.writes).Add();
   (read ? drive.read_bytes : drive.write_bytes).Add(bytes);
   if (!transfer.status().ok()) drive.failed.Add();
+  drive.queue_wait_ns.Add((transfer.submitted - transfer.queued_).count());
+  (read ? drive.read_ns : drive.write_ns).Add((transfer.completed - transfer.submitted).count());
   trace_->Record(read ? read_track_ : write_track_, read ? "read" : "write",
                  transfer.block().value(), transfer.submitted, transfer.completed);
 }

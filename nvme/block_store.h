@@ -35,6 +35,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "core/checksum.h"
+#include "core/clock.h"
+#include "core/histogram.h"
 #include "core/metrics.h"
 #include "core/trace_events.h"
 #include "core/types.h"
@@ -68,6 +70,7 @@ class BlockTransfer : private IoOp {
   friend class BlockStore;
   PinnedBlock what_;  // the bytes that come, or go; not pinned unless of_pin_
   const Drive* drive_ = nullptr;
+  TimePoint queued_{0};
   MemoryView data_;
   const BlockPieces* pieces_ = nullptr;
   std::vector<uint64_t> checksums_;  // by piece; has room for any block's
@@ -88,9 +91,10 @@ enum class WritePlace : uint8_t {
 
 class BlockStore {
  public:
-  // `engine` (not owned) was made over the files of `table`. `metrics` and `trace` are not owned.
-  BlockStore(SegmentTable table, IoEngine* engine, const IoEngine::Limits& limits, Metrics* metrics,
-             TraceEvents* trace);
+  // `engine` (not owned) was made over the files of `table`. `clock`, `metrics` and `trace` are not
+  // owned.
+  BlockStore(SegmentTable table, IoEngine* engine, const IoEngine::Limits& limits, Clock* clock,
+             Metrics* metrics, TraceEvents* trace);
 
   size_t block_count() const { return blocks_.size(); }
   Bytes extent_length(BlockIndex block) const {  // what a buffer must hold
@@ -167,7 +171,10 @@ class BlockStore {
     Counter read_bytes;
     Counter writes;
     Counter write_bytes;
-    Counter failed;  // transfers
+    Counter failed;           // transfers
+    Histogram queue_wait_ns;  // from Start... until the engine has it
+    Histogram read_ns;        // from then on
+    Histogram write_ns;
   };
   const std::vector<DriveState>& drive_states() const { return drive_states_; }
   const std::vector<Drive>& drives() const { return table_.drives; }
@@ -210,6 +217,7 @@ class BlockStore {
   std::vector<DriveState> drive_states_;
   std::vector<IoOp*> done_;      // room for one Poll
   IntrusiveList<IoOp> refused_;  // what can't even begin, to be handed out by Poll
+  Clock* const clock_;
   TraceEvents* const trace_;
   TrackId read_track_ = 0;
   TrackId write_track_ = 0;

@@ -127,10 +127,9 @@ typedef struct sluice_options {
   /* Of compute copies, and of gradients: in units without sluice_model_set_unit_types. */
   int32_t param_dtype;
   int32_t grad_dtype;
-  int64_t hbm_bytes; /* budget of each tier; -1 chosen */
-  int64_t pinned_bytes;
-  int64_t nvme_bytes;            /* -1: as needed */
-  const char* const* nvme_paths; /* directories, one per drive; NULL if nothing may go to NVMe */
+  int64_t hbm_bytes, pinned_bytes; /* budgets; -1 chosen */
+  int64_t nvme_bytes;              /* likewise; -1: as needed */
+  const char* const* nvme_paths;   /* directories, one per drive; NULL if nothing may go to NVMe */
   uint32_t nvme_path_count;
   int32_t lowest_param_tier; /* sluice_tier: how far down parameters may go */
   /* And states. SLUICE_HBM on CUDA: states, gradients and parameters all live there; else those of
@@ -161,22 +160,24 @@ typedef struct sluice_options {
    * least sluice_plan's planned_bytes.hbm, which no stream uses any more: sluice_runtime_create, if
    * it succeeds, owns it, and its deleter is called when the last view has died. */
   void* hbm_memory;
-  /* Which of several ranks this is, on the host device, and of how many (0 or 1: alone). All have
-   * the same model and options, and in the same order create, read, write the same values, clear
-   * gradients and step: one alone fails after 10 minutes. They get the mean of their gradients;
-   * ranks of a host divide its cores and RAM. Shared (ZeRO): 0 nothing, 1, 2 states, 3 all. */
+  /* Which of several ranks this is, and of how many (0 or 1: alone). All have the same model and
+   * options, and in the same order create, read, write the same values, clear gradients and step:
+   * one alone fails after 10 minutes. They get the mean of their gradients; ranks of a host divide
+   * its cores and RAM. Shared (ZeRO): 0 nothing, 1, 2 states, 3 all. */
   uint32_t rank, ranks;
   int32_t zero_stage;
   int32_t rank_timeout_ms; /* how long another rank may keep this one waiting; 0: 10 minutes */
-  /* sluice_comm.h: three groups, of agreement, gradients and gathers; closed if creation fails. */
+  /* sluice_comm.h: groups, all of host memory, of agreement, gradients, gathers and, which GPUs
+   * (they need NCCL too) and a modelled link want, values. Closed if creation fails. */
   const struct sluice_comm_table* comm;
+  uint32_t comm_groups; /* 3 or 4; 0: 3 */
 } sluice_options;
 
 #define SLUICE_OPTIONS_INIT                                                                      \
   {                                                                                              \
     sizeof(sluice_options), SLUICE_F32, SLUICE_F32, -1, -1, -1, 0, 0, SLUICE_NVME, SLUICE_NVME,  \
         SLUICE_IO_AUTO, 0, 0, 0, 0, -1, 1.0, 16, 2, 0, 1000, 1.0, 0.0, 1, 0, SLUICE_DEVICE_AUTO, \
-        0, 0, 0, 0, 0, 0, 0                                                                      \
+        0, 0, 0, 0, 0, 0, 0, 0                                                                   \
   }
 
 /* What would be placed where, as JSON, without creating anything but a file in each path, to try
@@ -207,8 +208,7 @@ SLUICE_API sluice_status sluice_wait(sluice_runtime runtime, sluice_ticket ticke
 
 /* ---- Iterations and residency ---- */
 
-/* sluice_step follows: gradients are final when they arrive. */
-#define SLUICE_ITERATION_BOUNDARY 1u
+#define SLUICE_ITERATION_BOUNDARY 1u /* sluice_step follows: gradients are final on arrival */
 
 /* `key` tells traces apart (0..15): give training, evaluation and accumulation micro-steps
  * different ones. The order in which units are acquired is learned the first time and followed from
@@ -367,7 +367,6 @@ typedef struct sluice_rates {
   double copy_bytes;    /* into and out of HBM */
   int32_t shared_cores; /* 1: compute, updates and checksums share the cores, so their times add */
 } sluice_rates;
-
 typedef struct sluice_floor_terms { /* seconds */
   size_t struct_size;
   double total, forward, backward, io, update, checksum, copies, gradients, spill;
@@ -376,7 +375,8 @@ typedef struct sluice_floor_terms { /* seconds */
 /* The shortest time of one step on that hardware, term by term: offload/plan/floor.h. */
 SLUICE_API sluice_status sluice_floor(sluice_runtime runtime, const sluice_rates* rates,
                                       sluice_floor_terms* terms);
-
+/* For the report's efficiency of steps: the lesser of the floors by rates set before and after. */
+SLUICE_API sluice_status sluice_set_rates(sluice_runtime runtime, const sluice_rates* rates);
 /* Sets every counter of the report to zero and forgets the spans recorded. */
 SLUICE_API sluice_status sluice_reset_counters(sluice_runtime runtime);
 /* The recorded spans as Chrome trace JSON, which Perfetto opens. Call after sluice_drain. */

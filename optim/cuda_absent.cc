@@ -14,6 +14,8 @@ namespace {
 }  // namespace
 
 void AdamWUpdate(const AdamWCoefficients&, const AdamWSpans&, void*) { Never(); }
+void Copy(void*, const void*, size_t, void*) { Never(); }
+void Zero(void*, size_t, void*) { Never(); }
 void Convert(const void*, FloatType, void*, FloatType, size_t, void*) { Never(); }
 void Accumulate(void*, const void*, FloatType, size_t, void*) { Never(); }
 void CellSquareSums(const void*, FloatType, size_t, double*, void*) { Never(); }

@@ -1,6 +1,7 @@
 #include "optim/on_stream.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "optim/convert.h"
 #include "optim/cuda/kernels.h"
@@ -11,6 +12,16 @@ namespace sluice {
 void AdamWUpdateOn(void* stream, const AdamWCoefficients& coefficients, const AdamWSpans& spans) {
   if (stream != nullptr) return cuda::AdamWUpdate(coefficients, spans, stream);
   AdamWUpdate(coefficients, spans);
+}
+
+void CopyOn(void* stream, void* to, const void* from, size_t bytes) {
+  if (stream != nullptr) return cuda::Copy(to, from, bytes, stream);
+  std::memcpy(to, from, bytes);
+}
+
+void ZeroOn(void* stream, void* to, size_t bytes) {
+  if (stream != nullptr) return cuda::Zero(to, bytes, stream);
+  std::memset(to, 0, bytes);
 }
 
 void AccumulateOn(void* stream, void* into, const void* from, FloatType type, size_t n) {

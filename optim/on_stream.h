@@ -20,6 +20,9 @@ namespace sluice {
 // As AdamWUpdate of adamw.h.
 void AdamWUpdateOn(void* stream, const AdamWCoefficients& coefficients, const AdamWSpans& spans);
 
+void CopyOn(void* stream, void* to, const void* from, size_t bytes);
+void ZeroOn(void* stream, void* to, size_t bytes);
+
 // As Accumulate of convert.h.
 void AccumulateOn(void* stream, void* into, const void* from, FloatType type, size_t n);
 

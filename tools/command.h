@@ -35,6 +35,9 @@ Command AddDoctor(CLI::App* application);
 // What would be placed where, and what a step would move.
 Command AddPlan(CLI::App* application);
 
+// What parts of it do on this machine, and what changed between two such reports.
+Command AddBench(CLI::App* application);
+
 }  // namespace sluice::tools
 
 #endif  // SLUICE_TOOLS_COMMAND_H_

@@ -1,6 +1,5 @@
 // The `sluice` command: reads the command line and runs one command.
 
-#include <algorithm>
 #include <exception>
 #include <optional>
 #include <span>
@@ -22,17 +21,35 @@ constexpr const char* kFooter =
     "\nExit status: 0 done; 1 it can't be done here, and why; 2 not understood.\n"
     "`sluice COMMAND --help` lists the options of a command.";
 
-// What to say of a first word that is no command.
-ExitCode NoCommand(const std::string& word, const std::vector<Command>& commands) {
+// "sluice bench adam": the innermost command that was given.
+std::string FullName(const CLI::App* app) {
+  std::string name = app->get_parent() == nullptr ? "sluice" : app->get_name();
+  const auto parsed = app->get_subcommands();  // at most one
+  return parsed.empty() ? name : name + " " + FullName(parsed.front());
+}
+
+// What to say of a word that is none of the commands of `app`.
+ExitCode NoCommand(const std::string& word, const CLI::App& app) {
   std::vector<std::string> names;
-  names.reserve(commands.size() + 1);
-  for (const Command& command : commands) names.push_back(command.app->get_name());
-  names.emplace_back(kLaunch);
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
+    names.push_back(command->get_name());
   const std::optional<std::string> nearest = NearestName(word, names);
-  Fail(fmt::format(
-      "'{}' is not a command; {}", word,
-      nearest ? fmt::format("did you mean '{}'?", *nearest) : "`sluice --help` lists them"));
+  const std::string name = app.get_parent() == nullptr ? "sluice" : "sluice " + app.get_name();
+  Fail(fmt::format("'{}' is not a command{}; {}", word,
+                   app.get_parent() == nullptr ? "" : fmt::format(" of `{}`", name),
+                   nearest ? fmt::format("did you mean '{}'?", *nearest)
+                           : fmt::format("`{} --help` lists them", name)));
   return kUsage;
+}
+
+// The command that lacks one of its own, where `word` is none of them: `sluice` or `sluice bench`.
+const CLI::App* Lacking(const CLI::App& app, int argc, const char* const* argv) {
+  const auto parsed = app.get_subcommands();
+  if (parsed.empty()) return argc > 1 && argv[1][0] != '-' ? &app : nullptr;
+  const CLI::App* const command = parsed.front();
+  const bool has_own = !command->get_subcommands([](const CLI::App*) { return true; }).empty();
+  const bool given = argc > 2 && argv[2][0] != '-' && command->get_subcommands().empty();
+  return has_own && given ? command : nullptr;
 }
 
 ExitCode Run(int argc, const char* const* argv) {
@@ -45,12 +62,10 @@ ExitCode Run(int argc, const char* const* argv) {
       "--version", fmt::format("sluice {} (C ABI version {})", SLUICE_VERSION, SLUICE_ABI_VERSION));
   app.footer(kFooter);
   app.failure_message([](const CLI::App* failed, const CLI::Error& error) {
-    const auto parsed = failed->get_subcommands();  // at most one
-    const std::string name =
-        parsed.empty() ? failed->get_name() : "sluice " + parsed.front()->get_name();
+    const std::string name = FullName(failed);
     return fmt::format("{}: {}\n`{} --help` lists the options.\n", name, error.what(), name);
   });
-  const std::vector<Command> commands = {AddDoctor(&app), AddPlan(&app)};
+  const std::vector<Command> commands = {AddDoctor(&app), AddPlan(&app), AddBench(&app)};
   app.add_subcommand(kLaunch, kLaunchAbout);
   if (argc < 2) {
     fmt::print(stderr, "{}", app.help());
@@ -59,11 +74,11 @@ ExitCode Run(int argc, const char* const* argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {  // also --help and --version
-    const bool command_given = std::any_of(commands.begin(), commands.end(),
-                                           [](const Command& c) { return c.app->parsed(); });
-    if (e.get_exit_code() == static_cast<int>(CLI::ExitCodes::ExtrasError) && !command_given &&
-        argv[1][0] != '-')
-      return NoCommand(argv[1], commands);
+    const auto code = static_cast<CLI::ExitCodes>(e.get_exit_code());
+    const CLI::App* const lacking = Lacking(app, argc, argv);
+    if (lacking != nullptr &&
+        (code == CLI::ExitCodes::ExtrasError || code == CLI::ExitCodes::RequiredError))
+      return NoCommand(argv[lacking == &app ? 1 : 2], *lacking);
     return app.exit(e) == 0 ? kDone : kUsage;
   }
   for (const Command& command : commands) {

@@ -46,6 +46,25 @@ absl::Status Access(sluice_runtime handle, uint32_t tensor, int32_t field, void*
   return absl::OkStatus();
 }
 
+absl::StatusOr<HardwareRates> ReadRates(const sluice_rates* given) {
+  constexpr sluice_rates kDefaults = {.struct_size = sizeof(sluice_rates), .shared_cores = 1};
+  SLUICE_ASSIGN_OR_RETURN(const sluice_rates rates, ReadStruct(given, kDefaults, "rates"));
+  SLUICE_RETURN_IF_ERROR(CheckReal(rates.forward_seconds, 0, DBL_MAX, "forward_seconds"));
+  SLUICE_RETURN_IF_ERROR(CheckReal(rates.backward_seconds, 0, DBL_MAX, "backward_seconds"));
+  SLUICE_RETURN_IF_ERROR(CheckReal(rates.nvme_bytes, 0, DBL_MAX, "nvme_bytes"));
+  SLUICE_RETURN_IF_ERROR(CheckReal(rates.update_elements, 0, DBL_MAX, "update_elements"));
+  SLUICE_RETURN_IF_ERROR(CheckReal(rates.checksum_bytes, 0, DBL_MAX, "checksum_bytes"));
+  SLUICE_RETURN_IF_ERROR(CheckReal(rates.copy_bytes, 0, DBL_MAX, "copy_bytes"));
+  SLUICE_RETURN_IF_ERROR(CheckRange(rates.shared_cores, 0, 1, "shared_cores"));
+  return HardwareRates{.forward_seconds = rates.forward_seconds,
+                       .backward_seconds = rates.backward_seconds,
+                       .nvme_bytes = rates.nvme_bytes,
+                       .update_elements = rates.update_elements,
+                       .checksum_bytes = rates.checksum_bytes,
+                       .copy_bytes = rates.copy_bytes,
+                       .shared_cores = rates.shared_cores != 0};
+}
+
 }  // namespace
 
 uint32_t sluice_abi_version(void) { return SLUICE_ABI_VERSION; }
@@ -267,26 +286,21 @@ sluice_status sluice_floor(sluice_runtime runtime, const sluice_rates* given,
                            sluice_floor_terms* terms) {
   return Guarded([&]() -> absl::Status {
     SLUICE_ASSIGN_OR_RETURN(const auto r, Runtimes().Get(runtime, "runtime"));
-    constexpr sluice_rates kDefaults = {.struct_size = sizeof(sluice_rates), .shared_cores = 1};
-    SLUICE_ASSIGN_OR_RETURN(const sluice_rates rates, ReadStruct(given, kDefaults, "rates"));
+    SLUICE_ASSIGN_OR_RETURN(const HardwareRates rates, ReadRates(given));
     SLUICE_RETURN_IF_ERROR(CheckStruct(terms, "terms"));
-    SLUICE_RETURN_IF_ERROR(CheckReal(rates.forward_seconds, 0, DBL_MAX, "forward_seconds"));
-    SLUICE_RETURN_IF_ERROR(CheckReal(rates.backward_seconds, 0, DBL_MAX, "backward_seconds"));
-    SLUICE_RETURN_IF_ERROR(CheckReal(rates.nvme_bytes, 0, DBL_MAX, "nvme_bytes"));
-    SLUICE_RETURN_IF_ERROR(CheckReal(rates.update_elements, 0, DBL_MAX, "update_elements"));
-    SLUICE_RETURN_IF_ERROR(CheckReal(rates.checksum_bytes, 0, DBL_MAX, "checksum_bytes"));
-    SLUICE_RETURN_IF_ERROR(CheckReal(rates.copy_bytes, 0, DBL_MAX, "copy_bytes"));
-    SLUICE_RETURN_IF_ERROR(CheckRange(rates.shared_cores, 0, 1, "shared_cores"));
-    const FloorTerms t = Floor(r->Traffic(), {.forward_seconds = rates.forward_seconds,
-                                              .backward_seconds = rates.backward_seconds,
-                                              .nvme_bytes = rates.nvme_bytes,
-                                              .update_elements = rates.update_elements,
-                                              .checksum_bytes = rates.checksum_bytes,
-                                              .copy_bytes = rates.copy_bytes,
-                                              .shared_cores = rates.shared_cores != 0});
+    const FloorTerms t = Floor(r->Traffic(), rates);
     WriteStruct({0, t.total, t.forward, t.backward, t.io, t.update, t.checksum, t.copies,
                  t.gradients, t.spill},
                 terms);
+    return absl::OkStatus();
+  });
+}
+
+sluice_status sluice_set_rates(sluice_runtime runtime, const sluice_rates* given) {
+  return Guarded([&]() -> absl::Status {
+    SLUICE_ASSIGN_OR_RETURN(const auto r, Runtimes().Get(runtime, "runtime"));
+    SLUICE_ASSIGN_OR_RETURN(const HardwareRates rates, ReadRates(given));
+    r->SetRates(rates);
     return absl::OkStatus();
   });
 }

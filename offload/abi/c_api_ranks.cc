@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <span>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -19,7 +20,7 @@ namespace sluice::c_api {
 namespace {
 
 constexpr int64_t kTimeoutMaxMs = 2'000'000'000;
-constexpr const char* kGroups[] = {"agreement", "gradients", "gathers"};  // the tables, in order
+constexpr uint32_t kGroupsMin = 3;  // of the tables
 
 // Never destroyed: runtimes may outlive main.
 const Clock* CommunicationClock() {
@@ -43,8 +44,11 @@ absl::StatusOr<std::unique_ptr<Communicator>> CommunicatorOf(const sluice_comm_t
         fmt::format("comm: the table of {} is rank {}'s of {}, but rank is {} and ranks is {}",
                     group, table.rank, table.ranks, sharding.rank.value(), sharding.ranks));
   }
-  auto made =
-      MakeSuppliedCommunicator(table, {.timeout = config.rank_timeout}, CommunicationClock());
+  // A rank that agreement has not reached doesn't come to what others have agreed on. It is the one
+  // that knows whom it waits for, so it is to fail first, and tell them.
+  const bool agrees = &given == &first;
+  const Nanos timeout = config.rank_timeout + (agrees ? Nanos(0) : config.rank_timeout / 10);
+  auto made = MakeSuppliedCommunicator(table, {.timeout = timeout}, CommunicationClock());
   if (!made.ok()) return Annotate(made.status(), fmt::format("comm: the table of {}", group));
   return made;
 }
@@ -82,7 +86,7 @@ absl::StatusOr<RankLinks> ToRankLinks(const sluice_options* given) {
   if (o.comm == nullptr) {
     return absl::InvalidArgumentError(fmt::format(
         "comm is NULL, but ranks is {}: give three sluice_comm_table (sluice_comm.h), each over a "
-        "group of all ranks of its own: of agreement, gradients and gathers",
+        "group of all ranks of its own: of agreement, gradients and gathers; or four, with values",
         o.ranks));
   }
   // An older caller's tables are shorter, and so are the steps from one to the next.
@@ -92,17 +96,31 @@ absl::StatusOr<RankLinks> ToRankLinks(const sluice_options* given) {
                                                       i * o.comm->struct_size);
   };
   RankLinks links;
-  std::unique_ptr<Communicator>* const made[] = {&links.agreement, &links.gradients,
-                                                 &links.gathers};
-  for (size_t i = 0; i < std::size(made); ++i) {
-    auto link = CommunicatorOf(*o.comm, *table(i), kGroups[i], config);
+  struct Group {
+    const char* name;
+    std::unique_ptr<Communicator>* link;
+  };
+  const Group all[] = {{"agreement", &links.agreement},
+                       {"gradients", &links.gradients},
+                       {"gathers", &links.gathers},
+                       {"values", &links.values}};
+  const uint32_t given_groups = o.comm_groups == 0 ? kGroupsMin : o.comm_groups;
+  const absl::Status counted = CheckRange(given_groups, kGroupsMin, std::size(all), "comm_groups");
+  // Of a wrong number, those that there must be hear why.
+  const auto groups = std::span(all).first(counted.ok() ? given_groups : kGroupsMin);
+  for (size_t i = 0; i < groups.size(); ++i) {
+    auto link = CommunicatorOf(*o.comm, *table(i), groups[i].name, config);
     if (link.ok()) {
-      *made[i] = *std::move(link);
+      *groups[i].link = *std::move(link);
       continue;
     }
     links.GiveUp(link.status());
-    for (size_t left = i; left < std::size(made); ++left) CloseTable(*o.comm, *table(left));
+    for (size_t left = i; left < groups.size(); ++left) CloseTable(*o.comm, *table(left));
     return link.status();
+  }
+  if (!counted.ok()) {
+    links.GiveUp(counted);
+    return counted;
   }
   return links;
 }

@@ -32,6 +32,11 @@ Budgets DefaultBudgets(const Budgets& given, const ModelLayout& layout,
 
   // Shards, and two units that are gathered, whatever the pads.
   if (layout.sharding().params) params += largest + largest;
+  Placement exchange;
+  exchange.hbm_in_place = options.hbm_in_place;
+  exchange.shards_may_go = layout.sharding().params;
+  SumUpExchange(layout, &exchange);
+  params += exchange.exchange(Tier::kHbm);
 
   Budgets budgets = given;
   if (budgets.hbm < Bytes(0) && options.lowest_state_tier == Tier::kHbm) {

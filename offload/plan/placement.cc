@@ -106,20 +106,26 @@ class Placer {
         largest = std::max(largest, slots_[u]);
       }
     }
-    const bool whole = all <= budgets_.hbm;
+    SumUpExchange(layout_, &p_);
+    const Bytes exchange = p_.exchange(Tier::kHbm);
+    const char* const beside =
+        exchange > Bytes(0) ? ", beside what gradients pass through among ranks" : "";
+    const bool whole = all + exchange <= budgets_.hbm;
     if (!whole && options_.lowest_param_tier == Tier::kHbm) {
-      return TooSmall("hbm", budgets_.hbm, all, "all parameters must stay there",
+      return TooSmall("hbm", budgets_.hbm, all + exchange,
+                      fmt::format("all parameters must stay there{}", beside),
                       "; or let parameters go to pinned memory or NVMe (offload_param)");
     }
-    if (!whole && fixed + largest > budgets_.hbm) {
-      return TooSmall("hbm", budgets_.hbm, fixed + largest,
-                      "the largest unit must fit beside those that stay there", "");
+    if (!whole && fixed + largest + exchange > budgets_.hbm) {
+      return TooSmall(
+          "hbm", budgets_.hbm, fixed + largest + exchange,
+          fmt::format("the largest unit must fit beside those that stay there{}", beside), "");
     }
     for (const UnitLayout& unit : layout_.units()) {
       p_.param_home.push_back(whole || StaysInHbm(unit) ? Tier::kHbm : Tier::kPinned);
     }
     const Bytes resident = whole ? all : fixed;
-    const Bytes left = budgets_.hbm - resident;
+    const Bytes left = budgets_.hbm - exchange - resident;
     p_.hbm_cache = std::min(all - resident,
                             Bytes(left.value() / kSlotAlignment.value() * kSlotAlignment.value()));
     p_.state_home.assign(layout_.chunks().size(), Tier::kPinned);
@@ -131,7 +137,7 @@ class Placer {
   // States and gradients that may not leave HBM are there too; what is left is the cache.
   absl::Status PlaceShards() {
     const bool in_hbm = options_.lowest_param_tier == Tier::kHbm || states_in_hbm();
-    p_.shards_may_go = !in_hbm && options_.lowest_param_tier == Tier::kNvme;
+    p_.shards_may_go = !in_hbm && (options_.lowest_param_tier == Tier::kNvme || !p_.hbm_in_place);
     Bytes largest, all;
     for (size_t u = 0; u < slots_.size(); ++u) {
       const UnitLayout& unit = layout_.units()[u];
@@ -186,7 +192,7 @@ class Placer {
     p_.state_buffers = states_move_ ? kBuffersMin : 0;
     p_.param_buffers = kBuffersMin;
     const Bytes buffers = p_.state_buffer_bytes * p_.state_buffers +
-                          p_.param_buffer_bytes * kBuffersMin + p_.exchange();
+                          p_.param_buffer_bytes * kBuffersMin + p_.exchange(Tier::kPinned);
     const Bytes grad_buffers = p_.grad_buffer_bytes * kBuffersMin;
 
     const bool grads_may_go = !states_stay && grad_buffers < grads;

@@ -81,8 +81,8 @@ struct PlacementOptions {
 struct LeastPinned {
   Bytes gradients;  // that may not go to NVMe, or are less than what moves them; and the sums of
                     // their squares, where the device may make them
-  Bytes buffers;    // two for moving states, two for parameters, and two for gradients; and what
-                    // gradients pass through among ranks
+  Bytes buffers;    // two for moving states, two for parameters, and two for gradients; and, where
+                    // HBM is in place, what gradients pass through among ranks
   Bytes states;     // that may not go to NVMe
   Bytes params;     // likewise, of those that do not live in HBM
 
@@ -106,7 +106,7 @@ struct Placement {
   int grad_buffers = 0;
   Bytes copy_room;  // that each parameter buffer has at least, if copies into HBM are to be larger
   bool hbm_in_place = false;
-  bool shards_may_go = false;  // parameters that ranks share may live on NVMe
+  bool shards_may_go = false;  // parameters that ranks share may live where they can't be sent from
   bool device_sums = false;    // squares may be summed in HBM, even if none are there now
   int64_t task_elements = 0;
 
@@ -129,7 +129,7 @@ struct Placement {
   // Among ranks: of the largest unit, its gradients, and what others have of this rank's shard.
   Bytes staging_buffer_bytes;
   Bytes received_buffer_bytes;
-  Bytes served_bytes;      // this rank's largest shard of parameters, if those may live on NVMe
+  Bytes served_bytes;      // this rank's largest shard of parameters, if any may have to be brought
   Bytes add_buffer_bytes;  // in HBM: what is added to gradients there passes through
   int add_buffers = 0;
 
@@ -137,19 +137,26 @@ struct Placement {
 
   Bytes hbm() const {
     return hbm_fixed + hbm_cache + states_hbm + grads_hbm + sums_hbm +
-           add_buffer_bytes * add_buffers;
+           add_buffer_bytes * add_buffers + exchange(Tier::kHbm);
   }
   Bytes buffers() const {  // in pinned memory
     return state_buffer_bytes * state_buffers + param_buffer_bytes * param_buffers +
-           grad_buffer_bytes * grad_buffers + exchange();
+           grad_buffer_bytes * grad_buffers + exchange(Tier::kPinned);
   }
-  Bytes exchange() const {  // likewise
+  // Ranks exchange where compute is; where that is in place, all of it counts as pinned memory.
+  Tier exchange_tier() const { return hbm_in_place ? Tier::kPinned : Tier::kHbm; }
+  Bytes exchange(Tier tier) const {
+    if (tier != exchange_tier()) return Bytes(0);
     return staging_buffer_bytes * kStagingBuffers + received_buffer_bytes * kExchanges +
            served_bytes;
   }
   Bytes pinned() const { return grads_pinned + sums + params_pinned + states_pinned + buffers(); }
   Bytes nvme() const { return states_nvme + params_nvme + grads_nvme; }
   bool IsShared(size_t unit) const { return !shared.empty() && shared[unit]; }
+  // Whether ranks can send this rank's shard of the unit from its home. Else it is brought first.
+  bool SentFromHome(size_t unit) const {
+    return param_home[unit] == Tier::kHbm || (param_home[unit] == Tier::kPinned && hbm_in_place);
+  }
   // Whether compute finds the unit at its home, and never elsewhere.
   bool resident(size_t unit) const { return param_home[unit] == Tier::kHbm && !IsShared(unit); }
   // Whether the chunk's parameters cross a link when they were updated.
@@ -165,6 +172,9 @@ Bytes SquareSumsOf(const ModelLayout& layout);
 
 // Sets every other field of `placement` from its homes and numbers of buffers, but least_pinned.
 void SumUp(const ModelLayout& layout, Placement* placement);
+
+// Of these, the rooms that ranks exchange through, for which homes need not be known.
+void SumUpExchange(const ModelLayout& layout, Placement* placement);
 
 // Chunks of a unit, one after another, whose gradients lie together in HBM or in pinned memory.
 struct GradStretch {

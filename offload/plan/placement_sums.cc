@@ -47,6 +47,8 @@ void SumUpUnits(const ModelLayout& layout, Placement* p) {
   }
 }
 
+}  // namespace
+
 void SumUpExchange(const ModelLayout& layout, Placement* p) {
   p->staging_buffer_bytes = p->received_buffer_bytes = p->served_bytes = Bytes(0);
   const Sharding& sharding = layout.sharding();
@@ -68,8 +70,6 @@ void SumUpExchange(const ModelLayout& layout, Placement* p) {
   if (p->staging_buffer_bytes > Bytes(0))
     p->received_buffer_bytes = std::max(p->received_buffer_bytes, kSlotAlignment);
 }
-
-}  // namespace
 
 void SumUp(const ModelLayout& layout, Placement* p) {
   SumUpUnits(layout, p);

@@ -37,6 +37,7 @@ namespace sluice {
 template <typename T>
 class Spares {
  public:
+  Spares() { spares_.reserve(16); }
   std::unique_ptr<T> Take() {  // one that was given, or a new one
     {
       const std::lock_guard lock(mutex_);
@@ -65,6 +66,7 @@ struct Turn {
 
   Kind kind = Kind::kStep;
   StepRequest step;
+  TimePoint called{0};  // of a step
   ValueRequest value;
   std::optional<TensorIndex> cleared;    // of kClearGrads; none: all
   Ticket ticket = 0;                     // 0: nobody waits

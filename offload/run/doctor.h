@@ -7,6 +7,7 @@
 //   cpu.cores_allowed            by affinity and quota
 //   cpu.cores_machine
 //   cpu.numa_nodes
+//   cpu.quota_cores              that the tightest cgroup allows; null: as many as there are
 //   vector_target                of the arithmetic
 //   memory.machine_bytes
 //   memory.available_bytes       by machine and cgroup
@@ -21,8 +22,15 @@
 //   path.description             file system, direct I/O, alignment
 //   path.direct_io               whether there is direct I/O
 //   path.free_bytes
+//   path.drive                   below it; null: none that the kernel knows
+//   path.drive.name              of the whole drive
+//   path.drive.model             null: not known, as the next ones
+//   path.drive.bus               how it is attached, and how fast
+//   path.drive.numa_node         nearest to it
+//   path.drive.numa_distance     from there to the nearest core that may be used; 10: none
 //   path.error                   instead, if it can't be used
-//   advice                       what to do, in order
+//   verdict                      fine; slower: than it could be; or cannot run
+//   advice                       what to do, in order, each with the command if there is one
 
 #ifndef SLUICE_OFFLOAD_RUN_DOCTOR_H_
 #define SLUICE_OFFLOAD_RUN_DOCTOR_H_

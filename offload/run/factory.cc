@@ -9,6 +9,8 @@
 #include <mutex>
 #include <utility>
 
+#include "comm/nccl.h"
+#include "comm/nccl_calls.h"
 #include "core/budget.h"
 #include "core/cuda_device.h"
 #include "core/numa.h"
@@ -106,17 +108,32 @@ absl::StatusOr<std::unique_ptr<Device>> DeviceOf(const Plan& plan, const Runtime
                         RealClock(), RealMemory());
 }
 
-absl::Status CheckSharding(const ModelSpec& spec, const RuntimeConfig& config,
-                           const DeviceChoice& device) {
+absl::Status CheckSharding(const ModelSpec& spec, const RuntimeConfig& config) {
   if (config.sharding.ranks == 1) return absl::OkStatus();
-  if (device.kind != DeviceKind::kHost || config.link_bytes_per_second > 0) {
-    return absl::UnimplementedError(
-        "several ranks work on the host device only, without a link: use one rank on a GPU");
-  }
   for (const ModelSpec::Tensor& tensor : spec.tensors) {
     if (!IsLent(tensor.keep)) continue;
     return absl::UnimplementedError(fmt::format(
         "tensor '{}' stays in the caller's memory, which several ranks can't have", tensor.name));
+  }
+  return absl::OkStatus();
+}
+
+ExchangePlace PlaceOf(DeviceKind kind, double link_bytes_per_second) {
+  if (kind == DeviceKind::kCuda) return ExchangePlace::kOnGpu;
+  return link_bytes_per_second > 0 ? ExchangePlace::kBehindLink : ExchangePlace::kInPlace;
+}
+
+// Gradients and gathers go from GPU to GPU: what the ranks were given for these, in host memory, is
+// where they meet for it. All ranks call it.
+absl::Status PutOnGpus(RankLinks* ranks, const RuntimeConfig& config, int gpu) {
+  SLUICE_ASSIGN_OR_RETURN(const std::shared_ptr<const NcclLibrary> library,
+                          NcclLibrary::Open({.path = "", .packages = LoadedPackageFolders()}));
+  for (std::unique_ptr<Communicator>* const link : {&ranks->gradients, &ranks->gathers}) {
+    const Bytes staging = std::max(MiB(1), NcclCalls::StagingMin(config.sharding.ranks));
+    SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<SideStream> stream, MakeCudaSideStream(gpu, staging));
+    SLUICE_ASSIGN_OR_RETURN(*link,
+                            MakeNcclCommunicator(library, std::move(*link), std::move(stream),
+                                                 {.timeout = config.rank_timeout}, RealClock()));
   }
   return absl::OkStatus();
 }
@@ -163,7 +180,7 @@ absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConf
     input.options.lowest_param_tier = std::min(input.options.lowest_param_tier, Tier::kPinned);
     input.options.lowest_state_tier = std::min(input.options.lowest_state_tier, Tier::kPinned);
   }
-  SLUICE_RETURN_IF_ERROR(CheckSharding(spec, config, input.device));
+  SLUICE_RETURN_IF_ERROR(CheckSharding(spec, config));
   if (config.sharding.ranks > 1 && !config.sharding.params) {
     // What ranks gather in place must be in memory.
     input.options.lowest_param_tier = std::min(input.options.lowest_param_tier, Tier::kPinned);
@@ -209,13 +226,19 @@ absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConf
     SLUICE_ASSIGN_OR_RETURN(const MemoryLimits limits, ReadMemoryLimits());
     available = limits.available();
   }
-  input.budgets =
-      DefaultBudgets(given, input.layout, input.options, available, input.device.memory_free);
+  input.budgets = DefaultBudgets(given, input.layout, input.options, available,
+                                 config.share.hbm ? config.share.hbm : input.device.memory_free);
   return input;
 }
 
 absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config) {
-  SLUICE_ASSIGN_OR_RETURN(PlanInput input, MakePlanInput(spec, config));
+  SLUICE_ASSIGN_OR_RETURN(DeviceChoice device, ChooseDevice(config.device, config.device_index));
+  return MakePlan(spec, config, std::move(device));
+}
+
+absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config,
+                              DeviceChoice device) {
+  SLUICE_ASSIGN_OR_RETURN(PlanInput input, MakePlanInput(spec, config, std::move(device)));
   SLUICE_ASSIGN_OR_RETURN(Placement placement,
                           MakePlacement(input.layout, input.budgets, input.options));
   return Plan{std::move(input.layout), std::move(input.device), input.budgets, std::move(placement),
@@ -278,16 +301,26 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> TryToMakeRuntime(const ModelSpec
                                                                  const RuntimeConfig& given,
                                                                  RankLinks* ranks) {
   RuntimeConfig config = given;
-  const auto look = [ranks](Bytes need, const absl::StatusOr<MemoryLimits>& limits) {
+  SLUICE_ASSIGN_OR_RETURN(const DeviceChoice device,
+                          ChooseDevice(config.device, config.device_index));
+  const auto look = [ranks, &config, &device](Bytes need,
+                                              const absl::StatusOr<MemoryLimits>& limits) {
     HostView view = LookAtHost(FilesBelow(""), FindAllowedCores().value_or(AllowedCores()), limits);
     view.need = need.value();
+    view.exchanges = static_cast<int64_t>(PlaceOf(device.kind, config.link_bytes_per_second));
+    if (device.memory_free) view.hbm_left = device.memory_free->value();
     return ExchangeViews(view, ranks->agreement.get());
   };
   if (*ranks) {
     SLUICE_ASSIGN_OR_RETURN(const std::vector<HostView> views, look(Bytes(0), ReadMemoryLimits()));
+    SLUICE_RETURN_IF_ERROR(CheckSameExchange(views, config.sharding.rank, device.reason));
     config.share = ShareOf(views, config.sharding.rank);
   }
-  SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, config));
+  SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, config, device));
+  if (*ranks && !plan.placement.hbm_in_place && ranks->values == nullptr) {
+    return absl::InvalidArgumentError(
+        "ranks whose compute is behind a link need a fourth group, for values in host memory");
+  }
   SLUICE_ASSIGN_OR_RETURN(const Topology topology, DetectTopology());
   Seams seams;
   seams.cores = CoresOf(config, topology, plan);
@@ -323,6 +356,8 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> TryToMakeRuntime(const ModelSpec
                                std::span<const DirectFile> files) {
     return MakeIoEngine(config.engine, files, arenas, config.io, RealClock());
   };
+  if (*ranks && plan.device.kind == DeviceKind::kCuda)
+    SLUICE_RETURN_IF_ERROR(PutOnGpus(ranks, config, plan.device.index));
   if (config.sharding.ranks > 1) seams.ranks = std::move(*ranks);
   const RuntimeOptions options = OptionsOf(config, plan);
   return OffloadRuntime::Create(std::move(plan.layout), std::move(plan.placement), options,

@@ -9,10 +9,11 @@
 
 namespace sluice {
 
-// The fetch of one unit, and its only operation if the home is pinned memory.
+// The fetch of one unit, and its only operations if the home is pinned memory.
 struct Fetcher::UnitFetch final : Event {
+  // The last operation has ended, and with it, on the same stream, the first.
   void Handle() override {
-    status = copy.status;
+    status = first_copy.status.ok() ? copy.status : first_copy.status;
     owner->End(this);
   }
 
@@ -26,6 +27,10 @@ struct Fetcher::UnitFetch final : Event {
   uint32_t chunks_left = 0;     // not yet in HBM
   absl::Status status;
   TimePoint begin{0};
+  DeviceOp first_copy;  // of a shard that comes to lie in two places
+  struct FirstCopied final : Event {
+    void Handle() override {}  // the last tells of both
+  } first_copied;
   DeviceOp copy;
 };
 
@@ -162,29 +167,57 @@ void Fetcher::Start(UnitIndex unit, std::byte* to, bool as_home) {
   ++active_;
   const UnitLayout& layout = context_.layout->unit(unit);
   const bool shared = context_.placement->IsShared(unit.value());
+  const bool stays = shared && context_.placement->SentFromHome(unit.value());
   const Bytes own = shared ? layout.shard_bytes(context_.layout->sharding().rank) : Bytes(0);
-  const int64_t bytes = (shared ? own : layout.param_bytes()).value();
-  fetches_count_->Add();
-  fetched_bytes_->Add(bytes);
-  if (context_.placement->param_home[unit.value()] == Tier::kNvme) {
-    fetch->next_chunk = layout.first_chunk;
-    fetch->last_chunk = layout.first_chunk + layout.chunk_count;
-    fetch->chunks_to_copy = fetch->chunks_left = layout.chunk_count;
-    if (layout.chunk_count == 0) {  // this rank has nothing of it
-      fetch->copy.inbox = context_.inbox;
-      fetch->copy.status = absl::OkStatus();
-      return context_.inbox->Post(fetch);
-    }
-    hungry_.push_back(fetch);
-    return NextPieces();
+  if (!stays) {
+    fetches_count_->Add();
+    fetched_bytes_->Add((shared ? own : layout.param_bytes()).value());
   }
-  fetch->copy.stream = StreamKind::kFetch;
-  fetch->copy.from = {context_.memory->param_home[unit.value()], static_cast<size_t>(bytes)};
-  fetch->copy.to = to;
-  fetch->copy.inbox = context_.inbox;
-  fetch->copy.event = fetch;
-  context_.device->Enqueue(&fetch->copy);
-  observer_->OnEnqueued(unit);
+  fetch->first_copy = DeviceOp();
+  if (context_.placement->param_home[unit.value()] != Tier::kNvme) return Copy(fetch);
+  fetch->next_chunk = layout.first_chunk;
+  fetch->last_chunk = layout.first_chunk + layout.chunk_count;
+  fetch->chunks_to_copy = fetch->chunks_left = layout.chunk_count;
+  if (layout.chunk_count == 0) return Copy(fetch);  // this rank has nothing of it
+  hungry_.push_back(fetch);
+  NextPieces();
+}
+
+// From pinned memory; or only waits, where nothing is to be copied.
+void Fetcher::Copy(UnitFetch* fetch) {
+  const size_t u = fetch->unit.value();
+  const UnitLayout& layout = context_.layout->unit(fetch->unit);
+  const int64_t size = layout.types.param.size();
+  const std::byte* from = context_.memory->param_home[u];
+  DeviceOp* op = &fetch->copy;
+  *op = DeviceOp();
+  const auto add = [&](std::byte* to, int64_t places) {
+    if (places == 0) return;
+    if (!op->from.empty()) fetch->first_copy = std::exchange(*op, DeviceOp());
+    op->from = {from, static_cast<size_t>(places * size)};
+    op->to = to;
+    from += places * size;
+  };
+  if (!context_.placement->IsShared(u)) {
+    add(fetch->to, layout.elements);
+  } else if (context_.placement->param_home[u] == Tier::kPinned &&
+             !context_.placement->SentFromHome(u)) {
+    const Rank rank = context_.layout->sharding().rank;
+    const ElementRange updated = layout.updated.shard(rank), frozen = layout.frozen.shard(rank);
+    std::byte* const to = fetch->to;
+    add(fetch->as_home ? to : to + updated.begin * size, updated.size());
+    add(to + (fetch->as_home ? updated.size() : layout.updated_elements + frozen.begin) * size,
+        frozen.size());
+  }
+  const auto enqueue = [this](DeviceOp* one, Event* event) {
+    one->stream = StreamKind::kFetch;
+    one->inbox = context_.inbox;
+    one->event = event;
+    context_.device->Enqueue(one);
+  };
+  if (!fetch->first_copy.from.empty()) enqueue(&fetch->first_copy, &fetch->first_copied);
+  enqueue(op, fetch);
+  observer_->OnEnqueued(fetch->unit);
 }
 
 void Fetcher::NextPieces() {

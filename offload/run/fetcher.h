@@ -1,10 +1,10 @@
 // offload/run/fetcher.h
 //
 // Brings one unit's parameters, or this rank's shard of them, from their home (pinned memory or
-// NVMe) into HBM. From pinned memory that is one copy; from NVMe it is, a buffer's worth of
-// neighbouring chunks at a time, reads into the buffer, checks on workers and a copy; several such
-// pieces are under way at once. Copies wait for whatever StreamKind::kFetch was told to wait for
-// before.
+// NVMe) into HBM. From pinned memory that is one copy, or two of a shard; from NVMe it is, a
+// buffer's worth of neighbouring chunks at a time, reads into the buffer, checks on workers and a
+// copy; several such pieces are under way at once. Copies wait for whatever StreamKind::kFetch was
+// told to wait for before.
 //
 // Threads: the control thread. Allocates at construction only.
 
@@ -32,10 +32,11 @@ class Fetcher {
   Fetcher(const Context& context, Observer* observer);
   ~Fetcher();
 
-  // Fills `to` with the unit's parameters. Not twice at a time for one unit; the home must not be
-  // written meanwhile.
+  // Fills `to` with the unit's parameters, or with a shard in its place; with nothing if that is
+  // sent from its home: all the same it waits for the users of `to`. Not twice at a time for one
+  // unit; the home must not be written meanwhile.
   void Fetch(UnitIndex unit, std::byte* to) { Start(unit, to, false); }
-  // The same of a shard on NVMe, and `to` becomes what its home would be.
+  // The same of a shard that is not sent from its home, and `to` becomes what its home would be.
   void FetchHome(UnitIndex unit, std::byte* to) { Start(unit, to, true); }
 
   int active() const { return active_; }
@@ -45,6 +46,7 @@ class Fetcher {
   class Piece;
 
   void Start(UnitIndex unit, std::byte* to, bool as_home);
+  void Copy(UnitFetch* fetch);
   void NextPieces();
   void EndPiece(Piece* piece, const absl::Status& status);
   void End(UnitFetch* fetch);

@@ -1,35 +1,49 @@
 #include "offload/run/grad_exchange.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "core/status.h"
 #include "fmt/format.h"
 #include "offload/run/reduction.h"
-#include "optim/convert.h"
+#include "optim/on_stream.h"
 
 namespace sluice {
 
-// One tensor's gradient on its way into staging: set, or added to what is there.
-class GradExchange::CopyTask final : public Task, public Event {
+// One tensor's gradient on its way into staging: set, or added to what is there; by a worker where
+// the host can reach both, else by the device, behind the stream that made it.
+class GradExchange::CopyTask final : public Task, public DeviceWork, public Event {
  public:
   explicit CopyTask(GradExchange* owner) : owner_(owner) {}
 
+  void Start() {
+    const Context& c = owner_->context_;
+    if (owner_->in_place_) return c.executor->Submit(this);
+    op_.stream = StreamKind::kTake;
+    op_.work = this;
+    op_.inbox = c.inbox;
+    op_.event = this;
+    c.device->OrderAfter(op_.stream, *given.fence);
+    c.device->Enqueue(&op_);
+  }
   void Run() override {
+    Launch(nullptr);
+    owner_->context_.inbox->Post(this);
+  }
+  void Launch(void* stream) override {
+    const ConstMemoryView data = given.data;
     const FloatType type = owner_->context_.layout->tensor(given.tensor).types.grad;
     if (adding) {
-      Accumulate(to, given.data.data(), type,
-                 given.data.size() / static_cast<size_t>(SizeOf(type)));
+      AccumulateOn(stream, to, data.data(), type, data.size() / static_cast<size_t>(SizeOf(type)));
     } else {
-      std::memcpy(to, given.data.data(), given.data.size());
+      CopyOn(stream, to, data.data(), data.size());
     }
-    owner_->context_.inbox->Post(this);
   }
   TaskCost cost() const override {
     return {TaskKind::kCopy, static_cast<int64_t>(given.data.size())};
   }
   void Handle() override { owner_->OnCopied(this); }
+  const absl::Status& status() const { return op_.status; }
 
   Given given;
   std::byte* to = nullptr;
@@ -37,6 +51,7 @@ class GradExchange::CopyTask final : public Task, public Event {
 
  private:
   GradExchange* const owner_;
+  DeviceOp op_;  // where the device copies
 };
 
 GradExchange::GradExchange(const Context& context, Communicator* communicator, Agreement* agreement,
@@ -47,6 +62,7 @@ GradExchange::GradExchange(const Context& context, Communicator* communicator, A
       gradients_(gradients),
       asks_(std::move(asks)),
       shared_(context.layout->sharding().states),
+      in_place_(context.placement->hbm_in_place),
       under_way_max_(shared_ ? context.memory->received_buffers.count() : 1),
       units_(context.layout->units().size()),
       given_(context.layout->tensors().size(), 0),
@@ -158,11 +174,14 @@ void GradExchange::Collect(UnitIndex index) {
   Unit& unit = At(index);
   if (unit.to_copy.empty()) return;
   if (unit.staging.empty()) unit.staging = TakeStaging(false);
-  if (unit.staging.empty() || !unit.to_copy.front().fence->Complete()) {
+  const auto may_copy = [this](const Given& given) {
+    return !in_place_ || given.fence->Complete();
+  };
+  if (unit.staging.empty() || !may_copy(unit.to_copy.front())) {
     if (!std::exchange(unit.waits, true)) collecting_.push_back(index);
     if (unit.staging.empty()) return;
   }
-  while (!unit.to_copy.empty() && unit.to_copy.front().fence->Complete()) {
+  while (!unit.to_copy.empty() && may_copy(unit.to_copy.front())) {
     const TensorIndex tensor = unit.to_copy.front().tensor;
     const bool adding = collected_[tensor.value()] == kCopied;
     if (adding && unit.copying > 0) return;  // perhaps that of the same tensor
@@ -179,7 +198,7 @@ void GradExchange::Collect(UnitIndex index) {
     task->adding = adding;
     collected_[tensor.value()] = kCopied;
     ++unit.copying;
-    context_.executor->Submit(task);
+    task->Start();
   }
 }
 
@@ -195,11 +214,17 @@ void GradExchange::CollectMore() {
 void GradExchange::OnCopied(CopyTask* task) {
   const UnitIndex index = context_.layout->tensor(task->given.tensor).unit;
   const Done done = std::exchange(task->given.done, nullptr);
+  const absl::Status status = task->status();
   free_copies_.push_back(task);
   --At(index).copying;
   --waiting_;
   ++progress_;
-  done(absl::OkStatus());
+  done(status);
+  if (!status.ok()) {
+    return context_.fail(
+        Annotate(status, fmt::format("taking the gradient of tensor '{}'",
+                                     context_.layout->tensor(task->given.tensor).name)));
+  }
   Collect(index);
   Pump();
 }
@@ -221,7 +246,7 @@ void GradExchange::TakeAll(RingQueue<Given>* queue) {
 
 // Begins what was agreed on, in that order.
 void GradExchange::Pump() {
-  while (failed_.ok() && !agreed_.empty() && under_way_ < under_way_max_) {
+  while (failed_.ok() && !agreed_.empty() && under_way_ < under_way_max_ && !zeroing_) {
     const Agreed next = agreed_.front();
     Unit& unit = At(next.unit);
     if (unit.under_way) return;
@@ -245,18 +270,26 @@ void GradExchange::Pump() {
 
 void GradExchange::Begin(Agreed what, MemoryView staging, MemoryView received) {
   At(what.unit).under_way = true;
-  for (const TensorIndex t : context_.layout->unit(what.unit).tensors) {
-    const TensorLayout& tensor = context_.layout->tensor(t);
-    if (tensor.keep == Keep::kParam || (what.mine && collected_[t.value()] != kNothing)) continue;
-    const int64_t size = SizeOf(tensor.types.grad);
-    std::memset(staging.data() + tensor.offset * size, 0,
-                static_cast<size_t>(tensor.elements * size));
-  }
   ++under_way_;
   Reduction* const reduction = free_reductions_.back();
   free_reductions_.pop_back();
-  reduction->Start(what.unit, staging, received);
+  reduction->Take(what.unit, staging, received);
+  for (const TensorIndex t : context_.layout->unit(what.unit).tensors) {
+    const TensorLayout& tensor = context_.layout->tensor(t);
+    if (tensor.keep == Keep::kParam || (what.mine && collected_[t.value()] != kNothing)) continue;
+    reduction->AddZeros(tensor.offset, tensor.elements);
+  }
+  zeroing_ = !reduction->Zero();
+  if (!zeroing_) reduction->Exchange();
   if (what.mine) NextTurn(what.unit);
+}
+
+// Reductions are exchanged in the order in which they were agreed on, so the next has waited.
+void GradExchange::OnZeroed(Reduction* reduction) {
+  zeroing_ = false;
+  if (!reduction->status().ok()) return End(reduction, reduction->status());
+  reduction->Exchange();
+  Pump();
 }
 
 void GradExchange::OnExchanged(Reduction* reduction) {
@@ -265,6 +298,7 @@ void GradExchange::OnExchanged(Reduction* reduction) {
 }
 
 void GradExchange::OnSummed(Reduction* reduction) {
+  if (!reduction->status().ok()) return End(reduction, reduction->status());
   if (shared_) return HandOnIfFree(reduction);
   reduction->Gather();
 }

@@ -25,8 +25,12 @@
 // no buffer for what was given it waits for the other ranks; so a caller that waits for it must not
 // keep another rank waiting by that.
 //
-// Threads: the control thread; copies and sums run on workers. Allocates when more is on its way
-// than ever before.
+// Where HBM is in place workers copy and add. Elsewhere all of it happens in HBM, on the device's
+// streams: what was given is copied there, exchanged there, added up there, and what this rank
+// keeps is taken by Gradients from there.
+//
+// Threads: the control thread; copies and sums run on workers or on the device. Allocates when more
+// is on its way than ever before.
 
 #ifndef SLUICE_OFFLOAD_RUN_GRAD_EXCHANGE_H_
 #define SLUICE_OFFLOAD_RUN_GRAD_EXCHANGE_H_
@@ -87,6 +91,8 @@ class GradExchange {
   // Nothing is on its way, and the windows that were ended here have ended everywhere.
   bool settled() const { return !closed_ && agreed_.empty() && under_way_ == 0; }
   bool idle() const { return settled() && waiting_ == 0; }
+  // Something that was given here is not copied yet.
+  bool own_left() const { return waiting_ > 0; }
 
   // Whether something here waits for other ranks; `caller_waits`: the caller does, for whatever.
   bool awaits(bool caller_waits) const {
@@ -174,6 +180,7 @@ class GradExchange {
   void OnWindowEnded();
   void Pump();
   void Begin(Agreed what, MemoryView staging, MemoryView received);
+  void OnZeroed(Reduction* reduction);
   void OnExchanged(Reduction* reduction);
   void OnSummed(Reduction* reduction);
   void HandOnIfFree(Reduction* reduction);
@@ -186,7 +193,8 @@ class GradExchange {
   Agreement* const agreement_;
   Gradients* const gradients_;
   const Asks asks_;
-  const bool shared_;  // each rank keeps its shard's only
+  const bool shared_;    // each rank keeps its shard's only
+  const bool in_place_;  // the host reaches what was given, and staging
   const size_t under_way_max_;
   std::vector<Unit> units_;
   std::vector<uint8_t> given_;  // by tensor
@@ -203,6 +211,7 @@ class GradExchange {
   std::vector<Reduction*> held_;  // back, until their unit's update has ended
   RingQueue<Agreed> agreed_;      // to be begun, in this order
   size_t under_way_ = 0;          // reductions
+  bool zeroing_ = false;          // the last that was begun is not exchanged yet
   bool window_begun_ = false;
   bool closed_ = false;      // ended here, and not yet by all
   bool at_meeting_ = false;  // said here

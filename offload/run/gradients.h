@@ -79,6 +79,7 @@ class Gradients {
   void ClearAll();
   void Clear(TensorIndex tensor);
   bool idle() const { return active_ == 0 && (spill_ == nullptr || spill_->idle()); }
+  bool only_spilling() const { return active_ == 0 && !idle(); }          // to or from drives
   size_t kept() const { return spill_ == nullptr ? 0 : spill_->kept(); }  // buffers, while idle
 
   void Fail(const absl::Status& failure);  // the runtime has failed: buffers are given back

@@ -10,6 +10,7 @@
 #include "comm/op_rules.h"
 #include "comm/run_op.h"
 #include "core/status.h"
+#include "fmt/format.h"
 #include "offload/plan/ram_need.h"
 
 namespace sluice {
@@ -73,6 +74,20 @@ HostView LookAtHost(const FileReader& files, const AllowedCores& allowed,
   return view;
 }
 
+absl::Status CheckSameExchange(std::span<const HostView> by_rank, Rank rank,
+                               const std::string& reason) {
+  constexpr const char* kWords[] = {"on the host", "on the host behind a link", "on a GPU"};
+  const auto words = [&](size_t r) { return kWords[by_rank[r].exchanges]; };
+  for (size_t r = 1; r < by_rank.size(); ++r) {
+    if (by_rank[r].exchanges == by_rank[0].exchanges) continue;
+    return absl::FailedPreconditionError(fmt::format(
+        "rank {} computes {} and rank 0 {}: all must compute on the same kind of device (rank {}: "
+        "{}); name it, and the rank that lacks it says why",
+        r, words(r), words(0), rank.value(), reason));
+  }
+  return absl::OkStatus();
+}
+
 HostShare ShareOf(std::span<const HostView> by_rank, Rank rank) {
   const HostView& own = by_rank[rank.value()];
   HostShare share;
@@ -96,6 +111,10 @@ HostShare ShareOf(std::span<const HostView> by_rank, Rank rank) {
     }
   }
   if (cores > 0) share.cores = mine / cores;
+  for (const HostView& view : by_rank) {
+    if (view.hbm_left == HostView::kUnknown) continue;
+    share.hbm = std::min(share.hbm.value_or(Bytes(view.hbm_left)), Bytes(view.hbm_left));
+  }
   const auto of_machine = PoolOf(by_rank, own, &HostView::machine_left, SameHost);
   const auto of_cgroup = PoolOf(by_rank, own, &HostView::cgroup_left, SameLimit);
   for (const std::optional<Pool>& pool : {of_machine, of_cgroup}) {

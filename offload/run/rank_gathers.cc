@@ -9,11 +9,18 @@
 
 namespace sluice {
 
+namespace {
+constexpr size_t kGathersMade = 16;  // at once: units that are renewed at a time, but for a burst
+}  // namespace
+
 class RankGathers::Gather final : public Event {
  public:
   using Places = std::array<ElementRange, 2>;  // that a rank has
 
   explicit Gather(RankGathers* owner) : owner_(owner) {
+    receive_.reserve(size_t{2} * owner->communicator_->ranks());
+    ends_.reserve(owner->communicator_->ranks());
+    send_.reserve(2);
     op_.kind = CommKind::kAllGather;
     op_.inbox = owner->context_.inbox;
     op_.event = this;
@@ -38,7 +45,7 @@ class RankGathers::Gather final : public Event {
     op_.send.views = send_;
     op_.receive = {.views = receive_, .ends = ends_};
   }
-  void Start() { owner_->communicator_->Enqueue(&op_); }
+  void StartOn(Communicator* communicator) { communicator->Enqueue(&op_); }
   void Handle() override { owner_->End(this); }
 
   UnitIndex unit;
@@ -57,10 +64,12 @@ class RankGathers::Gather final : public Event {
 };
 
 RankGathers::RankGathers(const Context& context, Communicator* communicator, LaunchOrder* order,
-                         Agreement* agreement, std::function<void(UnitIndex)> renewed)
+                         Communicator* host, Agreement* agreement,
+                         std::function<void(UnitIndex)> renewed)
     : context_(context),
       communicator_(communicator),
       order_(order),
+      host_(host),
       agreement_(agreement),
       renewed_(std::move(renewed)),
       said_(context.layout->units().size(), 0),
@@ -68,6 +77,10 @@ RankGathers::RankGathers(const Context& context, Communicator* communicator, Lau
       renewed_by_(communicator->ranks(), 0),
       accesses_(communicator->ranks(), 0) {
   track_ = context.trace->AddTrack("parameters among ranks");
+  for (size_t i = 0; i < std::min(kGathersMade, context.layout->units().size()); ++i) {
+    gathers_.push_back(std::make_unique<Gather>(this));
+    free_gathers_.push_back(gathers_.back().get());
+  }
 }
 
 RankGathers::~RankGathers() = default;
@@ -80,7 +93,7 @@ void RankGathers::Renew(UnitIndex unit) {
 
 void RankGathers::Complete(TensorIndex tensor, After after, std::byte* data, int64_t element,
                            Done done) {
-  values_.push_back({tensor, data, element, std::move(done)});
+  values_.push_back({tensor, after, data, element, std::move(done)});
   ++under_way_;
   agreement_->Say({Topic::kValue, 2 * tensor.value() + (after == After::kWrite ? 1 : 0)});
 }
@@ -152,7 +165,7 @@ void RankGathers::OnParams(UnitIndex unit) {
                     const int64_t begin = layout.updated_elements;
                     return {layout.updated.shard(r), {frozen.begin + begin, frozen.end + begin}};
                   });
-  Launch(gather);
+  Launch(gather, HomeInHost(unit));
 }
 
 void RankGathers::OnValue(Rank rank, uint32_t index) {
@@ -187,12 +200,13 @@ void RankGathers::StartValue() {
   constexpr uint64_t kOfValue = uint64_t{1} << 32;
   gather->Prepare(kOfValue + value.tensor.value(), value.data, value.element,
                   [&](Rank r) -> Gather::Places { return {places[r.value()]}; });
-  Launch(gather);
+  Launch(gather, value.after == After::kRead || value.element == 0 || HomeInHost(tensor.unit));
 }
 
-void RankGathers::Launch(Gather* gather) {
-  order_->Add([gather] {
-    gather->Start();
+void RankGathers::Launch(Gather* gather, bool in_host) {
+  if (in_host && host_ != nullptr) return gather->StartOn(host_);
+  order_->Add([this, gather] {
+    gather->StartOn(communicator_);
     return true;
   });
 }

@@ -2,9 +2,11 @@
 //
 // What each rank has renewed or read of its shards, brought to all: parameters of units that are
 // whole on every rank, after an update or a write of values; and whole tensors that were read shard
-// by shard. In place, in the order in which all ranks have agreed.
+// by shard. In place, in the order in which all ranks have agreed. What lies in host memory goes
+// over a communicator of its own, where there is one.
 //
-// Threads: the control thread. Allocates per gather of values.
+// Threads: the control thread. Allocates at construction, per gather of values, and when more units
+// are renewed at a time than ever before, beyond sixteen.
 
 #ifndef SLUICE_OFFLOAD_RUN_RANK_GATHERS_H_
 #define SLUICE_OFFLOAD_RUN_RANK_GATHERS_H_
@@ -27,10 +29,11 @@ class RankGathers {
  public:
   using Done = std::function<void(const absl::Status&)>;
 
-  // None is owned. `order` is of all that `communicator` carries. `renewed` hears of every unit
-  // whose parameters are the same on all ranks again.
+  // None is owned. `order` is of all that `communicator` carries; `host`, which may be null,
+  // carries nothing that is agreed on but this. `renewed` hears of every unit whose parameters are
+  // the same on all ranks again.
   RankGathers(const Context& context, Communicator* communicator, LaunchOrder* order,
-              Agreement* agreement, std::function<void(UnitIndex)> renewed);
+              Communicator* host, Agreement* agreement, std::function<void(UnitIndex)> renewed);
   ~RankGathers();
 
   // This rank's shard of the unit's parameters is new. Not again before `renewed`. Where the unit
@@ -44,9 +47,10 @@ class RankGathers {
   void ComeToAccess();
   bool all_at_access() const;
 
-  // `data` holds this rank's part of the tensor's elements, of `element` bytes each, at its place;
-  // `done` is called when it holds all. Every rank asks for the same, in the same order.
-  // read of values or after a write. With elements of 0 bytes nothing moves: all have come to it.
+  // `data`, after a read in host memory, after a write the unit's home, holds this rank's part of
+  // the tensor's elements, of `element` bytes each, at its place; `done` is called when it holds
+  // all. Every rank asks for the same, in the same order. With elements of 0 bytes nothing moves:
+  // all have come to it.
   enum class After : uint8_t { kRead, kWrite };
   void Complete(TensorIndex tensor, After after, std::byte* data, int64_t element, Done done);
 
@@ -66,13 +70,18 @@ class RankGathers {
   class Gather;
   struct Value {
     TensorIndex tensor;
+    After after;
     std::byte* data;
     int64_t element;
     Done done;
   };
 
   Gather* Take();
-  void Launch(Gather* gather);
+  // `in_host`: what is gathered lies in host memory, on every rank (Ranks: fingerprints).
+  void Launch(Gather* gather, bool in_host);
+  bool HomeInHost(UnitIndex unit) const {
+    return context_.placement->param_home[unit.value()] != Tier::kHbm;
+  }
   void OnParams(UnitIndex unit);
   void OnValue(Rank rank, uint32_t index);
   std::string InWords(uint32_t index) const;
@@ -82,6 +91,7 @@ class RankGathers {
   const Context context_;
   Communicator* const communicator_;
   LaunchOrder* const order_;
+  Communicator* const host_;  // or null
   Agreement* const agreement_;
   const std::function<void(UnitIndex)> renewed_;
   std::vector<uint32_t> said_;      // by unit: ranks whose part is new

@@ -1,7 +1,6 @@
 #include "offload/run/ranks.h"
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cstring>
 #include <utility>
@@ -55,14 +54,24 @@ uint32_t HashOf(const Things& things, F&& add) {
 
 }  // namespace
 
+std::vector<RankLinks::Named> RankLinks::all() const {
+  std::vector<Named> links{{"agreement", agreement.get()},
+                           {"gradients", gradients.get()},
+                           {"gathers", gathers.get()},
+                           {"values", values.get()}};
+  std::erase_if(links, [](const Named& named) { return named.link == nullptr; });
+  return links;
+}
+
 void RankLinks::GiveUp(const absl::Status& why) {
-  for (Communicator* const link : {agreement.get(), gradients.get(), gathers.get()}) {
-    if (link == nullptr) continue;
-    link->Abort(Annotate(why, fmt::format("rank {} can't begin", link->rank().value())));
+  for (const Named& named : all()) {
+    named.link->Abort(
+        Annotate(why, fmt::format("rank {} can't begin", named.link->rank().value())));
   }
 }
 
 std::vector<std::pair<std::string, uint32_t>> FingerprintsOf(const ModelLayout& layout,
+                                                             const Placement& placement,
                                                              const UpdateRule& rule) {
   const auto of_text = [](std::string_view text) {
     Hash hash;
@@ -72,6 +81,9 @@ std::vector<std::pair<std::string, uint32_t>> FingerprintsOf(const ModelLayout& 
   const auto of_units = [&](auto add) { return HashOf(layout.units(), add); };
   const auto of_tensors = [&](auto add) { return HashOf(layout.tensors(), add); };
   const Sharding& sharding = layout.sharding();
+  // Units that are whole everywhere are gathered where they live.
+  const bool may_differ = placement.hbm_in_place || sharding.params;
+  const std::span<const Tier> homes = may_differ ? std::span<const Tier>() : placement.param_home;
   return {
       {"number of ranks", sharding.ranks},
       {"ZeRO stage", (sharding.states ? 1u : 0u) + (sharding.params ? 2u : 0u)},
@@ -92,6 +104,10 @@ std::vector<std::pair<std::string, uint32_t>> FingerprintsOf(const ModelLayout& 
       {"parameter groups", of_tensors([](Hash* h, const TensorLayout& t) { h->Number(t.group); })},
       {"frozen tensors",
        of_tensors([](Hash* h, const TensorLayout& t) { h->Number(static_cast<int64_t>(t.keep)); })},
+      {"threshold of what stays in HBM",
+       HashOf(placement.shared, [](Hash* h, bool shared) { h->Number(shared ? 1 : 0); })},
+      {"HBM budget, and so another set of units there,",
+       HashOf(homes, [](Hash* h, Tier tier) { h->Number(static_cast<int64_t>(tier)); })},
   };
 }
 
@@ -101,15 +117,16 @@ Ranks::Ranks(const Context& context, RankLinks links, Gradients* gradients, Grad
       patience_(patience),
       links_(std::move(links)),
       of_gradients_(gradients),
-      fingerprints_(FingerprintsOf(*context.layout, context.update->rule())),
+      fingerprints_(FingerprintsOf(*context.layout, *context.placement, context.update->rule())),
       compared_(links_.agreement->ranks(), 0),
       agreement_(links_.agreement.get(), context.clock, context.inbox, context.metrics, this),
       exchange_(context, links_.gradients.get(), &agreement_, gradients, std::move(asks)),
-      gathers_(context, links_.gathers.get(), &order_, &agreement_, std::move(renewed)),
+      gathers_(context, links_.gathers.get(), &order_, HostLink(), &agreement_, std::move(renewed)),
       units_(context, links_.gathers.get(), &order_, &agreement_),
       present_(context.layout->tensors().size(), 0),
       ends_(EndsOfOneEach(links_.agreement->ranks())),
       since_(context.clock->Now()) {
+  SLUICE_CHECK(context.placement->hbm_in_place || links_.values != nullptr);
   for (uint32_t r = 0; r < ranks(); ++r) {
     size_t cells = 1 + WordsOfFlags();
     ForCells(Rank(r), [&](int64_t, int64_t count) { cells += static_cast<size_t>(count); });
@@ -191,10 +208,11 @@ void Ranks::OnFingerprint(Rank rank, uint32_t value) {
   const auto in_words = [&what = what](uint32_t v) {
     return what.starts_with("number") ? fmt::format(" ({})", v) : std::string();
   };
-  context_.fail(absl::FailedPreconditionError(
-      fmt::format("rank {} has another {}{} than rank {}{}: all ranks must have the same units, "
-                  "tensors, types, groups, update rule and ZeRO stage",
-                  rank.value(), what, in_words(value), this->rank().value(), in_words(own))));
+  context_.fail(absl::FailedPreconditionError(fmt::format(
+      "rank {} has another {}{} than rank {}{}: all ranks must have the same units, tensors, "
+      "types, groups, update rule and ZeRO stage, and, on GPUs, below stage 3, the same budget of "
+      "HBM",
+      rank.value(), what, in_words(value), this->rank().value(), in_words(own))));
 }
 
 // A rank at a meeting has asked for nothing that is not done, and asks for nothing before the
@@ -213,8 +231,8 @@ void Ranks::OnDisagreement(const absl::Status& status) {
   if (!idle()) context_.fail(status);
 }
 
-// On the communicator of gradients, which carries nothing else between a step's last gradient and
-// the next one's first.
+// On a communicator that carries nothing else between a step's last gradient and the next one's
+// first: all that ranks have agreed to gather has ended on each before it came to the step.
 void Ranks::ExchangeSums(uint64_t step, const std::function<bool(UnitIndex)>& acquired) {
   const std::span<double> cells = of_gradients_->cells();
   std::vector<double>& mine = messages_[rank().value()];
@@ -231,7 +249,7 @@ void Ranks::ExchangeSums(uint64_t step, const std::function<bool(UnitIndex)>& ac
     flags[t] = static_cast<uint8_t>((given ? kGiven : 0) | (held ? kAcquired : 0));
   }
   exchanging_ = true;
-  links_.gradients->Enqueue(&op_);
+  (HostLink() != nullptr ? HostLink() : links_.gradients.get())->Enqueue(&op_);
 }
 
 void Ranks::Handle() {
@@ -281,29 +299,24 @@ bool Ranks::idle() const {
   return exchange_.idle() && gathers_.idle() && units_.idle() && !exchanging_;
 }
 
-bool Ranks::settled() const {
-  return links_.agreement->pending() + links_.gradients->pending() + links_.gathers->pending() == 0;
-}
-
 void Ranks::Fail(const absl::Status& status, const absl::Status& why) {
   agreement_.Stop();
   exchange_.Fail(status);
   gathers_.Fail(status);
   order_.Stop();
-  links_.agreement->Abort(why);
-  links_.gradients->Abort(why);
-  links_.gathers->Abort(why);
+  for (const RankLinks::Named& named : links_.all()) named.link->Abort(why);
 }
 
 absl::Status Ranks::Close() {
   agreement_.Stop();
-  const std::array links{links_.gathers.get(), links_.gradients.get(), links_.agreement.get()};
-  // What is left of it for the second and the third is next to nothing, if the first took it all.
+  std::vector<RankLinks::Named> links = links_.all();
+  std::ranges::reverse(links);  // agreement is the last: others hear there what went wrong
+  // What is left of it for the others is next to nothing, if the first took it all.
   const Deadline deadline = context_.clock->Now() + kLetEnd;
-  for (Communicator* const link : links)
+  for (const auto& [name, link] : links)
     link->LetEnd(std::max(Nanos(0), deadline - context_.clock->Now()));
   absl::Status first;
-  for (Communicator* const link : links) {
+  for (const auto& [name, link] : links) {
     const absl::Status status = link->Close();
     if (first.ok()) first = status;
     memory_lost_ |= link->memory_lost();

@@ -30,6 +30,7 @@ namespace sluice {
 
 // What must be the same on all ranks: in words, and a number, or a hash, of it.
 std::vector<std::pair<std::string, uint32_t>> FingerprintsOf(const ModelLayout& layout,
+                                                             const Placement& placement,
                                                              const UpdateRule& rule);
 
 class Ranks final : private Agreement::Observer, private Event {
@@ -65,8 +66,6 @@ class Ranks final : private Agreement::Observer, private Event {
   absl::Status CheckStep() const;
 
   bool idle() const;  // nothing is asked for, or on its way
-  // Nothing that this rank has enqueued is under way.
-  bool settled() const;
   // The runtime has failed, and so have the others, who are told why.
   void Fail(const absl::Status& status, const absl::Status& why);
   // Leaves the group, within some seconds.
@@ -80,6 +79,10 @@ class Ranks final : private Agreement::Observer, private Event {
  private:
   enum Flags : uint8_t { kGiven = 1, kAcquired = 2 };  // of a tensor, and of its unit
 
+  // What lies in host memory goes over it; null: over the others, as all does.
+  Communicator* HostLink() const {
+    return context_.placement->hbm_in_place ? nullptr : links_.values.get();
+  }
   void OnSaid(Rank rank, Said said) override;
   void OnFingerprint(Rank rank, uint32_t value);
   void CheckForDeadlock(Rank rank, Said said);

@@ -11,6 +11,7 @@
 #include "fmt/format.h"
 #include "nlohmann/json.hpp"
 #include "offload/plan/traffic.h"
+#include "offload/run/report_figures.h"
 #include "offload/run/runtime.h"
 #include "optim/adamw.h"
 
@@ -93,7 +94,8 @@ Json PlacementObject(const ModelLayout& layout, const Placement& p, const Budget
            {{"resident_bytes", p.hbm_fixed.value()},
             {"cache_bytes", p.hbm_cache.value()},
             {"gradients_bytes", p.grads_hbm.value()},
-            {"states_bytes", p.states_hbm.value()}}},
+            {"states_bytes", p.states_hbm.value()},
+            {"exchange_bytes", p.exchange(Tier::kHbm).value()}}},
           {"pinned",
            {{"least_bytes", p.least_pinned.total().value()},
             {"gradients_bytes", p.grads_pinned.value()},
@@ -104,7 +106,8 @@ Json PlacementObject(const ModelLayout& layout, const Placement& p, const Budget
             {"param_buffers", p.param_buffers},
             {"param_buffer_bytes", p.param_buffer_bytes.value()},
             {"grad_buffers", p.grad_buffers},
-            {"grad_buffer_bytes", p.grad_buffer_bytes.value()}}},
+            {"grad_buffer_bytes", p.grad_buffer_bytes.value()},
+            {"exchange_bytes", p.exchange(Tier::kPinned).value()}}},
           {"nvme",
            {{"states_bytes", p.states_nvme.value()},
             {"params_bytes", p.params_nvme.value()},
@@ -135,7 +138,10 @@ Json DrivesList(const BlockStore& store) {
                     {"read_bytes", state.read_bytes.value()},
                     {"writes", state.writes.value()},
                     {"write_bytes", state.write_bytes.value()},
-                    {"failed", state.failed.value()}});
+                    {"failed", state.failed.value()},
+                    {"queue_wait_ns", TimesObject(state.queue_wait_ns)},
+                    {"read_ns", TimesObject(state.read_ns)},
+                    {"write_ns", TimesObject(state.write_ns)}});
   }
   return list;
 }
@@ -155,9 +161,7 @@ Json TrafficList(const RankLinks& links) {
                       {"received_bytes", count.received.value()}});
     }
   };
-  add("agreement", *links.agreement);
-  add("gradients", *links.gradients);
-  add("gathers", *links.gathers);
+  for (const auto& [name, link] : links.all()) add(name, *link);
   return list;
 }
 
@@ -172,7 +176,9 @@ Json RanksObject(const Sharding& sharding, const RuntimeOptions& options, const 
                  {"traffic", Json::array()}};
   if (ranks == nullptr) return object;
   const Communicator& agreement = *ranks->links().agreement;
-  object["communication"] = agreement.description();
+  const std::string of_host = agreement.description();
+  const std::string of_hbm = ranks->links().gradients->description();
+  object["communication"] = of_hbm == of_host ? of_host : of_hbm + "; values: " + of_host;
   object["rounds"] = agreement.counts()[static_cast<size_t>(CommKind::kAllGather)].operations;
   object["traffic"] = TrafficList(ranks->links());
   return object;
@@ -225,6 +231,10 @@ std::string OffloadRuntime::ReportJson() const {
   report["paths"] = std::move(paths);
   report["drives"] = DrivesList(*store_);
   report["counters"] = metrics_.Snapshot();
+  report["histograms_ns"] = HistogramsObject(metrics_, *store_);
+  const StepTimes::Figures figures = step_times_.figures();
+  report["steps"] = StepsObject(figures);
+  report["waited_for"] = WaitedObject(figures);
   report["trace_spans_dropped"] = trace_.dropped();
   const StepResult step = last_step();
   report["loss_scale"] = step.loss_scale;

@@ -44,7 +44,8 @@ Residency::Residency(const Context& context, std::shared_ptr<Arena> hbm, Nanos s
       evictions_(context.metrics->Get("evictions")),
       departures_(context.metrics->Get("trace_departures")),
       stall_update_ns_(context.metrics->Get("stall_update_ns")),
-      stall_fetch_ns_(context.metrics->Get("stall_fetch_ns")) {
+      stall_fetch_ns_(context.metrics->Get("stall_fetch_ns")),
+      acquire_ns_(context.metrics->GetTimes("acquire_ns")) {
   for (size_t u = 0; u < units_.size(); ++u) {
     units_[u].fixed = context.placement->resident(u);
     if (units_[u].fixed) {
@@ -140,6 +141,7 @@ bool Residency::Enter(UnitIndex unit, CallerStream stream) {
   views_.Show(unit, u.address, layout.elements, layout.types.param, stream);
   std::move(leave).Cancel();
   acquires_->Add();
+  acquire_ns_->Add(0);
   return true;
 }
 
@@ -183,6 +185,7 @@ void Residency::Serve(UnitIndex unit) {
     u.waits.pop_front();
     --waiting_;
     (wait.was_pending ? stall_update_ns_ : stall_fetch_ns_)->Add((now - wait.since).count());
+    acquire_ns_->Add((now - wait.since).count());
     ++u.acquired;
     const UnitLayout& layout = context_.layout->unit(unit);
     views_.Show(unit, u.address, layout.elements, layout.types.param, wait.stream);

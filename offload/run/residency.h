@@ -102,6 +102,7 @@ class Residency final : public Fetcher::Observer, public UnitGathers::Observer {
   }
   bool pending(UnitIndex unit) const { return units_[unit.value()].pending; }
   bool waiting() const { return waiting_ > 0; }
+  UnitIndex first_waiting() const { return waiting_units_.front(); }  // while waiting()
   bool boundary() const { return boundary_; }
   // The units in the order in which the latest iteration first acquired them.
   std::span<const UnitIndex> UnitOrder() const;
@@ -186,6 +187,7 @@ class Residency final : public Fetcher::Observer, public UnitGathers::Observer {
   Counter* const departures_;
   Counter* const stall_update_ns_;
   Counter* const stall_fetch_ns_;
+  Histogram* const acquire_ns_;
 };
 
 }  // namespace sluice

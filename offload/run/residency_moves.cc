@@ -145,12 +145,12 @@ bool Residency::TryMove(const Move& move) {
   return true;
 }
 
-// From its home; of what ranks share, this rank's shard, if it has to be read, and then all of it.
+// From its home; of what ranks share, this rank's shard, if it has to be brought, and, once nobody
+// uses the slot any more, all of it.
 void Residency::Bring(UnitIndex unit) {
   std::byte* const slot = units_[unit.value()].address;
-  if (!IsShared(unit)) return fetcher_.Fetch(unit, slot);
-  gathers_->Want(unit, slot);
-  if (context_.placement->param_home[unit.value()] == Tier::kNvme) fetcher_.Fetch(unit, slot);
+  if (IsShared(unit)) gathers_->Want(unit, slot);
+  if (!IsShared(unit) || !gathers_->at_once(unit)) fetcher_.Fetch(unit, slot);
 }
 
 }  // namespace sluice

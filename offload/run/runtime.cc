@@ -50,7 +50,7 @@ absl::Status OffloadRuntime::Init() {
   inbox_.SetWaker(engine_.get());
   caller_track_ = trace_.AddTrack("compute");
   store_ = std::make_unique<BlockStore>(std::move(seams_.segments), engine_.get(), options_.io,
-                                        &metrics_, &trace_);
+                                        seams_.clock, &metrics_, &trace_);
   const Context context{.layout = &layout_,
                         .placement = &placement_,
                         .pieces = &pieces_,
@@ -81,6 +81,15 @@ absl::Status OffloadRuntime::Init() {
   gradient_calls_ = std::make_unique<GradientCalls>(
       context, gradients_.get(), ranks_ == nullptr ? nullptr : ranks_->gradients(), updater_.get(),
       &tickets_);
+  // A caller who waits for each call may begin the next before the one before has come back.
+  size_t largest = 0;
+  for (const UnitLayout& unit : layout_.units()) largest = std::max(largest, unit.tensors.size());
+  for (int i = 0; i < 2; ++i) {
+    auto call = std::make_unique<GradsCall>();
+    call->given.reserve(largest);
+    spare_grads_.Give(std::move(call));
+    spare_turns_.Give(std::make_unique<Turn>());
+  }
   values_ = std::make_unique<ValueAccess>(context);
   if (!seams_.threaded) return absl::OkStatus();
   try {
@@ -112,6 +121,7 @@ void OffloadRuntime::RunOnce(Deadline deadline) {
     deadline = std::min(deadline, ranks_->NextTime());
   }
   const bool more = any || !inbox_.empty() || unheard;
+  NoteWait();
   store_->Poll(more ? kNoWait : deadline);
   values_->Retry();
   if (residency_->waiting()) residency_->CheckStuck(seams_.clock->Now());
@@ -147,9 +157,13 @@ void OffloadRuntime::RunQueue() {
   }
 }
 
-void OffloadRuntime::Run(EndCall&) { residency_->EndIteration(); }
+void OffloadRuntime::Run(EndCall&) {
+  step_times_.Active(seams_.clock->Now());
+  residency_->EndIteration();
+}
 
 void OffloadRuntime::Run(BeginCall& call) {
+  step_times_.Active(seams_.clock->Now());
   residency_->BeginIteration(call.key, call.boundary);
   gradients_->SetBoundary(call.boundary);
   backward_begun_ = !call.boundary;

@@ -41,6 +41,7 @@
 #include "offload/run/ranks.h"
 #include "offload/run/residency.h"
 #include "offload/run/runtime_options.h"
+#include "offload/run/step_times.h"
 #include "offload/run/tickets.h"
 #include "offload/run/updater.h"
 #include "offload/run/value_access.h"
@@ -92,6 +93,10 @@ class OffloadRuntime final : public Updater::Observer {
   absl::Status failure() const;
 
   StepTraffic Traffic() const;  // of one step in which every tensor has a gradient
+  // Steps from the next on are measured against their floor by these.
+  void SetRates(const HardwareRates& rates) {
+    step_times_.SetRates(rates, Floor(Traffic(), rates));
+  }
   std::string ReportJson() const;
   void ResetCounters();
   absl::Status WriteTrace(const std::string& path) const { return trace_.WriteChromeJson(path); }
@@ -139,6 +144,11 @@ class OffloadRuntime final : public Updater::Observer {
   void Run(std::unique_ptr<GradsCall>& call);
   void Run(std::unique_ptr<Turn>& turn);
   void Run(DrainCall& call);
+  void NoteWait();
+  std::optional<WaitedFor> WaitsFor();
+  WaitedFor StepWaitsFor(const Turn& turn) const;
+  WaitedFor AcquisitionWaitsFor(UnitIndex unit) const;
+  WaitedFor UpdateWaitsFor() const;
   void Advance();  // begins whatever turn can begin
   bool AdvanceStep(Turn& turn);
   bool MeetRanks(Turn& turn);
@@ -190,6 +200,7 @@ class OffloadRuntime final : public Updater::Observer {
   const ParamPieces pieces_;
   const StateUpdate update_;
   Metrics metrics_;
+  StepTimes step_times_;
   TraceEvents trace_;
   TrackId caller_track_ = 0;
   Inbox inbox_;

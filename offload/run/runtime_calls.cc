@@ -63,6 +63,7 @@ Ticket OffloadRuntime::Step(StepRequest request) {
   std::unique_ptr<Turn> turn = spare_turns_.Take();
   turn->kind = Turn::Kind::kStep;
   turn->step = std::move(request);
+  turn->called = seams_.clock->Now();
   const Ticket ticket = SendTurn(std::move(turn));
   if (seams_.cores.openmp_waits != nullptr) seams_.cores.openmp_waits->StepTaken();
   return ticket;
@@ -164,6 +165,7 @@ void OffloadRuntime::RecordCallerSpan(const std::string& name, TimePoint begin, 
 
 void OffloadRuntime::ResetCounters() {
   metrics_.Reset();
+  step_times_.Reset(seams_.clock->Now());
   store_->ResetCounters();
   trace_.Clear();
 }

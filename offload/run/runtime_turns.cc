@@ -104,6 +104,7 @@ void OffloadRuntime::DecideStep(Turn& turn) {
     last_step_ = {
         .grad_norm = decision.norm, .applied = !decision.overflow, .loss_scale = scaler_.scale()};
   }
+  step_times_.Stepped(turn.called);
   if (decision.overflow) {
     metrics_.Get("steps_skipped")->Add();
     ForgetGradients();
@@ -217,6 +218,14 @@ bool OffloadRuntime::AdvanceValue(Turn& turn) {
   if (IsWholeHere(request)) {
     if (values_begun_ > 0) return false;
     const TensorLayout& tensor = layout_.tensor(request.tensor);
+    if (!placement_.hbm_in_place && placement_.param_home[unit.value()] == Tier::kHbm) {
+      ++values_begun_;
+      values_->ReadWhole(request.tensor, request.data, request.type.floats(),
+                         [this, turn = &turn, asked = request](const absl::Status& status) {
+                           EndValue(turn, asked, status);
+                         });
+      return true;
+    }
     const FloatType type = tensor.types.param.floats();
     Convert(memory_.param_home[unit.value()] + tensor.offset * SizeOf(type), type, request.data,
             request.type.floats(), static_cast<size_t>(tensor.elements));

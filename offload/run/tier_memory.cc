@@ -54,17 +54,18 @@ absl::StatusOr<TierMemory> TierMemory::Make(const ModelLayout& layout, const Pla
                           CarvePool(&memory.pinned, placement.grad_buffer_bytes,
                                     placement.grad_buffers, placement.io_alignment));
   memory.pools = memory.pinned.memory().first(memory.pinned.carved().size());
-  if (placement.exchange() > Bytes(0)) {
+  Arena* const exchange = placement.hbm_in_place ? &memory.pinned : &memory.hbm;
+  if (placement.staging_buffer_bytes > Bytes(0)) {
     SLUICE_ASSIGN_OR_RETURN(
         memory.staging_buffers,
-        CarvePool(&memory.pinned, placement.staging_buffer_bytes, kStagingBuffers, kSlotAlignment));
+        CarvePool(exchange, placement.staging_buffer_bytes, kStagingBuffers, kSlotAlignment));
     SLUICE_ASSIGN_OR_RETURN(
         memory.received_buffers,
-        CarvePool(&memory.pinned, placement.received_buffer_bytes, kExchanges, kSlotAlignment));
+        CarvePool(exchange, placement.received_buffer_bytes, kExchanges, kSlotAlignment));
   }
   if (placement.served_bytes > Bytes(0)) {
     SLUICE_ASSIGN_OR_RETURN(memory.served_shard,
-                            memory.pinned.Carve(placement.served_bytes, kSlotAlignment));
+                            exchange->Carve(placement.served_bytes, kSlotAlignment));
   }
   memory.blocks = MapBlocks(layout, placement);
   for (size_t u = 0; u < layout.units().size(); ++u) {

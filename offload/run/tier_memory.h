@@ -50,10 +50,11 @@ struct TierMemory {
   std::byte* sums = nullptr;           // in pinned memory, if they may
   BufferPool state_buffers;
   BufferPool param_buffers;
-  BufferPool grad_buffers;      // that gradients pass through which live on NVMe
-  BufferPool staging_buffers;   // gradients among ranks: this rank's of a unit
+  BufferPool grad_buffers;  // that gradients pass through which live on NVMe
+  // Among ranks, in HBM, or in pinned memory where that is the same:
+  BufferPool staging_buffers;   // this rank's gradients of a unit
   BufferPool received_buffers;  // and the others' of this rank's shard
-  MemoryView served_shard;      // of a unit on NVMe, while it is sent to ranks that need it
+  MemoryView served_shard;      // of a unit, while it is sent to ranks that need it
   BufferPool add_buffers;       // in HBM: what is added to gradients that live there passes through
   BlockMap blocks;
 

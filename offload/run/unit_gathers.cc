@@ -86,7 +86,7 @@ void UnitGathers::Want(UnitIndex index, std::byte* slot) {
   Unit& unit = At(index);
   SLUICE_CHECK(unit.slot == nullptr);
   unit = {.slot = slot,
-          .part_there = !OnNvme(index),
+          .part_there = at_once(index),
           .unheard = unit.unheard + 1,
           .since = context_.clock->Now(),
           .ranks = unit.ranks,
@@ -185,10 +185,10 @@ TimePoint UnitGathers::NextTime() const {
   return any ? context_.clock->Now() + kPatience : kForever;
 }
 
-// Whether this rank's shard can be sent. If not, it is read.
-bool UnitGathers::MayStart(UnitIndex index) {
+// Whether this rank's shard can be sent, and what it receives come. If not, the shard is brought.
+bool UnitGathers::MayStart(UnitIndex index, bool receives) {
   const Unit& unit = At(index);
-  if (!OnNvme(index)) return true;
+  if (!receives && !IsBrought(index)) return true;
   if (unit.slot != nullptr) return unit.part_there;
   if (serving_) return serving_ == index && std::exchange(served_, false);
   serving_ = index;
@@ -197,7 +197,8 @@ bool UnitGathers::MayStart(UnitIndex index) {
 }
 
 bool UnitGathers::StartIfReady(const Launch& launch) {
-  if (!MayStart(launch.unit)) return false;
+  const bool receives = launch.receives[communicator_->rank().value()] != 0;
+  if (!MayStart(launch.unit, receives)) return false;
   if (free_.empty()) {
     pool_.push_back(std::make_unique<Gather>(this));
     free_.push_back(pool_.back().get());
@@ -205,8 +206,7 @@ bool UnitGathers::StartIfReady(const Launch& launch) {
   Gather* const gather = free_.back();
   free_.pop_back();
   Unit& unit = At(launch.unit);
-  const bool receives = launch.receives[communicator_->rank().value()] != 0;
-  gather->from_slot = !receives && OnNvme(launch.unit) && unit.slot != nullptr;
+  gather->from_slot = !receives && IsBrought(launch.unit) && unit.slot != nullptr;
   if (gather->from_slot) ++unit.sent_from_slot;
   gather->Start(launch, ShardOf(launch.unit), receives ? unit.slot : nullptr);
   return true;
@@ -222,12 +222,12 @@ std::array<ConstMemoryView, 2> UnitGathers::ShardOf(UnitIndex index) const {
   const auto view = [size](const std::byte* base, int64_t begin, int64_t places) {
     return ConstMemoryView(base + begin * size, static_cast<size_t>(places * size));
   };
-  if (OnNvme(index) && unit.slot != nullptr) {
+  if (IsBrought(index) && unit.slot != nullptr) {
     return {view(unit.slot, updated.begin, updated.size()),
             view(unit.slot, layout.updated_elements + frozen.begin, frozen.size())};
   }
-  const std::byte* const home = OnNvme(index) ? context_.memory->served_shard.data()
-                                              : context_.memory->param_home[index.value()];
+  const std::byte* const home = IsBrought(index) ? context_.memory->served_shard.data()
+                                                 : context_.memory->param_home[index.value()];
   return {view(home, 0, updated.size()), view(home, updated.size(), frozen.size())};
 }
 

@@ -6,8 +6,8 @@
 // that use different units, or keep different ones, need not agree on anything beforehand, and none
 // waits for a rank that has no use for the unit.
 //
-// A shard is sent from where it lives; from NVMe it is read first, by a rank that receives into its
-// slot, by another into a buffer for that.
+// A shard is sent from where it lives, if that is where ranks exchange. Else it is brought there
+// first: by a rank that receives, into its slot, by another into a buffer for that.
 //
 // Threads: the control thread. Allocates when more is on its way than ever before.
 
@@ -34,8 +34,7 @@ class UnitGathers {
     // What Want asked for is there; or, with Cancelled, will not be. Not from within Want.
     virtual void OnGathered(UnitIndex unit, const absl::Status& status) = 0;
     virtual bool Awaited(UnitIndex unit) const = 0;  // whether a caller waits for it
-    // Reads this rank's shard, which lives on NVMe, into `to`, as it lies at home. PartThere
-    // follows.
+    // Brings this rank's shard to `to`, as it lies at home. PartThere follows.
     virtual void ReadPart(UnitIndex unit, std::byte* to) = 0;
     virtual void OnServed() = 0;  // no unit is served any more
   };
@@ -46,10 +45,14 @@ class UnitGathers {
   ~UnitGathers();
   void SetObserver(Observer* observer) { observer_ = observer; }
 
-  // There is room for the unit in `slot`. If its home is NVMe this rank's shard is on its way
-  // there.
+  // There is room for the unit in `slot`. Unless it may be received there at once, PartThere says
+  // when: nobody uses the slot any more, and this rank's shard, if it can't be sent from its home,
+  // is there.
   void Want(UnitIndex unit, std::byte* slot);
-  // This rank's shard is in the slot, or in the buffer that ReadPart was told.
+  bool at_once(UnitIndex unit) const {
+    return context_.placement->hbm_in_place && context_.placement->SentFromHome(unit.value());
+  }
+  // The slot is ready, or this rank's shard is in the buffer that ReadPart was told.
   void PartThere(UnitIndex unit, const absl::Status& status);
   // Whether the shard is being read for others; then it can't be read into a slot.
   bool serving(UnitIndex unit) const { return serving_ == unit; }
@@ -72,7 +75,7 @@ class UnitGathers {
   class Gather;
   struct Unit {
     std::byte* slot = nullptr;  // if it is wanted
-    bool part_there = false;    // in the slot, or at a home that can be sent from
+    bool part_there = false;    // the slot is ready
     bool agreed = false;        // it will come
     bool received = false;      // all of it
     bool urgent = false;        // said
@@ -91,15 +94,13 @@ class UnitGathers {
   uint8_t& Wants(UnitIndex unit, uint32_t rank) {
     return wants_[unit.value() * communicator_->ranks() + rank];
   }
-  bool OnNvme(UnitIndex unit) const {
-    return context_.placement->param_home[unit.value()] == Tier::kNvme;
-  }
+  bool IsBrought(UnitIndex unit) const { return !context_.placement->SentFromHome(unit.value()); }
   void Agree(UnitIndex unit);
   void CancelIfUnwanted(UnitIndex unit);
   void EndIfReceived(UnitIndex unit);
   void Forget(UnitIndex unit);
   bool StartIfReady(const Launch& launch);
-  bool MayStart(UnitIndex unit);
+  bool MayStart(UnitIndex unit, bool receives);
   std::array<ConstMemoryView, 2> ShardOf(UnitIndex unit) const;
   void End(Gather* gather);
 

@@ -26,6 +26,7 @@ Updater::Updater(const Context& context, Observer* observer)
       chunks_updated_(context.metrics->Get("chunks_updated")),
       elements_updated_(context.metrics->Get("elements_updated")),
       update_ns_(context.metrics->Get("update_compute_ns")),
+      chunk_ns_(context.metrics->GetTimes("update_chunk_ns")),
       grad_read_bytes_(context.metrics->Get("nvme_gradient_read_bytes")) {
   const size_t streaming = context.overlap ? context.memory->state_buffers.count() : 1;
   const size_t resident =

@@ -72,6 +72,7 @@ class Updater : private BufferPool::Keeper {
   bool updating() const { return stores_left_ > 0; }
   bool idle() const { return !busy() && stores_left_ == 0; }
   bool busy() const { return busy_ > 0 || open_pieces_ > 0; }  // on their way, or wait for Start
+  bool computing() const { return computing_ > 0; }            // a worker, or the device
   // Parameters may still be written: at home, or where they are lent.
   bool writing() const { return computing_ > 0 || closing_ > 0 || params_writing_ > 0; }
   // Elements whose parameter the tensor's last update has yet to store; after Fail and once nothing
@@ -150,6 +151,7 @@ class Updater : private BufferPool::Keeper {
   Counter* const chunks_updated_;
   Counter* const elements_updated_;
   Counter* const update_ns_;
+  Histogram* const chunk_ns_;
   Counter* const grad_read_bytes_;
   TrackId track_ = 0;
 };

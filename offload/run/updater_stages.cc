@@ -129,14 +129,19 @@ void Updater::OnComputed(ChunkWork* work) {
   for (const ChunkRun& run : context_.layout->runs(context_.layout->chunk(chunk))) {
     if (updates_[run.tensor.value()]) elements_updated_->Add(run.elements);
   }
+  TimePoint first = TimePoint::max();
+  TimePoint last{0};
   for (const ChunkWork::Part& part : work->parts()) {
     for (size_t r = 0; r < part.spans.size(); ++r) {
       const auto& [begin, end] = part.spans[r];
       if (end == TimePoint{0}) continue;
+      first = std::min(first, begin);
+      last = std::max(last, end);
       update_ns_->Add((end - begin).count());
       context_.trace->Record(track_, ChunkWork::kRoundNames[r], chunk.value(), begin, end);
     }
   }
+  chunk_ns_->Add((last - first).count());
   const bool lost = Planted(context_, PlantedBug::kLostWrite);
   const bool stores = work->streaming && !lost;
   if (work->streaming && lost) context_.store->Cancel(&work->write);

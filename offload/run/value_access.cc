@@ -11,6 +11,7 @@ namespace sluice {
 
 ValueAccess::ValueAccess(const Context& context)
     : context_(context),
+      whole_read_(context),
       under_way_(context.layout->chunks().size(), false),
       written_(context.layout->chunks().size(), false) {
   // One for each buffer, and enough for the workers where values pass through none.
@@ -64,13 +65,20 @@ void ValueAccess::Pump() {
   }
 }
 
+// Whether other ranks' doings may take buffers here meanwhile: for shards that they need, or, on
+// their way over a link, for gradients that they have come to.
+bool ValueAccess::OthersMoveThings() const {
+  const Sharding& sharding = context_.layout->sharding();
+  return sharding.params || (sharding.ranks > 1 && !context_.placement->hbm_in_place);
+}
+
 // Returns false if there is no step, or no buffer, for the chunk: whatever ends next gives one.
 bool ValueAccess::Begin(Request* request, ChunkIndex chunk) {
   if (free_steps_.empty()) return false;
   ChunkStep* step = free_steps_.back();
   if (!step->Take(request, chunk)) {
     starved_ = free_steps_.size() == steps_.size();
-    SLUICE_CHECK_MSG(!starved_ || context_.layout->sharding().params,
+    SLUICE_CHECK_MSG(!starved_ || OthersMoveThings(),
                      "values are accessed while something else is on its way");
     return false;
   }

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "offload/run/context.h"
+#include "offload/run/whole_read.h"
 
 namespace sluice {
 
@@ -48,14 +49,18 @@ class ValueAccess {
   // that fails leaves the others alone; a write that fails takes those begun after it with it.
   void Start(ValueRequest request);
   bool busy() const { return !requests_.empty(); }
+  // WholeRead::Start.
+  void ReadWhole(TensorIndex tensor, std::byte* to, FloatType type, WholeRead::Done done) {
+    whole_read_.Start(tensor, to, type, std::move(done));
+  }
   // Whether another request might begin something now. Those that wait for a chunk under way must
   // not keep others out that want another.
   bool hungry() const {
     return !saturated_ && !free_steps_.empty() &&
            requests_.size() < kRequestsPerStep * steps_.size();
   }
-  // Tries again what found no buffer while nothing of this was under way: shards that are read for
-  // other ranks pass through the same buffers.
+  // Tries again what found no buffer while nothing of this was under way: what other ranks need, or
+  // have given, passes through the same buffers.
   void Retry() {
     if (std::exchange(starved_, false)) Pump();
   }
@@ -74,11 +79,13 @@ class ValueAccess {
 
   void Pump();
   bool Begin(Request* request, ChunkIndex chunk);
+  bool OthersMoveThings() const;
   void EndRequests();
   void EndChunk(ChunkStep* step, const absl::Status& status);
   void Fail(const Request* request, const absl::Status& status);
 
   const Context context_;
+  WholeRead whole_read_;
   std::vector<std::unique_ptr<ChunkStep>> steps_;
   std::vector<ChunkStep*> free_steps_;
   std::deque<Request> requests_;

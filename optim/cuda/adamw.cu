@@ -1,8 +1,8 @@
 // AdamW on a GPU, one pass: each state is read and written once, four elements by a thread.
 
-#include "optim/cuda/float.cuh"
+#include "core/cuda/float.cuh"
+#include "core/cuda/launch.cuh"
 #include "optim/cuda/kernels.h"
-#include "optim/cuda/launch.cuh"
 
 namespace sluice::cuda {
 

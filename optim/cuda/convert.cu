@@ -1,8 +1,8 @@
 // Conversions and accumulation on a GPU.
 
-#include "optim/cuda/float.cuh"
+#include "core/cuda/float.cuh"
+#include "core/cuda/launch.cuh"
 #include "optim/cuda/kernels.h"
-#include "optim/cuda/launch.cuh"
 
 namespace sluice::cuda {
 
@@ -46,14 +46,20 @@ void Apply(const void* from, void* to, size_t n, cudaStream_t stream) {
 
 }  // namespace
 
+void Copy(void* to, const void* from, size_t bytes, void* stream) {
+  if (from == to || bytes == 0) return;
+  cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, static_cast<cudaStream_t>(stream));
+}
+
+void Zero(void* to, size_t bytes, void* stream) {
+  if (bytes != 0) cudaMemsetAsync(to, 0, bytes, static_cast<cudaStream_t>(stream));
+}
+
 void Convert(const void* from, FloatType from_type, void* to, FloatType to_type, size_t n,
              void* stream_handle) {
+  if (from_type == to_type)
+    return Copy(to, from, n * static_cast<size_t>(SizeOf(from_type)), stream_handle);
   auto* const stream = static_cast<cudaStream_t>(stream_handle);
-  if (from_type == to_type) {
-    const size_t bytes = n * static_cast<size_t>(SizeOf(from_type));
-    if (from != to && n != 0) cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream);
-    return;
-  }
   WithType(from_type, [&](auto a) {
     WithType(to_type, [&](auto b) {
       Apply<decltype(a)::value, decltype(b)::value, false>(from, to, n, stream);

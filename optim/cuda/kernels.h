@@ -24,6 +24,9 @@ namespace sluice::cuda {
 
 void AdamWUpdate(const AdamWCoefficients& coefficients, const AdamWSpans& spans, void* stream);
 
+void Copy(void* to, const void* from, size_t bytes, void* stream);
+void Zero(void* to, size_t bytes, void* stream);
+
 void Convert(const void* from, FloatType from_type, void* to, FloatType to_type, size_t n,
              void* stream);
 

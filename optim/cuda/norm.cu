@@ -1,9 +1,9 @@
 // Sums of squares on a GPU, in the order of optim/norm.h: eight threads per cell, one for each
 // lane, which neighbours in memory feed. What they add up in the end passes from thread to thread.
 
-#include "optim/cuda/float.cuh"
+#include "core/cuda/float.cuh"
+#include "core/cuda/launch.cuh"
 #include "optim/cuda/kernels.h"
-#include "optim/cuda/launch.cuh"
 
 namespace sluice::cuda {
 

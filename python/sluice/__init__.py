@@ -13,10 +13,12 @@ import sys
 from .adamw import AdamW
 from .attachment import Attachment, attach
 from .building import init
-from .deepspeed import checkpointing, ops, schedulers, utils, zero
+from .deepspeed import NOT_OFFERED as _NOT_OFFERED
+from .deepspeed import checkpointing, comm, ops, schedulers, utils, zero
 from .deepspeed import refusal as _refusal
+from .deepspeed.command_line import add_config_arguments
+from .deepspeed.comm import init_distributed
 from .deepspeed.config import ConfigError
-from .deepspeed.distributed import add_config_arguments, init_distributed
 from .deepspeed.initializing import initialize
 from .engine.engine import Engine, engine_of
 from .native.abi import (
@@ -31,11 +33,10 @@ from .native.abi import (
     Unavailable,
 )
 
-DeepSpeedEngine = Engine
-
 # Modules that programs and pickles name, by public path, and where they are. Either path is the same module.
 _PATHS = {
     "checkpointing": "deepspeed.checkpointing",
+    "comm": "deepspeed.comm",
     "config": "deepspeed.config",
     "copies": "residency.copies",
     "devices": "native.devices",
@@ -61,6 +62,8 @@ def _publish(path, place):
 for _path, _place in _PATHS.items():
     _publish(_path, _place)
 
+DeepSpeedEngine = Engine
+
 __all__ = [
     "AdamW",
     "Attachment",
@@ -78,6 +81,7 @@ __all__ = [
     "add_config_arguments",
     "attach",
     "checkpointing",
+    "comm",
     "doctor",
     "engine_of",
     "init",
@@ -100,19 +104,5 @@ def doctor(path=None):
     """What this machine has, what Sluice would choose, and advice, as a dict. path: a directory for swap files."""
     return Library.default().doctor(path)
 
-
-# What DeepSpeed has under these names, and Sluice does not offer.
-_NOT_OFFERED = {
-    "OnDevice": "build the model under sluice.init()",
-    "PipelineEngine": "pipeline parallelism is not offered",
-    "PipelineModule": "pipeline parallelism is not offered",
-    "pipe": "pipeline parallelism is not offered",
-    "tp_model_init": "tensor parallelism is not offered",
-    "module_inject": "tensor parallelism and kernel injection are not offered",
-    "init_inference": "inference is model.eval() under torch.no_grad() with sluice.initialize()",
-    "InferenceEngine": "inference is model.eval() under torch.no_grad() with sluice.initialize()",
-    "moe": "DeepSpeed's expert layers are not offered; torch's own modules work",
-    "comm": "torch.distributed has it; init_distributed() sets that up",
-}
 
 __getattr__ = _refusal.of_names(__name__, _NOT_OFFERED)

@@ -434,7 +434,8 @@ class AdamW(torch.optim.Optimizer):
                 store.write(parameter, field, entry[key] if key in entry else parameter)
 
     def report(self):
-        """Counters, budgets and placement, and, after an update has failed, `failure`; None before the first step."""
+        """Counters, times, what was waited for, budgets and placement, and, after an update has failed, `failure`; None before
+        the first step. close() logs `waited_for.words` at INFO, as "sluice"."""
         if self._store is None:
             return None
         failure = {} if self._failure is None else {"failure": self._failure[1]}

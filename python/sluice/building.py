@@ -49,7 +49,8 @@ class _Parameters(dict):
 
 
 class _Building:
-    def __init__(self, directory, limit_bytes):
+    def __init__(self, directory, limit_bytes, mark):
+        self._mark = mark
         advice = "another directory is chosen by sluice.init(directory=); the model must be built anew"
         self._spool = Spool(directory, limit_bytes, "sluice.init()", advice)
         self._spool.open_file()
@@ -71,6 +72,8 @@ class _Building:
 
     def track(self, parameter, owner, name):
         if type(parameter) is torch.nn.Parameter:
+            if self._mark is not None:
+                self._mark(parameter)
             self._spool.track(parameter, f"{owner}.{name} of shape {tuple(parameter.shape)}")
 
     def end(self):
@@ -89,13 +92,15 @@ class init:
     like any other: what is done to a parameter that is in the file brings its values back into RAM, and others go. A
     parameter whose memory somebody else holds stays in RAM."""
 
+    mark = None  # called with each parameter, by whoever wants to know them
+
     def __init__(self, directory=None, limit_bytes=LIMIT_BYTES):
         self._directory = directory
         self._limit = limit_bytes
         self._buildings = []
 
     def __enter__(self):
-        self._buildings.append(_Building(self._directory, self._limit))
+        self._buildings.append(_Building(self._directory, self._limit, self.mark))
         return self
 
     def __exit__(self, *exception):

@@ -184,6 +184,7 @@ void Ask(Input* input) {
   AnyStruct<sluice_rates> rates(input, {});
   AnyStruct<sluice_floor_terms> terms(input, {});
   (void)sluice_floor(runtime, rates.get(), terms.get());
+  (void)sluice_set_rates(runtime, rates.get());
   AnyStruct<sluice_tensor_info> info(input, {});
   (void)sluice_tensor_query(runtime, input->ConsumeIntegralInRange<uint32_t>(0, 2), info.get());
   AnyStruct<sluice_step_result> result(input, {});

@@ -50,7 +50,8 @@ class BlockStoreTest : public testing::Test {
     auto engine = MakeIoEngine(IoEngineKind::kAuto, files_, {}, kLimits, &clock_);
     ASSERT_TRUE(engine.ok()) << engine.status();
     engine_ = *std::move(engine);
-    store_ = std::make_unique<BlockStore>(table_, engine_.get(), kLimits, &metrics_, &trace_);
+    store_ =
+        std::make_unique<BlockStore>(table_, engine_.get(), kLimits, &clock_, &metrics_, &trace_);
   }
 
   void WaitFor(const Transfer& transfer) {

@@ -42,7 +42,7 @@ TEST(SimDrivesTest, ASlowDriveLeavesTheOtherItsPlaces) {
                                        .latency_min = kLatency,
                                        .latency_max = kLatency},
                                       table.file_sizes, limits, &world);
-  BlockStore store(table, engine.get(), limits, &metrics, &trace);
+  BlockStore store(table, engine.get(), limits, &world, &metrics, &trace);
   std::vector<Transfer> transfers(kCount);
   AlignedBuffer memory(kCount << 16);
   const auto buffer = [&memory](size_t b) { return memory.view().subspan(b << 16, 1 << 16); };

@@ -43,7 +43,8 @@ class Trial {
     const IoEngine::Limits limits{.in_flight_max = 3};
     engine_ = MakeSimIoEngine({.bytes_per_second = {3e9, 1e9}, .file_drive = table.file_drive},
                               table.file_sizes, limits, &world_);
-    store_ = std::make_unique<BlockStore>(table, engine_.get(), limits, &metrics_, &trace_);
+    store_ =
+        std::make_unique<BlockStore>(table, engine_.get(), limits, &world_, &metrics_, &trace_);
     for (Block& block : blocks_) block.memory = std::make_unique<AlignedBuffer>(8192);
   }
 

@@ -172,6 +172,7 @@ inline std::vector<RuntimeCall> EveryRuntimeCall() {
        [](R r) { return sluice_write(r, 0, SLUICE_MASTER, data, SLUICE_F32, 300, &ticket); }},
       {"report", [](R r) { return sluice_report(r, json, sizeof(json), &needed); }},
       {"floor", [](R r) { return sluice_floor(r, &rates, &terms); }},
+      {"set_rates", [](R r) { return sluice_set_rates(r, &rates); }},
       {"reset_counters", [](R r) { return sluice_reset_counters(r); }},
       {"trace_write", [](R r) { return sluice_trace_write(r, "/dev/null"); }},
       {"trace_span", [](R r) { return sluice_trace_span(r, "span", 1, 2); }},

@@ -56,6 +56,7 @@ constexpr Field kOptions[] = {
     OPTION(ranks, 'u'),
     OPTION(zero_stage, 'i'),
     OPTION(rank_timeout_ms, 'i'),
+    OPTION(comm_groups, 'u'),
 };
 #undef OPTION
 #define GROUP(field, kind) \
@@ -216,6 +217,7 @@ TEST_F(NumbersTest, RatesAreRefusedByNameOrWork) {
       if (Works(sluice_floor(runtime_, &rates, &terms), field.name)) {
         EXPECT_FALSE(std::isnan(terms.total));
       }
+      Works(sluice_set_rates(runtime_, &rates), field.name);
     });
   }
 }

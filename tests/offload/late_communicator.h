@@ -1,7 +1,7 @@
 // tests/offload/late_communicator.h
 //
 // A communicator whose operations begin late, as over a slow network: what a rank has said comes
-// back after other things have happened to it.
+// back after other things have happened to it. And one may look at each.
 
 #ifndef SLUICE_TESTS_OFFLOAD_LATE_COMMUNICATOR_H_
 #define SLUICE_TESTS_OFFLOAD_LATE_COMMUNICATOR_H_
@@ -9,6 +9,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -21,10 +22,14 @@ namespace sluice::testing {
 
 class LateCommunicator final : public Communicator, private Waker, private Event {
  public:
-  LateCommunicator(std::unique_ptr<Communicator> inner, Nanos delay, const Clock* clock)
+  using Look = std::function<void(const CommOp&)>;  // on a thread of its own
+
+  LateCommunicator(std::unique_ptr<Communicator> inner, Nanos delay, const Clock* clock,
+                   Look look = nullptr)
       : Communicator(inner->rank(), inner->ranks(), {}, clock),
         inner_(std::move(inner)),
-        delay_(delay) {
+        delay_(delay),
+        look_(std::move(look)) {
     inbox_.SetWaker(this);
     thread_ = std::thread([this] { Run(); });
   }
@@ -71,6 +76,7 @@ class LateCommunicator final : public Communicator, private Waker, private Event
   }
 
   absl::Status Carry(const CommOp& op) {
+    if (look_) look_(op);
     CommOp carried;
     carried.kind = op.kind;
     carried.type = op.type;
@@ -95,6 +101,7 @@ class LateCommunicator final : public Communicator, private Waker, private Event
 
   const std::unique_ptr<Communicator> inner_;
   const Nanos delay_;
+  const Look look_;
   Inbox inbox_;
   bool done_ = false;  // the thread's
   std::mutex mutex_;

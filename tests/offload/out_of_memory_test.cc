@@ -212,6 +212,7 @@ void OutOfMemoryTest::LookInside(Caller* caller, sluice_runtime runtime) {
   const sluice_rates rates = {sizeof(rates)};
   sluice_floor_terms terms = {sizeof(terms)};
   caller->Call("floor", [&] { return sluice_floor(runtime, &rates, &terms); });
+  caller->Call("set_rates", [&] { return sluice_set_rates(runtime, &rates); });
   caller->Call("trace_span", [&] {
     return sluice_trace_span(runtime, "a span with a name that takes memory", 1, 2);
   });

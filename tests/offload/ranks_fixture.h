@@ -21,8 +21,8 @@
 
 namespace sluice::testing {
 
-// How a rank is told of the others, by rank.
-inline std::vector<RankLinks> LinkRanks(uint32_t ranks) {
+// How a rank is told of the others, by rank; with what compute behind a link needs.
+inline std::vector<RankLinks> LinkRanks(uint32_t ranks, bool behind_link = false) {
   static const SteadyClock clock;
   std::vector<RankLinks> links(ranks);
   const auto make = [&](std::unique_ptr<Communicator> RankLinks::*which) {
@@ -33,6 +33,7 @@ inline std::vector<RankLinks> LinkRanks(uint32_t ranks) {
   make(&RankLinks::agreement);
   make(&RankLinks::gradients);
   make(&RankLinks::gathers);
+  if (behind_link) make(&RankLinks::values);
   return links;
 }
 
@@ -49,7 +50,9 @@ struct RanksCase {
   int stage = 1;
   RuntimeConfig config;
   TrainerOptions training;
-  Nanos hear_after{0};  // of each other
+  bool behind_link = false;  // compute: ranks exchange in HBM, for which there is room beside it
+  Nanos hear_after{0};       // of each other
+  std::function<std::shared_ptr<SuppliedMemory>(uint32_t rank)> hbm;  // if set, its memory
   // If set, each rank's caller looks only so long after whether what it waits for is done.
   std::function<Nanos(uint32_t rank)> look_after;
 };
@@ -66,12 +69,54 @@ inline RanksCase InMemory(uint32_t ranks, int stage) {
   return c;
 }
 
-inline absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRank(const RanksCase& c, uint32_t rank,
-                                                                RankLinks links) {
+// Where states and parameters are kept; two micro-steps a step.
+enum class Where { kAllInHbm, kStatesOnHost, kStatesOnNvme, kParamsPinned, kAllOnNvme };
+inline constexpr Where kEveryWhere[] = {Where::kAllInHbm, Where::kStatesOnHost,
+                                        Where::kStatesOnNvme, Where::kParamsPinned,
+                                        Where::kAllOnNvme};
+inline RanksCase CaseAt(uint32_t ranks, int stage, Where where, const std::string& directory) {
+  RanksCase c = InMemory(ranks, stage);
+  c.training.micro_steps = 2;
+  if (where == Where::kAllInHbm) {
+    c.config.placement.lowest_state_tier = c.config.highest_state_tier_on_host = Tier::kHbm;
+    c.config.budgets.hbm = MiB(16);
+  }
+  if (where == Where::kStatesOnNvme) {
+    c.config.nvme_paths = {directory};
+    c.config.budgets.pinned = MiB(1);
+    c.config.placement.state_buffers = 4;
+  }
+  if (where >= Where::kParamsPinned) {
+    c.config.budgets.hbm = KiB(300);
+    c.config.placement.lowest_param_tier = Tier::kPinned;
+  }
+  if (where == Where::kAllOnNvme) {
+    c.config.nvme_paths = {directory};
+    c.config.placement.lowest_param_tier = Tier::kNvme;
+    c.config.placement.state_buffers = c.config.placement.param_buffers = 2;
+    c.config.budgets.pinned = KiB(800);
+  }
+  return c;
+}
+
+inline RuntimeConfig ConfigOfRank(const RanksCase& c, uint32_t rank) {
   RuntimeConfig config = c.config;
   config.sharding = {
       .rank = Rank(rank), .ranks = c.ranks, .states = c.stage >= 1, .params = c.stage == 3};
-  return MakeRuntime(c.spec, config, std::move(links));
+  if (c.hbm) config.hbm = c.hbm(rank);
+  if (!c.behind_link) return config;
+  config.link_bytes_per_second = 8e9;
+  RuntimeConfig roomy = config;
+  roomy.budgets = {GiB(1), GiB(1), GiB(1)};
+  const absl::StatusOr<Plan> plan = MakePlan(c.spec, roomy);
+  SLUICE_CHECK(plan.ok());
+  config.budgets.hbm += plan->placement.exchange(Tier::kHbm);
+  return config;
+}
+
+inline absl::StatusOr<std::unique_ptr<OffloadRuntime>> MakeRank(const RanksCase& c, uint32_t rank,
+                                                                RankLinks links) {
+  return MakeRuntime(c.spec, ConfigOfRank(c, rank), std::move(links));
 }
 
 struct RankResult {
@@ -122,8 +167,7 @@ inline RankResult TrainRank(const RanksCase& c, uint32_t rank, RankLinks links) 
   return result;
 }
 
-inline std::vector<RankResult> Train(const RanksCase& c) {
-  std::vector<RankLinks> links = LinkRanks(c.ranks);
+inline std::vector<RankResult> Train(const RanksCase& c, std::vector<RankLinks> links) {
   for (RankLinks& of_rank : links) {
     if (c.hear_after == Nanos(0)) break;
     static const SteadyClock clock;
@@ -135,6 +179,9 @@ inline std::vector<RankResult> Train(const RanksCase& c) {
   std::vector<RankResult> results(c.ranks);
   OnRanks(c.ranks, [&](uint32_t r) { results[r] = TrainRank(c, r, std::move(links[r])); });
   return results;
+}
+inline std::vector<RankResult> Train(const RanksCase& c) {
+  return Train(c, LinkRanks(c.ranks, c.behind_link));
 }
 
 }  // namespace sluice::testing

@@ -30,7 +30,7 @@ std::vector<absl::Status> RunScript(const RanksCase& c, const std::vector<Script
     plain.push_back(plain.back());
     plain.back().Do(op);
   }
-  std::vector<RankLinks> links = testing::LinkRanks(c.ranks);
+  std::vector<RankLinks> links = testing::LinkRanks(c.ranks, c.behind_link);
   std::vector<absl::Status> ends(c.ranks);
   testing::OnRanks(c.ranks, [&](uint32_t r) {
     auto runtime = testing::MakeRank(c, r, std::move(links[r]));
@@ -71,9 +71,11 @@ std::vector<std::vector<uint32_t>> UnitsOnAll(const RanksCase& c) {
 }
 
 // A script at every number of ranks and stage.
-class RanksScriptTest : public ::testing::TestWithParam<std::tuple<uint32_t, int>> {
+class RanksScriptTest : public ::testing::TestWithParam<std::tuple<uint32_t, int, bool>> {
  protected:
-  RanksScriptTest() : c_(InMemory(std::get<0>(GetParam()), std::get<1>(GetParam()))) {}
+  RanksScriptTest() : c_(InMemory(std::get<0>(GetParam()), std::get<1>(GetParam()))) {
+    c_.behind_link = std::get<2>(GetParam());
+  }
 
   ScriptOp Micro(bool boundary = true) {
     return {.kind = Kind::kMicro, .order = UnitsOnAll(c_), .seed = ++seed_, .boundary = boundary};
@@ -224,8 +226,11 @@ TEST_P(RanksScriptTest, AnOverflowOnOneRankSkipsTheStepOnAll) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, RanksScriptTest,
-                         ::testing::Combine(::testing::Values(2, 3, 4),
-                                            ::testing::Values(0, 1, 2)));
+                         ::testing::Combine(::testing::Values(2, 3, 4), ::testing::Values(0, 1, 2),
+                                            ::testing::Values(false)));
+INSTANTIATE_TEST_SUITE_P(BehindLink, RanksScriptTest,
+                         ::testing::Combine(::testing::Values(3), ::testing::Values(0, 1, 2),
+                                            ::testing::Values(true)));
 
 // Any of what is above, in any order, as the seed says.
 std::vector<ScriptOp> RandomScript(const RanksCase& c, uint64_t seed) {
@@ -301,7 +306,8 @@ class RandomScriptTest : public ::testing::TestWithParam<uint64_t> {};
 
 TEST_P(RandomScriptTest, ComesToTheBitsOfPlainArrays) {
   TempDir directory;
-  const RanksCase c = RandomCase(GetParam(), directory.path());
+  RanksCase c = RandomCase(GetParam(), directory.path());
+  c.behind_link = GetParam() % 2 == 1;
   RunAndCompare(c, RandomScript(c, GetParam()));
 }
 

@@ -196,7 +196,7 @@ def facts(rank):
         sluice.initialize(model=mlp(), config={**given(0, "none"), "train_batch_size": 33})
     except sluice.ConfigError as error:
         refused.append(str(error))
-    distributed = sluice.deepspeed.distributed
+    distributed = sluice.comm
     distributed.barrier()
     return ranks, batch_info, sizes, refused, distributed.get_rank(), distributed.get_world_size()
 

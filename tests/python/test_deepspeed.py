@@ -371,15 +371,18 @@ def test_calls_that_are_not_offered_are_refused_by_name(call, advice):
     "name", ["PipelineModule", "PipelineEngine", "tp_model_init", "init_inference", "moe", "OnDevice"]
 )
 def test_names_that_are_not_offered_are_refused_by_name(name):
-    with pytest.raises(AttributeError, match=f"sluice.{name} is not offered: "):
-        getattr(sluice, name)
+    stand_in = getattr(sluice, name)
+    for use in (lambda: stand_in(object()), lambda: stand_in.anything):
+        with pytest.raises(NotImplementedError, match=f"sluice.{name} is not offered: "):
+            use()
+    assert not isinstance(object(), stand_in) and not hasattr(stand_in, "anything")
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         sluice.nonsense
-    with pytest.raises(AttributeError, match="sluice.zero.TiledLinear is not offered: "):
-        sluice.zero.TiledLinear
-    for name in ("safe_get_local_fp32_param", "safe_set_local_grad", "groups"):
-        with pytest.raises(AttributeError, match=f"sluice.utils.{name} is not offered: "):
-            getattr(sluice.utils, name)
+    with pytest.raises(NotImplementedError, match="sluice.zero.TiledLinear is not offered: "):
+        sluice.zero.TiledLinear(3, 4)
+    for name in ("safe_get_local_fp32_param", "safe_set_local_grad"):
+        with pytest.raises(NotImplementedError, match=f"sluice.utils.{name} is not offered: "):
+            getattr(sluice.utils, name)(torch.nn.Parameter(torch.zeros(1)))
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         sluice.utils.nonsense
 
@@ -409,7 +412,7 @@ def test_one_rank_needs_nothing_set_up_and_half_of_several_is_refused(monkeypatc
     monkeypatch.setenv("WORLD_SIZE", "1")
     sluice.init_distributed()
     assert not torch.distributed.is_initialized()
-    distributed = sluice.deepspeed.distributed
+    distributed = sluice.comm
     distributed.barrier()
     assert (distributed.get_rank(), distributed.get_world_size(), distributed.get_local_rank()) == (0, 1, 0)
     monkeypatch.setenv("WORLD_SIZE", "4")
@@ -491,6 +494,60 @@ def test_gathering_leaves_other_parameters_alone_and_what_computes_where_it_is()
     engine, *_ = start(torch.nn.Sequential(Peeks(8, 4)))
     engine(batches(1)[0])
     assert seen == [False] and engine.fp32_state_dict()["0.weight"].unique() == 2
+    engine.close()
+
+
+class Product(torch.autograd.Function):
+    """Saves the Parameter itself, and not a view of it."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        return gradient @ weight, gradient.t() @ x
+
+
+@pytest.mark.parametrize("product", [Product.apply, torch.nn.functional.linear])
+def test_gathering_in_forward_keeps_what_backward_needs(product):
+    """The head's weight is used outside of its module, gathered in forward: as trainers with a fused loss do."""
+
+    class Gathers(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = torch.nn.Linear(8, 64), torch.nn.Linear(64, 96, bias=False)
+
+        def forward(self, x):
+            weight = self.head.weight
+            with sluice.zero.GatheredParameters([weight]):
+                return product(torch.tanh(self.body(x)), weight)
+
+    def make():
+        torch.manual_seed(3)
+        return Gathers()
+
+    model, other = make(), make()
+    ours = train(start(model)[0])
+    optimizer = torch.optim.AdamW(other.parameters(), lr=1e-2, weight_decay=0.1)
+    assert_close(ours, train_torch(other, optimizer))
+
+
+def test_tensors_lent_for_a_parameter_have_the_attributes_it_was_given():
+    engine, *_ = start()
+    weight = engine.module[0].weight
+    weight.mark = "mine"
+    seen = []
+
+    def look(weight):
+        with torch.enable_grad():
+            seen.append(weight.mark)
+            return weight.sum()
+
+    torch.overrides.wrap_torch_function(lambda w: [w])(look)(weight)
+    assert seen == ["mine"]
     engine.close()
 
 

@@ -90,10 +90,16 @@ TEST(SluiceTest, OutputThatCannotBeWrittenIsAnError) {
   EXPECT_THAT(result.err, HasSubstr("writing the output: No space left on device"));
 }
 
+// 1 where this machine works slower than it could, which is no error.
+int DoctorsCode(const Json& report) {
+  const auto verdict = report.at("verdict").get<std::string>();
+  return verdict == "fine" ? 0 : verdict == "slower" ? 1 : 2;
+}
+
 TEST(DoctorTest, SaysWhatWasFoundAndChosenAndAdviceLast) {
   const TempDir directory;
   const Result result = Sluice("doctor --path " + directory.path());
-  EXPECT_EQ(result.code, 0);
+  EXPECT_LE(result.code, 1);
   EXPECT_THAT(result.err, IsEmpty());
   const size_t found = result.out.find("Found\n");
   const size_t chosen = result.out.find("\nChosen\n");
@@ -105,7 +111,7 @@ TEST(DoctorTest, SaysWhatWasFoundAndChosenAndAdviceLast) {
     EXPECT_LT(chosen, advice);
   }
   for (const char* label : {"  CPU ", "  memory ", "  device ", "  vector target ", "  buffers ",
-                            "  I/O engine ", "  swap directory "})
+                            "  I/O engine ", "  swap directory ", "  drive ", "  verdict "})
     EXPECT_THAT(result.out, HasSubstr(label));
   EXPECT_THAT(result.out, HasSubstr(directory.path() + ": "));
   for (const std::string& line : Lines(result.out)) {
@@ -119,18 +125,26 @@ TEST(DoctorTest, APathNeedNotBeUtf8) {
   const TempDir directory;
   const std::string path = directory.path() + "/\xff\xe9";
   std::filesystem::create_directory(path);
-  const Result json = Sluice("doctor --json --path " + path);
-  EXPECT_EQ(json.code, 0) << json.err;
+  const Result json = Sluice("doctor --no-measure --json --path " + path);
+  EXPECT_EQ(json.code, DoctorsCode(Parsed(json))) << json.err;
   EXPECT_GT(Parsed(json).at("path").at("free_bytes").get<int64_t>(), 0);
-  EXPECT_EQ(Sluice("doctor --path " + path).code, 0);
-  EXPECT_EQ(Sluice("doctor --json --path " + path + "/missing").code, 1);
+  EXPECT_EQ(Sluice("doctor --no-measure --path " + path).code, json.code);
+  EXPECT_EQ(Sluice("doctor --json --path " + path + "/missing").code, 2);
 }
 
 TEST(DoctorTest, ReportsAsJson) {
   const TempDir directory;
   const Result result = Sluice("doctor --json --path " + directory.path());
-  EXPECT_EQ(result.code, 0);
   const Json report = Parsed(result);
+  EXPECT_EQ(result.code, DoctorsCode(report));
+  EXPECT_LE(result.code, 1) << report.at("advice");
+  const Json& measured = report.at("measured");
+  EXPECT_THAT(measured.at("errors"), IsEmpty());
+  for (const char* key : {"memory_read_gb_per_s", "memory_copy_gb_per_s", "drive_read_gb_per_s",
+                          "drive_write_gb_per_s", "drive_written_bytes"})
+    EXPECT_GT(measured.at(key).get<double>(), 0) << key;
+  EXPECT_TRUE(directory.empty());
+  EXPECT_FALSE(Parsed(Sluice("doctor --json --no-measure")).contains("measured"));
   EXPECT_GE(report.at("cpu").at("cores_allowed").get<int>(), 1);
   EXPECT_GT(report.at("memory").at("available_bytes").get<int64_t>(), 0);
   EXPECT_TRUE(report.at("engine").is_string());
@@ -139,15 +153,16 @@ TEST(DoctorTest, ReportsAsJson) {
   EXPECT_TRUE(report.at("advice").is_array());
 }
 
-TEST(DoctorTest, APathThatCannotBeUsedIsExitCode1WithAdvice) {
+TEST(DoctorTest, APathThatCannotBeUsedIsExitCode2WithAdvice) {
   const TempDir directory;
   const std::string missing = directory.path() + "/missing";
-  const Result text = Sluice("doctor --path " + missing);
-  EXPECT_EQ(text.code, 1);
+  const Result text = Sluice("doctor --no-measure --path " + missing);
+  EXPECT_EQ(text.code, 2);
   EXPECT_THAT(text.err, AllOf(HasSubstr(missing), HasSubstr("ENOENT")));
-  EXPECT_THAT(text.out, HasSubstr(missing + ": choose a directory"));
+  EXPECT_THAT(text.out, AllOf(HasSubstr(missing + ": choose a directory"), HasSubstr("can't run")));
   const Result json = Sluice("doctor --json --path " + missing);
-  EXPECT_EQ(json.code, 1);
+  EXPECT_EQ(json.code, 2);
+  EXPECT_TRUE(Parsed(json).at("measured").at("drive_read_gb_per_s").is_null());
   EXPECT_THAT(Parsed(json).at("path").at("error").get<std::string>(), HasSubstr("ENOENT"));
 }
 
@@ -207,8 +222,9 @@ TEST(PlanTest, AModelWithoutAFlagIsThatOfTheFlag) {
 TEST(DoctorTest, ADirectoryWithoutAFlagIsThatOfTheFlag) {
   const TempDir directory;
   for (const char* flag : {"", "--path ", "--nvme-path "}) {
-    const Result result = Sluice(std::string("doctor --json ") + flag + directory.path());
-    EXPECT_EQ(result.code, 0) << result.err;
+    const Result result =
+        Sluice(std::string("doctor --no-measure --json ") + flag + directory.path());
+    EXPECT_LE(result.code, 1) << result.err;
     EXPECT_TRUE(Parsed(result).contains("path")) << flag;
   }
 }

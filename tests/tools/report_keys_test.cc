@@ -44,7 +44,8 @@ std::map<std::string, Keys> ListedKeys() {
   return lists;
 }
 
-// "a.b" for every value, "a.TIER" for three of them; what `closed` names is not looked into.
+// "a.b" for every value, "a.TIER" for three of them, "a.TIMES" for four, "a.WAIT" for five; what
+// `closed` names is not looked into.
 Keys KeysOf(const Json& object, const std::string& closed = "") {
   Keys keys;
   for (const auto& [name, value] : object.items()) {
@@ -54,6 +55,8 @@ Keys KeysOf(const Json& object, const std::string& closed = "") {
     }
     Keys inner = KeysOf(value);
     if (inner == Keys{"hbm", "pinned", "nvme"}) inner = {"TIER"};
+    if (inner == Keys{"count", "p50", "p99", "max"}) inner = {"TIMES"};
+    if (inner == Keys{"fetch", "update", "gradients", "ranks", "drive"}) inner = {"WAIT"};
     for (const std::string& key : inner) keys.insert(name + "." + key);
   }
   return keys;
@@ -110,15 +113,22 @@ TEST_F(ReportKeysTest, OfAPlan) {
   EXPECT_EQ(KeysOf(plan), Together(listed_.at("a plan"), listed_.at("the device, in a plan only")));
 }
 
-TEST_F(ReportKeysTest, OfAReportAndItsCounters) {
+TEST_F(ReportKeysTest, OfAReportItsCountersAndDrives) {
+  const TempDir directory;
+  const char* const path = directory.path().c_str();
+  options_.nvme_paths = &path;
+  options_.nvme_path_count = 1;
   sluice_runtime runtime = 0;
   Check(sluice_runtime_create(model_, &options_, &runtime));
   const Json report = Parsed([&](char* json, size_t capacity, size_t* needed) {
     return sluice_report(runtime, json, capacity, needed);
   });
   Check(sluice_runtime_destroy(runtime));
-  EXPECT_EQ(KeysOf(report, "counters"),
-            Together(listed_.at("a plan"), listed_.at("a report, beside those of a plan")));
+  const Keys listed =
+      Together(listed_.at("a plan"), listed_.at("a report, beside those of a plan"));
+  EXPECT_THAT(Without(KeysOf(report, "counters"), listed), testing::IsEmpty());
+  EXPECT_THAT(Without(listed, KeysOf(report, "counters")), testing::IsEmpty());
+  EXPECT_EQ(KeysOf(report.at("drives").at(0)), listed_.at("each of the drives"));
   // Some counters are there only once something was counted.
   const Keys& counters = listed_.at("the counters");
   const Keys there = KeysOf(report.at("counters"));
@@ -141,7 +151,10 @@ TEST_F(ReportKeysTest, OfTheDoctor) {
   EXPECT_THAT(Without(bad, listed), testing::IsEmpty());
   EXPECT_THAT(Without(listed, Together(good, bad)),
               testing::IsSubsetOf(
-                  {"memory.cgroup_limit_bytes", "memory.cgroup_used_bytes", "memory.cgroup_path"}));
+                  {"memory.cgroup_limit_bytes", "memory.cgroup_used_bytes", "memory.cgroup_path",
+                   // Of a drive, or of none.
+                   "path.drive", "path.drive.name", "path.drive.model", "path.drive.bus",
+                   "path.drive.numa_node", "path.drive.numa_distance"}));
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ from .group_server import GroupServer
 from .local_tables import local_tables
 from .value_group import ValueGroup
 
-GROUPS = ("agreement", "gradients", "gathers")  # in the order of sluice_options.comm
+GROUPS = ("agreement", "gradients", "gathers", "values")  # in the order of sluice_options.comm
 TIMEOUT_S = 600  # how long a rank waits for another one, unless it is told
 _MORE_S = 60  # that gloo waits before it breaks a group of its own accord: others know sooner, and which rank it is
 _JOIN_S = 5
@@ -31,12 +31,15 @@ def world_size():
     return dist.get_world_size() if is_initialised() else find_place().world
 
 
-def initialise(backend=None, port=None, timeout=None, init_method=None, rank=-1, size=-1):
-    """Sets up torch.distributed for this process, where nobody has and there are several ranks. Errors: RankError."""
+def initialise(backend=None, port=None, timeout=None, init_method=None, rank=-1, size=-1, alone=False):
+    """Sets up torch.distributed for this process, where nobody has and there are several ranks. alone: with one rank, too, by
+    itself. Errors: RankError."""
     if is_initialised():
         return
     place = find_place() if size < 1 else RankPlace(rank, size, 0, 1, "none", None, None)
     if place.world == 1:
+        if alone and dist.is_available():
+            dist.init_process_group(backend or "gloo", store=dist.HashStore(), rank=0, world_size=1)
         return
     if not dist.is_available():
         raise RankError(f"{place.world} ranks: this PyTorch was built without torch.distributed")
@@ -73,12 +76,12 @@ class World:
         self._tables = None
         self._timeout_s = timeout_s
         self._timeout = datetime.timedelta(seconds=timeout_s + _MORE_S)
-        self._groups["values"] = dist.new_group(backend="gloo", timeout=self._timeout)
-        self._values = ValueGroup(self._groups["values"], self.rank, self.size, timeout_s)
+        self._groups["world"] = dist.new_group(backend="gloo", timeout=self._timeout)
+        self._values = ValueGroup(self._groups["world"], self.rank, self.size, timeout_s)
 
     def tables(self):
-        """The ctypes array of tables for sluice_options.comm: whoever is given them closes them. All ranks call it, the first
-        time."""
+        """The ctypes array of tables for sluice_options.comm, by GROUPS: whoever is given them closes them. All ranks call it, the
+        first time."""
         if self._tables is None:
             tables, why = local_tables(self._values, self.rank, self.size, len(GROUPS), self._timeout_s)
             self._tables = tables or self._over_gloo(why)

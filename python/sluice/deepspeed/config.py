@@ -6,6 +6,7 @@ one. "auto" means the default, and is noted. Keys of Sluice's own stand under "s
 """
 
 import difflib
+import math
 
 from ..collectives import world_size
 from ..native.checked import shown
@@ -13,7 +14,7 @@ from ..native.errors import ConfigError
 from ..settings.checking import checked, parse_bytes  # noqa: F401  parse_bytes is for programs
 from ..settings.config import Config
 from ..settings.keys import NO_EFFECT, USED
-from . import schedulers
+from . import auto_values, dropin, schedulers
 from .config_file import load_file, read  # noqa: F401  load_file is for programs
 from .config_keys import ALIASES, KEYS, OTHER_OPTIMIZERS
 
@@ -42,6 +43,9 @@ def _walk(given, known, path, notes):
         key = ALIASES.get(path, {}).get(original, original)
         where = f"{path}.{original}" if path else str(original)
         if key not in known:
+            if not path and dropin.is_active():  # frameworks write such (TRL: "zero_optimization.reduce_bucket_size")
+                notes.append(f"{original}: no effect: unknown, and DeepSpeed does not mind unknown keys at the top level")
+                continue
             _unknown(where, str(original), known)
         if key in seen:
             raise ConfigError(f"{where}: given twice, under two names")
@@ -151,23 +155,31 @@ def _nvme_paths(zero, own):
     return paths
 
 
-def load_config(config, world=None):
+def load_config(config, world=None, model=None, scheduled=True):
     """Reads a DeepSpeed configuration: a dict, the path of a JSON or HJSON file, or the JSON in URL-safe base64. world: how
-    many ranks share the batch; None: as many as torch.distributed has, or the launcher says.
+    many ranks share the batch; None: as many as torch.distributed has, or the launcher says. model: whose configuration "auto"
+    values may follow. scheduled: false: where the configuration has no optimizer, its scheduler is not looked at.
     Errors: ConfigError, naming the file and the key."""
     world = world_size() if world is None else world
     given, source = read(config)
     try:
-        return _config_of(given, world)
+        return _config_of(given, world, model, scheduled)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}" if source else str(error)) from None
 
 
-def _config_of(given, world):
+def _config_of(given, world, model, scheduled):
     notes = []
-    if isinstance(given, dict) and isinstance(given.get("zero_optimization"), bool):
-        given = {**given, "zero_optimization": {"stage": int(given["zero_optimization"])}}  # an old form
-    top = _walk(given, KEYS, "", notes)
+    as_given = given
+    if isinstance(given, dict):
+        if not scheduled and not given.get("optimizer") and given.get("scheduler"):
+            given = {key: value for key, value in given.items() if key != "scheduler"}
+            notes.append("scheduler: no effect, as there is no optimizer")
+        if isinstance(given.get("zero_optimization"), bool):
+            given = {**given, "zero_optimization": {"stage": int(given["zero_optimization"])}}  # an old form
+        if given.get("steps_per_print") == math.inf and dropin.is_active():  # as Accelerate writes it
+            given = {**given, "steps_per_print": None}
+    top = _walk(auto_values.resolved(given, model, notes), KEYS, "", notes)
     micro, steps = _batches(top, world)
     dtype, loss_scale = _precision(top)
     zero = top.get("zero_optimization", {})
@@ -196,5 +208,6 @@ def _config_of(given, world):
         steps_per_print=top.get("steps_per_print"),
         wall_clock_breakdown=top.get("wall_clock_breakdown", False),
         own=own,
+        given=as_given,
         notes=tuple(notes),
     )

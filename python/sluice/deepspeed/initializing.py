@@ -5,10 +5,11 @@ import datetime
 import torch
 
 from ..collectives import find_world, initialise
-from ..engine.engine import Engine
+from ..engine.engine import Engine, engine_of
 from ..engine.optimizer import NoOptimizer
-from . import schedulers
+from . import dropin, parameters, schedulers
 from .config import load_config
+from .log import logger
 
 
 def initialize(
@@ -55,19 +56,34 @@ def initialize(
         if training_data is not None:
             engine.training_dataloader = _make_loader(training_data, engine.config, collate_fn, engine)
 
-    read = load_config(config)
+    read = load_config(config, model=model, scheduled=optimizer is not None or lr_scheduler is not None)
     patience = read.own.get("rank_timeout") or None
     if dist_init_required is not False:
-        initialise(port=distributed_port, timeout=patience and datetime.timedelta(seconds=patience))
+        initialise(
+            port=distributed_port, timeout=patience and datetime.timedelta(seconds=patience), alone=dropin.is_active()
+        )
     world = find_world(patience)
+    if dropin.is_active():
+        _end_engine_of(model)
     try:
         engine = Engine(model, read, optimizer, model_parameters, prepare, world)
     except BaseException:
         if world is not None:
             world.close()
         raise
+    if dropin.is_active() and read.zero_stage == 3:
+        for parameter in model.parameters():
+            parameters.mark(parameter)
     optimizer = None if isinstance(engine.optimizer, NoOptimizer) else engine.optimizer
     return engine, optimizer, engine.training_dataloader, engine.lr_scheduler
+
+
+def _end_engine_of(model):
+    """Frameworks make one engine after another over a model: what the first has trained is the model's."""
+    before = engine_of(model)
+    if before is not None:
+        before.destroy()
+        logger.info("initialize(): the model's engine before this one was destroyed, and its optimizer's states with it")
 
 
 def _make_scheduler(client, engine):

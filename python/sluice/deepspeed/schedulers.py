@@ -299,6 +299,7 @@ class OneCycle(Schedule):
 
 
 SCHEDULES = {s.__name__: s for s in (LRRangeTest, OneCycle, WarmupLR, WarmupDecayLR, WarmupCosineLR)}
+VALID_LR_SCHEDULES = list(SCHEDULES)
 
 
 def find(name):

@@ -366,11 +366,14 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
 
     def _check_open(self):
         if self._closed:
-            raise abi.FailedPrecondition("this engine was closed")
+            raise abi.FailedPrecondition(
+                "this engine was closed (after destroy() its model can be given to initialize() again, which makes another one)"
+            )
         if self._handing_back is not None:
             raise abi.FailedPrecondition("destroy() of this engine was interrupted: call it again")
 
     def zero_grad(self, set_to_none=True):
+        self._check_open()
         self.runtime.lent.finish()
         self.runtime.zero_grad()
         self._attached.gradients_used(updated=False)
@@ -382,7 +385,9 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
         return self
 
     def report(self):
-        """Counters, budgets, placement and what was chosen (docs/api.md lists the keys)."""
+        """Counters, times, what was waited for, budgets, placement and what was chosen (docs/api.md lists the keys).
+        `report()["waited_for"]["words"]` says in a sentence or two how fast steps were and what they waited for; the end of the
+        engine logs it at INFO, as "sluice"."""
         return self.runtime.report()
 
     @contextlib.contextmanager
@@ -446,6 +451,7 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
 
     def __deepcopy__(self, memo):
         raise TypeError("an engine can't be copied: take module_state_dict() and load it into a new model")
+
 
 
 def engine_of(module):

@@ -63,7 +63,7 @@ def library_options(config, world=None):
         result.rank, result.ranks = world.rank, world.size
         result.rank_timeout_ms = round(1e3 * (own.get("rank_timeout") or 0))
         result._tables = world.tables()  # which the library copies, and closes
-        result.comm = ctypes.addressof(result._tables)
+        result.comm, result.comm_groups = ctypes.addressof(result._tables), len(result._tables)
         result._when_given = world.forget_tables
     return result
 

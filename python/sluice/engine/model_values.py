@@ -60,6 +60,21 @@ class EngineValues:
         NVMe, all ranks must call it."""
         return self.module.state_dict()
 
+    def zero_gather_16bit_weights_on_model_save(self):
+        """Whether frameworks may ask for the whole model to save it: always."""
+        return True
+
+    def _zero3_consolidated_16bit_state_dict(self, exclude_frozen_parameters=False):
+        """module_state_dict() by the name that frameworks call, in RAM; None on other ranks than 0."""
+        found = self.module_state_dict()
+        if self.global_rank != 0:
+            return None
+        left_out = set()
+        if exclude_frozen_parameters:
+            named = self.module.named_parameters(remove_duplicate=False)
+            left_out = {name for name, parameter in named if not parameter.requires_grad}
+        return {name: _in_ram(value) for name, value in found.items() if name not in left_out}
+
     def state_dict(self, *args, **kwargs):
         return self.module.state_dict(*args, **kwargs)
 
@@ -135,3 +150,7 @@ class EngineValues:
         for unit in self._units:
             for name, parameter in unit.parameters:
                 yield name, self._attached.tensors[id(parameter)], parameter
+
+
+def _in_ram(value):
+    return value.detach().cpu() if isinstance(value, torch.Tensor) else value

@@ -129,6 +129,9 @@ class EngineOptimizer(torch.optim.Optimizer):
         return norm is not None and not math.isfinite(norm)
 
 
+DeepSpeedOptimizer = EngineOptimizer
+
+
 class NoOptimizer(EngineOptimizer):
     """Where nobody named an optimizer: no groups, and no states are kept. What would need them raises."""
 

@@ -8,9 +8,11 @@ gradient needs go straight: they get tickets, numbers of units and tensors, and 
 
 import ctypes
 import json
+import logging
 import os
 import pathlib
 import struct
+import sys
 import time
 
 from .checked import Structure, converted, decoded, path_bytes
@@ -35,6 +37,7 @@ KEEP_ALL, KEEP_PARAM, KEEP_STATES, KEEP_MOMENTS = range(4)
 BOUNDARY = 1
 ABI_VERSION = 2
 _WAIT_MS = 100
+_log = logging.getLogger("sluice")
 
 _OK, _PENDING = 0, 1
 _ERRORS = {
@@ -86,6 +89,7 @@ class Options(Structure):
         ("zero_stage", ctypes.c_int32),
         ("rank_timeout_ms", ctypes.c_int32),
         ("comm", ctypes.c_void_p),
+        ("comm_groups", ctypes.c_uint32),
     ]
 
     _when_given = staticmethod(lambda: None)  # called when the library is about to have what `comm` points at
@@ -251,6 +255,7 @@ _FUNCTIONS = {
     "sluice_write": {**_RUNTIME, **_ACCESS, **_TICKET},
     "sluice_report": {**_RUNTIME, **_JSON},
     "sluice_floor": {**_RUNTIME, "rates": _at(Rates), "floor": _at(FloorTerms)},
+    "sluice_set_rates": {**_RUNTIME, "rates": _at(Rates)},
     "sluice_reset_counters": _RUNTIME,
     "sluice_trace_write": {**_RUNTIME, "path": _text},
     "sluice_trace_span": {**_RUNTIME, "name": _text, "begin_ns": _i64, "end_ns": _i64},
@@ -335,10 +340,11 @@ class Library:
         return True
 
     def json(self, name, *arguments):
-        needed = ctypes.c_size_t()
-        self.call(name, *arguments, None, 0, ctypes.byref(needed))
-        buffer = ctypes.create_string_buffer(needed.value + 4096)  # counters may grow in between
-        self.call(name, *arguments, buffer, len(buffer), ctypes.byref(needed))
+        needed = ctypes.c_size_t(1 << 16)
+        buffer = b""
+        while len(buffer) < needed.value:  # what is told may grow in between
+            buffer = ctypes.create_string_buffer(needed.value)
+            self.call(name, *arguments, buffer, len(buffer), ctypes.byref(needed))
         return json.loads(decoded(buffer.value))
 
     def checksum(self, address, count, block, generation):
@@ -569,6 +575,11 @@ class Runtime:
         self._call("sluice_floor", ctypes.byref(given), ctypes.byref(terms))
         return {name: getattr(terms, name) for name, _ in FloorTerms._fields_ if name != "struct_size"}
 
+    def set_rates(self, **rates):
+        """For the efficiency of steps in report(): each is measured against the lesser of the floors by the rates that were set
+        before and after it; the one that is under way is left out. sluice.probe measures rates."""
+        self._call("sluice_set_rates", ctypes.byref(Rates(struct_size=ctypes.sizeof(Rates), **rates)))
+
     def script_fault(self, seam, fault, nth, always=False):
         """Of a simulated runtime: what its `nth` call of a seam from now on ends as (core/sim_faults.h), and, if `always`,
         all that follow. Returns how many faults there were; nth 0: does nothing else."""
@@ -590,8 +601,10 @@ class Runtime:
         return bool(self._handle.value)
 
     def close(self):
-        """Waits a few seconds for updates under way, then gives everything back. In a forked child: nothing."""
+        """Waits a few seconds for updates under way, then gives everything back; logs how fast steps were and what was waited
+        for, at INFO, as "sluice". In a forked child: nothing."""
         if self._handle.value and os.getpid() == self._pid:
+            self._say_what_was_waited_for()
             try:
                 self.library.call("sluice_runtime_destroy", self._handle)
             except InvalidArgument:
@@ -602,6 +615,18 @@ class Runtime:
                 raise
             self._handle = _u64()
             self.lent.drop()
+
+    def _say_what_was_waited_for(self):
+        if sys.is_finalizing() or not _log.isEnabledFor(logging.INFO):
+            return
+        try:
+            report = self.report()
+        except SluiceError:
+            return
+        if report["waited_for"]["of_seconds"] > 0:
+            ranks = report["ranks"]
+            of = f"rank {ranks['rank']} of {ranks['ranks']}: " if ranks["ranks"] > 1 else ""
+            _log.info("%s%s", of, report["waited_for"]["words"])
 
     def __del__(self):
         if "_pid" in self.__dict__:

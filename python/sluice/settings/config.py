@@ -26,4 +26,15 @@ class Config:
     steps_per_print: int | None = None
     wall_clock_breakdown: bool = False
     own: dict = dataclasses.field(default_factory=dict)  # the "sluice" section
+    given: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)  # the JSON, as it came
     notes: tuple = ()  # "key: reason" of every key accepted without effect
+
+    def get(self, key, default=None):
+        """Of the JSON, as it was given, by which programs ask engine.config."""
+        return self.given.get(key, default)
+
+    def __getitem__(self, key):
+        return self.given[key]
+
+    def __contains__(self, key):
+        return key in self.given

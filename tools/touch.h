@@ -1,11 +1,11 @@
-// bench/touch.h
+// tools/touch.h
 //
 // What an update with 16-bit gradients and parameters reads and writes, 14 bytes an element each,
 // and nothing else: one addition an element and stream. The limit that an update's figures are
 // compared with, in the ways in which a loop can be written; the best of them counts.
 
-#ifndef SLUICE_BENCH_TOUCH_H_
-#define SLUICE_BENCH_TOUCH_H_
+#ifndef SLUICE_TOOLS_TOUCH_H_
+#define SLUICE_TOOLS_TOUCH_H_
 
 #include <cstdint>
 #include <span>
@@ -31,4 +31,4 @@ void Touch(TouchWay way, std::span<float> states, std::span<const uint16_t> grad
 
 }  // namespace sluice
 
-#endif  // SLUICE_BENCH_TOUCH_H_
+#endif  // SLUICE_TOOLS_TOUCH_H_

@@ -4,10 +4,11 @@ and set the same values: a rank has its share only, and would wait for the other
 
 import torch
 
-from ..native import abi
-from ..residency import registry
-from . import refusal
-from .leaf_modules import (  # noqa: F401  for programs
+from ...collectives import is_initialised
+from ...native import abi
+from ...residency import registry
+from .. import refusal
+from ..leaf_modules import (  # noqa: F401  for programs
     get_z3_leaf_modules,
     set_z3_leaf_module,
     set_z3_leaf_modules,
@@ -17,6 +18,8 @@ from .leaf_modules import (  # noqa: F401  for programs
     z3_leaf_module,
     z3_leaf_parameter,
 )
+from ..log import log_dist, log_dist_once, logger, set_log_level_from_string  # noqa: F401  for programs
+from ..runtime.dataloader import RepeatingLoader  # noqa: F401  for programs
 
 _STATES = {"exp_avg": abi.EXP_AVG, "exp_avg_sq": abi.EXP_AVG_SQ}
 
@@ -96,6 +99,16 @@ def safe_update_full_grad_vectorized(param_list, update_func):
             safe_set_full_grad(param, update_func(gradient, param))
 
 
+def is_initialized():
+    """Whether torch.distributed has been set up."""
+    return is_initialised()
+
+
+def instrument_w_nvtx(function):
+    """The function as it is: Engine.write_trace() shows what ran."""
+    return function
+
+
 _LOCAL = (
     "a rank's shard is a piece of a unit, not of each parameter: use the function with full in its name, which gives all ranks the "
     "whole value"
@@ -112,7 +125,7 @@ _NOT_OFFERED = {
         ),
         _LOCAL,
     ),
-    "groups": "there is one group, of all ranks: torch.distributed's own",
+    "OnDevice": "build the model under sluice.init()",
 }
 
 __getattr__ = refusal.of_names("sluice.utils", _NOT_OFFERED)

@@ -1,10 +1,10 @@
-// optim/cuda/launch.cuh
+// core/cuda/launch.cuh
 //
 // How the kernels are laid out over threads: a thread per vector where all pointers allow vectors,
 // else a thread per element; and a call per float type.
 
-#ifndef SLUICE_OPTIM_CUDA_LAUNCH_CUH_
-#define SLUICE_OPTIM_CUDA_LAUNCH_CUH_
+#ifndef SLUICE_CORE_CUDA_LAUNCH_CUH_
+#define SLUICE_CORE_CUDA_LAUNCH_CUH_
 
 #include <cuda_runtime_api.h>
 
@@ -47,4 +47,4 @@ void WithType(FloatType type, Function function) {
 
 }  // namespace sluice::cuda
 
-#endif  // SLUICE_OPTIM_CUDA_LAUNCH_CUH_
+#endif  // SLUICE_CORE_CUDA_LAUNCH_CUH_

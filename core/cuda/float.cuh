@@ -1,11 +1,11 @@
-// optim/cuda/float.cuh
+// core/cuda/float.cuh
 //
 // What the kernels compute with: single operations that round as the CPU's do, the conversions of
 // optim/convert.h in integer code, and vectors of four values. Compiled with -ftz=true, so that
 // subnormal inputs and results of the operations are zeros with their sign.
 
-#ifndef SLUICE_OPTIM_CUDA_FLOAT_CUH_
-#define SLUICE_OPTIM_CUDA_FLOAT_CUH_
+#ifndef SLUICE_CORE_CUDA_FLOAT_CUH_
+#define SLUICE_CORE_CUDA_FLOAT_CUH_
 
 #include <cstdint>
 
@@ -106,4 +106,4 @@ __device__ void StoreVector(float4 v, void* values, size_t i) {
 
 }  // namespace sluice::cuda
 
-#endif  // SLUICE_OPTIM_CUDA_FLOAT_CUH_
+#endif  // SLUICE_CORE_CUDA_FLOAT_CUH_

@@ -1,9 +1,9 @@
-#include "bench/touch.h"
+#include "tools/touch.h"
 
 #include <cstddef>
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "bench/touch.cc"
+#define HWY_TARGET_INCLUDE "tools/touch.cc"
 #include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"

@@ -2,16 +2,18 @@
 
 import torch
 
-from ..building import init
-from ..residency import away, registry
-from . import refusal
-from .config import load_config
+from ...building import init
+from ...collectives import initialise
+from ...residency import away, registry
+from .. import dropin, parameters, refusal
+from ..config import load_config
 
 
 class Init(init):
     """DeepSpeed's name for sluice.init: the model is built without ever being whole in RAM, with the same weights for
     the same seed. The arguments are DeepSpeed's. A configuration is read for one thing: where offload_param is on NVMe,
-    the temporary file goes there. Parameters are initialised in their own type; `dtype` and the rest have no effect."""
+    the temporary file goes there. Parameters are initialised in their own type; `dtype` and the rest have no effect. To programs that
+    say `deepspeed` it sets up torch.distributed, too, and marks parameters (ds_id and so on), as they count on that."""
 
     def __init__(
         self,
@@ -30,13 +32,16 @@ class Init(init):
         if mpu is not None:
             raise ValueError("mpu: model parallelism is not offered")
         self._enabled = enabled
+        if enabled and dropin.is_active():
+            initialise(alone=True)
         directory = None
         config = config if config is not None else config_dict_or_path
         if config is not None:
-            read = load_config(config)
+            read = load_config(config, scheduled=False)
             if read.offload_param == "nvme":
                 directory = read.nvme_paths[0]
         super().__init__(directory=directory)
+        self.mark = parameters.mark if dropin.is_active() else None
 
     def __enter__(self):
         return super().__enter__() if self._enabled else self

@@ -1,0 +1,1 @@
+"""DeepSpeed's `checkpoint`, as far as it is offered: utils."""
