@@ -40,6 +40,7 @@ double Median(std::vector<double> values) {
 TuneGrid TuneGridOf(std::vector<IoEngineKind> engines) {
   TuneGrid grid{.engines = std::move(engines)};
   grid.runs = {grid.requests.back()};
+  grid.depth_min = 4;
   return grid;
 }
 
@@ -194,31 +195,37 @@ absl::StatusOr<DriveTuner::Settled> DriveTuner::Settle(const TunePoint& best,
                             Run(best, read_share, IoCheck::kData, slot));
     settled.checked += checked.checked;
   }
-  std::vector<double> rates[4];  // read, write, mixed, mixed untuned
-  // A round writes one slot, and half of one twice.
-  const Slot slot{.seconds = std::clamp(Left(kSettled) / (4 * kRounds), 0.02, kSlotMax),
-                  .bytes = Times(options_.write_max, kSettleWrites / (2 * kRounds))};
+  // Read, write and mixed; then the same untuned.
+  std::vector<double> rates[6];
+  const int jobs = best == untuned ? 3 : 6;
+  // Of three jobs one writes a slot, and one half of that.
+  const Slot slot{.seconds = std::clamp(Left(kSettled) / (jobs * kRounds), 0.02, kSlotMax),
+                  .bytes = Times(options_.write_max, kSettleWrites / (0.5 * jobs * kRounds))};
   const auto another = [&] {
-    return Left(kSettled) > 0 && options_.write_max - written_ > slot.bytes * 2 + 2 * best.run;
+    return Left(kSettled) > 0 && options_.write_max - written_ > slot.bytes * (jobs / 2 + 1);
   };
   for (int round = 0; round < kRounds && (round == 0 || another()); ++round) {
     Say(kChecked + (kSettled - kChecked) * round / kRounds, "measuring what was found");
-    for (int job = 0; job < 4; ++job) {  // each is first in turn
-      const int what = (round + job) % 4;
-      const double read_share = what == 0 ? 1 : what == 1 ? 0 : 0.5;
+    for (int job = 0; job < jobs; ++job) {  // each is first in turn
+      const int what = (round + job) % jobs;
+      const double read_share = what % 3 == 0 ? 1 : what % 3 == 1 ? 0 : 0.5;
       SLUICE_ASSIGN_OR_RETURN(const IoLoadResult result,
-                              Run(what == 3 ? untuned : best, read_share, IoCheck::kNone, slot));
+                              Run(what < 3 ? best : untuned, read_share, IoCheck::kNone, slot));
       rates[what].push_back(std::max(result.bytes_per_second(), 1.0));
     }
   }
-  settled.settings = {.request = best.request,
-                      .depth = best.depth(),
-                      .batch = best.batch,
-                      .engine = best.engine,
-                      .read_rate = Median(rates[0]),
-                      .write_rate = Median(rates[1]),
-                      .mixed_rate = Median(rates[2])};
-  settled.untuned_rate = Median(rates[3]);
+  settled.untuned_rate = Median(rates[jobs - 1]);
+  // A search that was cut short, or noise, may have found what is none.
+  const bool better = settled.untuned_rate <= Median(rates[2]);
+  const TunePoint& taken = better ? best : untuned;
+  const std::vector<double>* const its = better ? rates : rates + 3;
+  settled.settings = {.request = taken.request,
+                      .depth = taken.depth(),
+                      .batch = taken.batch,
+                      .engine = taken.engine,
+                      .read_rate = Median(its[0]),
+                      .write_rate = Median(its[1]),
+                      .mixed_rate = Median(its[2])};
   return settled;
 }
 

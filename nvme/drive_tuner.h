@@ -33,7 +33,9 @@ inline constexpr Bytes kTuneInFlightMax = MiB(64);
 inline constexpr uint32_t kTuneMeasurements = 150;  // of a search, at most
 
 // Every kind of engine that is in `engines`, every size of a request and so on that a run can be
-// told. What a run mixes is not told to it, so `runs` has one value.
+// told. What a run mixes is not told to it, so `runs` has one value. And a run has other things to
+// do between two transfers, which a load has not: fewer in flight than four would leave drives
+// idle.
 TuneGrid TuneGridOf(std::vector<IoEngineKind> engines);
 // What a run does untuned, as near as the grid has it, with `engine`.
 TunePoint UntunedPoint(IoEngineKind engine);
@@ -41,8 +43,8 @@ TunePoint UntunedPoint(IoEngineKind engine);
 class DriveTuner {
  public:
   struct Options {
-    double seconds = 50;                      // from now on
-    Bytes write_max = GiB(32);                // at least kTuneWriteMin
+    double seconds = 40;                      // from now on
+    Bytes write_max = GiB(16);                // at least kTuneWriteMin
     Bytes stretch = MiB(4);                   // of the load: at least the largest request
     const std::atomic<bool>* stop = nullptr;  // ends it, with Cancelled; not owned
     // How far it is, from 0 to 1, and what it does.
@@ -66,9 +68,10 @@ class DriveTuner {
   absl::StatusOr<Tuning> Search(std::vector<IoEngineKind> engines, const TunePoint& start);
   // Instead of a search: the best of a few.
   absl::StatusOr<Tuning> BestOf(const std::vector<TunePoint>& points);
+  // Measures `best` and `untuned` in turn: the settings are those of the better one.
   struct Settled {
     TunedSettings settings;
-    double untuned_rate = 0;  // mixed, at `untuned`, measured in turn with the settings'
+    double untuned_rate = 0;  // mixed
     Bytes checked;            // read, and found to be what was written
   };
   absl::StatusOr<Settled> Settle(const TunePoint& best, const TunePoint& untuned);

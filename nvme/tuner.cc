@@ -229,7 +229,8 @@ bool TuneGrid::Has(const TunePoint& p) const {
   };
   return in(engines, p.engine) && in(requests, p.request) && in(in_flight, p.in_flight) &&
          in(batches, p.batch) && in(runs, p.run) && p.request <= p.in_flight &&
-         p.depth() <= depth_max && p.batch <= p.depth() && p.run >= p.request;
+         p.depth() >= depth_min && p.depth() <= depth_max && p.batch <= p.depth() &&
+         p.run >= p.request;
 }
 
 std::vector<TunePoint> TuneGrid::Points() const {

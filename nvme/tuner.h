@@ -37,14 +37,15 @@ struct TunePoint {
   friend bool operator==(const TunePoint&, const TunePoint&) = default;
 };
 
-// The values that are tried, each ascending. A point of the grid has from 1 to depth_max transfers
-// in flight, no larger batch than that, and no shorter run than a transfer.
+// The values that are tried, each ascending. A point of the grid has from depth_min to depth_max
+// transfers in flight, no larger batch than that, and no shorter run than a transfer.
 struct TuneGrid {
   std::vector<IoEngineKind> engines = {IoEngineKind::kIoUring};
   std::vector<Bytes> requests = {KiB(128), KiB(256), KiB(512), MiB(1), MiB(2), MiB(4)};
   std::vector<Bytes> in_flight = {MiB(1), MiB(2), MiB(4), MiB(8), MiB(16), MiB(32), MiB(64)};
   std::vector<uint32_t> batches = {1, 2, 4, 8, 16, 32};
   std::vector<Bytes> runs = {KiB(512), MiB(1), MiB(2), MiB(4), MiB(8), MiB(16)};
+  uint32_t depth_min = 1;
   uint32_t depth_max = 128;
 
   bool Has(const TunePoint& point) const;

@@ -1,5 +1,7 @@
 #include "tools/output.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
@@ -90,6 +92,16 @@ ExitCode Print(std::string_view text) {
 ExitCode Fail(std::string_view message) {
   fmt::print(stderr, "sluice: {}\n", message);
   return kFailed;
+}
+
+Progress::Progress() : shown_(isatty(STDERR_FILENO) == 1) {}
+
+Progress::~Progress() {
+  if (shown_) fmt::print(stderr, "\r\x1b[K");
+}
+
+void Progress::Show(double part, std::string_view what) const {
+  if (shown_) fmt::print(stderr, "\r\x1b[K{:3.0f}%  {}", part * 100, what);
 }
 
 }  // namespace sluice::tools

@@ -102,12 +102,17 @@ struct Weather {
   double least;  // and every one to so much
 };
 
+// Where noise is small beside the 0.02 that count, nearly all drives are tuned so well: 296 of 300
+// drawn drives where it is 1 %. Where a pair of measurements is off by 4 % (3 % each), 20 pairs
+// would tell two points apart that differ by 0.02, and a search has 119 pairs for all 2380 points:
+// 252 of 300 are tuned so well, and the median one to 0.99. So the limits are what 60 drives out of
+// so many fall below once in a thousand times, and neither what was seen of these 60 nor a wish.
 class TunerSweepTest : public testing::TestWithParam<Weather> {};
 INSTANTIATE_TEST_SUITE_P(
     All, TunerSweepTest,
     testing::Values(Weather{"still", {}, 1, 0.98},
-                    Weather{"noisy", {.each = 0.01, .drift = 0.4}, 0.97, 0.95},
-                    Weather{"rough", {.each = 0.03, .drift = 0.4, .hiccups = 0.02}, 0.8, 0.8}),
+                    Weather{"noisy", {.each = 0.01, .drift = 0.4}, 0.92, 0.93},
+                    Weather{"rough", {.each = 0.03, .drift = 0.4, .hiccups = 0.02}, 0.7, 0.8}),
     [](const auto& info) { return info.param.name; });
 
 TEST_P(TunerSweepTest, NearlyTheBestOfTheGridInATenthOfItsPoints) {
@@ -179,10 +184,13 @@ TEST(TunerTest, OfEqualsTakesTheFewestBytesInFlight) {
       });
       ASSERT_TRUE(tuning.ok());
       right += tuning->best.in_flight == MiB(enough) ? 1 : 0;
+      EXPECT_GE(tuning->best.in_flight, MiB(enough)) << "seed " << seed;
       EXPECT_LE(tuning->best.in_flight, MiB(2 * enough)) << "seed " << seed;
     }
   }
-  EXPECT_GE(right, 27);  // of 30
+  // Of 30. Fewer bytes are as good if they lose less than 0.006, and noise of 0.003 each takes some
+  // that lose nothing for more: 4 of 600 drawn ones. Too few are never taken.
+  EXPECT_GE(right, 27);
 }
 
 TEST(TunerTest, EndsAtItsLimits) {
