@@ -125,8 +125,7 @@ typedef enum sluice_device_kind {
 typedef struct sluice_options {
   size_t struct_size;
   /* Of compute copies, and of gradients: in units without sluice_model_set_unit_types. */
-  int32_t param_dtype;
-  int32_t grad_dtype;
+  int32_t param_dtype, grad_dtype;
   int64_t hbm_bytes, pinned_bytes; /* budgets; -1 chosen */
   int64_t nvme_bytes;              /* likewise; -1: as needed */
   const char* const* nvme_paths;   /* directories, one per drive; NULL if nothing may go to NVMe */
@@ -144,8 +143,7 @@ typedef struct sluice_options {
   /* Units of at most so many elements stay in HBM for good; -1 chosen. */
   int64_t resident_elements_max;
   double static_loss_scale; /* 0: dynamic, with the next five; default 1 */
-  int32_t initial_scale_power;
-  int32_t hysteresis;
+  int32_t initial_scale_power, hysteresis;
   int32_t consecutive_hysteresis; /* 0 or 1 */
   int64_t loss_scale_window;
   double min_loss_scale;
@@ -153,9 +151,8 @@ typedef struct sluice_options {
   double link_bytes_per_second;
   /* 1; 0: debug aid, every movement waits for the one before and nothing is read ahead. */
   int32_t overlap;
-  uint64_t trace_spans_max; /* room for so many spans of sluice_trace_write; 0 records none */
-  int32_t device;           /* sluice_device_kind */
-  int32_t device_index;     /* of the GPU */
+  uint64_t trace_spans_max;     /* room for so many spans of sluice_trace_write; 0 records none */
+  int32_t device, device_index; /* sluice_device_kind; of the GPU */
   /* NULL: the HBM tier is taken from the device. Else a contiguous DLManagedTensor there, of at
    * least sluice_plan's planned_bytes.hbm, which no stream uses any more: sluice_runtime_create, if
    * it succeeds, owns it, and its deleter is called when the last view has died. */
@@ -171,13 +168,16 @@ typedef struct sluice_options {
    * (they need NCCL too) and a modelled link want, values. Closed if creation fails. */
   const struct sluice_comm_table* comm;
   uint32_t comm_groups; /* 3 or 4; 0: 3 */
+  /* A file that `sluice tune` wrote: of I/O, what is 0 or AUTO above is as it says. NULL: none. Of
+   * another machine or drive it serves too, which the report says. Errors: those of reading it. */
+  const char* tuned;
 } sluice_options;
 
 #define SLUICE_OPTIONS_INIT                                                                      \
   {                                                                                              \
     sizeof(sluice_options), SLUICE_F32, SLUICE_F32, -1, -1, -1, 0, 0, SLUICE_NVME, SLUICE_NVME,  \
         SLUICE_IO_AUTO, 0, 0, 0, 0, -1, 1.0, 16, 2, 0, 1000, 1.0, 0.0, 1, 0, SLUICE_DEVICE_AUTO, \
-        0, 0, 0, 0, 0, 0, 0, 0                                                                   \
+        0, 0, 0, 0, 0, 0, 0, 0, 0                                                                \
   }
 
 /* What would be placed where, as JSON, without creating anything but a file in each path, to try

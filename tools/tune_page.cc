@@ -38,13 +38,14 @@ Json FoundJson(const TunedDrives& found) {
   return json;
 }
 
-Json DsConfig(const TunedSettings& set) {
+Json DsConfig(const TunedSettings& set, const std::string& file) {
   return {{"aio",
            {{"block_size", set.request.value()},
             {"queue_depth", set.depth},
             {"intra_op_parallelism", 1},
             {"single_submit", set.batch == 1},
-            {"overlap_events", true}}}};
+            {"overlap_events", true}}},
+          {"sluice", {{"tuned", file}}}};
 }
 
 std::vector<std::string> WarningsOf(const TuneResult& result) {
@@ -94,7 +95,7 @@ Json TuneJson(const TuneResult& result, const std::string& file) {
                {"paths", Json::array()},
                {"set", result.together ? FoundJson(*result.together) : Json()},
                {"warnings", WarningsOf(result)},
-               {"ds_config", DsConfig(result.set().settings)}};
+               {"ds_config", DsConfig(result.set().settings, file)}};
   for (const TuneResult::Path& path : result.paths) {
     json["paths"].push_back({{"path", path.plan.path},
                              {"file_bytes", path.plan.file.value()},
@@ -151,11 +152,17 @@ std::string TunePage(const TuneResult& result, const std::string& file) {
   page.Row("a model of 7B", WhatItBuys(result.set()));
   page.Section("To use it");
   page.Row("file", file);
+  page.Row("try it", fmt::format("sluice bench io {} --tuned {}", result.paths[0].plan.path, file));
+  page.Row("plan", fmt::format("sluice plan 7B --tuned {}", file));
   page.Row("took", fmt::format("{:.0f} s", result.seconds));
-  text += page.Text() + "\nIn a ds_config.json\n";
-  std::string config = DsConfig(result.set().settings).dump(2);
-  config = config.substr(2, config.size() - 4);  // what is in the braces
-  return text + config + "\n";
+  text += page.Text();
+  const Json config = DsConfig(result.set().settings, file);
+  for (const auto& [key, who] : {std::pair("sluice", "Sluice"), std::pair("aio", "DeepSpeed")}) {
+    const std::string section = Json{{key, config[key]}}.dump(2);
+    text += fmt::format("\nIn a ds_config.json, for {}\n{}\n", who,
+                        section.substr(2, section.size() - 4));  // what is in the braces
+  }
+  return text;
 }
 
 }  // namespace sluice::tools

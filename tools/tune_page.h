@@ -10,7 +10,8 @@
 //   paths                        each directory; the next list
 //   set                          all together, if there are several; else null; the last list
 //   warnings                     what will hurt, each naming its directory
-//   ds_config.aio                for a ds_config.json; Sluice reads queue_depth of it
+//   ds_config.aio                for a ds_config.json; of it, Sluice reads queue_depth
+//   ds_config.sluice             likewise: with `tuned` a run loads the file
 //
 // Keys of each directory that tune says something of:
 //   path                         as it was given

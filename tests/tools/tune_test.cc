@@ -9,6 +9,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <set>
@@ -56,8 +58,9 @@ TEST(TuneTest, WritesWhatItFoundAndNothingElseStays) {
   EXPECT_EQ(EntriesOf(settings.path()), std::set<std::string>{"tuned.json"});
   EXPECT_THAT(result.err, AllOf(HasSubstr(drive.path() + ": at most 512 MiB are written"),
                                 Not(HasSubstr("%")), Not(HasSubstr("Go on?"))));
-  for (const char* words : {"every byte was right", "GB/s read", "In a ds_config.json", "\"aio\"",
-                            "a model of 7B", "% of the best", "GB/s mixed, by bytes in flight"})
+  for (const char* words :
+       {"every byte was right", "GB/s read", "In a ds_config.json", "\"aio\"",
+        "\"tuned\": ", "a model of 7B", "% of the best", "GB/s mixed, by bytes in flight"})
     EXPECT_THAT(result.out, HasSubstr(words));
   EXPECT_THAT(result.out, AllOf(HasSubstr(file), Not(HasSubstr("\x1b"))));
 
@@ -92,8 +95,72 @@ TEST(TuneTest, JsonSaysWhatThePageSays) {
   const Json& set = json["tuned"]["set"];
   EXPECT_EQ(json["ds_config"]["aio"]["block_size"], set["request_bytes"]);
   EXPECT_EQ(json["ds_config"]["aio"]["queue_depth"], set["depth"]);
+  EXPECT_EQ(json["ds_config"]["sluice"]["tuned"], file);
   EXPECT_LT(json["seconds"], 4);
   EXPECT_EQ(EntriesOf(drive.path()), std::set<std::string>{"it.json"});
+}
+
+// A file by hand, so that what comes of it is known.
+std::string FileFor(const TempDir& drive, const std::string& file) {
+  const TunedSettings settings{.request = KiB(100),  // two cells of 12 bytes an element
+                               .depth = 5,
+                               .batch = 1,
+                               .engine = IoEngineKind::kThreads,
+                               .read_rate = 4e9,
+                               .write_rate = 1e9,
+                               .mixed_rate = 2e9};
+  const Tuned tuned{.machine = ThisMachine(),
+                    .paths = {{IdentityOf(FilesBelow(""), drive.path()), settings}},
+                    .set = settings};
+  std::ofstream(file) << TunedText(tuned);
+  return file;
+}
+
+TEST(TuneTest, APlanTakesDirectoriesRequestsAndTimeFromTheFile) {
+  const TempDir drive;
+  const TempDir other;
+  const std::string file = FileFor(drive, other.path() + "/it.json");
+  const std::string plan =
+      "plan 1B --layers 4 --device host --hbm 8GiB --pinned 4GiB --json --tuned " + file;
+  const Json json = Parsed(Sluice(plan));
+  EXPECT_EQ(json["chunk_elements"], 8192);
+  const Json& traffic = json["step_traffic"];
+  ASSERT_GT(traffic["nvme_read_bytes"], 1e9);  // though no path was given
+  const auto read = traffic["nvme_read_bytes"].get<double>();
+  const auto written = traffic["nvme_write_bytes"].get<double>();
+  const double both = std::min(read, written);
+  EXPECT_NEAR(json["tuned"]["nvme_seconds"],
+              2 * both / 2e9 + (read - both) / 4e9 + (written - both) / 1e9, 1e-6);
+  EXPECT_EQ(json["tuned"]["file"], file);
+  EXPECT_THAT(json["tuned"]["warnings"], IsEmpty());
+  EXPECT_EQ(Parsed(Sluice(plan + " --chunk-elements 4096"))["chunk_elements"], 4096);
+  const Json elsewhere = Parsed(Sluice(plan + " --nvme-path /no/such/place"));
+  EXPECT_THAT(elsewhere["tuned"]["warnings"][0].get<std::string>(),
+              HasSubstr("/no/such/place is not in " + file));
+  const Result page = Sluice(
+      "plan 1B --layers 4 --device host --hbm 8GiB --pinned 4GiB --nvme-path /no --tuned " + file);
+  EXPECT_THAT(page.out, AllOf(HasSubstr("NVMe's time"), HasSubstr("/no is not in")));
+  EXPECT_EQ(Sluice("plan 1B --tuned /no/such/file").code, 2);
+  EXPECT_EQ(Sluice("plan 1B --gpus 2 --tuned " + file).code, 2);
+}
+
+TEST(TuneTest, ABenchmarkMovesBytesAsTheFileSays) {
+  const TempDir drive;
+  const TempDir other;
+  const std::string file = FileFor(drive, other.path() + "/it.json");
+  const std::string bench =
+      "bench io " + drive.path() + " --size 64MiB --seconds 0.1 --json --tuned " + file;
+  const std::string programs = std::getenv("PATH");
+  setenv("PATH", drive.path().c_str(), 1);  // where no fio is
+  const Json json = Parsed(Sluice(bench));
+  EXPECT_THAT(json["setup"]["code_path"].get<std::string>(), HasSubstr("threads"));
+  EXPECT_THAT(json["notes"].dump(), HasSubstr("with " + file + ": 96 KiB a transfer, 5 in flight"));
+  EXPECT_THAT(Parsed(Sluice(bench + " --engine io_uring"))["setup"]["code_path"].get<std::string>(),
+              StartsWith("io_uring"));
+  setenv("PATH", programs.c_str(), 1);
+  const Result none = Sluice("bench io --tuned /no/such/file");
+  EXPECT_EQ(none.code, 1);
+  EXPECT_THAT(none.err, HasSubstr("/no/such/file"));
 }
 
 TEST(TuneTest, SeveralPathsAreTunedOneByOneAndTogether) {
