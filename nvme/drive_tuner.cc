@@ -35,6 +35,17 @@ double Median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
+// `point` is the best, and what was it gives so much of that.
+void TakeInstead(const TunePoint& point, double share, Tuning* tuning) {
+  tuning->best = point;
+  for (Tuning::Tried& tried : tuning->tried) tried.share *= share;
+  const auto at = std::ranges::find(tuning->tried, point, &Tuning::Tried::point);
+  if (at == tuning->tried.end())
+    tuning->tried.push_back({point, 1});
+  else
+    at->share = 1;
+}
+
 }  // namespace
 
 TuneGrid TuneGridOf(std::vector<IoEngineKind> engines) {
@@ -184,8 +195,8 @@ absl::StatusOr<Tuning> DriveTuner::BestOf(const std::vector<TunePoint>& points) 
   return tuning;
 }
 
-absl::StatusOr<DriveTuner::Settled> DriveTuner::Settle(const TunePoint& best,
-                                                       const TunePoint& untuned) {
+absl::StatusOr<DriveTuner::Settled> DriveTuner::Settle(const TunePoint& untuned, Tuning* tuning) {
+  const TunePoint best = tuning->best;
   Settled settled;
   Say(kSearched, "checking data");
   const double half = std::max(0.05, Left(kChecked) / 2);
@@ -217,6 +228,7 @@ absl::StatusOr<DriveTuner::Settled> DriveTuner::Settle(const TunePoint& best,
   settled.untuned_rate = Median(rates[jobs - 1]);
   // A search that was cut short, or noise, may have found what is none.
   const bool better = settled.untuned_rate <= Median(rates[2]);
+  if (!better) TakeInstead(untuned, Median(rates[2]) / settled.untuned_rate, tuning);
   const TunePoint& taken = better ? best : untuned;
   const std::vector<double>* const its = better ? rates : rates + 3;
   settled.settings = {.request = taken.request,

@@ -68,13 +68,13 @@ class DriveTuner {
   absl::StatusOr<Tuning> Search(std::vector<IoEngineKind> engines, const TunePoint& start);
   // Instead of a search: the best of a few.
   absl::StatusOr<Tuning> BestOf(const std::vector<TunePoint>& points);
-  // Measures `best` and `untuned` in turn: the settings are those of the better one.
+  // Measures the best and `untuned` in turn: the better one is taken, and becomes the best.
   struct Settled {
     TunedSettings settings;
     double untuned_rate = 0;  // mixed
     Bytes checked;            // read, and found to be what was written
   };
-  absl::StatusOr<Settled> Settle(const TunePoint& best, const TunePoint& untuned);
+  absl::StatusOr<Settled> Settle(const TunePoint& untuned, Tuning* tuning);
 
   Bytes written() const { return written_; }
   Bytes area() const { return load_->area(); }

@@ -20,7 +20,7 @@ namespace {
 
 constexpr uint32_t kDepthMax = 1024;  // what a run takes
 
-std::string OrUnknown(std::string text) { return text.empty() ? "not known" : text; }
+std::string OrUnknown(const std::string& text) { return text.empty() ? "not known" : text; }
 
 bool HasHardware(const DriveIdentity& d) {
   return !d.model.empty() || !d.serial.empty() || d.size > Bytes(0);

@@ -116,7 +116,7 @@ class Bench {
     absl::StatusOr<Tuning> tuning =
         candidates.empty() ? tuner.Search(kinds_, untuned) : tuner.BestOf(candidates);
     if (!tuning.ok()) return tuning.status();
-    SLUICE_ASSIGN_OR_RETURN(const auto settled, tuner.Settle(tuning->best, untuned));
+    SLUICE_ASSIGN_OR_RETURN(const auto settled, tuner.Settle(untuned, &*tuning));
     if (settled.checked == Bytes(0)) {
       return absl::DeadlineExceededError(
           "the time was too short to read back what was written: give more --seconds");

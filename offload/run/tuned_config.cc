@@ -49,11 +49,11 @@ absl::Status ApplyTuned(const std::string& file, RuntimeConfig* config) {
   return absl::OkStatus();
 }
 
-void ShareTunedDepth(int local_ranks, RuntimeConfig* config) {
+void ShareTunedDepth(uint32_t local_ranks, RuntimeConfig* config) {
   if (config->io_settings.depth != SettingFrom::kTuned || local_ranks < 2) return;
   constexpr uint32_t kLeast = 2;  // one being served, one waiting
-  const auto ranks = static_cast<uint32_t>(local_ranks);
-  config->io.in_flight_max = std::max(kLeast, (config->io.in_flight_max + ranks - 1) / ranks);
+  config->io.in_flight_max =
+      std::max(kLeast, (config->io.in_flight_max + local_ranks - 1) / local_ranks);
 }
 
 }  // namespace sluice

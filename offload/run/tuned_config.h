@@ -6,6 +6,7 @@
 #ifndef SLUICE_OFFLOAD_RUN_TUNED_CONFIG_H_
 #define SLUICE_OFFLOAD_RUN_TUNED_CONFIG_H_
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -32,7 +33,7 @@ struct IoSettings {
 // kDefault. Errors: those of reading the file (ReadTuned).
 absl::Status ApplyTuned(const std::string& file, RuntimeConfig* config);
 // A depth from a file is what is best in all: each of several ranks of a host has its part of it.
-void ShareTunedDepth(int local_ranks, RuntimeConfig* config);
+void ShareTunedDepth(uint32_t local_ranks, RuntimeConfig* config);
 
 }  // namespace sluice
 
