@@ -104,7 +104,7 @@ TEST(TunedTest, EveryKeyMustBeThereAndOfItsTypeAndNoOther) {
     const Json whole = Json::parse(TunedText(Example()));
     for (const auto& item : whole[at].items()) {
       const std::string& key = item.key();
-      SCOPED_TRACE(where + " " + key);
+      SCOPED_TRACE(fmt::format("{} {}", where, key));
       Json without = whole;
       without[at].erase(key);
       EXPECT_THAT(std::string(Message(Parse(without))), HasSubstr(key + " is missing"));
@@ -114,7 +114,7 @@ TEST(TunedTest, EveryKeyMustBeThereAndOfItsTypeAndNoOther) {
         if (kind.is_null() && (may_be_null || key == "size_bytes")) continue;
         const bool same =
             kind.type() == item.value().type() || (kind.is_number() && item.value().is_number());
-        if (!same || kind == "" || kind == -1 || kind == 0 || kind == kinds.back())
+        if (!same || kind == Json("") || kind == -1 || kind == 0 || kind == kinds.back())
           wrong.push_back(kind);
       }
       ExpectRefused(where, at, key, wrong);
@@ -182,6 +182,7 @@ TEST(TunedTest, FilesAreReadWhole) {
 
 std::vector<DriveIdentity> DrivesAt(const std::vector<size_t>& indices) {
   std::vector<DriveIdentity> drives;
+  drives.reserve(indices.size());
   for (const size_t i : indices) drives.push_back(Example().paths[i].drive);
   return drives;
 }

@@ -178,8 +178,8 @@ TEST(TunerTest, OfEqualsTakesTheFewestBytesInFlight) {
     for (uint64_t seed = 1; seed <= 10; ++seed) {
       std::mt19937_64 random(seed);
       const auto tuning = Tune({}, {}, [&](const TunePoint& p) {
-        const double share =
-            std::min(1.0, static_cast<double>(p.in_flight.value()) / (enough * 1048576.0));
+        const double share = std::min(1.0, static_cast<double>(p.in_flight.value()) /
+                                               static_cast<double>(MiB(enough).value()));
         return 2e9 * share * std::exp(0.003 * std::normal_distribution<double>()(random));
       });
       ASSERT_TRUE(tuning.ok());

@@ -224,6 +224,7 @@ class Terminal {
     SLUICE_CHECK(child_ >= 0);
     if (child_ > 0) return;
     std::vector<char*> argv;
+    argv.reserve(arguments.size() + 1);
     for (const std::string& argument : arguments)
       argv.push_back(const_cast<char*>(argument.data()));
     argv.push_back(nullptr);
