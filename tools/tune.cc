@@ -122,8 +122,7 @@ Command AddTune(CLI::App* application) {
       ->type_name("DIR")
       ->required();
   app->add_flag("-y,--yes", options->yes, "Don't ask whether so much may be written");
-  app->add_option("--max-write", options->max_write,
-                  "To each path at most, of search and all [default: 16GiB]")
+  app->add_option("--max-write", options->max_write, "To each path, at most [default: 16GiB]")
       ->type_name("SIZE")
       ->check([](const std::string& text) { return Complaint(ParseBytes(text)); });
   app->add_option("--seconds", options->tune.seconds, "A path at most")

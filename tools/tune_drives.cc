@@ -165,6 +165,7 @@ std::vector<Bytes> SharesOfFiles(const std::vector<TuneResult::Path>& paths, Byt
     most = std::max(most, rates.back() / Value(path.plan.file));
   }
   std::vector<Bytes> sizes;
+  sizes.reserve(rates.size());
   for (const double rate : rates)
     sizes.push_back(stretch *
                     std::max<int64_t>(1, Bytes(static_cast<int64_t>(rate / most)) / stretch));
@@ -256,8 +257,8 @@ absl::StatusOr<TuneResult> TuneDrives(const TuneOptions& options, const TunePlan
       absl::Status status = bench.FindEngines();
       if (status.ok()) {
         auto found = bench.Tune({path.file}, next(path.path, count > 1 ? 1 - kSetWrites : 1), {});
-        if (found.ok()) result.paths.push_back({path, *std::move(found)});
         status = found.status();
+        if (found.ok()) result.paths.push_back({path, *std::move(found)});
       }
       if (!status.ok()) return Annotate(status, path.path);
     }

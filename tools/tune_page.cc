@@ -123,7 +123,7 @@ std::string TunePicture(const TunedDrives& found) {
       const auto at = row.find(in_flight);
       const bool best = request == tuning.best.request && in_flight == tuning.best.in_flight;
       std::string cell = at == row.end() ? "." : fmt::format("{:.0f}", 100 * at->second);
-      if (best) cell = "[" + cell + "]";
+      if (best) cell = fmt::format("[{}]", cell);
       text += fmt::format(" {:>8}", cell);
     }
   }
