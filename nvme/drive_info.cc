@@ -4,6 +4,7 @@
 #include <sys/sysmacros.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <sstream>
 #include <string_view>
@@ -82,6 +83,12 @@ std::optional<DriveInfo> FindDrive(const FileReader& read, unsigned major, unsig
   DriveInfo drive{.name = FieldOf(event, "DEVNAME=")};
   if (drive.name.empty()) return std::nullopt;
   drive.model = TextIn(read, disk + "/device/model");
+  // NVMe, virtio, SCSI.
+  for (const char* file : {"/device/serial", "/serial", "/device/wwid"})
+    if (drive.serial.empty()) drive.serial = TextIn(read, disk + file);
+  constexpr int64_t kSector = 512;  // whatever the drive's own is
+  const int64_t sectors = std::atoll(TextIn(read, disk + "/size").c_str());
+  if (sectors > 0 && sectors < INT64_MAX / kSector) drive.size = Bytes(sectors * kSector);
   drive.node = NodeOfBlockDevice(read, major, minor);
   FindBus(read, disk, &drive);
   if (drive.name.starts_with("sd") && TextIn(read, disk + "/queue/rotational") == "1") {

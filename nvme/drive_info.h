@@ -13,13 +13,16 @@
 #include <vector>
 
 #include "core/cgroup.h"
+#include "core/types.h"
 
 namespace sluice {
 
 struct DriveInfo {
   std::string name;   // "nvme0n1", of the whole drive
   std::string model;  // "SAMSUNG MZQL23T8HCLS-00A07"
-  std::string bus;    // "NVMe over pcie, 16.0 GT/s PCIe x4"
+  std::string serial;
+  std::optional<Bytes> size;
+  std::string bus;  // "NVMe over pcie, 16.0 GT/s PCIe x4"
   std::optional<int> node;
   // In words, with what to do about it: a link that is narrower or slower than both ends can, a
   // disk that turns, a limit of a cgroup.

@@ -28,6 +28,11 @@ constexpr Known kKnown[] = {
     {XFS_SUPER_MAGIC, "xfs", FileSystemKind::kInPlace},  // of unnamed files no extent is shared
     {F2FS_SUPER_MAGIC, "f2fs", FileSystemKind::kInPlace},
     {NFS_SUPER_MAGIC, "nfs", FileSystemKind::kInPlace},
+    {0xFF534D42, "cifs", FileSystemKind::kInPlace},
+    {0xFE534D42, "smb3", FileSystemKind::kInPlace},
+    {0x00C36400, "ceph", FileSystemKind::kInPlace},
+    {V9FS_MAGIC, "9p", FileSystemKind::kInPlace},
+    {0x0BD00BD0, "lustre", FileSystemKind::kInPlace},
     {FUSE_SUPER_MAGIC, "fuse", FileSystemKind::kLayered},
     {TMPFS_MAGIC, "tmpfs", FileSystemKind::kRam},
     {RAMFS_MAGIC, "ramfs", FileSystemKind::kRam},

@@ -144,8 +144,7 @@ typedef struct sluice_options {
   /* Units of at most so many elements stay in HBM for good; -1 chosen. */
   int64_t resident_elements_max;
   double static_loss_scale; /* 0: dynamic, with the next five; default 1 */
-  int32_t initial_scale_power;
-  int32_t hysteresis;
+  int32_t initial_scale_power, hysteresis;
   int32_t consecutive_hysteresis; /* 0 or 1 */
   int64_t loss_scale_window;
   double min_loss_scale;
@@ -153,9 +152,8 @@ typedef struct sluice_options {
   double link_bytes_per_second;
   /* 1; 0: debug aid, every movement waits for the one before and nothing is read ahead. */
   int32_t overlap;
-  uint64_t trace_spans_max; /* room for so many spans of sluice_trace_write; 0 records none */
-  int32_t device;           /* sluice_device_kind */
-  int32_t device_index;     /* of the GPU */
+  uint64_t trace_spans_max;     /* room for so many spans of sluice_trace_write; 0 records none */
+  int32_t device, device_index; /* sluice_device_kind; of the GPU */
   /* NULL: the device makes the HBM tier. Else a contiguous DLManagedTensor there, of at least
    * sluice_plan's planned_bytes.hbm, used by no stream: the runtime's, until its last view dies. */
   void* hbm_memory;
@@ -171,13 +169,14 @@ typedef struct sluice_options {
   uint32_t comm_groups; /* 3 or 4; 0: 3 */
   int64_t reduction;    /* 0: in the order of ranks, in fp32; 1: the library's own, in grad_dtype */
   const int32_t* give_up; /* may be NULL; not 0: sluice_runtime_create waits no more for ranks */
+  const char* tuned;      /* a file of `sluice tune`, for what of I/O is 0 or AUTO above, or NULL */
 } sluice_options;
 
 #define SLUICE_OPTIONS_INIT                                                                      \
   {                                                                                              \
     sizeof(sluice_options), SLUICE_F32, SLUICE_F32, -1, -1, -1, 0, 0, SLUICE_NVME, SLUICE_NVME,  \
         SLUICE_IO_AUTO, 0, 0, 0, 0, -1, 1.0, 16, 2, 0, 1000, 1.0, 0.0, 1, 0, SLUICE_DEVICE_AUTO, \
-        0, 0, 0, 0, 0, 0, 0, 0, 0, 0                                                             \
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0                                                          \
   }
 
 /* What would be placed where, as JSON, without creating anything but a file in each path, to try

@@ -59,11 +59,31 @@ Command AddKind(CLI::App* bench, const BenchKind& kind) {
           }};
 }
 
+// What a run with that file would do in that directory. Nothing without a file.
+absl::Status TakeTuned(const std::string& file, IoBenchOptions* options) {
+  if (file.empty()) return absl::OkStatus();
+  RuntimeConfig config;
+  config.nvme_paths = {options->path};
+  config.engine = options->engine;
+  if (options->engine != IoEngineKind::kAuto) config.io_settings.engine = SettingFrom::kGiven;
+  SLUICE_RETURN_IF_ERROR(ApplyTuned(file, &config));
+  constexpr int64_t kStateBytes = 12;
+  options->engine = config.engine;
+  options->limits = config.io;
+  options->block =
+      Bytes(kStateBytes * ChunkElementsOf(config.request, Bytes(kStateBytes * kCellElements)));
+  options->notes = config.io_settings.warnings;
+  options->notes.push_back(fmt::format("with {}: {} a transfer, {} in flight", file,
+                                       FormatBytes(options->block), config.io.in_flight_max));
+  return absl::OkStatus();
+}
+
 Command AddIo(CLI::App* bench) {
   struct Options {
     IoBenchOptions bench;
     std::string size;
     std::string engine = "auto";
+    std::string tuned;
     bool json = false;
   };
   static const std::map<std::string, IoEngineKind> kEngines = {{"auto", IoEngineKind::kAuto},
@@ -76,7 +96,7 @@ Command AddIo(CLI::App* bench) {
   app->footer(
       "\nWrites to a file without a name, which is gone at the end, however that comes.\n\n"
       "Examples:\n"
-      "  sluice bench io /mnt/nvme\n"
+      "  sluice bench io /mnt/nvme --tuned sluice-tuned.json\n"
       "  sluice bench io /mnt/nvme --size 16GiB --seconds 300 --json > io.json");
   app->add_option("PATH,--nvme-path", options->bench.path, "A directory on the drive")
       ->type_name("DIR")
@@ -84,6 +104,9 @@ Command AddIo(CLI::App* bench) {
   app->add_option("--size", options->size, "Of the file [default: 2GiB, or half of what is free]")
       ->type_name("SIZE")
       ->check([](const std::string& text) { return Complaint(ParseBytes(text)); });
+  app->add_option("--tuned", options->tuned,
+                  "What `sluice tune` wrote: how transfers are made; --engine goes before it")
+      ->type_name("FILE");
   app->add_option("--engine", options->engine, "What moves bytes")
       ->check(CLI::IsMember({"auto", "io_uring", "libaio", "threads"}))
       ->capture_default_str();
@@ -94,6 +117,9 @@ Command AddIo(CLI::App* bench) {
   return {.app = app, .run = [options] {
             if (!options->size.empty()) options->bench.size = *ParseBytes(options->size);
             options->bench.engine = kEngines.at(options->engine);
+            if (const absl::Status status = TakeTuned(options->tuned, &options->bench);
+                !status.ok())
+              return Fail(Message(status));
             return PrintBench(BenchIo(options->bench), options->json);
           }};
 }

@@ -10,12 +10,14 @@
 #include <ctime>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "core/clock.h"
 #include "core/types.h"
 #include "fmt/format.h"
 #include "nvme/io_engine.h"
+#include "offload/run/factory.h"
 #include "tools/bench_report.h"
 
 namespace sluice::tools {
@@ -34,6 +36,9 @@ struct IoBenchOptions {
   std::optional<Bytes> size;  // of the file; none: chosen
   double seconds = 60;
   IoEngineKind engine = IoEngineKind::kAuto;
+  IoEngine::Limits limits = {};
+  Bytes block = Bytes(12 * kChunkElementsDefault);  // a chunk's states
+  std::vector<std::string> notes = {};              // to be said too
 };
 // Errors: what the directory lacks; those of transfers.
 absl::StatusOr<BenchReport> BenchIo(const IoBenchOptions& options);

@@ -29,12 +29,7 @@
 namespace sluice::tools {
 namespace {
 
-// A chunk of states, as they are by default, is a transfer.
-constexpr Bytes kBlock = Bytes(12 * kChunkElementsDefault);
-constexpr Bytes kStretch = kBlock * 16;
 constexpr uint32_t kStoreBuffers = 24;
-constexpr Bytes kSizeStep = kStretch * 4;  // of the file: whole stretches, and whole MiB fourfold
-constexpr Bytes kSizeMin = kSizeStep * 4;
 constexpr int kRounds = 5;
 constexpr double kSlotMin = 0.02;     // seconds of one measurement
 constexpr double kFioSlotMin = 0.05;  // likewise, where fio takes part
@@ -50,25 +45,39 @@ struct ModeRounds {
   bool plain_runs = false;
 };
 
+// How the file is cut: a chunk of states is a transfer.
+struct Cut {
+  explicit Cut(const IoBenchOptions& options) : block(options.block) {}
+  Bytes block;
+  Bytes stretch() const { return block * 16; }
+  Bytes step() const { return stretch() * 4; }  // whole stretches, and whole MiB fourfold
+  Bytes least() const { return step() * 4; }
+};
+
 // The file, and all that moves bytes of it.
 class IoBench {
  public:
-  absl::Status Open(const std::string& path, Bytes size, IoEngineKind kind) {
+  explicit IoBench(const IoBenchOptions& options) : options_(options), cut_(options) {}
+
+  absl::Status Open(Bytes size) {
+    const std::string& path = options_.path;
+    const Bytes block = cut_.block;
     const Drive drive{.path = path};
-    const std::vector<BlockShape> blocks(static_cast<size_t>(size / kBlock),
-                                         {.size = kBlock, .kind = 0, .columns = 3});
+    const std::vector<BlockShape> blocks(static_cast<size_t>(size / block),
+                                         {.size = block, .kind = 0, .columns = 3});
     SegmentTable table = PlanSegments(
         blocks, {&drive, 1},
         {.segment_bytes = size, .alignment = ExtentAlignmentOf(std::span(&drive.path, 1))});
     SLUICE_ASSIGN_OR_RETURN(files_, CreateSegments(table));
-    const IoEngine::Limits limits;
-    const Bytes own = kBlock * limits.in_flight_max;
+    const IoEngine::Limits& limits = options_.limits;
+    const Bytes own = block * limits.in_flight_max;
     const Bytes extent = table.extents.front().length;
     SLUICE_ASSIGN_OR_RETURN(memory_, Arena::Create(&resource_, own + extent * kStoreBuffers));
     const MemoryView all = memory_.memory();
-    SLUICE_ASSIGN_OR_RETURN(engine_, MakeIoEngine(kind, files_, {&all, 1}, limits, &clock_));
+    SLUICE_ASSIGN_OR_RETURN(engine_,
+                            MakeIoEngine(options_.engine, files_, {&all, 1}, limits, &clock_));
     load_ = std::make_unique<IoLoad>(table.file_sizes, all.first(own.size()), &clock_,
-                                     IoLoad::Options{.stretch = kStretch});
+                                     IoLoad::Options{.stretch = cut_.stretch()});
     std::vector<MemoryView> buffers;
     for (uint32_t b = 0; b < kStoreBuffers; ++b)
       buffers.push_back(all.subspan((own + extent * b).size(), extent.size()));
@@ -89,7 +98,7 @@ class IoBench {
   }
 
   absl::Status Engine(IoMode mode, double seconds, ModeRounds* rounds) {
-    IoPattern pattern{.request = kBlock};
+    IoPattern pattern{.request = cut_.block, .in_flight = options_.limits.in_flight_max};
     pattern.read_share = mode == IoMode::kRead ? 1 : mode == IoMode::kWrite ? 0 : 0.5;
     pattern.deadline = clock_.Now() + Nanos(static_cast<int64_t>(seconds * 1e9));
     SLUICE_ASSIGN_OR_RETURN(const IoLoadResult result, load_->Run(pattern, engine_.get()));
@@ -118,7 +127,7 @@ class IoBench {
     const DirectFile& file = files_.front();
     // From another place each time, as the others go on from where they were.
     const Bytes begin =
-        kSizeStep * (fio_runs_++ % std::max<int64_t>(1, file.size() / kSizeStep / 2));
+        cut_.step() * (fio_runs_++ % std::max<int64_t>(1, file.size() / cut_.step() / 2));
     if (mode != IoMode::kRead) store_load_->Spoil();
     SLUICE_ASSIGN_OR_RETURN(const FioResult result,
                             fio.Run(shape, mode, file, begin, file.size(), seconds));
@@ -137,6 +146,8 @@ class IoBench {
     if (mode != IoMode::kRead) written_ += mode == IoMode::kMixed ? moved / 2 : moved;
   }
 
+  const IoBenchOptions& options_;
+  const Cut cut_;
   SteadyClock clock_;
   HugePageResource resource_;
   Metrics metrics_;
@@ -152,19 +163,20 @@ class IoBench {
 };
 
 absl::StatusOr<Bytes> SizeOf(const IoBenchOptions& options) {
+  const Cut cut(options);
   SLUICE_ASSIGN_OR_RETURN(const Bytes free, FreeSpace(options.path));
   const Bytes wanted = options.size.value_or(std::min(GiB(2), free / 2));
-  const Bytes size = kSizeStep * (wanted / kSizeStep);
+  const Bytes size = cut.step() * (wanted / cut.step());
   if (size > free) {
     return absl::ResourceExhaustedError(fmt::format("{} has {} free, not {}", options.path,
                                                     FormatBytesDown(free), FormatBytesUp(size)));
   }
-  if (size >= kSizeMin) return size;
+  if (size >= cut.least()) return size;
   return absl::InvalidArgumentError(
       options.size ? fmt::format("--size {} is too small: at least {}", FormatBytes(wanted),
-                                 FormatBytesUp(kSizeMin))
+                                 FormatBytesUp(cut.least()))
                    : fmt::format("{} has {} free, and half of it is too little: at least {}",
-                                 options.path, FormatBytesDown(free), FormatBytesUp(kSizeMin)));
+                                 options.path, FormatBytesDown(free), FormatBytesUp(cut.least())));
 }
 
 void Keep(std::vector<std::string>* said, const absl::Status& status) {
@@ -264,8 +276,8 @@ void AddCases(const std::string& fio, IoMode mode, const ModeRounds& rounds, Ben
 absl::StatusOr<BenchReport> BenchIo(const IoBenchOptions& options) {
   BenchReport report{.benchmark = "io", .setup = DetectBenchSetup(), .cases = {}, .notes = {}};
   SLUICE_ASSIGN_OR_RETURN(const Bytes size, SizeOf(options));
-  IoBench bench;
-  SLUICE_RETURN_IF_ERROR(bench.Open(options.path, size, options.engine));
+  IoBench bench(options);
+  SLUICE_RETURN_IF_ERROR(bench.Open(size));
   const DirectFile& file = bench.file();
   report.setup.code_path = bench.engine();
   // Without the directory, which may be another each time.
@@ -314,6 +326,7 @@ absl::StatusOr<BenchReport> BenchIo(const IoBenchOptions& options) {
   for (std::string& said : failed) report.notes.push_back(std::move(said));
   if (file.in_ram()) report.notes.emplace_back("the file lay in RAM: no drive was measured");
   if (bench.buffers().starts_with("4 KiB")) report.notes.push_back(bench.buffers());
+  for (const std::string& note : options.notes) report.notes.push_back(note);
   report.notes.push_back(fmt::format("{} were written, to a file of {} that is gone",
                                      FormatBytes(bench.written()), FormatBytes(size)));
   return report;

@@ -32,6 +32,9 @@ struct Command {
 // What was found on this machine, what is chosen, and what to do about what is missing.
 Command AddDoctor(CLI::App* application);
 
+// How the drives here move bytes fastest.
+Command AddTune(CLI::App* application);
+
 // What would be placed where, and what a step would move.
 Command AddPlan(CLI::App* application);
 

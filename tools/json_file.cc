@@ -1,14 +1,9 @@
 #include "tools/json_file.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <algorithm>
-#include <cerrno>
 #include <cmath>
 #include <utility>
 
+#include "core/file_bytes.h"
 #include "core/json_text.h"
 #include "core/status.h"
 #include "fmt/format.h"
@@ -51,32 +46,6 @@ absl::StatusOr<J> Parse(const std::string& text, const std::string& source) {
 }  // namespace
 
 std::string Text(const Json& json) { return JsonText(json, -1); }
-
-absl::StatusOr<std::string> ReadBytes(const std::string& path, size_t offset, size_t most) {
-  // A FIFO's open would wait for a writer.
-  const int file = open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-  if (file < 0) return ErrnoStatus(errno, fmt::format("reading {}", path));
-  struct stat info {};
-  std::string text;
-  absl::Status status;
-  if (fstat(file, &info) != 0 || !S_ISREG(info.st_mode)) {
-    status = absl::InvalidArgumentError(fmt::format("{} is not a regular file", path));
-  }
-  while (status.ok() && text.size() < most) {
-    char buffer[1 << 16];
-    const ssize_t n = pread(file, buffer, std::min(sizeof(buffer), most - text.size()),
-                            static_cast<off_t>(offset + text.size()));
-    if (n == 0) break;
-    if (n < 0) {
-      status = ErrnoStatus(errno, fmt::format("reading {}", path));
-    } else {
-      text.append(buffer, static_cast<size_t>(n));
-    }
-  }
-  close(file);
-  if (!status.ok()) return status;
-  return text;
-}
 
 absl::StatusOr<Json> ParseObject(const std::string& text, const std::string& source) {
   return Parse<Json>(text, source);

@@ -27,10 +27,6 @@ std::string Text(const Json& json);
 // InvalidArgument naming the file; those of reading it.
 absl::StatusOr<Json> ReadJsonFile(const std::string& path);
 
-// From place `offset` of a regular file on, `most` bytes, or as many as there are. Errors: as
-// above.
-absl::StatusOr<std::string> ReadBytes(const std::string& path, size_t offset, size_t most);
-
 // The object that `text` is; `source`: for messages. Errors: InvalidArgument naming it.
 absl::StatusOr<Json> ParseObject(const std::string& text, const std::string& source);
 absl::StatusOr<SortedJson> ParseSortedObject(const std::string& text, const std::string& source);

@@ -102,4 +102,14 @@ ExitCode Fail(std::string_view message) {
   return kFailed;
 }
 
+Progress::Progress() : shown_(isatty(STDERR_FILENO) == 1) {}
+
+Progress::~Progress() {
+  if (shown_) fmt::print(stderr, "\r\x1b[K");
+}
+
+void Progress::Show(double part, std::string_view what) const {
+  if (shown_) fmt::print(stderr, "\r\x1b[K{:3.0f}%  {}", part * 100, what);
+}
+
 }  // namespace sluice::tools

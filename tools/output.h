@@ -70,6 +70,20 @@ ExitCode Print(std::string_view text);
 // "sluice: `message`" to stderr. Always kFailed.
 ExitCode Fail(std::string_view message);
 
+// Where stderr is a terminal, how far it is: one line there, which is gone at the end.
+class Progress {
+ public:
+  Progress();
+  ~Progress();
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+
+  void Show(double part, std::string_view what) const;  // part: from 0 to 1
+
+ private:
+  const bool shown_;
+};
+
 }  // namespace sluice::tools
 
 #endif  // SLUICE_TOOLS_OUTPUT_H_

@@ -21,6 +21,7 @@
 #include "tools/plan_gpus.h"
 #include "tools/plan_model.h"
 #include "tools/plan_options.h"
+#include "tools/plan_tuned.h"
 #include "tools/smallest_budgets.h"
 
 namespace sluice::tools {
@@ -145,11 +146,15 @@ void AddTraffic(const StepTraffic& traffic, Page* page) {
           : "");
 }
 
-std::string PlanText(const Plan& plan, const RuntimeConfig& config, const std::string& described) {
+std::string PlanText(const Plan& plan, const RuntimeConfig& config, const PlanTuned& tuned,
+                     const std::string& described) {
   Page page;
   AddModel(plan.layout, plan.device, config, described, &page);
   AddPlacement(plan, &page);
-  AddTraffic(TrafficOf(plan.layout, plan.placement), &page);
+  const StepTraffic traffic = TrafficOf(plan.layout, plan.placement);
+  AddTraffic(traffic, &page);
+  if (tuned) page.Row("NVMe's time", tuned.TimeText(traffic));
+  page.List("To know", config.io_settings.warnings);
   return page.Text();
 }
 
@@ -193,8 +198,10 @@ ExitCode CantWork(const PlanInput& input, const RuntimeConfig& config, const std
   return Fail(Message(status));
 }
 
-std::string PlanJson(const Plan& plan, const std::string& described) {
+std::string PlanJson(const Plan& plan, const RuntimeConfig& config, const PlanTuned& tuned,
+                     const std::string& described) {
   Json json = Json::parse(PlacementJson(plan.layout, plan.device, plan.placement, plan.budgets));
+  if (tuned) json["tuned"] = tuned.AsJson(TrafficOf(plan.layout, plan.placement), config);
   if (!described.empty()) json["model"] = described;
   return JsonText(json, 2);
 }
@@ -208,10 +215,18 @@ ExitCode RunPlan(PlanOptions options) {
   };
   const absl::StatusOr<HfModel> model = ReadModel(&options);
   if (!model.ok()) return refuse(model.status(), kUsage);
+  if (options.gpus > 0 && !options.tuned.empty()) {
+    return refuse(absl::InvalidArgumentError("--tuned: a plan for several GPUs says nothing of "
+                                             "drives' time: leave out --tuned, or --gpus"),
+                  kUsage);
+  }
   if (options.gpus > 0) return PlanGpus(options, *model, ConfigOf(options));
   absl::StatusOr<DeviceChoice> device = DeviceOf(options);
   if (!device.ok()) return refuse(device.status(), kFailed);
-  const RuntimeConfig config = ConfigOf(options);
+  PlanTuned tuned;
+  RuntimeConfig config = ConfigOf(options);
+  if (const absl::Status status = tuned.Apply(options, &config); !status.ok())
+    return refuse(status, kUsage);
   absl::StatusOr<PlanInput> input = MakePlanInput(model->spec, config, *std::move(device));
   if (!input.ok()) return refuse(input.status(), kFailed);
   absl::StatusOr<Placement> placement =
@@ -220,8 +235,8 @@ ExitCode RunPlan(PlanOptions options) {
     return CantWork(*input, config, model->description, placement.status(), options.json);
   const Plan plan{std::move(input->layout), std::move(input->device), input->budgets,
                   *std::move(placement)};
-  return Print(options.json ? PlanJson(plan, model->description) + "\n"
-                            : PlanText(plan, config, model->description));
+  return Print(options.json ? PlanJson(plan, config, tuned, model->description) + "\n"
+                            : PlanText(plan, config, tuned, model->description));
 }
 
 // A whole number from 1 to `most`.
@@ -284,6 +299,10 @@ Command AddPlan(CLI::App* application) {
   app->add_option("--config", options->config,
                   "A ds_config.json: types, how far down things may go, and the\n"
                   "section \"sluice\"; what is given here goes before it")
+      ->type_name("FILE");
+  app->add_option("--tuned", options->tuned,
+                  "What `sluice tune` wrote: its directories, if no --nvme-path is given, its\n"
+                  "size of a request, and how long its drives take for a step")
       ->type_name("FILE");
   app->add_option("--device", options->device, "auto (default), host or cuda")
       ->type_name("DEVICE")

@@ -26,6 +26,7 @@ struct PlanOptions {
   ModelShape shape;
   std::string hbm, pinned, nvme;
   std::vector<std::string> nvme_paths;
+  std::string tuned;  // a file of `sluice tune`
   std::string dtype;
   std::string grad_dtype;
   std::string device;

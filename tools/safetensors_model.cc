@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/file_bytes.h"
 #include "core/status.h"
 #include "fmt/format.h"
 #include "tools/spec_builder.h"

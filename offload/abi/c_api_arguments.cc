@@ -333,17 +333,6 @@ absl::StatusOr<PlacementOptions> ToPlacement(const sluice_options& o) {
   return placement;
 }
 
-absl::StatusOr<std::vector<std::string>> ToPaths(const sluice_options& o) {
-  SLUICE_RETURN_IF_ERROR(CheckRange(o.nvme_path_count, 0, 256, "nvme_path_count"));
-  std::vector<std::string> paths;
-  for (uint32_t i = 0; i < o.nvme_path_count; ++i) {
-    SLUICE_RETURN_IF_ERROR(NotNull(o.nvme_paths, "nvme_paths"));
-    SLUICE_RETURN_IF_ERROR(NotNull(o.nvme_paths[i], "nvme_paths[i]"));
-    paths.emplace_back(o.nvme_paths[i]);
-  }
-  return paths;
-}
-
 }  // namespace
 
 absl::StatusOr<RuntimeConfig> ToConfig(const sluice_options* given) {
@@ -354,17 +343,12 @@ absl::StatusOr<RuntimeConfig> ToConfig(const sluice_options* given) {
   SLUICE_ASSIGN_OR_RETURN(config.types.grad, ToFloatType(o.grad_dtype, "grad_dtype"));
   SLUICE_ASSIGN_OR_RETURN(config.placement, ToPlacement(o));
   SLUICE_ASSIGN_OR_RETURN(config.loss_scale, ToLossScale(o));
-  SLUICE_ASSIGN_OR_RETURN(config.nvme_paths, ToPaths(o));
   SLUICE_RETURN_IF_ERROR(CheckRange(o.hbm_bytes, -1, kBytesMax, "hbm_bytes"));
   SLUICE_RETURN_IF_ERROR(CheckRange(o.pinned_bytes, -1, kBytesMax, "pinned_bytes"));
   SLUICE_RETURN_IF_ERROR(CheckRange(o.nvme_bytes, -1, kBytesMax, "nvme_bytes"));
-  SLUICE_RETURN_IF_ERROR(CheckRange(o.io_engine, SLUICE_IO_AUTO, SLUICE_IO_LIBAIO, "io_engine"));
   SLUICE_RETURN_IF_ERROR(CheckRange(o.device, SLUICE_DEVICE_AUTO, SLUICE_DEVICE_CUDA, "device"));
   SLUICE_RETURN_IF_ERROR(CheckRange(o.device_index, 0, 1023, "device_index"));
   SLUICE_RETURN_IF_ERROR(CheckRange(o.workers, 0, 1024, "workers"));
-  SLUICE_RETURN_IF_ERROR(CheckRange(o.io_depth, 0, 1024, "io_depth"));
-  SLUICE_RETURN_IF_ERROR(CheckRange(o.io_batch, 0, 1024, "io_batch"));
-  SLUICE_RETURN_IF_ERROR(CheckRange(o.chunk_elements, 0, int64_t{1} << 30, "chunk_elements"));
   // Slower, and the time of a copy would not be a number of nanoseconds.
   if (o.link_bytes_per_second != 0) {
     SLUICE_RETURN_IF_ERROR(
@@ -376,13 +360,7 @@ absl::StatusOr<RuntimeConfig> ToConfig(const sluice_options* given) {
                                                   o.trace_spans_max, uint64_t{1} << 26));
   }
   config.budgets = {Bytes(o.hbm_bytes), Bytes(o.pinned_bytes), Bytes(o.nvme_bytes)};
-  constexpr IoEngineKind kEngines[] = {IoEngineKind::kAuto, IoEngineKind::kIoUring,
-                                       IoEngineKind::kThreads, IoEngineKind::kLibaio};
-  config.engine = kEngines[o.io_engine];
-  if (o.io_depth > 0) config.io.in_flight_max = o.io_depth;
-  if (o.io_batch > 0) config.io.submit_batch_max = o.io_batch;
   config.workers = o.workers;
-  config.chunk_elements = o.chunk_elements;
   config.device = static_cast<DeviceKind>(o.device);
   config.device_index = o.device_index;
   if (o.hbm_memory != nullptr)
@@ -391,6 +369,7 @@ absl::StatusOr<RuntimeConfig> ToConfig(const sluice_options* given) {
   config.overlap = o.overlap != 0;
   config.trace_spans_max = o.trace_spans_max;
   SLUICE_RETURN_IF_ERROR(ToSharding(o, &config));
+  SLUICE_RETURN_IF_ERROR(ToIo(o, &config));
   return config;
 }
 

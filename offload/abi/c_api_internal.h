@@ -170,6 +170,8 @@ void WriteStruct(T result, T* value) {
 inline constexpr uint32_t kGroupsMax = 1 << 20;  // of hyperparameters
 
 absl::StatusOr<RuntimeConfig> ToConfig(const sluice_options* options);
+// What of the options says where files are, and how transfers to them are made.
+absl::Status ToIo(const sluice_options& options, RuntimeConfig* config);
 // What of the options says which rank this is; and the communicators over its tables, which are
 // none where there is one rank.
 absl::Status ToSharding(const sluice_options& options, RuntimeConfig* config);

@@ -206,14 +206,19 @@ absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConf
   for (const ModelSpec::Tensor& tensor : spec.tensors)
     parameters =
         std::min(kElementsMax, parameters + std::clamp<int64_t>(tensor.elements, 0, kElementsMax));
-  const int64_t chunk_elements_default = ChunkElementsFor(
-      parameters,
-      input.options.lowest_state_tier == Tier::kHbm ? kChunkElementsInHbm : kChunkElementsDefault);
+  const std::shared_ptr<const StateFormat> format = config.format(config.rule->fields());
+  int64_t chunk_elements_least = kChunkElementsDefault;
+  if (config.request > Bytes(0)) {
+    chunk_elements_least =
+        ChunkElementsOf(config.request, format->bytes(kCellElements, std::nullopt));
+  }
+  if (input.options.lowest_state_tier == Tier::kHbm) chunk_elements_least = kChunkElementsInHbm;
+  const int64_t chunk_elements_default = ChunkElementsFor(parameters, chunk_elements_least);
   SLUICE_ASSIGN_OR_RETURN(
       input.layout,
       ModelLayout::Make(spec,
                         config.chunk_elements > 0 ? config.chunk_elements : chunk_elements_default,
-                        config.types, config.format(config.rule->fields()), config.sharding));
+                        config.types, format, config.sharding));
   if (input.device.kind == DeviceKind::kCuda) {
     const absl::Status can = StateUpdate(input.layout.format(), config.rule).CheckGpu();
     if (!can.ok() && input.options.lowest_state_tier == Tier::kHbm) return can;
@@ -244,6 +249,10 @@ absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config
                           MakePlacement(input.layout, input.budgets, input.options));
   return Plan{std::move(input.layout), std::move(input.device), input.budgets, std::move(placement),
               std::move(input.cores)};
+}
+
+int64_t ChunkElementsOf(Bytes request, Bytes bytes) {
+  return std::max<int64_t>(1, request / bytes) * kCellElements;
 }
 
 int64_t ChunkElementsFor(int64_t parameters, int64_t least) {
@@ -286,6 +295,7 @@ RuntimeOptions OptionsOf(const RuntimeConfig& config, const Plan& plan) {
   return {.budgets = plan.budgets,
           .rule = config.rule,
           .io = config.io,
+          .io_settings = config.io_settings,
           .loss_scale = config.loss_scale,
           .overlap = config.overlap,
           .trace_spans_max = config.trace_spans_max,
@@ -320,6 +330,7 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> TryToMakeRuntime(const ModelSpec
     // NCCL can; what is supplied for the host is asked.
     if (config.placement.reduction == ReductionMode::kLibrary && device.kind == DeviceKind::kHost)
       SLUICE_RETURN_IF_ERROR(TryLibraryReduction(ranks->gradients.get(), config.give_up));
+    ShareTunedDepth(config.share.local_ranks, &config);
   }
   SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, config, device));
   if (*ranks && !plan.placement.hbm_in_place && ranks->values == nullptr) {
@@ -359,7 +370,12 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> TryToMakeRuntime(const ModelSpec
   SLUICE_ASSIGN_OR_RETURN(seams.files, CreateSegments(seams.segments));
   seams.make_engine = [config](std::span<const MemoryView> arenas,
                                std::span<const DirectFile> files) {
-    return MakeIoEngine(config.engine, files, arenas, config.io, RealClock());
+    absl::StatusOr<std::unique_ptr<IoEngine>> engine =
+        MakeIoEngine(config.engine, files, arenas, config.io, RealClock());
+    // One that was there when it was tuned, and is not now, is no reason to end.
+    if (!engine.ok() && config.io_settings.engine == SettingFrom::kTuned)
+      engine = MakeIoEngine(IoEngineKind::kAuto, files, arenas, config.io, RealClock());
+    return engine;
   };
   if (*ranks && plan.device.kind == DeviceKind::kCuda)
     SLUICE_RETURN_IF_ERROR(PutOnGpus(ranks, config, plan.device.index));

@@ -16,6 +16,7 @@
 #include "core/topology.h"
 #include "offload/run/host_share.h"
 #include "offload/run/runtime.h"
+#include "offload/run/tuned_config.h"
 
 namespace sluice {
 
@@ -30,6 +31,8 @@ struct RuntimeConfig {
   IoEngine::Limits io;
   int workers = 0;
   int64_t chunk_elements = 0;
+  Bytes request;           // that a chunk's states are to be, where chunk_elements is not given
+  IoSettings io_settings;  // where these came from
   LossScaleOptions loss_scale = {.static_scale = 1};
   std::shared_ptr<const UpdateRule> rule = MakeAdamW();
   StateFormatMaker format = MakeFp32States;  // of the rule's fields
@@ -53,6 +56,9 @@ struct RuntimeConfig {
 inline constexpr int64_t kChunkElementsDefault = 12 * kCellElements;  // 576 KiB of states
 // Where states don't move, a chunk is what one launch updates: enough to fill a GPU.
 inline constexpr int64_t kChunkElementsInHbm = 256 * kCellElements;
+
+// The whole cells that `request` bytes of states have room for: at least one. `bytes`: of a cell.
+int64_t ChunkElementsOf(Bytes request, Bytes bytes);
 
 // A table of so many chunks is small beside any machine that holds the model: larger models have
 // larger chunks.

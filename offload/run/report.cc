@@ -186,6 +186,21 @@ Json RanksObject(const Sharding& sharding, ReductionMode reduction, const Runtim
   return object;
 }
 
+// The chunks' size is the plan's to say, and the rates are the drives'.
+Json IoSettingsObject(const RuntimeOptions& options) {
+  const IoSettings& io = options.io_settings;
+  return {{"tuned_file", io.tuned_file.empty() ? Json() : Json(io.tuned_file)},
+          {"warnings", io.warnings},
+          {"depth", options.io.in_flight_max},
+          {"batch", options.io.submit_batch_max},
+          {"from",
+           {{"chunk_elements", Name(io.chunk_elements)},
+            {"depth", Name(io.depth)},
+            {"batch", Name(io.batch)},
+            {"engine", Name(io.engine)},
+            {"drive_rates", Name(io.drive_rates)}}}};
+}
+
 Json DeviceObject(const DeviceChoice& device) {
   return {{"kind", Name(device.kind)}, {"index", device.index}, {"reason", device.reason}};
 }
@@ -211,6 +226,7 @@ std::string OffloadRuntime::ReportJson() const {
   }
   report["bytes_now"] = Tiers(hbm_->size(), memory_.pinned.size(), on_disk);
   report["engine"] = engine_->description();
+  report["io_settings"] = IoSettingsObject(options_);
   report["executor"] = seams_.executor->description();
   report["cores"] = {{"allowed", seams_.cores.allowed},
                      {"machine", seams_.cores.machine},

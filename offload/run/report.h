@@ -57,6 +57,15 @@
 // Keys of a report, beside those of a plan:
 //   bytes_now.TIER               taken; on NVMe what the file system says
 //   engine                       which I/O engine, and how it runs
+//   io_settings.tuned_file       whose settings were taken where none were given; null: none
+//   io_settings.warnings         why that file may not be for this machine or these drives
+//   io_settings.depth            transfers in flight, of all drives together
+//   io_settings.batch            of these submitted per call, at most
+//   io_settings.from.chunk_elements   default, given or tuned, as each of these
+//   io_settings.from.depth
+//   io_settings.from.batch
+//   io_settings.from.engine      that was asked for; which one it is, engine says
+//   io_settings.from.drive_rates
 //   executor                     what updates run on
 //   cores.allowed                hardware threads that this process may use
 //   cores.machine                that there are

@@ -17,6 +17,7 @@
 #include "offload/run/context.h"
 #include "offload/run/host_share.h"
 #include "offload/run/rank_links.h"
+#include "offload/run/tuned_config.h"
 #include "optim/adamw_rule.h"
 #include "optim/loss_scale.h"
 
@@ -67,6 +68,7 @@ struct RuntimeOptions {
   Budgets budgets;  // for the report
   std::shared_ptr<const UpdateRule> rule = MakeAdamW();
   IoEngine::Limits io;
+  IoSettings io_settings;  // for the report
   LossScaleOptions loss_scale = {.static_scale = 1};
   bool overlap = true;
   size_t trace_spans_max = 0;

@@ -32,7 +32,7 @@ class AdamW(torch.optim.Optimizer):
     add_param_group().
 
     pinned, nvme: budgets in bytes, or like "8GiB"; None: chosen from the machine, as needed. nvme_path: a directory, or
-    several on different drives; None: nothing goes to a drive. workers: threads that update; None: chosen.
+    several on different drives; None: nothing goes to a drive. tuned: a file that `sluice tune` wrote. workers: threads that update; None: chosen.
     adamw_mode=False: weight decay is added to the gradient (Adam).
 
     step() returns with the parameters written, and reads dense gradients in RAM where they lie. With overlap=module it returns
@@ -71,13 +71,14 @@ class AdamW(torch.optim.Optimizer):
         workers=None,
         overlap=None,
         chunk_elements=None,
+        tuned=None,
         library=None,
         simulated_seed=None,
     ):
         if amsgrad or maximize or differentiable or capturable:
             raise ValueError("amsgrad, maximize, differentiable and capturable are not offered")
         given = {"pinned": pinned, "nvme": nvme, "workers": workers, "chunk_elements": chunk_elements}
-        given |= {"library": library, "simulated_seed": simulated_seed}
+        given |= {"tuned": tuned, "library": library, "simulated_seed": simulated_seed}
         own = {key: checked(OWN[key], value, key) for key, value in given.items()}
         paths = () if nvme_path is None else paths_of(nvme_path, "nvme_path")
         self._options = {
@@ -87,6 +88,7 @@ class AdamW(torch.optim.Optimizer):
             "lowest_state_tier": abi.NVME if paths else abi.PINNED,
             "workers": own["workers"] or 0,
             "chunk_elements": own["chunk_elements"] or 0,
+            "tuned": own["tuned"],
         }
         self._library = abi.Library(own["library"]) if own["library"] else None
         self._seed = own["simulated_seed"]

@@ -160,6 +160,7 @@ def attach(
     unit_elements=None,
     persistence_threshold=None,
     chunk_elements=None,
+    tuned=None,
     overlap=True,
     trace_spans=None,
     library=None,
@@ -175,7 +176,8 @@ def attach(
     weights: safetensors files (a path, several, or a directory) that values are streamed from; the module may be on the
     meta device then. What is not in them must be in the module. dtype: of parameters and floating-point buffers; None: each
     keeps its own; frozen ones may be of any type. hbm, pinned, nvme: budgets in bytes, or like "8GiB"; None: chosen.
-    nvme_path: a directory, or one per drive; None: nothing goes to a drive. persistence_threshold: units of at most so many elements stay in HBM.
+    nvme_path: a directory, or one per drive; None: nothing goes to a drive. tuned: a file that
+    `sluice tune` wrote. persistence_threshold: units of at most so many elements stay in HBM.
     clip_norm: of all gradients; 0: off.
 
     One rank trains. With several (torch.distributed, or what the launcher's environment says) an optimizer is refused: use
@@ -198,6 +200,7 @@ def attach(
         "workers": workers,
         "unit_elements": unit_elements,
         "chunk_elements": chunk_elements,
+        "tuned": tuned,
         "overlap": overlap,
         "trace_spans": trace_spans,
         "library": library,

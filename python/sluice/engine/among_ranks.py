@@ -24,7 +24,7 @@ def check_same(world, model, config, units, optimized):
 
 
 # What ranks may have each in its own way.
-_OF_A_RANK = {"hbm", "pinned", "nvme", "nvme_path", "device", "workers", "io_engine", "io_depth", "trace_spans", "library"}
+_OF_A_RANK = {"hbm", "pinned", "nvme", "nvme_path", "device", "workers", "io_engine", "io_depth", "tuned", "trace_spans", "library"}
 
 
 def of_rank_0(world, initial_values):

@@ -40,6 +40,7 @@ def library_options(config, world=None):
         "nvme_paths": config.nvme_paths,
         "io_engine": _choice("sluice.io_engine", own.get("io_engine", "auto"), _ENGINES),
         "io_depth": own.get("io_depth") or config.queue_depth or 0,
+        "tuned": own.get("tuned"),
         "workers": own.get("workers") or 0,
         "chunk_elements": own.get("chunk_elements") or 0,
         "link_bytes_per_second": float(own.get("link_bytes_per_second") or 0),

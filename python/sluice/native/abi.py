@@ -94,6 +94,7 @@ class Options(Structure):
         ("comm_groups", ctypes.c_uint32),
         ("reduction", ctypes.c_int64),
         ("give_up", ctypes.c_void_p),
+        ("tuned", ctypes.c_char_p),
     ]
 
     _when_given = staticmethod(lambda: None)  # called when the library is about to have what `comm` points at
@@ -118,6 +119,8 @@ class Options(Structure):
         self._paths = (ctypes.c_char_p * max(1, len(paths)))(*paths)  # keeps them alive
         self.nvme_paths = ctypes.cast(self._paths, ctypes.POINTER(ctypes.c_char_p))
         self.nvme_path_count = len(paths)
+        if values.get("tuned") is not None:
+            values["tuned"] = path_bytes("tuned", values["tuned"])
         for name, value in values.items():
             setattr(self, name, value)
 

@@ -41,6 +41,9 @@ OWN = {
     "workers": use("count", None, "threads that update states; default: one less than cores", high=1024),
     "io_engine": use(("auto", "io_uring", "libaio", "threads"), "auto", "how files are read and written"),
     "io_depth": use("count", None, "transfers in the kernel at a time; goes before aio.queue_depth", high=1024),
+    "tuned": use(
+        "path", None, "a file that `sluice tune` wrote: how transfers are made where neither these keys nor aio say it"
+    ),
     "chunk_elements": use(
         "count", None, "elements moved at a time, a multiple of 4096; default: chosen", high=1 << 30
     ),
