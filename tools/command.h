@@ -38,6 +38,9 @@ Command AddPlan(CLI::App* application);
 // What parts of it do on this machine, and what changed between two such reports.
 Command AddBench(CLI::App* application);
 
+// A run as a page.
+Command AddReport(CLI::App* application);
+
 }  // namespace sluice::tools
 
 #endif  // SLUICE_TOOLS_COMMAND_H_
