@@ -59,6 +59,7 @@ double MemoryRates::Rate(Work work) {
   std::barrier together(options_.threads + 1);
   std::atomic<int64_t> bytes{0};
   std::vector<std::thread> threads;
+  threads.reserve(static_cast<size_t>(options_.threads));
   for (int i = 0; i < options_.threads; ++i) {
     threads.emplace_back([&, i] {
       together.arrive_and_wait();

@@ -211,6 +211,7 @@ AdamRounds MeasureAdam(size_t threads, int64_t elements, int64_t chunk, double s
 // Billions of parameters a second, by round.
 std::vector<double> Rates(const std::vector<double>& seconds, size_t threads) {
   std::vector<double> rates;
+  rates.reserve(seconds.size());
   for (const double s : seconds) rates.push_back(static_cast<double>(threads) / s / 1e9);
   return rates;
 }

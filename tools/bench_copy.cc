@@ -55,6 +55,7 @@ absl::StatusOr<std::vector<MemoryPair>> MakePairs(const Topology& topology, Benc
   const std::vector<NumaNode> nodes = ReadNumaNodes(FilesBelow(""));
   const std::vector<Cores> all = FindCores(topology, nodes);
   std::vector<std::pair<std::string, std::optional<int>>> memories;
+  memories.reserve(nodes.size() + 1);
   for (const NumaNode& node : nodes)
     memories.emplace_back(fmt::format("node {}", node.number), node.number);
   if (memories.empty()) memories.emplace_back("this machine", std::nullopt);

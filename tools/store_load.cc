@@ -98,7 +98,7 @@ StoreLoad::StoreLoad(BlockStore* store, Waker* waker, std::unique_ptr<Executor> 
 StoreLoad::~StoreLoad() = default;
 
 absl::StatusOr<std::unique_ptr<StoreLoad>> StoreLoad::Create(BlockStore* store, IoEngine* engine,
-                                                             std::vector<MemoryView> buffers,
+                                                             const std::vector<MemoryView>& buffers,
                                                              const Clock* clock) {
   SLUICE_CHECK(buffers.size() >= 2);
   SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Executor> worker, MakeExecutor(1));

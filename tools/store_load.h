@@ -39,7 +39,7 @@ class StoreLoad {
   // `store` over `engine`, neither owned, of blocks of one size. `buffers`: memory for two blocks
   // or more. Errors: those of making a worker.
   static absl::StatusOr<std::unique_ptr<StoreLoad>> Create(BlockStore* store, IoEngine* engine,
-                                                           std::vector<MemoryView> buffers,
+                                                           const std::vector<MemoryView>& buffers,
                                                            const Clock* clock);
   ~StoreLoad();
 

@@ -20,7 +20,7 @@ from .deepspeed.command_line import add_config_arguments
 from .deepspeed.comm import init_distributed
 from .deepspeed.config import ConfigError
 from .deepspeed.initializing import initialize
-from .engine.engine import DeepSpeedEngine, Engine, engine_of
+from .engine.engine import Engine, engine_of
 from .native.abi import (
     DataLoss,
     FailedPrecondition,
@@ -61,6 +61,8 @@ def _publish(path, place):
 
 for _path, _place in _PATHS.items():
     _publish(_path, _place)
+
+DeepSpeedEngine = Engine
 
 __all__ = [
     "AdamW",

@@ -7,7 +7,7 @@ is that package once it was asked for:
     import sluice.deepspeed; sluice.deepspeed.install()         or as its first line
 """
 
-from ..engine.engine import DeepSpeedEngine
+from ..engine.engine import Engine as DeepSpeedEngine
 from ..engine.optimizer import DeepSpeedOptimizer
 from . import accelerator, checkpointing, comm, ops, refusal, runtime, schedulers, utils, version, zero
 from .accelerator import get_accelerator

@@ -16,7 +16,8 @@ def make_runtime(config, units, keep, world=None):
         world.tables()  # all ranks speak: before anything that one of them may fail at
     library = abi.Library(config.own["library"]) if config.own.get("library") else abi.Library.default()
     seed = config.own.get("simulated_seed")
-    device = devices.choose("host" if seed is not None else config.own.get("device") or "auto", library)
+    local_rank = None if world is None else world.local_rank
+    device = devices.choose("host" if seed is not None else config.own.get("device") or "auto", library, local_rank)
     # Every tensor is a group of its own there, so that parameters may join the optimizer's groups at any time.
     number = itertools.count()
     runtime = abi.Runtime(

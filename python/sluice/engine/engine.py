@@ -453,8 +453,6 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
         raise TypeError("an engine can't be copied: take module_state_dict() and load it into a new model")
 
 
-DeepSpeedEngine = Engine
-
 
 def engine_of(module):
     """The open engine or attachment whose model `module` is; None if there is none."""

@@ -69,9 +69,11 @@ class Cuda:
         self._capsule = None
 
 
-def choose(wanted, library=None):
+def choose(wanted, library=None, local_rank=None):
     """A Host or a Cuda for `wanted`: "auto", "host", "cuda" or "cuda:<number>". "auto" takes a GPU if PyTorch and the
-    library can both use one. library: an abi.Library; none: the package's own. Errors: ValueError, Unavailable."""
+    library can both use one. library: an abi.Library; none: the package's own. local_rank: among several ranks, this one's on its
+    host: where nobody has chosen a GPU, it takes the one with that number, which becomes PyTorch's current one.
+    Errors: ValueError, Unavailable."""
     match = re.fullmatch(r"(auto|host|cuda)|cuda:([0-9]{1,3})", str(wanted))
     if match is None:
         raise ValueError(f"sluice.device: must be auto, host, cuda or cuda:<number>, not {wanted!r}")
@@ -84,6 +86,9 @@ def choose(wanted, library=None):
             raise abi.Unavailable(f"device 'cuda' was asked for: {why}")
         return Host(why)
     index = int(number) if number else torch.cuda.current_device()
+    if local_rank is not None and not number and index == 0 and local_rank < torch.cuda.device_count():
+        index = local_rank
+        torch.cuda.set_device(index)
     library = library or abi.Library.default()
     spec = abi.ModelSpec(library, [("probe", [("probe", 1, 0)])])
     try:
