@@ -75,7 +75,7 @@ void AddFigures(const std::string& key, const Json& value, std::string* html) {
   std::string text;
   if (value.is_object() && !value.empty()) {
     for (const auto& [name, inner] : value.items())
-      AddFigures(key.empty() ? name : key + "." + name, inner, html);
+      AddFigures(key.empty() ? name : fmt::format("{}.{}", key, name), inner, html);
     return;
   }
   if (value.is_array() && !value.empty()) {
@@ -86,7 +86,10 @@ void AddFigures(const std::string& key, const Json& value, std::string* html) {
         AddFigures(fmt::format("{}[{}]", key, i), value[i], html);
       return;
     }
-    for (const Json& inner : value) text += (text.empty() ? "" : ", ") + PlainText(inner);
+    for (const Json& inner : value) {
+      if (!text.empty()) text += ", ";
+      text += PlainText(inner);
+    }
   } else {
     text = PlainText(value);
   }

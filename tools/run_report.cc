@@ -26,10 +26,11 @@ const Json* At(const Json& object, std::string_view path) {
 
 absl::StatusOr<RunReport> RunReport::Read(const std::string& path) {
   RunReport report;
-  SLUICE_ASSIGN_OR_RETURN(report.whole_, ReadJsonFile(path));
+  SLUICE_ASSIGN_OR_RETURN(Json whole, ReadJsonFile(path));
+  report.whole_ = std::make_shared<const Json>(std::move(whole));
   report.source_ = path;
-  const auto inner = report.whole_.find("report");
-  report.inner_ = inner != report.whole_.end() && inner->is_object();
+  const auto inner = report.whole().find("report");
+  report.inner_ = inner != report.whole().end() && inner->is_object();
   for (const char* key : {"planned_bytes", "counters", "steps", "waited_for"}) {
     const Json* found = At(report.report(), key);
     if (found != nullptr && found->is_object()) continue;

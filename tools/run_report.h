@@ -6,6 +6,7 @@
 #ifndef SLUICE_TOOLS_RUN_REPORT_H_
 #define SLUICE_TOOLS_RUN_REPORT_H_
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -32,8 +33,8 @@ class RunReport {
   // The objects of a list.
   std::vector<const Json*> Objects(std::string_view path) const;
   const std::string& source() const { return source_; }
-  const Json& whole() const { return whole_; }  // the file
-  const Json& report() const { return inner_ ? whole_["report"] : whole_; }
+  const Json& whole() const { return *whole_; }  // the file
+  const Json& report() const { return inner_ ? whole().at("report") : whole(); }
 
   static std::optional<double> NumberAt(const Json& object, std::string_view path);
   static std::string WordAt(const Json& object, std::string_view path);  // "": there is none
@@ -41,7 +42,7 @@ class RunReport {
  private:
   const Json* List(std::string_view path) const;
 
-  Json whole_;
+  std::shared_ptr<const Json> whole_;
   bool inner_ = false;  // it is what the file has under "report"
   std::string source_;
 };

@@ -260,6 +260,7 @@ std::string LatenciesHtml(const RunReport& report) {
        {"read", "a read, from then on"},
        {"write", "a write, from then on"}}};
   std::vector<std::vector<std::string>> rows;
+  rows.reserve(kTimes.size());
   for (const auto& [key, name] : kTimes) rows.push_back(TimesRow(name, times, key));
   for (const Json* drive : report.Objects("drives")) {
     if (report.Objects("drives").size() < 2) break;
