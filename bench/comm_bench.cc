@@ -16,6 +16,7 @@
 #include "comm/communicator.h"
 #include "comm/in_process.h"
 #include "comm/sim_ranks.h"
+#include "core/bell.h"
 #include "core/config.h"
 #include "core/memory_resource.h"
 #include "core/sim_world.h"
@@ -25,20 +26,6 @@
 
 namespace sluice {
 namespace {
-
-// Sleeps until woken.
-class Bell final : public Waker {
- public:
-  void Wake() override {
-    rings_.fetch_add(1);
-    rings_.notify_one();
-  }
-  void Wait(int seen) { rings_.wait(seen); }
-  int rings() const { return rings_.load(); }
-
- private:
-  std::atomic<int> rings_{0};
-};
 
 // One rank's operation and the thread that calls it.
 class Caller final : public Event {

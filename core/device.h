@@ -46,8 +46,9 @@ namespace sluice {
 
 // kFence: for operations that do nothing but wait for the caller, so that nothing else does.
 // kFetch: for copies to the device that wait for the caller too, and for none but the caller.
-enum class StreamKind : uint8_t { kHostToDevice, kDeviceToHost, kCompute, kFence, kFetch };
-inline constexpr int kStreamCount = 5;
+// kTake: for work on the device's memory that waits for the caller, so that computations don't.
+enum class StreamKind : uint8_t { kHostToDevice, kDeviceToHost, kCompute, kFence, kFetch, kTake };
+inline constexpr int kStreamCount = 6;
 using StreamCounts = std::array<size_t, kStreamCount>;  // by StreamKind
 
 // Arithmetic on the device's memory, as part of an operation.

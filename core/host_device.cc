@@ -96,9 +96,11 @@ class HostDevice final : public Device {
     std::thread thread;
   };
 
-  // One queue for each direction of the link: no fetch has to wait for the caller.
+  // One queue for each direction of the link, and one for work: nothing has to wait for the caller.
   static size_t QueueOf(StreamKind stream) {
-    return static_cast<size_t>(stream == StreamKind::kFetch ? StreamKind::kHostToDevice : stream);
+    if (stream == StreamKind::kFetch) stream = StreamKind::kHostToDevice;
+    if (stream == StreamKind::kTake) stream = StreamKind::kCompute;
+    return static_cast<size_t>(stream);
   }
 
   void Work(Stream* stream) {
@@ -132,7 +134,7 @@ class HostDevice final : public Device {
   const HostDeviceOptions options_;
   Clock* const clock_;
   MemoryResource* const resource_;
-  std::array<Stream, kStreamCount - 1> streams_;  // all but kFetch, which is the last
+  std::array<Stream, kStreamCount - 2> streams_;  // all but kFetch and kTake, the last ones
 };
 
 }  // namespace

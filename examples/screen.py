@@ -100,10 +100,10 @@ def print_summary(figures):
     if figures["efficiency"] is not None:
         terms = figures["floor_terms"]
         backward = max(terms["backward"] + terms["gradients"], terms["spill"])
-        rows.append(("floor", f"{terms['total']:.2f} s a step: backward {backward:.2f}, then the "
+        rows.append(("floor", f"{terms['total']:.2f} s a step when last measured: backward {backward:.2f}, then the "
                      f"longer of forward and update {terms['forward'] + terms['update'] + terms['checksum'] + terms['copies']:.2f}"
                      f" and the drive {terms['io']:.2f}"))
-        rows.append(("efficiency", f"{figures['efficiency']:.2f}: the floor as measured between the steps, over the steps"))
+        rows.append(("efficiency", f"{figures['efficiency']:.2f}, the median: each step against the lesser floor measured around it"))
     waits = {name: seconds / counted for name, seconds in figures["stall_seconds"].items() if seconds / counted >= 0.005}
     rows.append(("waits a step", ", ".join(f"{name} {seconds:.2f} s" for name, seconds in waits.items()) or "none"))
     budgets = figures["budgets_bytes"]

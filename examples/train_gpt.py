@@ -54,7 +54,7 @@ def parse_arguments(arguments=None):
     tiers.add_argument("--workers", type=int, help="threads that update states (default: one less than cores)")
     tiers.add_argument("--no-overlap", action="store_true", help="debug aid: every movement waits for the one before")
     output = parser.add_argument_group("output")
-    output.add_argument("--json", metavar="FILE", help="write the figures of the run, for `sluice report` too")
+    output.add_argument("--json", metavar="FILE", help="write the figures of the run")
     output.add_argument("--trace", metavar="FILE", help="write what happened when, for Perfetto (ui.perfetto.dev)")
     output.add_argument("--no-probe", action="store_true", help="leave out the probes; no floor, no efficiency")
     return parser.parse_args(arguments)

@@ -62,6 +62,7 @@ struct ModeRounds {
   double engine_bytes = 0, store_bytes = 0;
   Histogram engine_ns, store_ns;
   std::optional<FioShape> best_shape;
+  bool plain_runs = false;
 };
 
 // The file, and all that moves bytes of it.
@@ -181,40 +182,69 @@ absl::StatusOr<Bytes> SizeOf(const IoBenchOptions& options) {
                                  options.path, FormatBytesDown(free), FormatBytesUp(kSizeMin)));
 }
 
-// fio's best shape in `mode`, by one look at each. Shapes that fail here are left out, and said.
+void Keep(std::vector<std::string>* said, const absl::Status& status) {
+  std::string words(Message(status));
+  if (std::ranges::find(*said, words) == said->end()) said->push_back(std::move(words));
+}
+
+// fio's shapes in `mode`, the best and the plain one, by one look at each. Those that fail here are
+// left out, and said.
 absl::Status FindBest(const Fio& fio, IoMode mode, double seconds, IoBench* bench,
                       ModeRounds* rounds, std::vector<std::string>* failed) {
   double best = 0;
   for (const FioShape& shape : TunedFioShapes()) {
     const auto result = bench->RunFio(fio, shape, mode, seconds);
     if (!result.ok()) {
-      std::string said(Message(result.status()));
-      if (std::ranges::find(*failed, said) == failed->end()) failed->push_back(std::move(said));
+      Keep(failed, result.status());
     } else if (result->bytes_per_second > best) {
       best = result->bytes_per_second;
       rounds->best_shape = shape;
     }
   }
   if (!rounds->best_shape) return absl::UnavailableError("no job of fio's runs here");
+  const auto plain = bench->RunFio(fio, kPlainFio, mode, seconds);
+  rounds->plain_runs = plain.ok();
+  if (!plain.ok()) Keep(failed, plain.status());
   return absl::OkStatus();
 }
 
-absl::Status OneRound(const std::optional<Fio>& fio, IoMode mode, double seconds, IoBench* bench,
-                      ModeRounds* rounds) {
-  SLUICE_RETURN_IF_ERROR(bench->Engine(mode, seconds, rounds));
-  if (fio && rounds->best_shape) {
-    const std::pair<FioShape, bool> shapes[] = {{*rounds->best_shape, true}, {kPlainFio, false}};
-    for (const auto& [shape, is_best] : shapes) {
-      SLUICE_ASSIGN_OR_RETURN(const FioResult result, bench->RunFio(*fio, shape, mode, seconds));
-      (is_best ? rounds->best : rounds->plain).push_back(result.bytes_per_second / 1e9);
-      (is_best ? rounds->best_cpu : rounds->plain_cpu) += result.cpu_seconds_per_byte * 1e9;
+// Each round begins with another, so that what a drive does after it was busy, or has rested, falls
+// on all of them. A job of fio's that fails now ends its comparison in this mode.
+absl::Status OneRound(const std::optional<Fio>& fio, IoMode mode, double seconds, int round,
+                      IoBench* bench, ModeRounds* rounds, std::vector<std::string>* failed) {
+  const auto beside = [&](const FioShape& shape, std::vector<double>* rates, double* cpu) {
+    const auto result = bench->RunFio(*fio, shape, mode, seconds);
+    if (result.ok()) {
+      rates->push_back(result->bytes_per_second / 1e9);
+      *cpu += result->cpu_seconds_per_byte * 1e9;
+      return true;
+    }
+    Keep(failed, result.status());
+    rates->clear();
+    return false;
+  };
+  constexpr int kJobs = 4;
+  for (int job = 0; job < kJobs; ++job) {
+    switch ((round + job) % kJobs) {
+      case 0:
+        SLUICE_RETURN_IF_ERROR(bench->Engine(mode, seconds, rounds));
+        break;
+      case 1:
+        if (rounds->best_shape && !beside(*rounds->best_shape, &rounds->best, &rounds->best_cpu))
+          rounds->best_shape.reset();
+        break;
+      case 2:
+        SLUICE_RETURN_IF_ERROR(bench->Store(mode, seconds, rounds));
+        break;
+      default:
+        if (rounds->plain_runs && !beside(kPlainFio, &rounds->plain, &rounds->plain_cpu))
+          rounds->plain_runs = false;
     }
   }
-  return bench->Store(mode, seconds, rounds);
+  return absl::OkStatus();
 }
 
-void AddCases(const std::optional<Fio>& fio, IoMode mode, const ModeRounds& rounds,
-              BenchReport* report) {
+void AddCases(const std::string& fio, IoMode mode, const ModeRounds& rounds, BenchReport* report) {
   const auto with_own = [](BenchCase one, double cpu, double bytes, const Histogram& ns) {
     one.cpu_s_per_gb = cpu / (bytes / 1e9);
     one.p50_us = static_cast<double>(ns.Percentile(0.5)) / 1e3;
@@ -228,14 +258,13 @@ void AddCases(const std::optional<Fio>& fio, IoMode mode, const ModeRounds& roun
     return with_own(std::move(one), rounds.engine_cpu, rounds.engine_bytes, rounds.engine_ns);
   };
   BenchCase best = engine("engine", rounds.best, rounds.best_cpu);
-  if (best.peer)
-    best.peer_is = fmt::format("the best of {}: {}", fio->version(), rounds.best_shape->Text());
+  if (best.peer) best.peer_is = fmt::format("the best of {}: {}", fio, rounds.best_shape->Text());
   report->cases.push_back(std::move(best));
   if (!rounds.plain.empty()) {
     BenchCase plain = engine("engine, beside plain fio", rounds.plain, rounds.plain_cpu);
     plain.p50_us.reset();  // as above
     plain.p99_us.reset();
-    plain.peer_is = fmt::format("{}: {}", fio->version(), kPlainFio.Text());
+    plain.peer_is = fmt::format("{}: {}", fio, kPlainFio.Text());
     report->cases.push_back(std::move(plain));
   }
   BenchCase store = with_own(MakeCase(fmt::format("{}, store with checksums", Name(mode)), "GB/s",
@@ -260,6 +289,7 @@ absl::StatusOr<BenchReport> BenchIo(const IoBenchOptions& options) {
   progress.Show(0, "writing the file");
   SLUICE_RETURN_IF_ERROR(bench.Fill());
   std::optional<Fio> fio = Fio::Find();
+  const std::string fio_version = fio ? fio->version() : "";
   std::vector<std::string> failed;
   std::vector<std::unique_ptr<ModeRounds>> modes;
   constexpr double kModes = std::size(kIoModes);
@@ -268,7 +298,7 @@ absl::StatusOr<BenchReport> BenchIo(const IoBenchOptions& options) {
   double slot_beside_fio = 0;
   const double slot_alone = std::max(kSlotMin, options.seconds / kModes / kRounds / 2);
   if (fio) {
-    const double net = options.seconds - kModes * (shapes + 2 * kRounds) * kFioStart;
+    const double net = options.seconds - kModes * (shapes + 1 + 2 * kRounds) * kFioStart;
     look = std::max(kFioSlotMin, net * 0.4 / kModes / shapes);
     slot_beside_fio = std::max(kFioSlotMin, net * 0.6 / kModes / kRounds / 4);
   }
@@ -288,13 +318,14 @@ absl::StatusOr<BenchReport> BenchIo(const IoBenchOptions& options) {
     ++done;
     for (int round = 0; round < kRounds; ++round, ++done) {
       progress.Show(done / all, fmt::format("{}: round {} of {}", Name(mode), round + 1, kRounds));
-      SLUICE_RETURN_IF_ERROR(
-          OneRound(fio, mode, fio ? slot_beside_fio : slot_alone, &bench, modes.back().get()));
+      SLUICE_RETURN_IF_ERROR(OneRound(fio, mode, fio ? slot_beside_fio : slot_alone, round, &bench,
+                                      modes.back().get(), &failed));
     }
   }
   SLUICE_RETURN_IF_ERROR(bench.Close());
-  for (size_t m = 0; m < modes.size(); ++m) AddCases(fio, kIoModes[m], *modes[m], &report);
-  if (!Fio::Find()) report.notes.emplace_back("no fio here to compare with: apt-get install fio");
+  for (size_t m = 0; m < modes.size(); ++m) AddCases(fio_version, kIoModes[m], *modes[m], &report);
+  if (fio_version.empty())
+    report.notes.emplace_back("no fio here to compare with: apt-get install fio");
   for (std::string& said : failed) report.notes.push_back(std::move(said));
   if (file.in_ram()) report.notes.emplace_back("the file lay in RAM: no drive was measured");
   if (bench.buffers().starts_with("4 KiB")) report.notes.push_back(bench.buffers());

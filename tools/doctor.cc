@@ -154,11 +154,16 @@ ExitCode RunDoctor(const DoctorOptions& options) {
   if (options.path.empty()) page.Row("swap directory", "none looked at: sluice doctor DIR");
   if (options.measure) AddMeasured(report["measured"], &page);
   page.List("Advice", report["advice"].get<std::vector<std::string>>());
-  const ExitCode verdict = CodeOf(report);
+  ExitCode verdict = CodeOf(report);
+  if (options.measure && verdict == kDone && !report["measured"]["errors"].empty())
+    verdict = kFailed;
+  if (options.measure && report["measured"].contains("drive_error")) verdict = kUsage;
   page.Section("Together");
-  page.Row("verdict", verdict == kDone     ? "fine"
-                      : verdict == kFailed ? "it runs, and slower than it could: see the advice"
-                                           : "it can't run like this: see the advice");
+  page.Row("verdict",
+           verdict == kDone ? "fine"
+           : verdict == kFailed
+               ? "it runs, and slower than it could, or not all of it was measured: see above"
+               : "it can't run like this: see above");
   const ExitCode printed = Print(options.json ? JsonText(report, 2) + "\n" : page.Text());
   for (const std::string& error : errors) Fail(error);
   return printed == kDone ? verdict : printed;

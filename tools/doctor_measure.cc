@@ -97,7 +97,11 @@ Json DoctorMeasure(const std::string& path) {
     if (!status.ok()) errors.push_back(std::string(Message(status)));
   };
   keep(MeasureMemory(&measured));
-  if (!path.empty()) keep(MeasureDrive(path, &measured));
+  if (!path.empty()) {
+    const absl::Status drive = MeasureDrive(path, &measured);
+    if (!drive.ok()) measured["drive_error"] = std::string(Message(drive));
+    keep(drive);
+  }
   if (ProbeCuda(0).ok()) keep(MeasureGpu(&measured));
   measured["errors"] = std::move(errors);
   return measured;

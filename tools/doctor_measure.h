@@ -12,6 +12,7 @@
 //   measured.to_gpu_gb_per_s          of the GPU that is chosen; null: there is none
 //   measured.from_gpu_gb_per_s        likewise
 //   measured.errors                   why something is null that should not be
+//   measured.drive_error              only if the drive failed: that one
 
 #ifndef SLUICE_TOOLS_DOCTOR_MEASURE_H_
 #define SLUICE_TOOLS_DOCTOR_MEASURE_H_

@@ -2,11 +2,11 @@
 
 #include <cuda_runtime_api.h>
 
-#include <atomic>
 #include <cstring>
 #include <utility>
 #include <vector>
 
+#include "core/bell.h"
 #include "core/clock.h"
 #include "core/cuda_device.h"
 #include "core/memory_resource.h"
@@ -47,20 +47,6 @@ std::vector<Lane> LanesOf(CopyWay way, std::byte* host, std::byte* device) {
 // Where in its buffers the copy with number `n` begins: whole ones only, from the start again when
 // the next would run past the end.
 size_t At(int64_t n, Bytes size) { return (size * (n % (kGpuBuffer / size))).size(); }
-
-// Sleeps until woken.
-class Bell final : public Waker {
- public:
-  void Wake() override {
-    rings_.fetch_add(1);
-    rings_.notify_one();
-  }
-  void Wait(int seen) { rings_.wait(seen); }
-  int rings() const { return rings_.load(); }
-
- private:
-  std::atomic<int> rings_{0};
-};
 
 class CudaCopies final : public GpuCopies {
  public:

@@ -44,8 +44,11 @@ absl::StatusOr<std::unique_ptr<Communicator>> CommunicatorOf(const sluice_comm_t
         fmt::format("comm: the table of {} is rank {}'s of {}, but rank is {} and ranks is {}",
                     group, table.rank, table.ranks, sharding.rank.value(), sharding.ranks));
   }
-  auto made =
-      MakeSuppliedCommunicator(table, {.timeout = config.rank_timeout}, CommunicationClock());
+  // A rank that agreement has not reached doesn't come to what others have agreed on. It is the one
+  // that knows whom it waits for, so it is to fail first, and tell them.
+  const bool agrees = &given == &first;
+  const Nanos timeout = config.rank_timeout + (agrees ? Nanos(0) : config.rank_timeout / 10);
+  auto made = MakeSuppliedCommunicator(table, {.timeout = timeout}, CommunicationClock());
   if (!made.ok()) return Annotate(made.status(), fmt::format("comm: the table of {}", group));
   return made;
 }
@@ -102,8 +105,9 @@ absl::StatusOr<RankLinks> ToRankLinks(const sluice_options* given) {
                        {"gathers", &links.gathers},
                        {"values", &links.values}};
   const uint32_t given_groups = o.comm_groups == 0 ? kGroupsMin : o.comm_groups;
-  SLUICE_RETURN_IF_ERROR(CheckRange(given_groups, kGroupsMin, std::size(all), "comm_groups"));
-  const auto groups = std::span(all).first(given_groups);
+  const absl::Status counted = CheckRange(given_groups, kGroupsMin, std::size(all), "comm_groups");
+  // Of a wrong number, those that there must be hear why.
+  const auto groups = std::span(all).first(counted.ok() ? given_groups : kGroupsMin);
   for (size_t i = 0; i < groups.size(); ++i) {
     auto link = CommunicatorOf(*o.comm, *table(i), groups[i].name, config);
     if (link.ok()) {
@@ -113,6 +117,10 @@ absl::StatusOr<RankLinks> ToRankLinks(const sluice_options* given) {
     links.GiveUp(link.status());
     for (size_t left = i; left < groups.size(); ++left) CloseTable(*o.comm, *table(left));
     return link.status();
+  }
+  if (!counted.ok()) {
+    links.GiveUp(counted);
+    return counted;
   }
   return links;
 }

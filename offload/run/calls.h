@@ -37,6 +37,7 @@ namespace sluice {
 template <typename T>
 class Spares {
  public:
+  Spares() { spares_.reserve(16); }
   std::unique_ptr<T> Take() {  // one that was given, or a new one
     {
       const std::lock_guard lock(mutex_);

@@ -116,7 +116,10 @@ std::string EngineReport(const std::string& path, MemoryResource* memory, Findin
   if (auto file = DirectFile::CreateUnnamed(path, KiB(64)); !path.empty() && file.ok())
     files.push_back(*std::move(file));
   absl::StatusOr<Arena> arena = Arena::Create(memory, MiB(2));
-  if (!arena.ok()) return std::string(Message(arena.status()));
+  if (!arena.ok()) {
+    findings->CannotRun(std::string(Message(arena.status())));
+    return std::string(Message(arena.status()));
+  }
   const MemoryView view = arena->memory();
   const auto engine = MakeIoEngine(IoEngineKind::kAuto, files, {&view, 1}, {}, &clock);
   if (!engine.ok()) {
@@ -137,7 +140,7 @@ std::string EngineReport(const std::string& path, MemoryResource* memory, Findin
   return description;
 }
 
-// Whether the limit on locked memory holds for this process, which CAP_IPC_LOCK would lift.
+// Whether the limit on locked memory does not hold for this process: CAP_IPC_LOCK lifts it.
 bool MayLockAll() {
   constexpr uint64_t kIpcLock = uint64_t{1} << 14;
   std::ifstream status("/proc/self/status");
@@ -150,7 +153,7 @@ bool MayLockAll() {
 
 Json LockedReport(Findings* findings) {
   rlimit lock{};
-  getrlimit(RLIMIT_MEMLOCK, &lock);
+  SLUICE_CHECK(getrlimit(RLIMIT_MEMLOCK, &lock) == 0);  // it only fails for a wrong argument
   if (lock.rlim_cur == RLIM_INFINITY) return -1;
   if (!MayLockAll()) {
     findings->Slower(fmt::format(
@@ -187,6 +190,9 @@ std::string DoctorJson(const std::string& path) {
   if (const auto topology = DetectTopology(); topology.ok()) {
     cores = topology->cores;
     report["cpu"] = CpuReport(*topology, &findings);
+  } else {
+    report["cpu"] = {{"error", std::string(Message(topology.status()))}};
+    findings.CannotRun(std::string(Message(topology.status())));
   }
   report["vector_target"] = VectorTarget();
   if (const auto limits = ReadMemoryLimits(); limits.ok()) {
@@ -214,6 +220,9 @@ std::string DoctorJson(const std::string& path) {
     report["device"] = fmt::format("{}: {}", Name(device->kind), device->reason);
     if (device->kind == DeviceKind::kHost)
       findings.Note(device->reason + "; the host device computes in RAM");
+  } else {
+    report["device"] = {{"error", std::string(Message(device.status()))}};
+    findings.CannotRun(std::string(Message(device.status())));
   }
   if (!path.empty()) report["path"] = PathReport(path, cores, &findings);
   report["verdict"] = findings.verdict();

@@ -118,6 +118,11 @@ absl::Status CheckSharding(const ModelSpec& spec, const RuntimeConfig& config) {
   return absl::OkStatus();
 }
 
+ExchangePlace PlaceOf(DeviceKind kind, double link_bytes_per_second) {
+  if (kind == DeviceKind::kCuda) return ExchangePlace::kOnGpu;
+  return link_bytes_per_second > 0 ? ExchangePlace::kBehindLink : ExchangePlace::kInPlace;
+}
+
 // Gradients and gathers go from GPU to GPU: what the ranks were given for these, in host memory, is
 // where they meet for it. All ranks call it.
 absl::Status PutOnGpus(RankLinks* ranks, const RuntimeConfig& config, int gpu) {
@@ -227,7 +232,13 @@ absl::StatusOr<PlanInput> MakePlanInput(const ModelSpec& spec, const RuntimeConf
 }
 
 absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config) {
-  SLUICE_ASSIGN_OR_RETURN(PlanInput input, MakePlanInput(spec, config));
+  SLUICE_ASSIGN_OR_RETURN(DeviceChoice device, ChooseDevice(config.device, config.device_index));
+  return MakePlan(spec, config, std::move(device));
+}
+
+absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config,
+                              DeviceChoice device) {
+  SLUICE_ASSIGN_OR_RETURN(PlanInput input, MakePlanInput(spec, config, std::move(device)));
   SLUICE_ASSIGN_OR_RETURN(Placement placement,
                           MakePlacement(input.layout, input.budgets, input.options));
   return Plan{std::move(input.layout), std::move(input.device), input.budgets, std::move(placement),
@@ -292,17 +303,24 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> TryToMakeRuntime(const ModelSpec
   RuntimeConfig config = given;
   SLUICE_ASSIGN_OR_RETURN(const DeviceChoice device,
                           ChooseDevice(config.device, config.device_index));
-  const auto look = [ranks, &device](Bytes need, const absl::StatusOr<MemoryLimits>& limits) {
+  const auto look = [ranks, &config, &device](Bytes need,
+                                              const absl::StatusOr<MemoryLimits>& limits) {
     HostView view = LookAtHost(FilesBelow(""), FindAllowedCores().value_or(AllowedCores()), limits);
     view.need = need.value();
+    view.exchanges = static_cast<int64_t>(PlaceOf(device.kind, config.link_bytes_per_second));
     if (device.memory_free) view.hbm_left = device.memory_free->value();
     return ExchangeViews(view, ranks->agreement.get());
   };
   if (*ranks) {
     SLUICE_ASSIGN_OR_RETURN(const std::vector<HostView> views, look(Bytes(0), ReadMemoryLimits()));
+    SLUICE_RETURN_IF_ERROR(CheckSameExchange(views, config.sharding.rank, device.reason));
     config.share = ShareOf(views, config.sharding.rank);
   }
-  SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, config));
+  SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, config, device));
+  if (*ranks && !plan.placement.hbm_in_place && ranks->values == nullptr) {
+    return absl::InvalidArgumentError(
+        "ranks whose compute is behind a link need a fourth group, for values in host memory");
+  }
   SLUICE_ASSIGN_OR_RETURN(const Topology topology, DetectTopology());
   Seams seams;
   seams.cores = CoresOf(config, topology, plan);
@@ -338,10 +356,6 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> TryToMakeRuntime(const ModelSpec
                                std::span<const DirectFile> files) {
     return MakeIoEngine(config.engine, files, arenas, config.io, RealClock());
   };
-  if (*ranks && !plan.placement.hbm_in_place && ranks->values == nullptr) {
-    return absl::InvalidArgumentError(
-        "ranks whose compute is behind a link need a fourth group, for values in host memory");
-  }
   if (*ranks && plan.device.kind == DeviceKind::kCuda)
     SLUICE_RETURN_IF_ERROR(PutOnGpus(ranks, config, plan.device.index));
   if (config.sharding.ranks > 1) seams.ranks = std::move(*ranks);

@@ -96,6 +96,9 @@ struct Plan {
   CorePlan cores;
 };
 absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config);
+// On that device, which was chosen before.
+absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config,
+                              DeviceChoice device);
 
 // `ranks`: of as many as `config` says; blocks until the others come to this too. Errors beside
 // those of its parts: ResourceExhausted if RAM does not have what the plan takes of it, and what

@@ -19,7 +19,7 @@ class GradExchange::CopyTask final : public Task, public DeviceWork, public Even
   void Start() {
     const Context& c = owner_->context_;
     if (owner_->in_place_) return c.executor->Submit(this);
-    op_.stream = StreamKind::kCompute;
+    op_.stream = StreamKind::kTake;
     op_.work = this;
     op_.inbox = c.inbox;
     op_.event = this;

@@ -91,6 +91,8 @@ class GradExchange {
   // Nothing is on its way, and the windows that were ended here have ended everywhere.
   bool settled() const { return !closed_ && agreed_.empty() && under_way_ == 0; }
   bool idle() const { return settled() && waiting_ == 0; }
+  // Something that was given here is not copied yet.
+  bool own_left() const { return waiting_ > 0; }
 
   // Whether something here waits for other ranks; `caller_waits`: the caller does, for whatever.
   bool awaits(bool caller_waits) const {

@@ -12,7 +12,23 @@ GradientCalls::GradientCalls(const Context& context, Gradients* gradients, GradE
       exchange_(exchange),
       updater_(updater),
       tickets_(tickets),
-      held_(context.layout->units().size()) {}
+      held_(context.layout->units().size()) {
+  // One call of a unit may begin before the one before has ended; either may be held back whole.
+  constexpr size_t kUnderWay = 2;
+  calls_.reserve(kUnderWay);
+  free_calls_.reserve(kUnderWay);
+  for (size_t i = 0; i < kUnderWay; ++i) {
+    calls_.push_back(std::make_unique<Call>());
+    free_calls_.push_back(calls_.back().get());
+  }
+  size_t largest = 0;
+  for (size_t u = 0; u < held_.size(); ++u) {
+    const size_t tensors = context.layout->units()[u].tensors.size();
+    held_[u].reserve(tensors);
+    largest = std::max(largest, tensors);
+  }
+  going_on_.reserve(largest);
+}
 
 GradientCalls::~GradientCalls() = default;
 
@@ -72,8 +88,10 @@ void GradientCalls::EndOne(Call* call, const absl::Status& status) {
 }
 
 void GradientCalls::GoOn(UnitIndex unit) {
-  going_on_.swap(held_[unit.value()]);
-  for (const Held& held : going_on_) HandOn(held);
+  std::vector<Held>& held = held_[unit.value()];
+  going_on_.assign(held.begin(), held.end());  // no swap: each keeps the memory it has
+  held.clear();
+  for (const Held& one : going_on_) HandOn(one);
   going_on_.clear();
 }
 

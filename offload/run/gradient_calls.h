@@ -4,7 +4,8 @@
 // unit whose update still reads the gradients before is held back until that has ended; of each
 // tensor, gradients stay in the order of the calls.
 //
-// Threads: the control thread. Allocates what calls under way need, and keeps it.
+// Threads: the control thread. Has memory for two calls under way, and for one of each unit held
+// back; allocates what more need, and keeps it.
 
 #ifndef SLUICE_OFFLOAD_RUN_GRADIENT_CALLS_H_
 #define SLUICE_OFFLOAD_RUN_GRADIENT_CALLS_H_

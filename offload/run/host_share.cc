@@ -10,6 +10,7 @@
 #include "comm/op_rules.h"
 #include "comm/run_op.h"
 #include "core/status.h"
+#include "fmt/format.h"
 #include "offload/plan/ram_need.h"
 
 namespace sluice {
@@ -71,6 +72,20 @@ HostView LookAtHost(const FileReader& files, const AllowedCores& allowed,
   view.memory_limit = FileAt(limits->cgroup_path);
   view.cgroup_left = std::max(Bytes(0), *limits->cgroup_limit - limits->cgroup_used).value();
   return view;
+}
+
+absl::Status CheckSameExchange(std::span<const HostView> by_rank, Rank rank,
+                               const std::string& reason) {
+  constexpr const char* kWords[] = {"on the host", "on the host behind a link", "on a GPU"};
+  const auto words = [&](size_t r) { return kWords[by_rank[r].exchanges]; };
+  for (size_t r = 1; r < by_rank.size(); ++r) {
+    if (by_rank[r].exchanges == by_rank[0].exchanges) continue;
+    return absl::FailedPreconditionError(fmt::format(
+        "rank {} computes {} and rank 0 {}: all must compute on the same kind of device (rank {}: "
+        "{}); name it, and the rank that lacks it says why",
+        r, words(r), words(0), rank.value(), reason));
+  }
+  return absl::OkStatus();
 }
 
 HostShare ShareOf(std::span<const HostView> by_rank, Rank rank) {

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -40,6 +41,7 @@ struct HostView {
   int64_t cgroup_left = kUnknown;                // below that limit
   int64_t need = 0;                              // bytes that the rank is about to take
   int64_t hbm_left = kUnknown;                   // bytes of its GPU
+  int64_t exchanges = 0;                         // an ExchangePlace
   std::array<uint64_t, kCoresMax / 64> cores{};  // a bit for each that it may run on
 };
 static_assert(std::has_unique_object_representations_v<HostView>);
@@ -59,6 +61,14 @@ struct HostShare {
   // so that all place units alike. None: no rank has a GPU.
   std::optional<Bytes> hbm;
 };
+
+// Where the rank computes, and so exchanges: all must do so in one way.
+enum class ExchangePlace : int64_t { kInPlace, kBehindLink, kOnGpu };
+
+// Errors, on all ranks: FailedPrecondition naming two ranks that compute elsewhere. `reason`: why
+// this one does where it does.
+absl::Status CheckSameExchange(std::span<const HostView> by_rank, Rank rank,
+                               const std::string& reason);
 
 // Equal shares: of the least that any of those who share it finds.
 HostShare ShareOf(std::span<const HostView> by_rank, Rank rank);

@@ -9,11 +9,18 @@
 
 namespace sluice {
 
+namespace {
+constexpr size_t kGathersMade = 16;  // at once: units that are renewed at a time, but for a burst
+}  // namespace
+
 class RankGathers::Gather final : public Event {
  public:
   using Places = std::array<ElementRange, 2>;  // that a rank has
 
   explicit Gather(RankGathers* owner) : owner_(owner) {
+    receive_.reserve(size_t{2} * owner->communicator_->ranks());
+    ends_.reserve(owner->communicator_->ranks());
+    send_.reserve(2);
     op_.kind = CommKind::kAllGather;
     op_.inbox = owner->context_.inbox;
     op_.event = this;
@@ -70,6 +77,10 @@ RankGathers::RankGathers(const Context& context, Communicator* communicator, Lau
       renewed_by_(communicator->ranks(), 0),
       accesses_(communicator->ranks(), 0) {
   track_ = context.trace->AddTrack("parameters among ranks");
+  for (size_t i = 0; i < std::min(kGathersMade, context.layout->units().size()); ++i) {
+    gathers_.push_back(std::make_unique<Gather>(this));
+    free_gathers_.push_back(gathers_.back().get());
+  }
 }
 
 RankGathers::~RankGathers() = default;

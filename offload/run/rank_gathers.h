@@ -5,7 +5,8 @@
 // by shard. In place, in the order in which all ranks have agreed. What lies in host memory goes
 // over a communicator of its own, where there is one.
 //
-// Threads: the control thread. Allocates per gather of values.
+// Threads: the control thread. Allocates at construction, per gather of values, and when more units
+// are renewed at a time than ever before, beyond sixteen.
 
 #ifndef SLUICE_OFFLOAD_RUN_RANK_GATHERS_H_
 #define SLUICE_OFFLOAD_RUN_RANK_GATHERS_H_

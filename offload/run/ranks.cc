@@ -104,6 +104,8 @@ std::vector<std::pair<std::string, uint32_t>> FingerprintsOf(const ModelLayout& 
       {"parameter groups", of_tensors([](Hash* h, const TensorLayout& t) { h->Number(t.group); })},
       {"frozen tensors",
        of_tensors([](Hash* h, const TensorLayout& t) { h->Number(static_cast<int64_t>(t.keep)); })},
+      {"threshold of what stays in HBM",
+       HashOf(placement.shared, [](Hash* h, bool shared) { h->Number(shared ? 1 : 0); })},
       {"HBM budget, and so another set of units there,",
        HashOf(homes, [](Hash* h, Tier tier) { h->Number(static_cast<int64_t>(tier)); })},
   };
@@ -124,6 +126,7 @@ Ranks::Ranks(const Context& context, RankLinks links, Gradients* gradients, Grad
       present_(context.layout->tensors().size(), 0),
       ends_(EndsOfOneEach(links_.agreement->ranks())),
       since_(context.clock->Now()) {
+  SLUICE_CHECK(context.placement->hbm_in_place || links_.values != nullptr);
   for (uint32_t r = 0; r < ranks(); ++r) {
     size_t cells = 1 + WordsOfFlags();
     ForCells(Rank(r), [&](int64_t, int64_t count) { cells += static_cast<size_t>(count); });
@@ -294,11 +297,6 @@ void Ranks::MeetingOver() {
 
 bool Ranks::idle() const {
   return exchange_.idle() && gathers_.idle() && units_.idle() && !exchanging_;
-}
-
-bool Ranks::settled() const {
-  return std::ranges::all_of(links_.all(),
-                             [](const auto& named) { return named.link->pending() == 0; });
 }
 
 void Ranks::Fail(const absl::Status& status, const absl::Status& why) {

@@ -66,8 +66,6 @@ class Ranks final : private Agreement::Observer, private Event {
   absl::Status CheckStep() const;
 
   bool idle() const;  // nothing is asked for, or on its way
-  // Nothing that this rank has enqueued is under way.
-  bool settled() const;
   // The runtime has failed, and so have the others, who are told why.
   void Fail(const absl::Status& status, const absl::Status& why);
   // Leaves the group, within some seconds.

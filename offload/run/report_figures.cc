@@ -94,8 +94,8 @@ std::string StepsInWords(const StepTimes::Figures& figures) {
                   figures.count == 1 ? "" : "s", PercentileOf(seconds, 0.5).get<double>());
   const Json efficiency = PercentileOf(EfficienciesOf(figures), 0.5);
   if (efficiency.is_null()) return text + ".";
-  return text + fmt::format(", {:.2f} of its floor of {:.3g} s.", efficiency.get<double>(),
-                            figures.floor.total);
+  return text + fmt::format(", {:.2f} of its floor (the last one: {:.3g} s).",
+                            efficiency.get<double>(), figures.floor.total);
 }
 
 std::string WaitsInWords(const StepTimes::Figures& figures) {

@@ -81,6 +81,15 @@ absl::Status OffloadRuntime::Init() {
   gradient_calls_ = std::make_unique<GradientCalls>(
       context, gradients_.get(), ranks_ == nullptr ? nullptr : ranks_->gradients(), updater_.get(),
       &tickets_);
+  // A caller who waits for each call may begin the next before the one before has come back.
+  size_t largest = 0;
+  for (const UnitLayout& unit : layout_.units()) largest = std::max(largest, unit.tensors.size());
+  for (int i = 0; i < 2; ++i) {
+    auto call = std::make_unique<GradsCall>();
+    call->given.reserve(largest);
+    spare_grads_.Give(std::move(call));
+    spare_turns_.Give(std::make_unique<Turn>());
+  }
   values_ = std::make_unique<ValueAccess>(context);
   if (!seams_.threaded) return absl::OkStatus();
   try {

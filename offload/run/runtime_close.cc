@@ -112,9 +112,12 @@ std::string OffloadRuntime::Pending() const {
   if (CopiesPending()) {
     const StreamCounts counts = seams_.device->pending();
     constexpr std::array<std::string_view, kStreamCount> kNames = {
-        "copies to the device", "copies from the device, which wait for a stream of the caller's",
-        "computations of the device", "waits for a stream of the caller's",
-        "copies to the device, which wait for a stream of the caller's"};
+        "copies to the device",
+        "copies from the device, which wait for a stream of the caller's",
+        "computations of the device",
+        "waits for a stream of the caller's",
+        "copies to the device, which wait for a stream of the caller's",
+        "copies of gradients, which wait for a stream of the caller's"};
     for (size_t s = 0; s < counts.size(); ++s) add(counts[s], kNames[s]);
   }
   if (!TransfersPending()) return words;

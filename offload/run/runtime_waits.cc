@@ -20,7 +20,10 @@ std::optional<WaitedFor> OffloadRuntime::WaitsFor() {
 // In the order of AdvanceStep's gates.
 WaitedFor OffloadRuntime::StepWaitsFor(const Turn& turn) const {
   if (updater_->updating()) return UpdateWaitsFor();
-  if (ranks_ != nullptr && (ranks_->gathers()->renewing() || !turn.met)) return WaitedFor::kRanks;
+  if (ranks_ != nullptr && ranks_->gathers()->renewing()) return WaitedFor::kRanks;
+  // Until this rank has nothing to do for it any more, its own gradients are what is waited for.
+  if (ranks_ != nullptr && !turn.met)
+    return ranks_->gradients()->own_left() ? WaitedFor::kGradients : WaitedFor::kRanks;
   if (turn.summing) return gradients_->only_spilling() ? WaitedFor::kDrive : WaitedFor::kGradients;
   if (!turn.decision) return WaitedFor::kRanks;  // who exchange sums
   return residency_->transferring() ? WaitedFor::kFetch : WaitedFor::kRanks;

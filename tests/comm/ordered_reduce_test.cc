@@ -105,6 +105,36 @@ TEST(OrderedSumTest, AnyStartWritesItsElementsOnly) {
   }
 }
 
+// As an exchange leaves them: the others' side by side, without the rank's own; into its own.
+TEST(OrderedSumTest, SumsWhatAnExchangeLeaves) {
+  std::mt19937 random(5);
+  for (const FloatType type : kTypes) {
+    for (const uint32_t ranks : {1u, 2u, 3u, 7u, 65u}) {
+      for (uint32_t rank = 0; rank < ranks; rank += 1 + ranks / 8) {
+        constexpr size_t kN = 77;
+        std::vector<Data> from;
+        Data others;
+        for (uint32_t r = 0; r < ranks; ++r) {
+          from.push_back(RandomValues(type, kN, &random));
+          if (r != rank) others.insert(others.end(), from[r].begin(), from[r].end());
+        }
+        Data expected(from[0].size());
+        const float scale = 1.0f / static_cast<float>(ranks);
+        OrderedSumReference(Pointers(from), type, scale, expected.data(), type, kN);
+        Data own = from[rank];
+        OrderedSumOn(nullptr,
+                     {.own = own.data(),
+                      .others = others.data(),
+                      .stride = own.size(),
+                      .rank = rank,
+                      .ranks = ranks},
+                     type, scale, own.data(), kN);
+        ExpectSame(type, expected, own);
+      }
+    }
+  }
+}
+
 TEST(OrderedSumTest, MayReplaceAnyAddend) {
   std::mt19937 random(3);
   for (const FloatType type : kTypes) {

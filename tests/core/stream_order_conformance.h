@@ -43,8 +43,8 @@ class StreamOrderTest : public ::testing::Test {
   };
   static constexpr size_t kBytes = 4096;
   static constexpr StreamKind kKinds[] = {StreamKind::kHostToDevice, StreamKind::kDeviceToHost,
-                                          StreamKind::kCompute, StreamKind::kFence,
-                                          StreamKind::kFetch};
+                                          StreamKind::kCompute,      StreamKind::kFence,
+                                          StreamKind::kFetch,        StreamKind::kTake};
 
   Device* device() { return rig_.device(); }
 

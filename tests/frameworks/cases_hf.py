@@ -65,7 +65,7 @@ def warmup(deepspeed=None):
     optimizers = (None, None)
     if deepspeed is None:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
-        rates = [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0]  # of WarmupDecayLR's linear form: up in 2 steps, and down to the end
+        rates = [0.0, 0.0, 0.5, 1.0, 0.75, 0.5, 0.25]  # WarmupDecayLR: where it starts, then its iterations from 0 on
         optimizers = (optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rates[step]))
     trainer = Trainer(model=model, args=arguments, train_dataset=Sentences(), optimizers=optimizers)
     trainer.train()
@@ -146,8 +146,9 @@ def save_pretrained(folder):
 
 def loop(deepspeed=None, clip=0.5):
     """A bare loop of Accelerate's: evaluate, train, evaluate, train."""
+    accelerate.PartialState(cpu=True)  # ranks on CPUs; Accelerator(cpu=True) would leave DeepSpeed out
     plugin = accelerate.DeepSpeedPlugin(hf_ds_config=deepspeed) if deepspeed else None
-    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2, deepspeed_plugin=plugin)
+    accelerator = accelerate.Accelerator(gradient_accumulation_steps=2, deepspeed_plugin=plugin)
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.Tanh(), torch.nn.Linear(64, 64), torch.nn.Linear(64, 4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -204,3 +205,19 @@ def adapters(deepspeed=None):
         after = merged(input_ids=ids).logits
     found["merged"] = float((after - before).abs().max())
     return found | {"logits": float(after.double().square().sum()), "kind": type(merged).__name__}
+
+
+def saved_model(deepspeed=None, folder=None):
+    """Trainer.save_model(), and what plain Transformers reads of it."""
+    trainer = Trainer(model=llama(), args=training_arguments(deepspeed=deepspeed, max_steps=3), train_dataset=Sentences())
+    trainer.train()
+    trainer.save_model(folder)
+    return {"losses": losses(trainer), "sluice": is_sluice(trainer)}
+
+
+def loss_of_saved(folder):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        items = [Sentences()[n] for n in range(4)]
+        batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+        return {"loss": float(model(**batch).loss)}

@@ -15,6 +15,8 @@ def near(found, wanted):
         assert len(found) == len(wanted) and wanted
         for one, other in zip(found, wanted):
             near(one, other)
+    elif isinstance(wanted, str):
+        assert found == wanted
     else:
         assert found == pytest.approx(wanted, rel=NEAR, abs=NEAR)
 
@@ -28,7 +30,7 @@ def check(dropin, plain, case, deepspeed, only=("losses",), ranks=1, ours=None, 
     return found, theirs
 
 
-WHOLE = ("losses", "norms", "evaluated")
+WHOLE = ("losses", "norms", "evaluated", "weights")
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -78,3 +80,12 @@ def test_from_pretrained_under_stage_3(dropin, plain, tmp_path, ranks):
         dropin, plain, "cases_hf.built_under_stage_3", config(3, tmp_path), ("losses", "rates"), ranks, folder=folder
     )
     assert found["finite"]
+
+
+@pytest.mark.parametrize("stage, ranks", [(2, 1), (3, 1), (3, 2)])
+def test_a_saved_model_is_read_by_plain_transformers(dropin, plain, tmp_path, stage, ranks):
+    ours, theirs = str(tmp_path / "ours"), str(tmp_path / "theirs")
+    plain("cases_hf.saved_model", ranks=ranks, folder=theirs)
+    found = dropin("cases_hf.saved_model", ranks=ranks, deepspeed=config(stage, tmp_path), folder=ours)
+    assert found["sluice"]
+    near(plain("cases_hf.loss_of_saved", folder=ours), plain("cases_hf.loss_of_saved", folder=theirs))

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <vector>
 
+#include "comm/ordered_reduce.h"
 #include "core/executor.h"
 #include "optim/convert.h"
 #include "optim/norm.h"
@@ -185,6 +186,34 @@ TEST_F(KernelsTest, EverySixteenBitValueIsWidenedAsOnTheCpu) {
     cuda::Convert(source.data(), type, target.data(), FloatType::kF32, 1 << 16, stream_.get());
     Finish();
     EXPECT_SAME(expected, target.Get(), FloatType::kF32, false);
+  }
+}
+
+// Of as many ranks as there are trees of, and more than are few; own addends in any place, and the
+// sum over them.
+TEST_F(KernelsTest, SumsOverRanksHaveTheCpusBits) {
+  for (FloatType type : kTypes) {
+    for (uint32_t ranks : {1u, 2u, 3u, 4u, 5u, 6u, 7u, 8u, 15u, 16u, 17u, 40u}) {
+      for (size_t n : {0, 1, 3, 4, 5, 64, 4097, 12289}) {
+        const uint32_t rank = static_cast<uint32_t>(n) % ranks;
+        SCOPED_TRACE(::testing::Message() << Name(type) << ", " << ranks << " ranks, n " << n);
+        const size_t bytes = n * static_cast<size_t>(SizeOf(type));
+        const auto shift = n % 2 * static_cast<size_t>(SizeOf(type));
+        Values own = AnyBits(n, type, n + ranks);
+        const Values others = AnyBits(n * (ranks - 1), type, n + ranks + 100);
+        const OnGpu gpu_own(own, shift), gpu_others(others);
+        const float scale = n % 3 == 0 ? 1 : 1.0f / static_cast<float>(ranks);
+        const auto addends = [&](const std::byte* mine, const std::byte* theirs) {
+          return Addends{
+              .own = mine, .others = theirs, .stride = bytes, .rank = rank, .ranks = ranks};
+        };
+        OrderedSumOn(stream_.get(), addends(gpu_own.data(), gpu_others.data()), type, scale,
+                     gpu_own.data(), n);
+        Finish();
+        OrderedSumOn(nullptr, addends(own.data(), others.data()), type, scale, own.data(), n);
+        EXPECT_SAME(own, gpu_own.Get(), type, true);
+      }
+    }
   }
 }
 

@@ -23,6 +23,7 @@ namespace {
 using ::testing::HasSubstr;
 
 constexpr uint32_t kGroups = 3;
+uint32_t closed = 0;  // tables
 
 // The three tables of each rank, over groups in this process.
 class Tables {
@@ -334,6 +335,16 @@ TEST_F(CApiTest, OptionsThatMakeNoGroupOfRanksAreRefusedByName) {
   refused("the table of gradients: struct_size is");
   wrong[0].struct_size = 8;
   refused("comm.struct_size is 8");
+  options = OptionsOf(0, 2, 1, tables.of(0));
+  for (const uint32_t groups : {1u, 2u, 5u, UINT32_MAX}) {
+    std::vector<sluice_comm_table> unused(tables.of(0), tables.of(0) + kGroups);
+    for (sluice_comm_table& table : unused) table.close = [](void*) { ++closed; };
+    closed = 0;
+    options.comm = unused.data();
+    options.comm_groups = groups;
+    refused("comm_groups is " + std::to_string(groups));
+    EXPECT_EQ(kGroups, closed);  // and who waits there hears of it
+  }
   options = OptionsOf(2, 2, 1, tables.of(0));
   refused("rank is 2; it must be between 0 and 1");
   options = OptionsOf(0, 2, 4, tables.of(0));

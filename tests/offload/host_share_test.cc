@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "fmt/format.h"
 #include "offload/plan/ram_need.h"
 #include "tests/offload/ranks_fixture.h"
 
@@ -181,6 +182,23 @@ RC_GTEST_PROP(HostShareTest, SomebodyIsRefusedIfAndOnlyIfItIsTooMuch, ()) {
   }
   RC_ASSERT(refused || enough || most <= MiB(16).value());
   RC_ASSERT(!refused || !ample);
+}
+
+// All come to the same verdict, which is good if they compute in one way.
+RC_GTEST_PROP(HostShareTest, RanksComputeInOneWayOrAreRefused, ()) {
+  std::vector<HostView> views(*rc::gen::inRange<size_t>(1, 6));
+  for (HostView& view : views) view.exchanges = *rc::gen::inRange<int64_t>(0, 3);
+  const bool same = std::ranges::all_of(
+      views, [&](const HostView& view) { return view.exchanges == views[0].exchanges; });
+  for (uint32_t r = 0; r < views.size(); ++r) {
+    const absl::Status status = CheckSameExchange(views, Rank(r), "the reason");
+    RC_ASSERT(status.ok() == same);
+    if (same) continue;
+    RC_ASSERT(status.code() == absl::StatusCode::kFailedPrecondition);
+    RC_ASSERT(status.message().find("and rank 0 on ") != std::string_view::npos);
+    RC_ASSERT(status.message().find(fmt::format("(rank {}: the reason)", r)) !=
+              std::string_view::npos);
+  }
 }
 
 TEST(HostShareTest, ALookKnowsTheKernelTheCoresAndTheLimit) {

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <deque>
 #include <memory>
@@ -19,10 +20,10 @@
 namespace sluice {
 namespace {
 
-using testing::InMemory;
 using testing::RankResult;
 using testing::RanksCase;
 using testing::TrainerOptions;
+using testing::Where;
 
 const CommOptions kOptions{.timeout = std::chrono::seconds(60)};
 
@@ -41,7 +42,7 @@ class Hbm {
   }
   std::shared_ptr<SuppliedMemory> Supply() { return std::make_shared<SuppliedMemory>(&tensor_); }
   // Of views with bytes, how many lie in it and how many don't.
-  void Count(const CommOp& op, int* inside, int* outside) const {
+  void Count(const CommOp& op, std::atomic<int>* inside, std::atomic<int>* outside) const {
     const auto count = [&](const auto& views) {
       for (const auto& view : views) {
         if (view.empty()) continue;
@@ -73,34 +74,13 @@ std::vector<RankLinks> LinkOverNccl(uint32_t ranks) {
   return links;
 }
 
-enum class Where { kAllInHbm, kStatesOnHost, kStatesOnNvme, kParamsPinned, kAllOnNvme };
-
-RanksCase CaseOf(uint32_t ranks, int stage, Where where, const std::string& directory) {
-  RanksCase c = InMemory(ranks, stage);
-  c.behind_link = true;
-  c.training.micro_steps = 2;
-  if (where == Where::kAllInHbm) {
-    c.config.placement.lowest_state_tier = c.config.highest_state_tier_on_host = Tier::kHbm;
-    c.config.budgets.hbm = MiB(16);
-  }
-  if (where == Where::kStatesOnNvme || where == Where::kAllOnNvme) {
-    c.config.nvme_paths = {directory};
-    c.config.budgets.pinned = MiB(1);
-    c.config.placement.state_buffers = c.config.placement.param_buffers = 4;
-  }
-  if (where >= Where::kParamsPinned) {
-    c.config.budgets.hbm = KiB(300);
-    c.config.placement.lowest_param_tier = where == Where::kAllOnNvme ? Tier::kNvme : Tier::kPinned;
-  }
-  return c;
-}
-
 class NcclRanksTest : public ::testing::TestWithParam<std::tuple<uint32_t, int, Where>> {};
 
 TEST_P(NcclRanksTest, ComeToTheBitsOfPlainArrays) {
   const auto [ranks, stage, where] = GetParam();
   TempDir directory;
-  RanksCase c = CaseOf(ranks, stage, where, directory.path());
+  RanksCase c = testing::CaseAt(ranks, stage, where, directory.path());
+  c.behind_link = true;
   // Each rank its own units, so that some send only, and some add zeros only.
   c.training.rank_order = [](uint32_t rank, int step, size_t units) {
     std::vector<uint32_t> order;
@@ -114,7 +94,7 @@ TEST_P(NcclRanksTest, ComeToTheBitsOfPlainArrays) {
   std::vector<RankLinks> links = LinkOverNccl(ranks);
   static const SteadyClock clock;
   std::deque<Hbm> hbm;
-  std::vector<std::array<int, 2>> wrong(ranks), right(ranks);  // host memory, HBM
+  std::vector<std::array<std::atomic<int>, 2>> wrong(ranks), right(ranks);  // host memory, HBM
   for (uint32_t r = 0; r < ranks; ++r) hbm.emplace_back(MiB(20));
   for (uint32_t r = 0; r < ranks; ++r) {
     for (const bool host : {false, true}) {
@@ -150,8 +130,7 @@ std::vector<std::tuple<uint32_t, int, Where>> EveryCase() {
   std::vector<std::tuple<uint32_t, int, Where>> cases;
   for (uint32_t ranks = 2; ranks <= 3; ++ranks) {
     for (int stage = 0; stage <= 3; ++stage) {
-      for (const Where where : {Where::kAllInHbm, Where::kStatesOnHost, Where::kStatesOnNvme,
-                                Where::kParamsPinned, Where::kAllOnNvme}) {
+      for (const Where where : testing::kEveryWhere) {
         // The stand-in for NCCL runs where HBM is; parameters that are whole in pinned memory do
         // not touch it.
         if (stage == 3 || where < Where::kAllOnNvme) cases.emplace_back(ranks, stage, where);

@@ -69,6 +69,36 @@ inline RanksCase InMemory(uint32_t ranks, int stage) {
   return c;
 }
 
+// Where states and parameters are kept; two micro-steps a step.
+enum class Where { kAllInHbm, kStatesOnHost, kStatesOnNvme, kParamsPinned, kAllOnNvme };
+inline constexpr Where kEveryWhere[] = {Where::kAllInHbm, Where::kStatesOnHost,
+                                        Where::kStatesOnNvme, Where::kParamsPinned,
+                                        Where::kAllOnNvme};
+inline RanksCase CaseAt(uint32_t ranks, int stage, Where where, const std::string& directory) {
+  RanksCase c = InMemory(ranks, stage);
+  c.training.micro_steps = 2;
+  if (where == Where::kAllInHbm) {
+    c.config.placement.lowest_state_tier = c.config.highest_state_tier_on_host = Tier::kHbm;
+    c.config.budgets.hbm = MiB(16);
+  }
+  if (where == Where::kStatesOnNvme) {
+    c.config.nvme_paths = {directory};
+    c.config.budgets.pinned = MiB(1);
+    c.config.placement.state_buffers = 4;
+  }
+  if (where >= Where::kParamsPinned) {
+    c.config.budgets.hbm = KiB(300);
+    c.config.placement.lowest_param_tier = Tier::kPinned;
+  }
+  if (where == Where::kAllOnNvme) {
+    c.config.nvme_paths = {directory};
+    c.config.placement.lowest_param_tier = Tier::kNvme;
+    c.config.placement.state_buffers = c.config.placement.param_buffers = 2;
+    c.config.budgets.pinned = KiB(800);
+  }
+  return c;
+}
+
 inline RuntimeConfig ConfigOfRank(const RanksCase& c, uint32_t rank) {
   RuntimeConfig config = c.config;
   config.sharding = {

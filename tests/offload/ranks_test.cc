@@ -21,6 +21,7 @@ using testing::InMemory;
 using testing::RankResult;
 using testing::RanksCase;
 using testing::TrainerOptions;
+using testing::Where;
 
 void TrainAndCompare(const RanksCase& c) {
   TrainerOptions all = c.training;
@@ -35,35 +36,13 @@ void TrainAndCompare(const RanksCase& c) {
   }
 }
 
-enum class Where { kAllInHbm, kStatesOnHost, kStatesOnNvme, kParamsPinned, kAllOnNvme };
-
 class RanksTest : public ::testing::TestWithParam<std::tuple<uint32_t, int, Where, bool>> {};
 
 TEST_P(RanksTest, ComeToTheBitsOfPlainArrays) {
   const auto [ranks, stage, where, behind_link] = GetParam();
   TempDir directory;
-  RanksCase c = InMemory(ranks, stage);
+  RanksCase c = testing::CaseAt(ranks, stage, where, directory.path());
   c.behind_link = behind_link;
-  if (where == Where::kAllInHbm) {
-    c.config.placement.lowest_state_tier = c.config.highest_state_tier_on_host = Tier::kHbm;
-    c.config.budgets.hbm = MiB(16);
-  }
-  if (where == Where::kStatesOnNvme) {
-    c.config.nvme_paths = {directory.path()};
-    c.config.budgets.pinned = MiB(1);
-    c.config.placement.state_buffers = 4;
-  }
-  c.training.micro_steps = 2;
-  if (where >= Where::kParamsPinned) {
-    c.config.budgets.hbm = KiB(300);
-    c.config.placement.lowest_param_tier = Tier::kPinned;
-  }
-  if (where == Where::kAllOnNvme) {
-    c.config.nvme_paths = {directory.path()};
-    c.config.placement.lowest_param_tier = Tier::kNvme;
-    c.config.placement.state_buffers = c.config.placement.param_buffers = 2;
-    c.config.budgets.pinned = KiB(800);
-  }
   TrainAndCompare(c);
 }
 
@@ -251,8 +230,7 @@ std::vector<std::tuple<uint32_t, int, Where, bool>> EveryCase() {
   std::vector<std::tuple<uint32_t, int, Where, bool>> cases;
   for (uint32_t ranks = 1; ranks <= 4; ++ranks) {
     for (int stage = 0; stage <= 3; ++stage) {
-      for (const Where where : {Where::kAllInHbm, Where::kStatesOnHost, Where::kStatesOnNvme,
-                                Where::kParamsPinned, Where::kAllOnNvme}) {
+      for (const Where where : testing::kEveryWhere) {
         for (const bool behind_link : {false, true}) {
           if (behind_link && ranks != 3) continue;  // nccl_ranks_test has the others
           if (stage == 3 || where < Where::kAllOnNvme)

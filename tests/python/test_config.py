@@ -1,10 +1,13 @@
 """DeepSpeed's JSON: what is honoured, what is noted, what is refused, and what the messages say."""
 
 import base64
+import dataclasses
 import json
 import pathlib
+import types
 
 import pytest
+import torch
 from sluice.config import ConfigError, load_config, parse_bytes
 from sluice.deepspeed import config_table
 from sluice.deepspeed.config_keys import ALIASES, KEYS
@@ -105,8 +108,59 @@ def test_auto_is_the_default_and_noted(path, key):
     auto = load_config(nested(path, "auto"))
     plain = load_config(nested(path[:-1], {}) if path[:-1] else {})
     assert auto.notes[0].startswith(f"{'.'.join(path)}: auto is the default")
-    told = {"notes": (), "given": {}}
-    assert auto.__dict__ | told == plain.__dict__ | told
+    assert dataclasses.replace(auto, notes=()) == dataclasses.replace(plain, notes=())
+
+
+class Model(torch.nn.Module):
+    """With a configuration as Transformers' models have."""
+
+    def __init__(self, **config):
+        super().__init__()
+        self.config = types.SimpleNamespace(**config)
+
+
+@pytest.mark.parametrize("key", ["stage3_param_persistence_threshold", "param_persistence_threshold"])
+def test_auto_follows_the_model_as_hugging_face_fills_it_in(key):
+    asked = {"zero_optimization": {"stage": 3, key: "auto"}}
+    text = types.SimpleNamespace(hidden_size=48)
+    for model, wanted in ((Model(hidden_size=32), 320), (Model(hidden_sizes=[8, 64, 16]), 640), (Model(text_config=text), 480)):
+        read = load_config(asked, model=model)
+        assert read.persistence_threshold == wanted and asked["zero_optimization"][key] == "auto" == read.get("zero_optimization")[key]
+        assert read.notes == (f"zero_optimization.{key}: auto is {wanted}, 10 times the model's hidden size",)
+    for model, stage in ((None, 3), (torch.nn.Linear(2, 2), 3), (Model(hidden_size="many"), 3), (Model(hidden_size=32), 2)):
+        read = load_config({"zero_optimization": {"stage": stage, key: "auto"}}, model=model)
+        assert read.persistence_threshold is None and read.notes == (f"zero_optimization.{key}: auto is the default",)
+
+
+def test_auto_of_a_schedule_follows_the_optimizer():
+    params = {"total_num_steps": 10, "warmup_min_lr": "auto", "warmup_max_lr": "auto", "warmup_num_steps": "auto"}
+    read = load_config(
+        {
+            "optimizer": {"type": "AdamW", "params": {"lr": 0.25}},
+            "scheduler": {"type": "WarmupDecayLR", "params": params},
+        }
+    )
+    assert read.scheduler[1] == {"total_num_steps": 10, "warmup_min_lr": 0, "warmup_max_lr": 0.25}
+    notes = "warmup_min_lr: auto is 0", "warmup_max_lr: auto is 0.25, the optimizer's lr", "warmup_num_steps: auto is the default"
+    assert read.notes == tuple(f"scheduler.params.{note}" for note in notes)
+    alone = load_config({"scheduler": {"type": "WarmupDecayLR", "params": params}})
+    assert "warmup_max_lr" not in alone.scheduler[1]
+
+
+def test_a_schedule_without_an_optimizer_is_not_looked_at_where_nobody_gives_one():
+    asked = {"scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": 0}}}
+    with pytest.raises(ConfigError, match="total_num_steps"):
+        load_config(asked)
+    read = load_config(asked, scheduled=False)
+    assert read.scheduler is None and read.notes == ("scheduler: no effect, as there is no optimizer",)
+    with pytest.raises(ConfigError, match="total_num_steps"):
+        load_config(asked | {"optimizer": {"type": "AdamW"}}, scheduled=False)
+
+
+def test_the_configuration_is_there_as_it_was_given():
+    read = load_config({"steps_per_print": 7, "zero_optimization": {"stage": 2}})
+    assert read.get("zero_optimization", {})["stage"] == read["zero_optimization"]["stage"] == 2
+    assert "steps_per_print" in read and read.get("optimizer", 5) == 5
 
 
 WRONG = {

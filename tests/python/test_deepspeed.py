@@ -497,6 +497,60 @@ def test_gathering_leaves_other_parameters_alone_and_what_computes_where_it_is()
     engine.close()
 
 
+class Product(torch.autograd.Function):
+    """Saves the Parameter itself, and not a view of it."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        return gradient @ weight, gradient.t() @ x
+
+
+@pytest.mark.parametrize("product", [Product.apply, torch.nn.functional.linear])
+def test_gathering_in_forward_keeps_what_backward_needs(product):
+    """The head's weight is used outside of its module, gathered in forward: as trainers with a fused loss do."""
+
+    class Gathers(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = torch.nn.Linear(8, 64), torch.nn.Linear(64, 96, bias=False)
+
+        def forward(self, x):
+            weight = self.head.weight
+            with sluice.zero.GatheredParameters([weight]):
+                return product(torch.tanh(self.body(x)), weight)
+
+    def make():
+        torch.manual_seed(3)
+        return Gathers()
+
+    model, other = make(), make()
+    ours = train(start(model)[0])
+    optimizer = torch.optim.AdamW(other.parameters(), lr=1e-2, weight_decay=0.1)
+    assert_close(ours, train_torch(other, optimizer))
+
+
+def test_tensors_lent_for_a_parameter_have_the_attributes_it_was_given():
+    engine, *_ = start()
+    weight = engine.module[0].weight
+    weight.mark = "mine"
+    seen = []
+
+    def look(weight):
+        with torch.enable_grad():
+            seen.append(weight.mark)
+            return weight.sum()
+
+    torch.overrides.wrap_torch_function(lambda w: [w])(look)(weight)
+    assert seen == ["mine"]
+    engine.close()
+
+
 def test_safe_get_and_safe_set():
     model = make_model()
     engine, *_ = start(model)

@@ -53,12 +53,13 @@ class BenchIoTest : public testing::Test {
                         << job << "\n";
     ASSERT_EQ(chmod(path.c_str(), 0700), 0);
   }
-  // That says what a job like it would.
-  void WriteGoodFio() {
+  // That says what a job like it would, after `first`.
+  void WriteGoodFio(const std::string& first = "") {
     const auto said = [](const char* read, const char* write) {
       return Replaced(Replaced(kSaid, "READ", read), "WRITE", write);
     };
-    WriteFio(fmt::format(R"(for a in "$@"; do
+    WriteFio(first + "\n" +
+             fmt::format(R"(for a in "$@"; do
   case "$a" in
     --filename=*) [ -w "${{a#--filename=}}" ] || exit 3 ;;
     --rw=read) said='{}' ;;
@@ -146,7 +147,7 @@ TEST_F(BenchIoTest, FioIsAskedForTheSameBytesAndItsBestIsThePeer) {
   }
   const size_t shapes = tools::TunedFioShapes().size();
   const std::vector<std::string> jobs = asked();
-  EXPECT_EQ(jobs.size(), 3 * (shapes + 2 * 5));  // a look at each, and rounds with two
+  EXPECT_EQ(jobs.size(), 3 * (shapes + 1 + 2 * 5));  // a look at each, and rounds with two
   for (const std::string& job : jobs) {
     EXPECT_THAT(job, AllOf(HasSubstr("--filename=/proc/"), HasSubstr("--allow_file_create=0"),
                            HasSubstr("--time_based=1")));
@@ -174,6 +175,37 @@ TEST_F(BenchIoTest, AFioThatFailsIsNoPeerAndItSaysWhy) {
     if (std::string(job).find("broken") != std::string::npos) {
       EXPECT_THAT(report.notes, testing::Contains(HasSubstr("it is broken")));
     }
+  }
+}
+
+// A mode, or an engine, in which fio fails, from the first job on or later: the rest has its peer.
+TEST_F(BenchIoTest, AFioThatFailsInPartIsAPeerInTheRest) {
+  const std::string count = programs_.path() + "/count";
+  const std::string later = "echo x >> " + count + "; [ $(/usr/bin/wc -l < " + count +
+                            ") -lt 14 ] || { echo 'it is late' >&2; exit 1; }";
+  struct Case {
+    const char* words;
+    std::string job;
+    bool best_in_read, plain_in_read, best_in_write;
+  };
+  const Case cases[] = {
+      {"no writing", R"(case "$*" in *--rw=write*) echo 'no writing' >&2; exit 1;; esac)", true,
+       true, false},
+      {"no io_uring",
+       R"(case "$*" in *--ioengine=io_uring*) echo 'no io_uring' >&2; exit 1;; esac)", true, false,
+       true},
+      {"it is late", later, false, false, false}};
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.words);
+    WriteGoodFio(c.job);
+    const Result result = Run();
+    ASSERT_EQ(result.code, 0) << result.err;
+    const BenchReport report = ReportOf(result);
+    ASSERT_NE(Find(report, "mixed, store with checksums"), nullptr);
+    EXPECT_EQ(Find(report, "read, engine")->peer.has_value(), c.best_in_read);
+    EXPECT_EQ(Find(report, "read, engine, beside plain fio") != nullptr, c.plain_in_read);
+    EXPECT_EQ(Find(report, "write, engine")->peer.has_value(), c.best_in_write);
+    EXPECT_THAT(report.notes, testing::Contains(HasSubstr(c.words)));
   }
 }
 

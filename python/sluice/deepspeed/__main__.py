@@ -22,14 +22,14 @@ def main():
     if words[0].startswith("-"):
         print(f"sluice.deepspeed: error: {words[0]}: a script is wanted, or -m and a module", file=sys.stderr)
         return 2
+    if not as_module and not os.path.exists(words[0]):
+        print(f"sluice.deepspeed: error: there is no script {words[0]}", file=sys.stderr)
+        return 2
     install()
     sys.argv[:] = words
     if as_module:
         sys.path[0] = os.getcwd()
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
-    elif not os.path.exists(words[0]):
-        print(f"sluice.deepspeed: error: there is no script {words[0]}", file=sys.stderr)
-        return 2
     else:
         sys.path[0] = os.path.dirname(os.path.abspath(words[0]))
         runpy.run_path(words[0], run_name="__main__")

@@ -137,6 +137,7 @@ def begin():
     """install() without its conditions, and for this process only: what inherits it calls this. Returns what finds `deepspeed`."""
     if not is_active():
         found = {name: _ours(name) for name in names.MODULES}
+        found["runtime.zero.partition_parameters"].add_status()
         sys.meta_path.insert(0, _finder)
         for name, module in found.items():
             sys.modules[f"deepspeed.{name}".rstrip(".")] = module

@@ -24,7 +24,7 @@ MODULES = {
     "runtime.config": "deepspeed.config",
     "runtime.config_utils": "deepspeed.config",
     "runtime.dataloader": "deepspeed.runtime.dataloader",
-    "runtime.engine": "engine.engine",
+    "runtime.engine": "deepspeed",  # its DeepSpeedEngine
     "runtime.lr_schedules": "deepspeed.schedulers",
     "runtime.utils": "deepspeed.runtime.utils",
     "runtime.zero": "deepspeed.zero",

@@ -39,26 +39,25 @@ def _part(elements):
 
 
 def mark(parameter):
-    """Gives it the attributes ds_id, ds_status, ds_numel, ds_shape and partition_numel(), once; they are its whole's. It keeps
-    them for good; copies don't have them."""
+    """Gives it the attributes ds_id, ds_numel, ds_shape and partition_numel(), once; they are its whole's. It keeps them for good;
+    copies don't have them."""
     own = parameter.__dict__
     if "ds_id" not in own:
         own["ds_id"] = next(_ids)
         own["ds_numel"] = parameter.numel()
         own["ds_shape"] = parameter.shape
-        own["ds_status"] = ZeroParamStatus.AVAILABLE  # while it is a plain Parameter, and of what is lent for it
         own["ds_persist"] = False
         own["partition_numel"] = functools.partial(_part, parameter.numel())
 
 
 def _status(parameter):
-    own = parameter.__dict__
-    if "ds_id" not in own:
-        raise AttributeError(f"{type(parameter).__name__!r} object has no attribute 'ds_status'")
-    return ZeroParamStatus.NOT_AVAILABLE if isinstance(parameter, away.Away) else own["ds_status"]
+    return ZeroParamStatus.NOT_AVAILABLE if "ds_id" in parameter.__dict__ else ZeroParamStatus.AVAILABLE
 
 
-away.Away.ds_status = property(_status)
+def add_status():
+    """Every tensor says its ds_status: of what autograd saved of a parameter nothing else tells what it is."""
+    torch.Tensor.ds_status = ZeroParamStatus.AVAILABLE
+    away.Away.ds_status = property(_status)
 
 
 def __getattr__(name):

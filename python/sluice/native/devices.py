@@ -5,6 +5,7 @@ back when the last tensor over it has died. Streams are PyTorch's current ones a
 """
 
 import ctypes
+import logging
 import re
 
 import torch
@@ -89,6 +90,7 @@ def choose(wanted, library=None, local_rank=None):
     if local_rank is not None and not number and index == 0 and local_rank < torch.cuda.device_count():
         index = local_rank
         torch.cuda.set_device(index)
+        logging.getLogger("sluice").info("this rank takes GPU %d, by its number on this host", index)
     library = library or abi.Library.default()
     spec = abi.ModelSpec(library, [("probe", [("probe", 1, 0)])])
     try:

@@ -296,10 +296,14 @@ def alias(parameter):
     """A tensor over the parameter's present memory, through which gradients go to it, whose version is the parameter's, and which
     has the attributes that programs gave it."""
     with _without_torch_function():
-        tensor = torch.ops.aten.alias(parameter)
-        if len(parameter.__dict__) > 1:
-            tensor.__dict__.update((name, value) for name, value in parameter.__dict__.items() if name != "_sluice_owner")
-        return tensor
+        return with_attributes(torch.ops.aten.alias(parameter), parameter)
+
+
+def with_attributes(tensor, parameter):
+    """The tensor, with the attributes that programs gave the parameter."""
+    if len(parameter.__dict__) > 1:
+        tensor.__dict__.update((name, value) for name, value in parameter.__dict__.items() if name != "_sluice_owner")
+    return tensor
 
 
 def detached(parameter):

@@ -75,6 +75,8 @@ class SavedTensors:
         unit = None
         if tensor.layout is torch.strided and tensor.device == self._device and not self._ended:
             unit = self._slots.unit_of(tensor)
+        if unit is None and self._is_mine(tensor):  # on loan: the loan lasts as long as its memory is held, but not the Parameter
+            return away.detached(tensor)
         if unit is None or tensor.dtype != self._slots[unit].dtype:
             # What a graph saves of its own results must not hold the graph.
             return tensor.detach() if tensor.grad_fn is not None else tensor
