@@ -76,8 +76,10 @@ std::string RateText(double bytes_per_second) {
   return fmt::format("{:.3g} kB/s", bytes_per_second / 1e3);
 }
 
-std::string WidthText(double share) {
-  return fmt::format("{:.2f}%", std::isfinite(share) ? 100 * std::clamp(share, 0.0, 1.0) : 0.0);
+double PercentOf(double share) {
+  return std::isfinite(share) ? 100 * std::clamp(share, 0.0, 1.0) : 0.0;
 }
+
+std::string WidthText(double share) { return fmt::format("{:.2f}%", PercentOf(share)); }
 
 }  // namespace sluice::tools

@@ -24,7 +24,8 @@ std::string TimeText(double seconds);           // "1.31 s", "12.4 ms", "340 µs
 std::string ShareText(double share);            // "13%", "0.4%", "0%"
 std::string SizeText(double bytes);             // "1.2 GiB"
 std::string RateText(double bytes_per_second);  // "4.6 GB/s"
-std::string WidthText(double share);            // "12.34%", from 0% to 100%: of CSS
+double PercentOf(double share);                 // from 0 to 100; 0 of what is no number
+std::string WidthText(double share);            // "12.34%", of CSS
 
 }  // namespace sluice::tools
 

@@ -25,10 +25,14 @@ const Json* At(const Json& object, std::string_view path) {
 }  // namespace
 
 absl::StatusOr<RunReport> RunReport::Read(const std::string& path) {
-  RunReport report;
   SLUICE_ASSIGN_OR_RETURN(Json whole, ReadJsonFile(path));
+  return Of(std::move(whole), path);
+}
+
+absl::StatusOr<RunReport> RunReport::Of(Json whole, const std::string& source) {
+  RunReport report;
   report.whole_ = std::make_shared<const Json>(std::move(whole));
-  report.source_ = path;
+  report.source_ = source;
   const auto inner = report.whole().find("report");
   report.inner_ = inner != report.whole().end() && inner->is_object();
   for (const char* key : {"planned_bytes", "counters", "steps", "waited_for"}) {
@@ -37,7 +41,7 @@ absl::StatusOr<RunReport> RunReport::Read(const std::string& path) {
     return absl::InvalidArgumentError(fmt::format(
         "{} is no report of a run, since it has no '{}': write engine.report() as JSON, what "
         "sluice_report gives, or the demo's --json",
-        path, key));
+        source, key));
   }
   return report;
 }

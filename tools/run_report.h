@@ -21,6 +21,8 @@ class RunReport {
  public:
   // Errors: those of ReadJsonFile; InvalidArgument if it is no report.
   static absl::StatusOr<RunReport> Read(const std::string& path);
+  // The file that holds `whole`. source: for messages.
+  static absl::StatusOr<RunReport> Of(Json whole, const std::string& source);
 
   // `path`: keys with dots between, as docs/api.md lists them.
   std::optional<double> Number(std::string_view path) const { return NumberAt(report(), path); }

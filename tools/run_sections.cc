@@ -81,25 +81,33 @@ std::string StepsHtml(const RunReport& report) {
   for (const auto& one : seconds) longest = std::max(longest, one.value_or(0));
   if (longest <= 0) return "";
   std::string drawn;
-  bool floors = false;
+  std::vector<double> known;  // efficiencies
   for (size_t i = 0; i < seconds.size(); ++i) {
     const double took = seconds[i].value_or(0);
-    const double height = 100 * std::max(took, 0.0) / longest;
+    const double height = PercentOf(took / longest);
+    const bool has_floor = i < efficiencies.size() && efficiencies[i];
     drawn += fmt::format(
-        "<rect x=\"{}\" y=\"{:.2f}\" width=\"8\" height=\"{:.2f}\"><title>{}</title></rect>",
-        10 * i + 1, 100 - height, height, TimeText(took));
-    if (i >= efficiencies.size() || !efficiencies[i]) continue;
-    floors = true;
-    const double floor = std::clamp(100 * *efficiencies[i] * took / longest, 0.0, 100.0);
+        "<rect x=\"{}\" y=\"{:.2f}\" width=\"8\" height=\"{:.2f}\"><title>{}{}</title></rect>",
+        10 * i + 1, 100 - height, height, TimeText(took),
+        has_floor ? fmt::format(", efficiency {:.2f}", *efficiencies[i]) : "");
+    if (!has_floor) continue;
+    known.push_back(*efficiencies[i]);
+    const double floor = PercentOf(*efficiencies[i] * took / longest);
     drawn += fmt::format("<rect class=\"floor\" x=\"{}\" y=\"{:.2f}\" width=\"10\" height=\"2\"/>",
                          10 * i, std::min(98.0, 100 - floor));
   }
+  std::string floors;
+  if (!known.empty()) {
+    const auto [least, most] = std::ranges::minmax(known);
+    floors =
+        fmt::format(" Their efficiencies, floor over step, are {:.2f} to {:.2f}.", least, most);
+  }
   std::string html = fmt::format(
-      "<h2>Steps</h2>\n<p>The latest {}, the longest {}.</p>\n<svg class=\"steps\" viewBox=\"0 0 "
+      "<h2>Steps</h2>\n<p>The latest {}, the longest {}.{}</p>\n<svg class=\"steps\" viewBox=\"0 0 "
       "{} 100\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"The time of each of the "
       "latest {} steps\">{}</svg>\n",
-      seconds.size(), TimeText(longest), 10 * seconds.size(), seconds.size(), drawn);
-  if (floors) html += LegendHtml({{"k0", "measured"}, {"k1", "its floor"}});
+      seconds.size(), TimeText(longest), floors, 10 * seconds.size(), seconds.size(), drawn);
+  if (!known.empty()) html += LegendHtml({{"k0", "measured"}, {"k1", "its floor"}});
   return html;
 }
 

@@ -41,6 +41,7 @@ th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(-
   white-space: nowrap; }
 th { font-weight: 600; } thead th { color: var(--soft); font-weight: normal; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: normal; }
+.scroll th:first-child { min-width: 8rem; }
 td:last-child, th:last-child { padding-right: 0; }
 .bar { display: flex; gap: 1px; height: 1.125rem; background: var(--panel); border-radius: .25rem;
   overflow: hidden; margin: .25rem 0 .375rem; }

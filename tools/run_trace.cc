@@ -149,29 +149,41 @@ class Events final : public nlohmann::json_sax<nlohmann::json> {
   std::map<std::string, uint32_t> names_;
 };
 
+absl::Status Wrong(const std::string& source, std::string_view what) {
+  return absl::InvalidArgumentError(fmt::format("{} {}", source, what));
+}
+
+// What `events` took from a document; whole: it ended well.
+absl::StatusOr<RunTrace> Taken(Events events, bool whole, const std::string& source) {
+  if (!whole) return Wrong(source, events.problem.empty() ? "is not JSON" : events.problem);
+  if (!events.found()) return Wrong(source, "is no trace: it has no list 'traceEvents'");
+  std::erase_if(events.trace.tracks, [](const RunTrace::Track& t) { return t.spans.empty(); });
+  if (events.trace.tracks.empty())
+    return Wrong(source, "has no spans: record some (trace_spans, or the demo's --trace)");
+  return std::move(events.trace);
+}
+
 }  // namespace
 
 absl::StatusOr<RunTrace> ReadRunTrace(const std::string& path) {
-  const auto wrong = [&path](std::string_view what) {
-    return absl::InvalidArgumentError(fmt::format("{} {}", path, what));
-  };
   // A FIFO's open would wait for a writer.
   const int descriptor = open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
   if (descriptor < 0) return ErrnoStatus(errno, fmt::format("reading {}", path));
   const std::unique_ptr<FILE, int (*)(FILE*)> file(fdopen(descriptor, "rb"), fclose);
   struct stat info {};
   if (fstat(descriptor, &info) != 0 || !S_ISREG(info.st_mode))
-    return wrong("is not a regular file");
-  if (info.st_size > RunTrace::kFileBytesMax) return wrong("has more than 1 GiB");
+    return Wrong(path, "is not a regular file");
+  if (info.st_size > RunTrace::kFileBytesMax) return Wrong(path, "has more than 1 GiB");
   Events events;
   const bool whole = nlohmann::json::sax_parse(file.get(), &events);
   if (ferror(file.get()) != 0) return ErrnoStatus(errno, fmt::format("reading {}", path));
-  if (!whole) return wrong(events.problem.empty() ? "is not JSON" : events.problem);
-  if (!events.found()) return wrong("is no trace: it has no list 'traceEvents'");
-  std::erase_if(events.trace.tracks, [](const RunTrace::Track& t) { return t.spans.empty(); });
-  if (events.trace.tracks.empty())
-    return wrong("has no spans: record some (trace_spans, or the demo's --trace)");
-  return std::move(events.trace);
+  return Taken(std::move(events), whole, path);
+}
+
+absl::StatusOr<RunTrace> ParseRunTrace(std::string_view text, const std::string& source) {
+  Events events;
+  const bool whole = nlohmann::json::sax_parse(text, &events);
+  return Taken(std::move(events), whole, source);
 }
 
 }  // namespace sluice::tools

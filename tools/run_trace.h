@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -40,6 +41,8 @@ struct RunTrace {
 // Errors: InvalidArgument naming the file if it is no trace, has no spans, or is beyond the bounds;
 // those of reading it.
 absl::StatusOr<RunTrace> ReadRunTrace(const std::string& path);
+// The trace that `text` is; source: for messages. Errors: likewise.
+absl::StatusOr<RunTrace> ParseRunTrace(std::string_view text, const std::string& source);
 
 }  // namespace sluice::tools
 

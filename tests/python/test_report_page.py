@@ -230,6 +230,30 @@ def test_the_picture_is_of_the_step_of_median_length(run, page, tmp_path):
     assert "nvme read 50% of the time, at most 2 at once" in text
 
 
+def test_each_step_is_drawn_with_its_efficiency(run, page):
+    report = copy.deepcopy(run[0])
+    report["steps"] |= {"latest_seconds": [0.5, 2, 1], "latest_efficiencies": [None, 0.25, 1]}
+    root = parsed(page(report))
+    assert "efficiencies, floor over step, are 0.25 to 1.00." in words(root)
+    (steps,) = (e for e in root.iter("svg") if e.get("class") == "steps")
+    drawn = [(words(e), e.get("height")) for e in steps if e.get("class") != "floor"]
+    assert drawn == [("500 ms", "25.00"), ("2 s, efficiency 0.25", "100.00"), ("1 s, efficiency 1.00", "50.00")]
+    assert [e.get("y") for e in steps if e.get("class") == "floor"] == ["75.00", "50.00"]
+
+
+def test_drives_have_times_of_their_own(run, page):
+    report = copy.deepcopy(run[0])
+    kinds = {"queue_wait_ns": "queue", "read_ns": "read", "write_ns": "write"}
+    report["drives"] = [
+        report["drives"][0] | {"path": path} | {key: {"count": at, "p50": at * 1e3, "p99": at * 1e6, "max": at * 1e9} for key in kinds}
+        for at, path in ((2, "/a"), (3, "/b"))
+    ]
+    text = words(parsed(page(report)))
+    for at, path in ((2, "/a"), (3, "/b")):
+        for kind in kinds.values():
+            assert f"{path} : {kind} {at} {at} µs {at} ms {at} s" in text
+
+
 def test_advice_on_pinned_memory_is_arithmetic(run, page):
     report = copy.deepcopy(run[0])
     mib = 1 << 20
