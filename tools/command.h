@@ -41,6 +41,9 @@ Command AddBench(CLI::App* application);
 // A run as a page.
 Command AddReport(CLI::App* application);
 
+// A recorded step, with other budgets and rates.
+Command AddTrace(CLI::App* application);
+
 }  // namespace sluice::tools
 
 #endif  // SLUICE_TOOLS_COMMAND_H_

@@ -66,7 +66,7 @@ ExitCode Run(int argc, const char* const* argv) {
     return fmt::format("{}: {}\n`{} --help` lists the options.\n", name, error.what(), name);
   });
   const std::vector<Command> commands = {AddDoctor(&app), AddPlan(&app), AddBench(&app),
-                                         AddReport(&app)};
+                                         AddReport(&app), AddTrace(&app)};
   app.add_subcommand(kLaunch, kLaunchAbout);
   if (argc < 2) {
     fmt::print(stderr, "{}", app.help());
