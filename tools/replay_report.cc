@@ -74,14 +74,17 @@ std::string Rate(double rate) { return rate > 0 ? RateText(rate) : "no limit"; }
 void AddWaits(const std::vector<NamedReplay>& replays, Page* page) {
   constexpr const char* kLabels[kWaits] = {"units", "updates", "gradients", "other ranks",
                                            "drives"};
+  bool nothing = true;
   for (size_t w = 0; w < kWaits; ++w) {
     const bool any = std::ranges::any_of(
         replays, [w](const NamedReplay& one) { return one.replay.waited_seconds[w] > 0; });
     if (!any) continue;
+    nothing = false;
     AddRow(
         kLabels[w], replays,
         [w](const NamedReplay& one) { return Seconds(one.replay.waited_seconds[w]); }, page);
   }
+  if (nothing) page->Row("nothing", "");
 }
 
 }  // namespace

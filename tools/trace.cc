@@ -37,7 +37,7 @@ struct Options {
 // "3GB/s", or without "/s".
 absl::StatusOr<Bytes> ParseRate(std::string_view text) {
   if (text.ends_with("/s")) text.remove_suffix(2);
-  const absl::StatusOr<Bytes> bytes = ParseBytes(text);
+  absl::StatusOr<Bytes> bytes = ParseBytes(text);
   if (bytes.ok() && *bytes > Bytes(0)) return bytes;
   return absl::InvalidArgumentError(
       fmt::format("'{}' is not a rate; write it like 3GB/s or 500MB/s", text));

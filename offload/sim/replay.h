@@ -4,8 +4,8 @@
 // runtime, which plans and decides as ever, over simulated drives, workers and a link. The caller
 // makes the same calls, and is on its own for as long as it was between them.
 //
-// A model that is large is scaled down, and what is left of it takes as much longer
-// (many_ranks.h). The plan, its traffic and its floor are those of the model as it is.
+// A large model is scaled down, and what is left of it takes as much longer: see many_ranks.h. The
+// plan, its traffic and its floor are those of the model as it is.
 //
 // Threads: one. Takes the memory of the model that is simulated, about 16 bytes an element.
 

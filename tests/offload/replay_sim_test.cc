@@ -20,7 +20,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr uint32_t kUnits = 8;
 constexpr int64_t kTensor = 12 * kCellElements;
-constexpr int64_t kElements = kUnits * 3 * kTensor;  // 1.2 million
+constexpr int64_t kElements = int64_t{kUnits} * 3 * kTensor;  // 1.2 million
 constexpr int kWorkers = 2;
 
 ModelSpec Model() {
@@ -109,13 +109,13 @@ SimHosts HostsOf(const Case& c, double drive) {
 
 struct Trained {
   double step = 0;
-  Json recording;
+  std::string recording;  // JSON
 };
 Trained Train(const Case& c, const RuntimeConfig& config, double drive = kRates.nvme_bytes) {
   SimHosts hosts = HostsOf(c, drive);
   Trained trained;
   hosts.at_end = [&trained](const OffloadRuntime& runtime) {
-    trained.recording = Json::parse(runtime.RecordingJson());
+    trained.recording = runtime.RecordingJson();
   };
   const auto training = SimulateTraining(Model(), config, hosts,
                                          {.steps = 6,
@@ -127,8 +127,8 @@ Trained Train(const Case& c, const RuntimeConfig& config, double drive = kRates.
   return trained;
 }
 
-Recording Read(const Json& json) {
-  absl::StatusOr<Recording> recording = ReadRecording(json);
+Recording Read(const std::string& json) {
+  absl::StatusOr<Recording> recording = ReadRecording(Json::parse(json));
   SLUICE_CHECK_MSG(recording.ok(), Message(recording.status()));
   return *std::move(recording);
 }
@@ -217,9 +217,10 @@ TEST(ReplaySimTest, ScaledDownItTakesAboutAsLong) {
 // Of a GPU only the two sums are known: they are spread over the units, by their elements.
 TEST(ReplaySimTest, ComputeOfAGpuIsWhatRatesSay) {
   const Case& c = kCases[2];
-  Trained trained = Train(c, ConfigOf(c));
-  trained.recording["report"]["device"] = "CUDA: one";
-  const Recording recording = Read(trained.recording);
+  const Trained trained = Train(c, ConfigOf(c));
+  Json json = Json::parse(trained.recording);
+  json["report"]["device"] = "CUDA: one";
+  const Recording recording = Read(json.dump());
   HardwareRates rates = kRates;
   EXPECT_EQ(ReplayStep(recording, {.budgets = BudgetsOf(c), .rates = rates}).status().code(),
             absl::StatusCode::kFailedPrecondition);
@@ -233,13 +234,13 @@ TEST(ReplaySimTest, ComputeOfAGpuIsWhatRatesSay) {
 TEST(ReplaySimTest, WithoutATraceNoCallsAreRecorded) {
   RuntimeConfig config = ConfigOf(kCases[0]);
   config.trace_spans_max = 0;
-  const auto read = ReadRecording(Train(kCases[0], config).recording);
+  const auto read = ReadRecording(Json::parse(Train(kCases[0], config).recording));
   EXPECT_EQ(read.status().code(), absl::StatusCode::kFailedPrecondition);
 }
 
 // Any value of a recording that is missing, or of another kind, is refused or does no harm.
 TEST(ReplaySimTest, WhatIsNoRecordingIsRefused) {
-  const Json good = Train(kCases[0], ConfigOf(kCases[0])).recording;
+  const Json good = Json::parse(Train(kCases[0], ConfigOf(kCases[0])).recording);
   std::vector<std::string> paths;
   const Json flat = good.flatten();
   for (const auto& [path, value] : flat.items()) paths.push_back(path);
