@@ -161,9 +161,8 @@ typedef struct sluice_options {
    * it succeeds, owns it, and its deleter is called when the last view has died. */
   void* hbm_memory;
   /* Which of several ranks this is, and of how many (0 or 1: alone). All have the same model and
-   * options, and in the same order create, read, write the same values, clear gradients and step:
-   * one alone fails after 10 minutes. They get the mean of their gradients; ranks of a host divide
-   * its cores and RAM. Shared (ZeRO): 0 nothing, 1, 2 states, 3 all. */
+   * options, and create, read, write the same values, clear gradients and step in one order. They
+   * get the mean of their gradients, and divide hosts. ZeRO shares: 0 none, 1, 2 states, 3 all. */
   uint32_t rank, ranks;
   int32_t zero_stage;
   int32_t rank_timeout_ms; /* how long another rank may keep this one waiting; 0: 10 minutes */
@@ -171,13 +170,14 @@ typedef struct sluice_options {
    * (they need NCCL too) and a modelled link want, values. Closed if creation fails. */
   const struct sluice_comm_table* comm;
   uint32_t comm_groups; /* 3 or 4; 0: 3 */
+  int64_t reduction;    /* 0: in the order of ranks, in fp32; 1: the library's own, in grad_dtype */
 } sluice_options;
 
 #define SLUICE_OPTIONS_INIT                                                                      \
   {                                                                                              \
     sizeof(sluice_options), SLUICE_F32, SLUICE_F32, -1, -1, -1, 0, 0, SLUICE_NVME, SLUICE_NVME,  \
         SLUICE_IO_AUTO, 0, 0, 0, 0, -1, 1.0, 16, 2, 0, 1000, 1.0, 0.0, 1, 0, SLUICE_DEVICE_AUTO, \
-        0, 0, 0, 0, 0, 0, 0, 0                                                                   \
+        0, 0, 0, 0, 0, 0, 0, 0, 0                                                                \
   }
 
 /* What would be placed where, as JSON, without creating anything but a file in each path, to try

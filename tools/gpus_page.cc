@@ -55,8 +55,9 @@ void AddModel(const GpusReport& report, Page* page) {
   page->Section("Model");
   if (!report.described.empty()) page->Row("model", report.described);
   page->Row("parameters",
-            fmt::format("P = {} ({}) in {} units; the two largest have T = {}", model.parameters(),
-                        CountText(model.parameters()), model.units.size(), model.two_units()));
+            fmt::format("P = {} ({}) in {} units; the largest has L = {}, the two largest T = {}",
+                        model.parameters(), CountText(model.parameters()), model.units.size(),
+                        model.largest_unit(), model.two_units()));
   const ZeroNeed& all = report.needs.front();
   std::string bytes;
   double sum = 0;
@@ -79,14 +80,14 @@ void AddModel(const GpusReport& report, Page* page) {
 
 void AddNeeds(const GpusReport& report, Page* page) {
   const bool drives = report.drives > 1;
-  const auto line = [drives](std::array<std::string, 8> c) {
-    return fmt::format("{:<9}  {:<10} {:>8} {:>8} {:>8} {:>8} {:>{}}   {}", c[0], c[1], c[2], c[3],
-                       c[4], c[5], drives ? c[6] : "", drives ? 8 : 0, c[7]);
+  const auto line = [drives](std::array<std::string, 9> c) {
+    return fmt::format("{:<9}  {:<10} {:>8} {:>8} {:>8} {:>8} {:>8} {:>{}}   {}", c[0], c[1], c[2],
+                       c[3], c[4], c[5], c[6], drives ? c[7] : "", drives ? 8 : 0, c[8]);
   };
   page->Section("Needed, in powers of 1000");
-  page->Row("", line({"offloaded", "", "of each", "GPU", "of each", "host", "of a", ""}));
-  page->Row("stage",
-            line({"optimizer", "parameters", "kept", "moving", "RAM", "NVMe", "drive", "fits"}));
+  page->Row("", line({"offloaded", "", "of each", "GPU", "", "of each", "host", "of a", ""}));
+  page->Row("stage", line({"optimizer", "parameters", "kept", "moving", "exchange", "RAM", "NVMe",
+                           "drive", "fits"}));
   bool any_spills = false;
   for (size_t i = 0; i < report.needs.size(); ++i) {
     const ZeroNeed& need = report.needs[i];
@@ -96,12 +97,25 @@ void AddNeeds(const GpusReport& report, Page* page) {
     page->Row(
         fmt::format("{}", need.way.stage),
         line({OffloadDevice(need.way.states), OffloadDevice(need.way.params),
-              Decimal(need.gpu_kept.sum()), Decimal(need.gpu_moving.sum()), Decimal(need.ram.sum()),
-              Decimal(nvme), Decimal((nvme + Bytes(report.drives - 1)) / report.drives),
-              VerdictText(verdict)}));
+              Decimal(need.gpu_kept.sum()), Decimal(need.gpu_moving.sum()),
+              Decimal(need.gpu_exchange()), Decimal(need.ram.sum()), Decimal(nvme),
+              Decimal((nvme + Bytes(report.drives - 1)) / report.drives), VerdictText(verdict)}));
   }
   if (any_spills)
     page->Row("", "spills: RAM can't hold the gradients, and NVMe has them beside the states");
+}
+
+// E, which is the same of most ways.
+void AddExchange(const GpusReport& report, Page* page) {
+  const ZeroNeed &plain = report.needs.front(), &most = report.needs.back();
+  if (plain.exchange.terms.empty()) return;
+  const auto text = [](const ZeroNeed& need) {
+    return fmt::format("{} = {}", need.exchange.formula(), Decimal(need.exchange.sum()));
+  };
+  page->Row("E", fmt::format("what a rank's gradients pass through among ranks, in {}: {}",
+                             Memory(plain.exchange_tier), text(plain)));
+  page->Row("", fmt::format("with parameters on nvme{}: {}",
+                            plain.exchange_tier == Tier::kHbm ? " or cpu" : "", text(most)));
 }
 
 void AddFormulas(const GpusReport& report, Page* page) {
@@ -125,7 +139,10 @@ void AddFormulas(const GpusReport& report, Page* page) {
   const auto [least, most] = std::ranges::minmax(report.needs, {}, &ZeroNeed::buffers);
   page->Row("B", fmt::format("what a rank moves things through, at least: {} to {}",
                              Decimal(least.buffers), Decimal(most.buffers)));
+  page->Row("kept",
+            "model states alone: parameters, gradients, and what the optimizer has of them");
   page->Row("moving", "what is gathered for compute, and gradients on their way: two units");
+  AddExchange(report, page);
   page->Row("nvme", "with the optimizer there, gradients that RAM can't hold go there too");
 }
 

@@ -29,6 +29,7 @@ absl::StatusOr<ZeroModel> ZeroModelOf(const PlanOptions& options, const ModelSpe
     return absl::InvalidArgumentError(fmt::format(
         "--gpus-per-host {} is more than all GPUs, which are {}", model.gpus_per_host, model.gpus));
   }
+  model.exchange_tier = options.device == "host" ? Tier::kPinned : Tier::kHbm;
   const int64_t asked = config.chunk_elements;
   model.chunk_elements = [asked](int64_t parameters, Tier states) {
     const int64_t least = states == Tier::kHbm ? kChunkElementsInHbm : kChunkElementsDefault;
@@ -117,8 +118,8 @@ std::string WhyNone(const GpusReport& report) {
     return says("RAM of a host", ram(*need), *need, "or more must fit on the GPUs");
   const ZeroNeed* need = least(gpu, [](const ZeroNeed&) { return true; });
   return says("a GPU", gpu(*need), *need,
-              need->gpu_moving.sum() > *m.hbm
-                  ? "that is two units: with more, smaller layers (--layers) it is less"
+              need->gpu_moving.sum() + need->gpu_exchange() > *m.hbm
+                  ? "that is a few units: with more, smaller layers (--layers) it is less"
                   : "more GPUs would help");
 }
 

@@ -29,15 +29,18 @@ Json WayJson(const ZeroNeed& need, const ZeroVerdict& verdict, int64_t drives) {
           {"gpu_bytes", need.gpu().value()},
           {"gpu_kept_bytes", need.gpu_kept.sum().value()},
           {"gpu_moving_bytes", need.gpu_moving.sum().value()},
+          {"gpu_exchange_bytes", need.gpu_exchange().value()},
           {"ram_bytes", need.ram.sum().value()},
           {"ram_least_bytes", need.ram_least.sum().value()},
           {"nvme_bytes", nvme.value()},
           {"nvme_most_bytes", need.nvme_most.sum().value()},
           {"drive_bytes", (nvme.value() + drives - 1) / drives},
           {"buffers_bytes", need.buffers.value()},
+          {"exchange_bytes", need.exchange.sum().value()},
           {"formulas",
            {{"gpu_kept", need.gpu_kept.formula()},
             {"gpu_moving", need.gpu_moving.formula()},
+            {"exchange", need.exchange.formula()},
             {"ram", need.ram.formula()},
             {"nvme", need.nvme.formula()}}},
           {"fits", kFits[static_cast<size_t>(verdict.fit)]},
@@ -56,6 +59,7 @@ Json ReportJson(const GpusReport& report) {
   if (!report.described.empty()) json["model"] = report.described;
   json["parameters"] = model.parameters();
   json["two_units_parameters"] = model.two_units();
+  json["largest_unit_parameters"] = model.largest_unit();
   json["gpus"] = model.gpus;
   json["gpus_per_host"] = model.gpus_per_host;
   json["hosts"] = report.hosts();

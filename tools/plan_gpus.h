@@ -7,6 +7,7 @@
 //   model                        where it is from, if from a file
 //   parameters                   of the model; P in formulas
 //   two_units_parameters         of its two largest units; T
+//   largest_unit_parameters      of its largest unit; L
 //   gpus                         N
 //   gpus_per_host                g
 //   hosts                        how many there are
@@ -22,16 +23,18 @@
 //   ways.stage                   of ZeRO
 //   ways.offload_optimizer       none, cpu or nvme: where the optimizer's states are
 //   ways.offload_param           likewise, parameters
-//   ways.gpu_bytes               of each GPU: what is kept and what moves
-//   ways.gpu_kept_bytes          model states that stay there
+//   ways.gpu_bytes               of each GPU: what is kept, what moves, and the exchange's room
+//   ways.gpu_kept_bytes          model states that stay there, alone
 //   ways.gpu_moving_bytes        what is gathered or on its way, of two units at most
+//   ways.gpu_exchange_bytes      exchange_bytes, but with --device host, where they are in RAM, 0
 //   ways.ram_bytes               of each host
 //   ways.ram_least_bytes         the same if gradients that may go to NVMe do
 //   ways.nvme_bytes              of each host
 //   ways.nvme_most_bytes         the same if gradients that may go to NVMe do
 //   ways.drive_bytes             of each drive, of nvme_bytes
 //   ways.buffers_bytes           of a rank, in RAM; B
-//   ways.formulas                of gpu_kept, gpu_moving, ram and nvme
+//   ways.exchange_bytes          what a rank's gradients pass through among ranks; E
+//   ways.formulas                of gpu_kept, gpu_moving, exchange, ram and nvme
 //   ways.fits                    yes; tight: with less headroom; no; unknown
 //   ways.short_of                hbm, ram or nvme: what is too small, or not known; else null
 //   ways.gradients_on_nvme       whether it fits only so

@@ -323,6 +323,8 @@ absl::StatusOr<PlacementOptions> ToPlacement(const sluice_options& o) {
       CheckRange(o.lowest_param_tier, SLUICE_HBM, SLUICE_NVME, "lowest_param_tier"));
   SLUICE_RETURN_IF_ERROR(
       CheckRange(o.lowest_state_tier, SLUICE_HBM, SLUICE_NVME, "lowest_state_tier"));
+  SLUICE_RETURN_IF_ERROR(CheckRange(o.reduction, 0, 1, "reduction"));
+  placement.reduction = static_cast<ReductionMode>(o.reduction);
   placement.lowest_param_tier = static_cast<Tier>(o.lowest_param_tier);
   placement.lowest_state_tier = static_cast<Tier>(o.lowest_state_tier);
   SLUICE_RETURN_IF_ERROR(

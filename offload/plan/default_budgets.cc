@@ -34,6 +34,7 @@ Budgets DefaultBudgets(const Budgets& given, const ModelLayout& layout,
   if (layout.sharding().params) params += largest + largest;
   Placement exchange;
   exchange.hbm_in_place = options.hbm_in_place;
+  exchange.reduction = options.reduction;
   exchange.shards_may_go = layout.sharding().params;
   SumUpExchange(layout, &exchange);
   params += exchange.exchange(Tier::kHbm);

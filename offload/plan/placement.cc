@@ -58,6 +58,7 @@ class Placer {
   absl::StatusOr<Placement> Run() {
     p_.io_alignment = options_.io_alignment;
     p_.hbm_in_place = options_.hbm_in_place;
+    p_.reduction = options_.reduction;
     p_.device_sums = options_.highest_state_tier == Tier::kHbm;
     p_.task_elements = options_.task_elements;
     for (const UnitLayout& unit : layout_.units())

@@ -50,6 +50,13 @@ inline constexpr int kBuffersMin = 2;
 inline constexpr int kExchanges = 2;
 inline constexpr int kStagingBuffers = kExchanges + 1;
 
+// How gradients are added up over ranks: in the order of ranks, in fp32, so that the bits depend on
+// nothing else; or as the communicator's own reduce-scatter does it, in the gradients' type.
+enum class ReductionMode : uint8_t { kOrdered = 0, kLibrary = 1 };
+constexpr const char* Name(ReductionMode mode) {
+  return mode == ReductionMode::kOrdered ? "ordered" : "library";
+}
+
 // Of chunks whose states stay, how many are updated at a time: no worker waits for the next.
 constexpr int ResidentUpdates(int workers) { return 2 * workers + 2; }
 
@@ -75,6 +82,7 @@ struct PlacementOptions {
   Bytes copy_bytes = MiB(1);
   int64_t task_elements = 3 * kPieceElements;
   int workers = 1;  // that update
+  ReductionMode reduction = ReductionMode::kOrdered;
 };
 
 // What pinned memory must hold whatever the budgets: the smallest pinned budget, and of what it is.
@@ -108,6 +116,7 @@ struct Placement {
   bool hbm_in_place = false;
   bool shards_may_go = false;  // parameters that ranks share may live where they can't be sent from
   bool device_sums = false;    // squares may be summed in HBM, even if none are there now
+  ReductionMode reduction = ReductionMode::kOrdered;
   int64_t task_elements = 0;
 
   std::vector<Bytes> slot_bytes;  // by unit: room in HBM for compute, aligned
@@ -126,7 +135,8 @@ struct Placement {
   Bytes state_buffer_bytes;  // of one
   Bytes param_buffer_bytes;  // of the largest chunk, or several
   Bytes grad_buffer_bytes;
-  // Among ranks: of the largest unit, its gradients, and what others have of this rank's shard.
+  // Among ranks: of the largest unit, its gradients, and what others have of this rank's shard,
+  // which only an ordered sum asks for.
   Bytes staging_buffer_bytes;
   Bytes received_buffer_bytes;
   Bytes served_bytes;      // this rank's largest shard of parameters, if any may have to be brought

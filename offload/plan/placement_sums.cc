@@ -58,7 +58,7 @@ void SumUpExchange(const ModelLayout& layout, Placement* p) {
       p->served_bytes =
           std::max(p->served_bytes, RoundUp(unit.shard_bytes(sharding.rank), kSlotAlignment));
     }
-    const int64_t others = sharding.ranks - 1;
+    const int64_t others = p->reduction == ReductionMode::kOrdered ? sharding.ranks - 1 : 0;
     const Bytes received =
         Bytes(unit.updated.shard(sharding.rank).size() * others * SizeOf(unit.types.grad));
     p->staging_buffer_bytes =
@@ -67,7 +67,7 @@ void SumUpExchange(const ModelLayout& layout, Placement* p) {
         std::max(p->received_buffer_bytes, RoundUp(received, kSlotAlignment));
   }
   // Of ranks that have little, as large as a buffer must be.
-  if (p->staging_buffer_bytes > Bytes(0))
+  if (p->staging_buffer_bytes > Bytes(0) && p->reduction == ReductionMode::kOrdered)
     p->received_buffer_bytes = std::max(p->received_buffer_bytes, kSlotAlignment);
 }
 

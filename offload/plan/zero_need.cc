@@ -13,7 +13,7 @@ namespace sluice {
 
 namespace {
 
-// "12P", "B*g", "2P*g/N".
+// "12P", "B*g", "2P*g/N", "4L*(N-1)/N".
 std::string Named(ZeroOf of, const std::string& factor) {
   switch (of) {
     case ZeroOf::kAll:
@@ -26,8 +26,16 @@ std::string Named(ZeroOf of, const std::string& factor) {
       return factor + "P*g";
     case ZeroOf::kTwoUnits:
       return factor + "T";
+    case ZeroOf::kLargest:
+      return factor + "L";
+    case ZeroOf::kLargestRank:
+      return factor + "L/N";
+    case ZeroOf::kLargestRest:
+      return factor + "L*(N-1)/N";
     case ZeroOf::kBuffers:
       return "B*g";
+    case ZeroOf::kRooms:
+      return "(B+E)*g";
   }
   return "";
 }
@@ -39,10 +47,13 @@ class Reckoner {
       : model_(model), way_(way), rank_(rank), host_first_(rank - rank % model.gpus_per_host) {
     param_ = Bytes(model.types.param.size() * kCellElements);
     grad_ = Bytes(SizeOf(model.types.grad) * kCellElements);
-    const std::optional<FloatType> copy = model.types.param.floats();
+    // As ChunkLayout::copy_type has it: what is on the tiers keeps fp32 masters whole.
+    std::optional<FloatType> copy = model.types.param.floats();
+    if (copy == FloatType::kF32) copy.reset();
     state_ = model.format->bytes(kCellElements, copy);
     need_.way = way;
     need_.buffers = buffers;
+    need_.exchange_tier = model.exchange_tier;
   }
 
   ZeroNeed Run() {
@@ -59,6 +70,8 @@ class Reckoner {
       Add(&need_.gpu_moving, ZeroOf::kTwoUnits, param_);
     if (states_leave || (way_.stage >= 2 && many)) Add(&need_.gpu_moving, ZeroOf::kTwoUnits, grad_);
 
+    if (many) AddExchange(params_leave);
+
     if (way_.params == Tier::kPinned) Add(&need_.ram, ZeroOf::kAll, param_);
     if (way_.params == Tier::kNvme) Add(&need_.nvme, ZeroOf::kHost, param_);
     const ZeroOf grads_of = way_.stage >= 2 ? ZeroOf::kHost : ZeroOf::kAllEachRank;
@@ -74,14 +87,26 @@ class Reckoner {
     } else {
       need_.ram_least = need_.ram;
     }
+    const bool exchange_in_ram = many && model_.exchange_tier != Tier::kHbm;
+    const Bytes rooms = need_.buffers + (exchange_in_ram ? need_.exchange.sum() : Bytes(0));
     for (ZeroFigure* ram : {&need_.ram, &need_.ram_least}) {
-      ram->terms.push_back(
-          {.of = ZeroOf::kBuffers, .cell = Bytes(0), .bytes = need_.buffers * HostRanks()});
+      ram->terms.push_back({.of = exchange_in_ram ? ZeroOf::kRooms : ZeroOf::kBuffers,
+                            .cell = Bytes(0),
+                            .bytes = rooms * HostRanks()});
     }
     return std::move(need_);
   }
 
  private:
+  // Shards are sent from HBM alone, or from RAM where that is in place (Placement::SentFromHome).
+  void AddExchange(bool params_leave) {
+    const bool in_ram = model_.exchange_tier != Tier::kHbm;
+    Add(&need_.exchange, ZeroOf::kLargest, grad_ * kStagingBuffers);
+    Add(&need_.exchange, ZeroOf::kLargestRest, grad_ * kExchanges);
+    if (params_leave && (way_.params == Tier::kNvme || !in_ram))
+      Add(&need_.exchange, ZeroOf::kLargestRank, param_);
+  }
+
   int64_t HostRanks() const { return std::min(model_.gpus_per_host, model_.gpus - host_first_); }
 
   int64_t HostElements() const {
@@ -111,7 +136,17 @@ class Reckoner {
       case ZeroOf::kTwoUnits:
         bytes = bytes_of(model_.two_units());
         break;
+      case ZeroOf::kLargest:
+        bytes = bytes_of(model_.largest_unit());
+        break;
+      case ZeroOf::kLargestRank:
+        bytes = bytes_of((model_.largest_unit() + model_.gpus - 1) / model_.gpus);
+        break;
+      case ZeroOf::kLargestRest:
+        bytes = bytes_of(model_.largest_unit() - model_.largest_unit() / model_.gpus);
+        break;
       case ZeroOf::kBuffers:
+      case ZeroOf::kRooms:
         break;
     }
     figure->terms.push_back({.of = of, .cell = cell, .bytes = bytes});
@@ -196,6 +231,8 @@ int64_t ZeroModel::two_units() const {
   }
   return largest[0] + largest[1];
 }
+
+int64_t ZeroModel::largest_unit() const { return *std::ranges::max_element(units); }
 
 int64_t ZeroModel::share(int64_t rank) const {
   return parameters() / gpus + (rank < parameters() % gpus ? 1 : 0);

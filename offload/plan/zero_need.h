@@ -6,12 +6,17 @@
 // about activations, and nothing about time. Pure.
 //
 // Every figure is a sum of terms, and its formula is written from the same terms. With P parameters
-// on N GPUs, g of them on each host, T parameters in the two largest units, and B the buffers that
-// each rank moves things through: a stage says what is divided by N (nothing; states; and
-// gradients; and parameters). What was gathered for compute, or made by it and not yet sent on, is
-// of two units at a time: it moves, the rest is kept. RAM and drives are shared by the ranks of a
-// host, so that a rank's part is there g times, but parameters that are kept in RAM are once.
-// States on a drive leave gradients and buffers in RAM, and gradients too can go to the drive.
+// on N GPUs, g of them on each host, T parameters in the two largest units, L in the largest, B the
+// buffers that each rank moves things through, and E those that gradients pass through among ranks:
+// a stage says what is divided by N (nothing; states; and gradients; and parameters). What was
+// gathered for compute, or made by it and not yet sent on, is of two units at a time: it moves, the
+// rest is kept. RAM and drives are shared by the ranks of a host, so that a rank's part is there g
+// times, but parameters that are kept in RAM are once. States on a drive leave gradients and
+// buffers in RAM, and gradients too can go to the drive.
+//
+// E is as Placement has it: kStagingBuffers of the largest unit's gradients, kExchanges of what the
+// others have of this rank's shard of it, and, where parameters that ranks share can't be sent from
+// where they live, its shard of them. It is where compute is.
 //
 // P/N is whole parameters, the first ranks have those that are left over. What is there in the end
 // lies in whole cells (core/grid.h), which adds little to all but tiny models.
@@ -57,12 +62,15 @@ struct ZeroModel {
   std::shared_ptr<const StateFormat> format;
   int64_t gpus = 1;           // to kGpusMax
   int64_t gpus_per_host = 1;  // to kGpusPerHostMax; the last host may have fewer
+  // Where ranks exchange: kPinned where they compute in RAM, in place (Placement::exchange_tier).
+  Tier exchange_tier = Tier::kHbm;
   // The most that a chunk spans in a layout (ModelLayout) of so many parameters, whose states are
   // no lower than `states`.
   std::function<int64_t(int64_t parameters, Tier states)> chunk_elements;
 
   int64_t parameters() const;         // P
   int64_t two_units() const;          // T
+  int64_t largest_unit() const;       // L
   int64_t share(int64_t rank) const;  // P/N
 };
 
@@ -73,7 +81,11 @@ enum class ZeroOf : uint8_t {
   kHost,         // P g/N
   kAllEachRank,  // P g
   kTwoUnits,     // T
-  kBuffers       // B g: no parameters
+  kLargest,      // L
+  kLargestRank,  // L/N
+  kLargestRest,  // L/N, of all ranks but one
+  kBuffers,      // B g: no parameters
+  kRooms         // (B+E) g: likewise
 };
 
 struct ZeroTerm {
@@ -93,15 +105,18 @@ struct ZeroNeed {
   ZeroWay way;
   ZeroFigure gpu_kept;
   ZeroFigure gpu_moving;
+  ZeroFigure exchange;  // E, of a rank: in HBM, or in `ram` too
+  Tier exchange_tier;
   ZeroFigure ram;   // of a host
   ZeroFigure nvme;  // of a host
   // With gradients on the drive, where states are; else as above.
   ZeroFigure ram_least;
   ZeroFigure nvme_most;
   Bytes buffers;      // B
-  Bytes kept_in_ram;  // ram, without buffers
+  Bytes kept_in_ram;  // ram, without buffers and exchange
 
-  Bytes gpu() const { return gpu_kept.sum() + gpu_moving.sum(); }
+  Bytes gpu_exchange() const { return exchange_tier == Tier::kHbm ? exchange.sum() : Bytes(0); }
+  Bytes gpu() const { return gpu_kept.sum() + gpu_moving.sum() + gpu_exchange(); }
 };
 
 // Of rank `rank`, and of its host, for all ZeroWays(); no other needs more than rank 0.

@@ -19,6 +19,7 @@
 #include "fmt/format.h"
 #include "offload/plan/default_budgets.h"
 #include "offload/plan/ram_need.h"
+#include "offload/run/reduction_trial.h"
 
 namespace sluice {
 
@@ -309,6 +310,7 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> TryToMakeRuntime(const ModelSpec
     HostView view = LookAtHost(FilesBelow(""), FindAllowedCores().value_or(AllowedCores()), limits);
     view.need = need.value();
     view.exchanges = static_cast<int64_t>(PlaceOf(device.kind, config.link_bytes_per_second));
+    view.reduction = static_cast<int64_t>(config.placement.reduction);
     if (device.memory_free) view.hbm_left = device.memory_free->value();
     return ExchangeViews(view, ranks->agreement.get());
   };
@@ -316,6 +318,9 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> TryToMakeRuntime(const ModelSpec
     SLUICE_ASSIGN_OR_RETURN(const std::vector<HostView> views, look(Bytes(0), ReadMemoryLimits()));
     SLUICE_RETURN_IF_ERROR(CheckSameExchange(views, config.sharding.rank, device.reason));
     config.share = ShareOf(views, config.sharding.rank);
+    // NCCL can; what is supplied for the host is asked.
+    if (config.placement.reduction == ReductionMode::kLibrary && device.kind == DeviceKind::kHost)
+      SLUICE_RETURN_IF_ERROR(TryLibraryReduction(ranks->gradients.get()));
   }
   SLUICE_ASSIGN_OR_RETURN(Plan plan, MakePlan(spec, config, device));
   if (*ranks && !plan.placement.hbm_in_place && ranks->values == nullptr) {

@@ -63,7 +63,8 @@ GradExchange::GradExchange(const Context& context, Communicator* communicator, A
       asks_(std::move(asks)),
       shared_(context.layout->sharding().states),
       in_place_(context.placement->hbm_in_place),
-      under_way_max_(shared_ ? context.memory->received_buffers.count() : 1),
+      ordered_(context.placement->reduction == ReductionMode::kOrdered),
+      under_way_max_(shared_ ? kExchanges : 1),
       units_(context.layout->units().size()),
       given_(context.layout->tensors().size(), 0),
       collected_(context.layout->tensors().size(), 0),
@@ -261,8 +262,9 @@ void GradExchange::Pump() {
       staging = TakeStaging(true);
       if (staging.empty()) return;
     }
-    const MemoryView received = context_.memory->received_buffers.TryTake();
-    SLUICE_CHECK(!received.empty());
+    MemoryView received;
+    if (ordered_) received = context_.memory->received_buffers.TryTake();
+    SLUICE_CHECK(received.empty() != ordered_);
     agreed_.pop_front();
     Begin(next, staging, received);
   }
@@ -345,7 +347,7 @@ void GradExchange::End(Reduction* reduction, const absl::Status& status) {
   Unit& unit = At(reduction->unit());
   context_.trace->Record(track_, "reduce", reduction->unit().value(), reduction->began(),
                          context_.clock->Now());
-  context_.memory->received_buffers.Give(reduction->received());
+  if (ordered_) context_.memory->received_buffers.Give(reduction->received());
   context_.memory->staging_buffers.Give(reduction->staging());
   free_reductions_.push_back(reduction);
   --under_way_;

@@ -6,6 +6,10 @@
 // to Gradients, as if it had been given so. Where gradients are not shared, the sums are gathered
 // on all ranks first.
 //
+// In the library's mode (ReductionMode) a reduce-scatter of the communicator's brings each rank the
+// sum of its shard, in place, and what is left is to divide it. The rest is the same: sums are made
+// once and then gathered, so all ranks have the same bits whatever the library's are.
+//
 // A unit is reduced when every rank has said that it has it, or that it won't: a rank that has
 // given its first gradient of an iteration says so of all units that it has not acquired in it. In
 // a window, which ends when every rank has said that nothing more comes, a rank may also lack what
@@ -195,6 +199,7 @@ class GradExchange {
   const Asks asks_;
   const bool shared_;    // each rank keeps its shard's only
   const bool in_place_;  // the host reaches what was given, and staging
+  const bool ordered_;   // ReductionMode
   const size_t under_way_max_;
   std::vector<Unit> units_;
   std::vector<uint8_t> given_;  // by tensor

@@ -11,6 +11,7 @@
 #include "comm/run_op.h"
 #include "core/status.h"
 #include "fmt/format.h"
+#include "offload/plan/placement.h"
 #include "offload/plan/ram_need.h"
 
 namespace sluice {
@@ -84,6 +85,16 @@ absl::Status CheckSameExchange(std::span<const HostView> by_rank, Rank rank,
         "rank {} computes {} and rank 0 {}: all must compute on the same kind of device (rank {}: "
         "{}); name it, and the rank that lacks it says why",
         r, words(r), words(0), rank.value(), reason));
+  }
+  const auto mode = [&](size_t r) {
+    return Name(static_cast<ReductionMode>(by_rank[r].reduction));
+  };
+  for (size_t r = 1; r < by_rank.size(); ++r) {
+    if (by_rank[r].reduction == by_rank[0].reduction) continue;
+    return absl::FailedPreconditionError(
+        fmt::format("the reduction of rank {} is '{}' and that of rank 0 '{}': it must be the same "
+                    "on all ranks",
+                    r, mode(r), mode(0)));
   }
   return absl::OkStatus();
 }

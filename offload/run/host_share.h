@@ -42,6 +42,7 @@ struct HostView {
   int64_t need = 0;                              // bytes that the rank is about to take
   int64_t hbm_left = kUnknown;                   // bytes of its GPU
   int64_t exchanges = 0;                         // an ExchangePlace
+  int64_t reduction = 0;                         // a ReductionMode
   std::array<uint64_t, kCoresMax / 64> cores{};  // a bit for each that it may run on
 };
 static_assert(std::has_unique_object_representations_v<HostView>);
@@ -65,8 +66,8 @@ struct HostShare {
 // Where the rank computes, and so exchanges: all must do so in one way.
 enum class ExchangePlace : int64_t { kInPlace, kBehindLink, kOnGpu };
 
-// Errors, on all ranks: FailedPrecondition naming two ranks that compute elsewhere. `reason`: why
-// this one does where it does.
+// Errors, on all ranks: FailedPrecondition naming two ranks that compute elsewhere, or add up
+// gradients in another way. `reason`: why this one computes where it does.
 absl::Status CheckSameExchange(std::span<const HostView> by_rank, Rank rank,
                                const std::string& reason);
 

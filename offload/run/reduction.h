@@ -1,7 +1,7 @@
 // offload/run/reduction.h
 //
 // One unit's gradients while the ranks add them up: exchange -> sum -> [gather] -> parts handed on.
-// Internal to GradExchange.
+// In the library's mode the exchange adds, and the sum is of one. Internal to GradExchange.
 //
 // Threads: the control thread; sums run on workers, or on the device. Lives as long as the
 // GradExchange; used again and again.
@@ -43,13 +43,12 @@ class GradExchange::Reduction final : public Event {
         ends_(EndsOfOneEach(owner->communicator_->ranks())),
         zeroing_(this),
         summing_(this) {
-    op_.receive = {.views = receive_, .ends = ends_};
     op_.inbox = owner->context_.inbox;
     op_.event = this;
   }
 
   // `staging`: the unit's gradients as the unit is laid out; `received`: room for what the others
-  // have of this rank's shard.
+  // have of this rank's shard, in the ordered mode.
   void Take(UnitIndex unit, MemoryView staging, MemoryView received) {
     unit_ = unit;
     staging_ = staging;
@@ -71,6 +70,12 @@ class GradExchange::Reduction final : public Event {
     return true;
   }
   void Exchange() {
+    owner_->ordered_ ? ExchangeAll() : ReduceScatter();
+    op_.send = {.views = send_, .ends = ends_};
+    op_.tag = unit_.value();
+    owner_->communicator_->Enqueue(&op_);
+  }
+  void ExchangeAll() {
     const ElementRange mine = shard(rank());
     const size_t bytes = static_cast<size_t>(mine.size() * size());
     addends_ = {.own = Of(mine).data(),
@@ -86,9 +91,16 @@ class GradExchange::Reduction final : public Event {
       at += own ? 0 : bytes;
     }
     op_.kind = CommKind::kAllToAll;
-    op_.send = {.views = send_, .ends = ends_};
-    op_.tag = unit_.value();
-    owner_->communicator_->Enqueue(&op_);
+    op_.receive = {.views = receive_, .ends = ends_};
+  }
+  // To where this rank's own shard is.
+  void ReduceScatter() {
+    for (uint32_t r = 0; r < send_.size(); ++r) send_[r] = Of(shard(Rank(r)));
+    receive_[0] = Of(shard(rank()));
+    addends_ = {.own = receive_[0].data()};
+    op_.kind = CommKind::kReduceScatter;
+    op_.type = type();
+    op_.receive = {.views = std::span<const MemoryView>(receive_).first(1), .ends = {}};
   }
 
   // Adds up this rank's shard, in place: where it is, on workers or on the device.
@@ -111,8 +123,8 @@ class GradExchange::Reduction final : public Event {
     const int64_t begin = first * size();
     Addends from = addends_;
     from.own += begin;
-    from.others += begin;
-    OrderedSumOn(stream, from, type(), 1.0f / static_cast<float>(from.ranks),
+    if (from.ranks > 1) from.others += begin;
+    OrderedSumOn(stream, from, type(), 1.0f / static_cast<float>(send_.size()),
                  Of(shard(rank())).data() + begin, static_cast<size_t>(last - first));
   }
   void OnePieceSummed() {
@@ -126,6 +138,7 @@ class GradExchange::Reduction final : public Event {
     send_[0] = receive_[rank().value()];
     op_.kind = CommKind::kAllGather;
     op_.send = {.views = std::span<const ConstMemoryView>(send_).first(1), .ends = {}};
+    op_.receive = {.views = receive_, .ends = ends_};
     owner_->communicator_->Enqueue(&op_);
   }
 

@@ -165,12 +165,14 @@ Json TrafficList(const RankLinks& links) {
   return list;
 }
 
-Json RanksObject(const Sharding& sharding, const RuntimeOptions& options, const Ranks* ranks) {
+Json RanksObject(const Sharding& sharding, ReductionMode reduction, const RuntimeOptions& options,
+                 const Ranks* ranks) {
   Json object = {{"rank", sharding.rank.value()},
                  {"ranks", sharding.ranks},
                  {"local_rank", options.share.local_rank},
                  {"local_ranks", options.share.local_ranks},
                  {"zero_stage", options.zero_stage},
+                 {"reduction", Name(reduction)},
                  {"communication", "one rank"},
                  {"rounds", 0},
                  {"traffic", Json::array()}};
@@ -225,7 +227,7 @@ std::string OffloadRuntime::ReportJson() const {
   report["pinned_huge_page_bytes"] = huge ? Json(huge->value()) : Json(nullptr);
   report["memory"] = seams_.host_memory->description() +
                      (seams_.ram_unchecked.empty() ? "" : "; " + seams_.ram_unchecked);
-  report["ranks"] = RanksObject(layout_.sharding(), options_, ranks_.get());
+  report["ranks"] = RanksObject(layout_.sharding(), placement_.reduction, options_, ranks_.get());
   report["update_rule"] = update_.rule().name();
   report["vector_target"] = VectorTarget();
   report["paths"] = std::move(paths);

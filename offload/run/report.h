@@ -74,6 +74,7 @@
 //   ranks.local_rank             which of those of this host
 //   ranks.local_ranks            how many these are
 //   ranks.zero_stage             as asked for
+//   ranks.reduction              how gradients are added up: ordered, or library
 //   ranks.communication          how they reach each other
 //   ranks.rounds                 of agreement on what comes next
 //   ranks.traffic                by group and kind: operations, sent_bytes, received_bytes

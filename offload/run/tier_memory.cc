@@ -59,6 +59,8 @@ absl::StatusOr<TierMemory> TierMemory::Make(const ModelLayout& layout, const Pla
     SLUICE_ASSIGN_OR_RETURN(
         memory.staging_buffers,
         CarvePool(exchange, placement.staging_buffer_bytes, kStagingBuffers, kSlotAlignment));
+  }
+  if (placement.received_buffer_bytes > Bytes(0)) {
     SLUICE_ASSIGN_OR_RETURN(
         memory.received_buffers,
         CarvePool(exchange, placement.received_buffer_bytes, kExchanges, kSlotAlignment));

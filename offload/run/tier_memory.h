@@ -53,7 +53,7 @@ struct TierMemory {
   BufferPool grad_buffers;  // that gradients pass through which live on NVMe
   // Among ranks, in HBM, or in pinned memory where that is the same:
   BufferPool staging_buffers;   // this rank's gradients of a unit
-  BufferPool received_buffers;  // and the others' of this rank's shard
+  BufferPool received_buffers;  // and the others' of this rank's shard, for an ordered sum
   MemoryView served_shard;      // of a unit, while it is sent to ranks that need it
   BufferPool add_buffers;       // in HBM: what is added to gradients that live there passes through
   BlockMap blocks;

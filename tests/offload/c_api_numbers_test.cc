@@ -57,6 +57,7 @@ constexpr Field kOptions[] = {
     OPTION(zero_stage, 'i'),
     OPTION(rank_timeout_ms, 'i'),
     OPTION(comm_groups, 'u'),
+    OPTION(reduction, 'l'),
 };
 #undef OPTION
 #define GROUP(field, kind) \

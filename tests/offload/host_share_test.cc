@@ -201,6 +201,18 @@ RC_GTEST_PROP(HostShareTest, RanksComputeInOneWayOrAreRefused, ()) {
   }
 }
 
+RC_GTEST_PROP(HostShareTest, RanksAddUpInOneWayOrAreRefused, ()) {
+  std::vector<HostView> views(*rc::gen::inRange<size_t>(1, 6));
+  for (HostView& view : views) view.reduction = *rc::gen::inRange<int64_t>(0, 2);
+  const bool same = std::ranges::all_of(
+      views, [&](const HostView& view) { return view.reduction == views[0].reduction; });
+  for (uint32_t r = 0; r < views.size(); ++r) {
+    const absl::Status status = CheckSameExchange(views, Rank(r), "the reason");
+    RC_ASSERT(status.ok() == same);
+    RC_ASSERT(same || status.message().find("must be the same") != std::string_view::npos);
+  }
+}
+
 TEST(HostShareTest, ALookKnowsTheKernelTheCoresAndTheLimit) {
   const AllowedCores odd{.cores = {0, 63, 64, 1023, 1024, 9999}, .count = 6};
   const HostView real = LookAtHost(FilesBelow(""), odd, ReadMemoryLimits());

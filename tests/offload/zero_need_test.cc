@@ -2,6 +2,7 @@
 
 #include "offload/plan/zero_need.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
@@ -10,37 +11,16 @@
 #include <set>
 
 #include "core/status.h"
-#include "optim/adamw_rule.h"
+#include "tests/offload/zero_model.h"
 
 namespace sluice {
 namespace {
 
+using testing::EqualUnits;
+using testing::Model;
+using testing::Needs;
+
 constexpr int64_t kBillion = 1'000'000'000;
-
-std::vector<int64_t> EqualUnits(int64_t parameters, int64_t count) {
-  std::vector<int64_t> units(static_cast<size_t>(count), parameters / count);
-  units.back() += parameters % count;
-  return units;
-}
-
-ZeroModel Model(std::vector<int64_t> units, int64_t gpus, int64_t per_host,
-                UnitTypes types = {FloatType::kBf16, FloatType::kBf16}) {
-  return {.units = std::move(units),
-          .types = types,
-          .format = MakeFp32States(MakeAdamW()->fields()),
-          .gpus = gpus,
-          .gpus_per_host = per_host,
-          .chunk_elements = [](int64_t parameters, Tier /*states*/) {
-            return std::max(12 * kCellElements,
-                            (parameters / (1 << 14) / kCellElements + 1) * kCellElements);
-          }};
-}
-
-std::vector<ZeroNeed> Needs(const ZeroModel& model, int64_t rank = 0) {
-  absl::StatusOr<std::vector<ZeroNeed>> needs = ZeroNeedsOf(model, rank);
-  SLUICE_CHECK_MSG(needs.ok(), Message(needs.status()));
-  return *std::move(needs);
-}
 
 const ZeroNeed& Of(const std::vector<ZeroNeed>& needs, const ZeroWay& way) {
   return *std::ranges::find(needs, way, &ZeroNeed::way);
@@ -56,6 +36,7 @@ ZeroModel AnyModel() {
                {*rc::gen::elementOf(types), *rc::gen::elementOf(types)});
 }
 
+// What gradients pass through among ranks is beside them.
 TEST(ZeroNeedTest, SevenBillionOnFourGpusAreTheKnownFigures) {
   const auto needs = Needs(Model(EqualUnits(7 * kBillion, 32), 4, 4));
   const Bytes figures[] = {Bytes(112 * kBillion), Bytes(49 * kBillion), Bytes(77 * kBillion / 2),
@@ -67,6 +48,35 @@ TEST(ZeroNeedTest, SevenBillionOnFourGpusAreTheKnownFigures) {
     EXPECT_EQ(need.gpu_kept.formula(), formulas[stage]);
     EXPECT_EQ(need.nvme.formula(), "0");
     EXPECT_EQ(need.ram.sum(), need.buffers * 4);
+    // Of a unit of 218.75 million: three times its gradients, and twice three quarters of them.
+    EXPECT_EQ(need.exchange.formula(), "6L + 4L*(N-1)/N");
+    EXPECT_EQ(need.gpu_exchange(), Bytes(1'312'500'000 + 656'250'000));
+    EXPECT_EQ(need.gpu(), need.gpu_kept.sum() + need.gpu_moving.sum() + need.gpu_exchange());
+  }
+}
+
+// Computed in RAM, it is there, for each rank of the host.
+TEST(ZeroNeedTest, TheExchangeIsWhereComputeIs) {
+  ZeroModel model = Model(EqualUnits(1'200'000'000, 12), 6, 3);
+  const auto on_gpus = Needs(model);
+  model.exchange_tier = Tier::kPinned;
+  const auto in_ram = Needs(model);
+  for (size_t i = 0; i < on_gpus.size(); ++i) {
+    const ZeroNeed &gpu = on_gpus[i], &ram = in_ram[i];
+    EXPECT_EQ(ram.gpu_exchange(), Bytes(0));
+    EXPECT_EQ(ram.gpu(), gpu.gpu() - gpu.gpu_exchange());
+    EXPECT_EQ(ram.kept_in_ram, gpu.kept_in_ram);
+    EXPECT_EQ(ram.ram.sum(), gpu.ram.sum() + ram.exchange.sum() * 3);
+    EXPECT_EQ(ram.ram_least.sum(), gpu.ram_least.sum() + ram.exchange.sum() * 3);
+    EXPECT_THAT(ram.ram.formula(), ::testing::EndsWith("(B+E)*g"));
+    // Parameters in RAM are sent from there, if that is where compute is.
+    const bool served = gpu.way.params != Tier::kHbm;
+    const bool served_in_ram = gpu.way.params == Tier::kNvme;
+    constexpr int64_t kL = 100'000'000;
+    EXPECT_EQ(gpu.exchange.sum(),
+              Bytes(6 * kL + 4 * (kL - kL / 6) + (served ? 2 * ((kL + 5) / 6) : 0)));
+    EXPECT_EQ(ram.exchange.sum(),
+              Bytes(6 * kL + 4 * (kL - kL / 6) + (served_in_ram ? 2 * ((kL + 5) / 6) : 0)));
   }
 }
 
@@ -124,8 +134,7 @@ RC_GTEST_PROP(ZeroNeedTest, RanksTogetherHaveTheWhole, ()) {
   const ZeroModel model = AnyModel();
   const int64_t p = model.parameters();
   const int64_t param = model.types.param.size(), grad = SizeOf(model.types.grad);
-  // An fp32 parameter is its own master.
-  const int64_t state = model.types.param == FloatType::kF32 ? 8 : 12;
+  constexpr int64_t kState = 12;
   const auto ways = ZeroWays();
   std::vector<int64_t> gpus(ways.size()), ram(ways.size()), nvme(ways.size());
   int64_t hosts = 0;
@@ -144,7 +153,7 @@ RC_GTEST_PROP(ZeroNeedTest, RanksTogetherHaveTheWhole, ()) {
     const auto [stage, states, params] = ways[i];
     const int64_t all_params = param * p * (stage == 3 ? 1 : model.gpus);
     const int64_t all_grads = grad * p * (stage >= 2 ? 1 : model.gpus);
-    const int64_t all_states = state * p * (stage >= 1 ? 1 : model.gpus);
+    const int64_t all_states = kState * p * (stage >= 1 ? 1 : model.gpus);
     std::map<Tier, int64_t> wanted;
     wanted[params] += params == Tier::kPinned ? param * p * hosts : all_params;
     wanted[states] += all_states;
@@ -235,7 +244,7 @@ TEST(ZeroNeedTest, TheTwoLargestUnitsMove) {
   EXPECT_EQ(Model({1, 2, 3, 4}, 2, 2).two_units(), 7);
 }
 
-class ZeroChoiceTest : public testing::Test {
+class ZeroChoiceTest : public ::testing::Test {
  protected:
   ZeroWay Recommended(Bytes hbm, std::optional<Bytes> ram, std::optional<Bytes> nvme) const {
     const auto best = RecommendZero(needs_, {hbm, ram, nvme, 20});
@@ -248,29 +257,29 @@ class ZeroChoiceTest : public testing::Test {
 
 TEST_F(ZeroChoiceTest, TheLeastThatIsOffloadedAndThenTheLowestStage) {
   const auto none = std::nullopt;
-  EXPECT_EQ(Recommended(GB(140), none, none), ZeroWay{.stage = 0});
-  EXPECT_EQ(Recommended(GB(139), none, none), ZeroWay{.stage = 1});
-  EXPECT_EQ(Recommended(GB(50), none, none), ZeroWay{.stage = 2});
+  EXPECT_EQ(Recommended(GB(143), none, none), ZeroWay{.stage = 0});
+  EXPECT_EQ(Recommended(GB(142), none, none), ZeroWay{.stage = 1});
+  EXPECT_EQ(Recommended(GB(52), none, none), ZeroWay{.stage = 2});
   EXPECT_EQ(Recommended(GB(40), none, none), ZeroWay{.stage = 3});
-  EXPECT_EQ(Recommended(GB(33), GB(200), none), (ZeroWay{3, Tier::kHbm, Tier::kPinned}));
+  EXPECT_EQ(Recommended(GB(36), GB(200), none), (ZeroWay{3, Tier::kHbm, Tier::kPinned}));
   EXPECT_EQ(Recommended(GB(24), GB(500), GB(999)), (ZeroWay{2, Tier::kPinned, Tier::kHbm}));
   EXPECT_EQ(Recommended(GB(24), GB(90), GB(999)), (ZeroWay{2, Tier::kNvme, Tier::kHbm}));
-  EXPECT_EQ(Recommended(GB(7), GB(110), GB(999)), (ZeroWay{3, Tier::kPinned, Tier::kHbm}));
-  EXPECT_EQ(Recommended(GB(3), GB(1000), GB(999)), (ZeroWay{3, Tier::kPinned, Tier::kPinned}));
+  EXPECT_EQ(Recommended(GB(10), GB(110), GB(999)), (ZeroWay{3, Tier::kPinned, Tier::kHbm}));
+  EXPECT_EQ(Recommended(GB(5), GB(1000), GB(999)), (ZeroWay{3, Tier::kPinned, Tier::kPinned}));
   // Gradients on NVMe, so that parameters may be in RAM.
-  EXPECT_EQ(Recommended(GB(3), GB(20), GB(999)), (ZeroWay{3, Tier::kNvme, Tier::kPinned}));
-  EXPECT_EQ(Recommended(GB(3), GB(13), GB(999)), (ZeroWay{3, Tier::kNvme, Tier::kNvme}));
+  EXPECT_EQ(Recommended(GB(5), GB(20), GB(999)), (ZeroWay{3, Tier::kNvme, Tier::kPinned}));
+  EXPECT_EQ(Recommended(GB(5), GB(13), GB(999)), (ZeroWay{3, Tier::kNvme, Tier::kNvme}));
   EXPECT_EQ(Recommended(GB(1), GB(20), GB(999)).stage, -1);
   EXPECT_EQ(Recommended(GB(24), none, none).stage, -1);  // RAM is not known
 }
 
-// 1.75 GB are needed: of 2 GB that is tight, and of what is tight the least is taken.
+// 1.75 and 2.08 GB are needed: of 4 GB that is tight, and of what is tight the least is taken.
 TEST_F(ZeroChoiceTest, WhatIsTightIsTakenOnlyIfNothingFitsWell) {
-  const ZeroMachine machine{GB(2), GB(1000), GB(999), 20};
+  const ZeroMachine machine{GB(4), GB(1000), GB(999), 20};
   EXPECT_EQ(JudgeZero(Of(needs_, {3, Tier::kPinned, Tier::kPinned}), machine).fit, ZeroFit::kTight);
-  EXPECT_EQ(Recommended(GB(2), GB(1000), GB(999)), (ZeroWay{3, Tier::kPinned, Tier::kPinned}));
-  EXPECT_EQ(Recommended(GB(29), std::nullopt, std::nullopt).stage, -1);
-  EXPECT_EQ(Recommended(GB(30), std::nullopt, std::nullopt), ZeroWay{.stage = 3});
+  EXPECT_EQ(Recommended(GB(4), GB(1000), GB(999)), (ZeroWay{3, Tier::kPinned, Tier::kPinned}));
+  EXPECT_EQ(Recommended(GB(31), std::nullopt, std::nullopt).stage, -1);
+  EXPECT_EQ(Recommended(GB(32), std::nullopt, std::nullopt), ZeroWay{.stage = 3});
 }
 
 // A byte less of any tier is too little, and is said of that tier.

@@ -52,6 +52,10 @@ def given(stage, where, path=None, accumulation=1, **changes):
     return config(None, zero_optimization=zero, **{**sizes, **changes})
 
 
+def with_own(configuration, **own):
+    return {**configuration, "sluice": {**configuration["sluice"], **own}}
+
+
 def part(rank, step, dtype=torch.float32):
     x, y = batch(step, SIZE * RANKS, dtype)
     mine = slice(rank * SIZE, (rank + 1) * SIZE)
@@ -168,7 +172,7 @@ def cant_begin(rank, victim, when, over_gloo):
     key, value = CANT_BEGIN[when]
     wanted = given(1, "cpu")
     if rank == victim:
-        wanted["sluice"] = {**wanted["sluice"], key: value}
+        wanted = with_own(wanted, **{key: value})
     with unittest.mock.patch.dict(os.environ, SLUICE_LOCAL_RANKS="0" if over_gloo else "1"):
         try:
             sluice.initialize(model=mlp(), config=wanted)
@@ -177,6 +181,16 @@ def cant_begin(rank, victim, when, over_gloo):
             said = str(error)
         with made(rank, given(1, "cpu")) as (engine, _):
             return said, digest(engine.fp32_state_dict())
+
+
+def begin_over_gloo(rank, own):
+    """What each rank is told. own: by rank, of the configuration."""
+    with unittest.mock.patch.dict(os.environ, SLUICE_LOCAL_RANKS="0"):
+        try:
+            with made(rank, with_own(given(1, "cpu"), **own[rank])):
+                return "nothing"
+        except (sluice.SluiceError, ValueError) as error:
+            return str(error)
 
 
 def facts(rank):

@@ -45,6 +45,30 @@ def test_ranks_have_the_same_bits_in_half_precision(ranks, dtype):
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("dtype, near", [("fp32", 1e-5), ("bf16", 2e-2), ("fp16", 2e-2)])
+def test_the_librarys_reduction_is_as_near_and_the_same_on_all_ranks(ranks, dtype, near):
+    precision = {} if dtype == "fp32" else {dtype: {"enabled": True}}
+    torch_name = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[dtype]
+    for stage in STAGES:
+        ordered = ranks.run(jobs.train, "mlp", jobs.given(stage, "cpu", **precision), torch_name)
+        library = ranks.run(jobs.train, "mlp", jobs.with_own(jobs.given(stage, "cpu", **precision), reduction="library"), torch_name)
+        assert library[0][1:-1] == library[1][1:-1], stage
+        for mine, theirs in zip(library, ordered):
+            assert close(mine[0], theirs[0], near) and close(mine[1], theirs[1], near), stage
+            assert (mine[-1]["reduction"], theirs[-1]["reduction"]) == ("library", "ordered")
+            kinds = {t["kind"] for t in mine[-1]["traffic"] if t["group"] == "gradients"}
+            assert "reduce-scatter" in kinds and "all-to-all" not in kinds
+
+
+@pytest.mark.parametrize("own, words", [
+    ([{"reduction": "library"}] * 2, "reduction 'library': the ranks' communicator can't add up gradients itself"),
+    ([{"reduction": "library"}, {}], "sluice [('chunk_elements'"),
+])
+def test_a_reduction_that_ranks_cant_do_is_refused(ranks, own, words):
+    for said in ranks.run(jobs.begin_over_gloo, own):
+        assert words in said, said
+
+
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_an_overflow_on_one_rank_is_left_out_by_all(ranks, dynamic):
     seen = set()

@@ -24,8 +24,8 @@ using testing::IsEmpty;
 using Json = nlohmann::json;
 
 // With no GPU looked for, whatever this machine has.
-Json GpusPlan(const std::string& arguments, int code = 0) {
-  const Result result = Sluice("plan --device host --json " + arguments);
+Json GpusPlan(const std::string& arguments, int code = 0, const char* device = "host") {
+  const Result result = Sluice(fmt::format("plan --device {} --json {}", device, arguments));
   EXPECT_EQ(result.code, code) << result.err;
   return Parsed(result);
 }
@@ -56,14 +56,45 @@ TEST(PlanGpusTest, BytesAreExactHoweverTheCountIsWritten) {
   EXPECT_EQ(GpusPlan("--params 10T --gpus 1024").at("parameters"), 10'000'000'000'000);
 }
 
+// Of a unit of 218.75 million in bf16: three times its gradients, and twice what three others have
+// of a rank's quarter. In HBM of a GPU; with --device host, in RAM of each of the four ranks.
+TEST(PlanGpusTest, TheExchangesRoomIsBesideTheKnownFigures) {
+  constexpr int64_t kExchange = 1'312'500'000 + 656'250'000, kServed = 2 * 218'750'000 / 4;
+  const std::string arguments = "--params 7e9 --gpus 4 --hbm 40GiB ";
+  const Json host = GpusPlan(arguments), gpu = GpusPlan(arguments, 0, "cuda");
+  for (const Json& on_host : host.at("ways")) {
+    const auto optimizer = on_host.at("offload_optimizer").get<std::string>();
+    const auto param = on_host.at("offload_param").get<std::string>();
+    const Json way = WayOf(gpu, on_host.at("stage"), optimizer.c_str(), param.c_str());
+    const bool served = way.at("offload_param") != "none";
+    const bool served_on_host = way.at("offload_param") == "nvme";
+    EXPECT_EQ(way.at("exchange_bytes"), kExchange + (served ? kServed : 0));
+    EXPECT_EQ(way.at("gpu_exchange_bytes"), way.at("exchange_bytes"));
+    EXPECT_EQ(on_host.at("exchange_bytes"), kExchange + (served_on_host ? kServed : 0));
+    EXPECT_EQ(on_host.at("gpu_exchange_bytes"), 0);
+    for (const Json& w : {way, on_host}) {
+      EXPECT_EQ(w.at("gpu_bytes"), w.at("gpu_kept_bytes").get<int64_t>() +
+                                       w.at("gpu_moving_bytes").get<int64_t>() +
+                                       w.at("gpu_exchange_bytes").get<int64_t>());
+    }
+    for (const char* ram : {"ram_bytes", "ram_least_bytes"}) {
+      EXPECT_EQ(on_host.at(ram).get<int64_t>(),
+                way.at(ram).get<int64_t>() + 4 * on_host.at("exchange_bytes").get<int64_t>());
+    }
+  }
+  EXPECT_EQ(WayOf(gpu, 0).at("formulas").at("exchange"), "6L + 4L*(N-1)/N");
+  EXPECT_EQ(WayOf(gpu, 3, "cpu", "cpu").at("formulas").at("exchange"), "6L + 4L*(N-1)/N + 2L/N");
+  EXPECT_EQ(WayOf(GpusPlan("--params 7e9 --gpus 1"), 0).at("exchange_bytes"), 0);
+}
+
 TEST(PlanGpusTest, ThePageSaysEveryWayWithItsFormulasWithin100Columns) {
-  for (const char* more : {"", "--hbm 24GiB", "--hbm 24GiB --ram 1GiB --nvme 1TiB --nvme-path a b",
+  for (const char* more : {"", "--hbm 24GiB", "--hbm 24GiB --ram 9GiB --nvme 1TiB --nvme-path a b",
                            "--hbm 200GiB --gpus-per-host 3 --dtype fp32"}) {
     const Result result = Sluice(fmt::format("plan --params 7e9 --gpus 4 --device host {}", more));
     EXPECT_EQ(result.code, 0) << result.err;
     for (const char* words :
          {"\nNeeded, in powers of 1000\n", "\nFormulas, of bytes\n", "\nRecommended\n",
-          "P = 7000000000", "N = 4", "  0      none       none         112 GB ",
+          "P = 7000000000", "N = 4", "  0      none       none         1", "moving exchange ",
           "3      nvme       nvme "})
       EXPECT_THAT(result.out, HasSubstr(words));
     std::stringstream stream(result.out);
@@ -81,7 +112,7 @@ TEST(PlanGpusTest, TypesChangeTheBytesOfAParameter) {
   } cases[] = {{"", 2, 2, 12},
                {"--dtype fp16", 2, 2, 12},
                {"--dtype bf16 --grad-dtype fp32", 2, 4, 12},
-               {"--dtype fp32", 4, 4, 8}};  // the parameter is its own master
+               {"--dtype fp32", 4, 4, 12}};
   for (const auto& c : cases) {
     const Json plan = GpusPlan(fmt::format("--params 1B --gpus 1 {}", c.types));
     EXPECT_EQ(plan.at("bytes_per_parameter").at("param"), c.param);
@@ -124,7 +155,7 @@ TEST(PlanGpusTest, RecommendsAConfigurationAndSaysWhy) {
           HasSubstr(R"("zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}})"),
           HasSubstr("(42%) to activations")));
   EXPECT_THAT(Sluice(plan + "--hbm 150GB").out, HasSubstr("all of it fits on every GPU"));
-  const Json spills = GpusPlan("--params 7B --gpus 4 --hbm 24GiB --ram 1GiB --nvme 1TiB");
+  const Json spills = GpusPlan("--params 7B --gpus 4 --hbm 24GiB --ram 9GiB --nvme 1TiB");
   EXPECT_EQ(spills.at("recommended").at("offload_optimizer"), "nvme");
   EXPECT_EQ(WayOf(spills, 2, "nvme").at("gradients_on_nvme"), true);
   EXPECT_EQ(WayOf(spills, 2, "nvme").at("nvme_most_bytes"), 14 * 7'000'000'000);
@@ -135,7 +166,7 @@ TEST(PlanGpusTest, WhatFitsNothingIsExitCode1AndSaysWhatIsShort) {
       {"--hbm 1GiB --ram 1TiB --nvme 1TiB", "a GPU must hold 1.75 GB at least"},
       {"--hbm 1GiB --ram 1TiB --nvme 1TiB", "--layers"},
       {"--hbm 24GiB --ram 1MiB --nvme 1TiB", "RAM of a host must hold"},
-      {"--hbm 24GiB --ram 1GiB --nvme 1GiB", "NVMe of a host must hold 98.0 GB at least"}};
+      {"--hbm 24GiB --ram 9GiB --nvme 1GiB", "NVMe of a host must hold 98.0 GB at least"}};
   for (const auto& [machine, words] : cases) {
     const std::string plan = fmt::format("plan --params 7B --gpus 4 --device host {}", machine);
     const Result text = Sluice(plan);
@@ -286,6 +317,7 @@ TEST_F(SafetensorsTest, AHeaderIsCountedAndItsLayersAreUnits) {
   const Json gpus = GpusPlan("--gpus 2 --model " + path);
   EXPECT_EQ(gpus.at("parameters"), plan.at("parameters"));
   EXPECT_EQ(gpus.at("two_units_parameters"), 64000 + kLayer);
+  EXPECT_EQ(gpus.at("largest_unit_parameters"), 64000);
 }
 
 TEST_F(SafetensorsTest, AnIndexIsTheSumOfItsFiles) {

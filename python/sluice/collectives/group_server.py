@@ -140,7 +140,7 @@ class GroupServer:
         elif kind == comm_table.BARRIER:
             return self._say_hello(operation, others, others)
         elif kind != comm_table.ALL_TO_ALL:
-            raise NotImplementedError(f"{comm_table.NAMES[kind]} over torch.distributed: the library adds up by itself")
+            raise NotImplementedError(f"{comm_table.NAMES[kind]} over gloo: Sluice exchanges there, and adds up by itself")
         # Receives first: what is sent finds its place then.
         for other in others:
             self._receive(operation, other, receive[other])

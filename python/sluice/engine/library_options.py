@@ -9,6 +9,7 @@ from ..residency.precision import NUMBERS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _TIERS = {"none": abi.HBM, "cpu": abi.PINNED, "nvme": abi.NVME}
+_REDUCTIONS = {"ordered": 0, "library": 1}
 _ENGINES = {"auto": 0, "io_uring": 1, "threads": 2, "libaio": 3}
 _UNIT_ELEMENTS = 64 << 20  # at most
 _RESIDENT_ELEMENTS = 16384  # units of at most so many stay in HBM, where the configuration doesn't say
@@ -44,6 +45,7 @@ def library_options(config, world=None):
         "link_bytes_per_second": float(own.get("link_bytes_per_second") or 0),
         "overlap": int(own.get("overlap") is not False),
         "trace_spans_max": own.get("trace_spans") or 0,
+        "reduction": _choice("sluice.reduction", own.get("reduction", "ordered"), _REDUCTIONS),
     }
     for key, field in (("hbm", "hbm_bytes"), ("pinned", "pinned_bytes"), ("nvme", "nvme_bytes")):
         if own.get(key) is not None:

@@ -90,6 +90,7 @@ class Options(Structure):
         ("rank_timeout_ms", ctypes.c_int32),
         ("comm", ctypes.c_void_p),
         ("comm_groups", ctypes.c_uint32),
+        ("reduction", ctypes.c_int64),
     ]
 
     _when_given = staticmethod(lambda: None)  # called when the library is about to have what `comm` points at

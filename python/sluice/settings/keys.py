@@ -56,6 +56,11 @@ OWN = {
     "rank_timeout": use(
         "number", 600, "seconds that a rank waits for another one before it fails, naming that one", high=2_000_000
     ),
+    "reduction": use(
+        ("ordered", "library"), "ordered",
+        "how ranks add up gradients: `ordered`: in fp32, in their order, the same bits at every stage; `library`: as NCCL (or what "
+        "else connects them) does, in the gradients' type, and without that promise",
+    ),
     "library": use("path", None, "another libsluice.so"),
     "simulated_seed": use("count", None, "with the simulated library: the seed of its world", high=(1 << 64) - 1),
 }
