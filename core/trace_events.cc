@@ -76,7 +76,8 @@ std::vector<TraceEvents::Span> TraceEvents::Spans() const {
 
 // Spans of one track may overlap (several reads are in flight); the format draws each thread as a
 // stack, so a track takes as many lanes, each a thread, as spans overlap.
-absl::Status TraceEvents::WriteChromeJson(const std::string& path) const {
+absl::Status TraceEvents::WriteChromeJson(const std::string& path,
+                                          const std::string& beside) const {
   const std::vector<Span> recorded = Spans();
   std::vector<std::vector<const Span*>> by_track(tracks_.size());
   for (const Span& span : recorded) by_track[span.track].push_back(&span);
@@ -122,6 +123,7 @@ absl::Status TraceEvents::WriteChromeJson(const std::string& path) const {
   nlohmann::ordered_json document = {{"displayTimeUnit", "ms"},
                                      {"otherData", {{"spans_dropped", std::to_string(dropped())}}},
                                      {"traceEvents", std::move(events)}};
+  if (!beside.empty()) document["sluice"] = nlohmann::ordered_json::parse(beside);
   std::ofstream file(path);
   // Names are the caller's, and need not be UTF-8.
   file << JsonText(std::move(document), -1);

@@ -42,8 +42,9 @@ class TraceEvents {
   // Forgets all spans. One that is being recorded meanwhile is kept whole, or forgotten.
   void Clear();
 
-  // What is recorded by now. Errors: those of writing the file.
-  absl::Status WriteChromeJson(const std::string& path) const;
+  // What is recorded by now; `beside`, if not empty, is JSON that the file has under "sluice",
+  // where viewers don't look. Errors: those of writing the file.
+  absl::Status WriteChromeJson(const std::string& path, const std::string& beside = "") const;
 
  private:
   struct Span {

@@ -378,7 +378,7 @@ SLUICE_API sluice_status sluice_floor(sluice_runtime runtime, const sluice_rates
 SLUICE_API sluice_status sluice_set_rates(sluice_runtime runtime, const sluice_rates* rates);
 /* Sets every counter of the report to zero and forgets the spans recorded. */
 SLUICE_API sluice_status sluice_reset_counters(sluice_runtime runtime);
-/* The recorded spans as Chrome trace JSON, which Perfetto opens. Call after sluice_drain. */
+/* The spans as Chrome trace JSON (Perfetto), and the last step's calls. Call after sluice_drain. */
 SLUICE_API sluice_status sluice_trace_write(sluice_runtime runtime, const char* path);
 /* A span of the caller's own ("forward"), on the track "compute", in ns of CLOCK_MONOTONIC. */
 SLUICE_API sluice_status sluice_trace_span(sluice_runtime runtime, const char* name,

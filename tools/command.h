@@ -41,6 +41,12 @@ Command AddPlan(CLI::App* application);
 // What parts of it do on this machine, and what changed between two such reports.
 Command AddBench(CLI::App* application);
 
+// A run as a page.
+Command AddReport(CLI::App* application);
+
+// A recorded step, with other budgets and rates.
+Command AddTrace(CLI::App* application);
+
 // Which checkpoints there are, what is in them, whether they are whole; and their weights, for
 // others.
 Command AddCkpt(CLI::App* application);

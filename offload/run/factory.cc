@@ -247,8 +247,8 @@ absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config
   SLUICE_ASSIGN_OR_RETURN(PlanInput input, MakePlanInput(spec, config, std::move(device)));
   SLUICE_ASSIGN_OR_RETURN(Placement placement,
                           MakePlacement(input.layout, input.budgets, input.options));
-  return Plan{std::move(input.layout), std::move(input.device), input.budgets, std::move(placement),
-              std::move(input.cores)};
+  return Plan{std::move(input.layout), std::move(input.device), input.budgets,
+              std::move(placement),    std::move(input.cores),  input.options};
 }
 
 int64_t ChunkElementsOf(Bytes request, Bytes bytes) {
@@ -293,6 +293,7 @@ RuntimeOptions OptionsOf(const RuntimeConfig& config, const Plan& plan) {
   close.take_down +=
       std::chrono::seconds(ArenasOf(plan, config).sum().value() / kGivenBackPerSecond);
   return {.budgets = plan.budgets,
+          .placement = plan.options,
           .rule = config.rule,
           .io = config.io,
           .io_settings = config.io_settings,

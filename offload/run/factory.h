@@ -102,6 +102,7 @@ struct Plan {
   Budgets budgets;
   Placement placement;
   CorePlan cores;
+  PlacementOptions options;
 };
 absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RuntimeConfig& config);
 // On that device, which was chosen before.

@@ -35,6 +35,7 @@
 #include "absl/status/statusor.h"
 #include "core/ring_queue.h"
 #include "offload/plan/traffic.h"
+#include "offload/run/call_record.h"
 #include "offload/run/calls.h"
 #include "offload/run/checkpoints.h"
 #include "offload/run/closing.h"
@@ -70,10 +71,7 @@ class OffloadRuntime final : public Updater::Observer {
   // the caller). A stream's point is taken in the calling thread.
   Ticket Acquire(UnitIndex unit, CallerStream stream = {});
   Ticket PushGrads(std::span<const GivenGradient> given, CallerStream stream = {});
-  Ticket PushGrad(TensorIndex tensor, ConstMemoryView data, CallerStream stream = {}) {
-    const GivenGradient one{.tensor = tensor, .data = data};
-    return PushGrads(std::span(&one, 1), stream);
-  }
+  Ticket PushGrad(TensorIndex tensor, ConstMemoryView data, CallerStream stream = {});
   Ticket Step(StepRequest request);
   StepRequest BlankStep();              // an empty one, with the memory of one before
   Ticket Access(ValueRequest request);  // `request.done` is set here
@@ -96,12 +94,11 @@ class OffloadRuntime final : public Updater::Observer {
 
   StepTraffic Traffic() const;  // of one step in which every tensor has a gradient
   // Steps from the next on are measured against their floor by these.
-  void SetRates(const HardwareRates& rates) {
-    step_times_.SetRates(rates, Floor(Traffic(), rates));
-  }
+  void SetRates(const HardwareRates& rates);
   std::string ReportJson() const;
   void ResetCounters();
-  absl::Status WriteTrace(const std::string& path) const { return trace_.WriteChromeJson(path); }
+  std::string RecordingJson() const;  // what a replay needs; of calls only with a trace
+  absl::Status WriteTrace(const std::string& path) const;
   // A span of the caller's own, on the track "compute".
   void RecordCallerSpan(const std::string& name, TimePoint begin, TimePoint end);
 
@@ -200,6 +197,7 @@ class OffloadRuntime final : public Updater::Observer {
   StepTimes step_times_;
   TraceEvents trace_;
   TrackId caller_track_ = 0;
+  CallRecord record_;
   Inbox inbox_;
   CallsArrived calls_arrived_{this};
   Calls calls_{&inbox_, &calls_arrived_};  // whether they are heeded, views ask till they end

@@ -25,6 +25,7 @@ Ticket OffloadRuntime::Acquire(UnitIndex unit, CallerStream stream) {
     place.Send(AcquireCall{unit, stream, ticket});
   }
   std::move(drop).Cancel();
+  record_.Called(RecordedCall::Kind::kAcquire, unit.value(), ticket);
   return ticket;
 }
 
@@ -41,7 +42,17 @@ Ticket OffloadRuntime::PushGrads(std::span<const GivenGradient> given, CallerStr
   }
   call->fence = *std::move(fence);
   place.Send(std::move(call));
+  for (const GivenGradient& one : given) {
+    const bool first = &one == given.data();
+    record_.Called(first ? RecordedCall::Kind::kGrads : RecordedCall::Kind::kMoreGrads,
+                   one.tensor.value(), first ? ticket : 0);
+  }
   return ticket;
+}
+
+Ticket OffloadRuntime::PushGrad(TensorIndex tensor, ConstMemoryView data, CallerStream stream) {
+  const GivenGradient one{.tensor = tensor, .data = data};
+  return PushGrads(std::span(&one, 1), stream);
 }
 
 Ticket OffloadRuntime::SendTurn(std::unique_ptr<Turn> turn) {
@@ -65,6 +76,7 @@ Ticket OffloadRuntime::Step(StepRequest request) {
   turn->step = std::move(request);
   turn->called = seams_.clock->Now();
   const Ticket ticket = SendTurn(std::move(turn));
+  record_.Called(RecordedCall::Kind::kStep, 0, ticket);
   if (seams_.cores.openmp_waits != nullptr) seams_.cores.openmp_waits->StepTaken();
   return ticket;
 }
@@ -80,13 +92,18 @@ Ticket OffloadRuntime::Drain() {
   Calls::Place place(&calls_);
   const Ticket ticket = tickets_.Make();
   place.Send(DrainCall{ticket});
+  record_.Called(RecordedCall::Kind::kDrain, 0, ticket);
   return ticket;
 }
 
 void OffloadRuntime::BeginIteration(uint32_t key, bool boundary) {
   calls_.Send(BeginCall{key, boundary});
+  record_.Called(RecordedCall::Kind::kBegin, 2 * int64_t{key} + (boundary ? 1 : 0));
 }
-void OffloadRuntime::EndIteration() { calls_.Send(EndCall{}); }
+void OffloadRuntime::EndIteration() {
+  calls_.Send(EndCall{});
+  record_.Called(RecordedCall::Kind::kEnd);
+}
 
 absl::Status OffloadRuntime::Release(UnitIndex unit, CallerStream stream) {
   if (!residency_->views()->Shown(unit)) {
@@ -96,6 +113,7 @@ absl::Status OffloadRuntime::Release(UnitIndex unit, CallerStream stream) {
   Calls::Place place(&calls_);
   SLUICE_ASSIGN_OR_RETURN(Fences fences, residency_->views()->RecordRelease(unit, stream));
   place.SendQuietly(ReleaseCall{unit, std::move(fences)});
+  record_.Called(RecordedCall::Kind::kRelease, unit.value());
   return absl::OkStatus();
 }
 
@@ -125,13 +143,18 @@ void OffloadRuntime::ClearGrads(std::optional<TensorIndex> tensor) {
 }
 
 std::optional<absl::Status> OffloadRuntime::Wait(Ticket ticket, std::chrono::milliseconds timeout) {
-  if (seams_.threaded) return tickets_.Wait(ticket, timeout);
+  CallRecord::Waiting waiting(&record_, ticket);
   const TimePoint until = seams_.clock->Now() + timeout;
-  for (;;) {
-    std::optional<absl::Status> result = tickets_.Wait(ticket, std::chrono::milliseconds(0));
-    if (result || seams_.clock->Now() >= until) return result;
-    RunOnce(std::min(until, seams_.clock->Now() + kTurn));
+  std::optional<absl::Status> result;
+  if (seams_.threaded) {
+    result = tickets_.Wait(ticket, timeout);
+  } else {
+    while (!(result = tickets_.Wait(ticket, std::chrono::milliseconds(0))) &&
+           seams_.clock->Now() < until)
+      RunOnce(std::min(until, seams_.clock->Now() + kTurn));
   }
+  if (result) waiting.Over();
+  return result;
 }
 
 TimePoint OffloadRuntime::NextTime() const {
@@ -157,6 +180,15 @@ void OffloadRuntime::set_tensor_step(TensorIndex tensor, int64_t step) {
 absl::Status OffloadRuntime::failure() const {
   const std::lock_guard lock(mutex_);
   return failure_;
+}
+
+void OffloadRuntime::SetRates(const HardwareRates& rates) {
+  step_times_.SetRates(rates, Floor(Traffic(), rates));
+  record_.Disturbed();
+}
+
+absl::Status OffloadRuntime::WriteTrace(const std::string& path) const {
+  return trace_.WriteChromeJson(path, RecordingJson());
 }
 
 void OffloadRuntime::RecordCallerSpan(const std::string& name, TimePoint begin, TimePoint end) {

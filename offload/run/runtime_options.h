@@ -65,7 +65,8 @@ struct CloseTimes {
 };
 
 struct RuntimeOptions {
-  Budgets budgets;  // for the report
+  Budgets budgets;             // for the report
+  PlacementOptions placement;  // by which homes were chosen, for the recording
   std::shared_ptr<const UpdateRule> rule = MakeAdamW();
   IoEngine::Limits io;
   IoSettings io_settings;  // for the report

@@ -13,7 +13,8 @@ std::optional<WaitedFor> OffloadRuntime::WaitsFor() {
   if (!turns_.empty() && turns_.front()->kind == Turn::Kind::kStep)
     return StepWaitsFor(*turns_.front());
   if (residency_->waiting()) return AcquisitionWaitsFor(residency_->first_waiting());
-  if (!drains_.empty() && updater_->updating()) return UpdateWaitsFor();
+  const bool awaited = !drains_.empty() || step_ticket_ != 0;
+  if (awaited && updater_->updating()) return UpdateWaitsFor();
   return std::nullopt;
 }
 

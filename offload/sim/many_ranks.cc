@@ -30,8 +30,8 @@ class SimRankHost final : public ScriptHost, public Waker {
 
   absl::Status Make(const ModelSpec& spec, const RuntimeConfig& config, RankLinks links,
                     const std::shared_ptr<SimCores>& cores);
-  void Start(const TrainingScript& script) {
-    script_.emplace(Train(runtime_.get(), script, this, &times_));
+  void Start(const SimProgram& program) {
+    script_.emplace(program(runtime_.get(), this, &times_));
     Resume();
   }
 
@@ -110,7 +110,9 @@ absl::Status SimRankHost::Make(const ModelSpec& spec, const RuntimeConfig& confi
   std::unique_ptr<SimExecutor> executor = MakeSimExecutor(world_, hosts_.workers, work);
   executor_ = executor.get();
   seams.executor = std::move(executor);
-  seams.device = MakeSimDevice({.host_addressable = plan.placement.hbm_in_place}, world_, &memory_);
+  seams.device = MakeSimDevice({.link_bytes_per_second = hosts_.link_bytes_per_second,
+                                .host_addressable = plan.placement.hbm_in_place},
+                               world_, &memory_);
   SLUICE_ASSIGN_OR_RETURN(std::vector<Drive> drives, DrivesOf(config));
   if (drives.empty()) drives.push_back({.path = "simulated"});
   seams.segments = SegmentsOf(plan, drives);
@@ -157,7 +159,8 @@ bool SimRankHost::RunDue() {
     next_loop_ = std::max(runtime_->NextTime(), now + Nanos(1000));
     any = true;
   }
-  if (ticket_ != 0 && CheckTicket()) resume_at_ = now + hosts_.wake;
+  if (ticket_ != 0 && CheckTicket())
+    resume_at_ = hosts_.program_wakes_at_once ? now : now + hosts_.wake;
   if (resume_at_ <= now && ticket_ == 0) {
     Resume();
     any = true;
@@ -199,6 +202,15 @@ double SimTraining::WaitedSeconds(size_t skipped) const {
 
 absl::StatusOr<SimTraining> SimulateTraining(const ModelSpec& spec, const RuntimeConfig& config,
                                              const SimHosts& hosts, const TrainingScript& script) {
+  return SimulatePrograms(
+      spec, config, hosts,
+      [&script](OffloadRuntime* runtime, ScriptHost* host, TrainingTimes* times) {
+        return Train(runtime, script, host, times);
+      });
+}
+
+absl::StatusOr<SimTraining> SimulatePrograms(const ModelSpec& spec, const RuntimeConfig& config,
+                                             const SimHosts& hosts, const SimProgram& program) {
   const double began = ThreadSeconds();
   SimWorld world(hosts.seed);
   world.MuteLog();
@@ -227,7 +239,7 @@ absl::StatusOr<SimTraining> SimulateTraining(const ModelSpec& spec, const Runtim
   std::vector<Bytes> sent;  // by rank 0, when each step was over
   SimTraining result;
   result.digest = 14695981039346656037u;
-  for (const auto& rank : ranks) rank->Start(script);
+  for (const auto& rank : ranks) rank->Start(program);
   const auto all_done = [&] {
     return std::ranges::all_of(ranks, [](const auto& rank) { return rank->done(); });
   };
@@ -248,6 +260,7 @@ absl::StatusOr<SimTraining> SimulateTraining(const ModelSpec& spec, const Runtim
     if (world.Now() > std::chrono::hours(24) * 3)
       return absl::DeadlineExceededError("a simulated training does not end");
   }
+  if (hosts.at_end) hosts.at_end(*ranks[0]->runtime());
   result.traffic = ranks[0]->runtime()->Traffic();
   sent.resize(ranks[0]->times().steps.size(), ranks[0]->sent());
   if (sent.size() > 2)

@@ -37,16 +37,22 @@ struct SimHosts {
   int workers = 1;  // of a rank
   int cores = 0;    // of a host, that workers share; 0: as many as workers
   bool callers_help = false;
-  SimWork work;                       // of a worker; its scale is set here
-  double drive_bytes_per_second = 0;  // of a rank's share of the drives
+  SimWork work;                         // of a worker; its scale is set here
+  double drive_bytes_per_second = 0;    // of a rank's share of the drives
+  double link_bytes_per_second = 16e9;  // of each rank; as simulated, whatever `scale`
   Nanos drive_latency = std::chrono::microseconds(100);
   Nanos wake = std::chrono::microseconds(20);  // until a thread that was woken runs
+  bool program_wakes_at_once = false;          // what it does then takes as much longer
   double scale = 1;
   uint64_t seed = 1;
   bool jitter = false;  // tasks take from 50 % to 400 % of their time
   // Says otherwise where things live, and how many buffers there are (see SumUp).
   std::function<void(const ModelLayout&, Placement*)> place;
+  std::function<void(const OffloadRuntime&)> at_end;  // is shown rank 0's when its program is over
 };
+
+// What a rank does with its runtime, of which nothing is owned.
+using SimProgram = std::function<Script(OffloadRuntime*, ScriptHost*, TrainingTimes*)>;
 
 struct SimTraining {
   std::vector<TrainingTimes> times;  // by rank that was simulated
@@ -65,6 +71,8 @@ struct SimTraining {
 // DeadlineExceeded if nothing happens any more, or after a day of virtual time.
 absl::StatusOr<SimTraining> SimulateTraining(const ModelSpec& spec, const RuntimeConfig& config,
                                              const SimHosts& hosts, const TrainingScript& script);
+absl::StatusOr<SimTraining> SimulatePrograms(const ModelSpec& spec, const RuntimeConfig& config,
+                                             const SimHosts& hosts, const SimProgram& program);
 
 }  // namespace sluice
 

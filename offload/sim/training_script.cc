@@ -14,21 +14,6 @@ namespace sluice {
 
 namespace {
 
-struct TicketDone {
-  ScriptHost* host;
-  Ticket ticket;
-  bool await_ready() const { return host->AwaitTicket(ticket); }
-  void await_suspend(std::coroutine_handle<>) const {}
-  absl::Status await_resume() const { return host->TakeStatus(); }
-};
-struct TimePassed {
-  ScriptHost* host;
-  Nanos time;
-  bool await_ready() const { return time <= Nanos(0) || host->AwaitTime(time); }
-  void await_suspend(std::coroutine_handle<>) const {}
-  void await_resume() const {}
-};
-
 // What all ranks load and give, whatever unit it is of: small numbers. Bytes 0x3a are 7e-4 in fp32
 // and bf16.
 const std::byte* Numbers(size_t bytes) {
@@ -44,25 +29,31 @@ const std::byte* Numbers(size_t bytes) {
 
 std::vector<GivenGradient> GradientsOf(const ModelLayout& layout, UnitIndex unit) {
   std::vector<GivenGradient> given;
-  for (const TensorIndex t : layout.unit(unit).tensors) {
-    const TensorLayout& tensor = layout.tensor(t);
-    const auto bytes = static_cast<size_t>(tensor.elements * SizeOf(tensor.types.grad));
-    given.push_back({.tensor = t, .data = {Numbers(bytes), bytes}});
-  }
+  for (const TensorIndex t : layout.unit(unit).tensors)
+    given.push_back(GradientOfNumbers(layout, t));
   return given;
 }
 
-Ticket Load(OffloadRuntime* runtime, TensorIndex t) {
-  const auto bytes = static_cast<size_t>(runtime->layout().tensor(t).elements) * sizeof(float);
-  return runtime->Access({.write = true,
-                          .tensor = t,
-                          .field = Field::kMaster,
-                          .data = const_cast<std::byte*>(Numbers(bytes)),  // it is read only
-                          .type = ElementType(FloatType::kF32),
-                          .done = nullptr});
+}  // namespace
+
+GivenGradient GradientOfNumbers(const ModelLayout& layout, TensorIndex t) {
+  const TensorLayout& tensor = layout.tensor(t);
+  const auto bytes = static_cast<size_t>(tensor.elements * SizeOf(tensor.types.grad));
+  return {.tensor = t, .data = {Numbers(bytes), bytes}};
 }
 
-}  // namespace
+ValueRequest LoadOfNumbers(const ModelLayout& layout, TensorIndex t) {
+  const TensorLayout& tensor = layout.tensor(t);
+  const bool frozen = tensor.keep == Keep::kParam;
+  const ElementType type = frozen ? tensor.types.param : ElementType(FloatType::kF32);
+  const auto bytes = static_cast<size_t>(tensor.elements * type.size());
+  return {.write = true,
+          .tensor = t,
+          .field = frozen ? Field::kParam : Field::kMaster,
+          .data = const_cast<std::byte*>(Numbers(bytes)),  // it is read only
+          .type = type,
+          .done = nullptr};
+}
 
 // Statuses are looked at one by one: a macro that returns can't end a coroutine.
 Script Train(OffloadRuntime* runtime, TrainingScript script, ScriptHost* host,
@@ -71,7 +62,7 @@ Script Train(OffloadRuntime* runtime, TrainingScript script, ScriptHost* host,
   const auto units = static_cast<uint32_t>(layout.units().size());
   absl::Status status;
   for (uint32_t t = 0; t < layout.tensors().size(); ++t) {
-    status = co_await TicketDone{host, Load(runtime, TensorIndex(t))};
+    status = co_await TicketDone{host, runtime->Access(LoadOfNumbers(layout, TensorIndex(t)))};
     if (!status.ok()) co_return status;
   }
   times->begin = host->Now();

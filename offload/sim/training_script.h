@@ -63,6 +63,26 @@ class ScriptHost {
   virtual absl::Status TakeStatus() = 0;  // of the ticket
 };
 
+// What a script waits for: co_await TicketDone{host, ticket} is the ticket's status.
+struct TicketDone {
+  ScriptHost* host;
+  Ticket ticket;
+  bool await_ready() const { return host->AwaitTicket(ticket); }
+  void await_suspend(std::coroutine_handle<>) const {}
+  absl::Status await_resume() const { return host->TakeStatus(); }
+};
+struct TimePassed {
+  ScriptHost* host;
+  Nanos time;
+  bool await_ready() const { return time <= Nanos(0) || host->AwaitTime(time); }
+  void await_suspend(std::coroutine_handle<>) const {}
+  void await_resume() const {}
+};
+
+// Small numbers, the same for all ranks: a gradient of the tensor, and its first values.
+GivenGradient GradientOfNumbers(const ModelLayout& layout, TensorIndex t);
+ValueRequest LoadOfNumbers(const ModelLayout& layout, TensorIndex t);
+
 struct TrainingScript {
   int steps = 4;
   Nanos forward{0};  // compute of a unit

@@ -14,8 +14,11 @@ RATES = {"forward_seconds": 0.25, "backward_seconds": 0.5}
 ENDS = ["close", "destroy"]
 
 
-def trained(tmp_path, steps=STEPS, **rates):
-    engine, *_ = sluice.initialize(model=make(), config=config(tmp_path) | {"train_batch_size": 6})
+def trained(tmp_path, steps=STEPS, trace=False, **rates):
+    given = config(tmp_path) | {"train_batch_size": 6}
+    if trace:
+        given["sluice"] = {**given["sluice"], "trace_spans": 10_000}
+    engine, *_ = sluice.initialize(model=make(), config=given)
     if rates:
         engine.runtime.set_rates(**rates)
     for _ in range(steps):

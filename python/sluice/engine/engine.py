@@ -417,7 +417,7 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
         self.runtime.drain()
 
     def write_trace(self, path):
-        """Writes what was recorded (sluice.trace_spans) for Perfetto or chrome://tracing."""
+        """Writes what was recorded (sluice.trace_spans) for Perfetto or chrome://tracing, and for `sluice trace`."""
         self.runtime.drain()
         self.runtime.trace_write(path)
 
