@@ -221,7 +221,7 @@ ExitCode ExportTo(const Where& where, const ExportOptions& options) {
 }
 
 std::shared_ptr<Where> AddWhere(CLI::App* app, const char* tag_help) {
-  const auto where = std::make_shared<Where>();
+  auto where = std::make_shared<Where>();
   app->add_option("DIR", where->directory, "The directory of checkpoints")->required();
   if (tag_help != nullptr) app->add_option("TAG", where->tag, tag_help);
   app->add_flag("--json", where->json, "The same as JSON (docs/checkpoints.md lists the keys)");

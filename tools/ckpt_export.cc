@@ -195,7 +195,7 @@ void Export::Cut() {
 
 absl::StatusOr<std::unique_ptr<OutputFile>> Export::Create(const std::string& name, uint64_t size) {
   const std::string path = PathOf(Partial(name));
-  const absl::Status stale = files_->Remove(path);  // of one that was killed
+  absl::Status stale = files_->Remove(path);  // of one that was killed
   if (!stale.ok() && !absl::IsNotFound(stale)) return stale;
   auto file = files_->Create(path, size);
   if (file.ok()) made_.push_back(path);
@@ -273,7 +273,7 @@ absl::Status Export::RunAll() {
   result_.left_out = shapes_.left_out;
   SLUICE_RETURN_IF_ERROR(AddWeights());
   Cut();
-  const absl::Status made = files_->MakeDirectory(options_.out);
+  absl::Status made = files_->MakeDirectory(options_.out);
   if (!made.ok() && !absl::IsAlreadyExists(made)) return made;
   SLUICE_ASSIGN_OR_RETURN(const std::vector<std::string> there, files_->List(options_.out));
   for (const std::string& name : there)

@@ -123,7 +123,7 @@ absl::Status Commit::Name() {
   using Move = std::function<absl::Status()>;
   std::vector<Move> back;  // what undoes what was done, in this order
   const auto rename = [&](const std::string& from, const std::string& to) {
-    const absl::Status renamed = files_->Rename(from, to);
+    absl::Status renamed = files_->Rename(from, to);
     if (renamed.ok())
       back.insert(back.begin(), [this, from, to] { return files_->Rename(to, from); });
     return renamed;
@@ -201,7 +201,7 @@ absl::Status CommitCheckpoint(Files* files, const CheckpointPlace& place, bool l
   Commit commit(files, place);
   SLUICE_RETURN_IF_ERROR(commit.WriteIndex());
   SLUICE_RETURN_IF_ERROR(commit.Name());
-  const absl::Status status = latest ? commit.WriteLatest() : absl::OkStatus();
+  absl::Status status = latest ? commit.WriteLatest() : absl::OkStatus();
   commit.RemoveReplaced();
   return status;
 }

@@ -231,7 +231,7 @@ class Real final : public Files {
   absl::Status Exchange(const std::string& a, const std::string& b) override {
     if (renameat2(AT_FDCWD, a.c_str(), AT_FDCWD, b.c_str(), RENAME_EXCHANGE) == 0)
       return absl::OkStatus();
-    const absl::Status status = FileStatus(errno, fmt::format("exchanging {} and", a), b);
+    absl::Status status = FileStatus(errno, fmt::format("exchanging {} and", a), b);
     if (errno == EINVAL || errno == ENOSYS || errno == EOPNOTSUPP)
       return absl::UnimplementedError(status.message());
     return status;

@@ -50,7 +50,7 @@ void Seal(std::string* text) {
 
 absl::Status CheckSeal(std::string_view text, std::string_view format, const std::string& source) {
   const std::string first = FirstLine(format);
-  const std::string_view start = std::string_view(first).substr(0, first.find(":", 10) + 1);
+  const std::string_view start = std::string_view(first).substr(0, first.find(':', 10) + 1);
   if (text.empty()) return absl::DataLossError(fmt::format("{} is empty", source));
   if (!text.starts_with(start))
     return absl::DataLossError(

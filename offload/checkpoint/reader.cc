@@ -370,6 +370,7 @@ absl::StatusOr<std::vector<CheckpointSummary>> ListCheckpoints(Files* files,
                                                                const std::string& directory) {
   SLUICE_ASSIGN_OR_RETURN(std::vector<FoundCheckpoint> found, FindCheckpoints(files, directory));
   std::vector<CheckpointSummary> summaries;
+  summaries.reserve(found.size());
   for (FoundCheckpoint& one : found) summaries.push_back(std::move(one.summary));
   return summaries;
 }

@@ -17,7 +17,7 @@ absl::Status RemoveOurs(Files* files, const std::string& path) {
       foreign += (foreign.empty() ? "" : ", ") + Shown(name);
       continue;
     }
-    const absl::Status removed = files->Remove(file);
+    absl::Status removed = files->Remove(file);
     if (!removed.ok() && !absl::IsNotFound(removed)) return removed;
   }
   if (foreign.empty()) return files->Remove(path);
@@ -28,7 +28,7 @@ absl::Status RemoveOurs(Files* files, const std::string& path) {
 absl::Status RemoveHidden(Files* files, const std::string& directory, const std::string& name) {
   const std::string path = Join(directory, name);
   if (!files->IsDirectory(path)) return files->Remove(path);
-  const absl::Status removed = RemoveOurs(files, path);
+  absl::Status removed = RemoveOurs(files, path);
   const std::optional<HiddenName> hidden = ParseHiddenName(name);
   if (!absl::IsFailedPrecondition(removed) || !hidden) return removed;
   const std::string visible = Join(directory, hidden->tag);

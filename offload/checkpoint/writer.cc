@@ -49,7 +49,7 @@ struct CheckpointWriter::State {
 };
 
 absl::Status CheckpointWriter::State::MakeDirectories() {
-  const absl::Status made = files->MakeDirectory(place.directory);
+  absl::Status made = files->MakeDirectory(place.directory);
   if (!made.ok() && !absl::IsAlreadyExists(made)) return made;
   SLUICE_ASSIGN_OR_RETURN(const std::vector<std::string> names, files->List(place.directory));
   const std::string there = Join(place.directory, place.tag);
