@@ -1,7 +1,7 @@
 """Python values as bytes and back, without pickle: JSON, and tensors beside it, as a safetensors file.
 
-What there is: None, bool, int, float, str, bytes, list, tuple (a named one becomes a plain one), dict, OrderedDict, defaultdict,
-set, frozenset, torch's tensors, Parameters, Size, dtype and device, numpy's arrays and scalars of numbers; each comes back as its
+What there is: None, bool, int, float, str, bytes, list, tuple (a named one becomes a plain one), dict, OrderedDict, Counter,
+defaultdict, set, frozenset, torch's tensors, Parameters, Size, dtype and device, numpy's arrays and scalars of numbers; each comes back as its
 own type, with the same bits. Tensors come back in RAM, each with memory of its own. Anything else is refused by its place.
 
 The JSON has None, bool, str, list, finite floats and ints of 64 bits as they are; all others are objects of one key, which says
@@ -21,17 +21,12 @@ import sys
 
 import torch
 
+from . import tensor_files
+from .tensor_files import raw_bytes
+
 _DEPTH_MAX = 64
-_HEADER_MAX = 100 << 20  # bytes: safetensors' own limit
 _SIMPLE_INT = 1 << 63
-_DTYPES = {str(d).removeprefix("torch."): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
-# Of tensors; None: safetensors has no name for it, and gets bytes.
-_TENSOR_DTYPES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
-    "float8_e4m3fnuz": None, "float8_e5m2fnuz": None, "float8_e8m0fnu": None, "float4_e2m1fn_x2": None, "int64": "I64",
-    "int32": "I32", "int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
-    "complex128": None, "complex64": None, "complex32": None,
-}  # fmt: skip
+_DTYPES = {tensor_files.name_of(d): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
 _FACTORIES = {f.__name__: f for f in (bool, int, float, str, list, tuple, dict, set)}
 _NUMPY = re.compile(r"[<>|][biufc](?:1|2|4|8|16)")  # what the machine's C would have otherwise is left out
 _ADVICE = (
@@ -45,22 +40,16 @@ def encode(values):
     its place; ValueError for what is nested too deeply, or holds itself."""
     encoder = _Encoder()
     text = json.dumps(encoder.top(values), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    header, end = {"__metadata__": {"format": "sluice.plain", "value": text}}, 0
-    for number, (entry, raw) in enumerate(encoder.tensors):
-        header[str(number)] = {**entry, "data_offsets": [end, end + raw.numel()]}
-        end += raw.numel()
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
-    if len(head) > _HEADER_MAX:
-        raise ValueError(f"the values take {len(head) >> 20} MiB beside their tensors; at most {_HEADER_MAX >> 20} can be saved")
-    result = bytearray(8 + len(head) + end)
-    result[: 8 + len(head)] = struct.pack("<Q", len(head)) + head
-    at = 8 + len(head)
+    entries = [(str(number), entry, raw.numel()) for number, (entry, raw) in enumerate(encoder.tensors)]
+    head = tensor_files.header(entries, {"format": "sluice.plain", "value": text})
+    result = bytearray(len(head) + sum(raw.numel() for _, raw in encoder.tensors))
+    result[: len(head)] = head
+    at = len(head)
     for _, raw in encoder.tensors:
         if raw.numel():
             torch.frombuffer(result, dtype=torch.uint8, count=raw.numel(), offset=at).copy_(raw)
         at += raw.numel()
-    return bytes(result)
+    return result
 
 
 def decode(data):
@@ -71,15 +60,9 @@ def decode(data):
         raise ValueError(f"not values of a checkpoint: {error}") from None
 
 
-def raw_bytes(tensor):
-    """Its elements as a uint8 tensor of one dimension in RAM: its own memory where that can be."""
-    value = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return value.reshape(-1).view(torch.uint8) if value.numel() else torch.empty(0, dtype=torch.uint8, device="cpu")
-
-
 def _entry(dtype, shape, count):
     """What the file's header says of a tensor's type."""
-    name = _TENSOR_DTYPES[dtype]
+    name = tensor_files.DTYPES[dtype]
     return {"dtype": name, "shape": shape} if name else {"dtype": "U8", "shape": [count]}
 
 
@@ -146,10 +129,10 @@ class _Encoder:
         return {type(value).__name__: [self._key(item) for item in value]}
 
     def _tensor(self, value):
-        name = str(value.dtype).removeprefix("torch.")
+        name = tensor_files.name_of(value.dtype)
         if value.layout != torch.strided or value.is_meta or value.is_nested:
             self._refuse("a tensor on the meta device" if value.is_meta else "a tensor that is not dense", "make it a dense one")
-        if name not in _TENSOR_DTYPES:
+        if name not in tensor_files.DTYPES:
             self._refuse(f"a tensor of {value.dtype}", "give it a type that has no scales")
         raw, shape = raw_bytes(value), list(value.shape)
         found = {"at": len(self.tensors), "dtype": name, "shape": shape}
@@ -189,12 +172,13 @@ class _Encoder:
         tuple: lambda self, value: {"tuple": self._items(value)},
         dict: _dict,
         collections.OrderedDict: lambda self, value: {"ordered": self._pairs(value)},
+        collections.Counter: lambda self, value: {"counter": self._pairs(value)},
         collections.defaultdict: _defaultdict,
         set: _set,
         frozenset: _set,
         torch.Tensor: _tensor,
         torch.Size: lambda self, value: {"size": list(value)},
-        torch.dtype: lambda self, value: {"dtype": str(value).removeprefix("torch.")},
+        torch.dtype: lambda self, value: {"dtype": tensor_files.name_of(value)},
         torch.device: lambda self, value: {"device": str(value)},
     }
 
@@ -215,7 +199,7 @@ def _decode(data):
     if len(data) < 8:
         raise ValueError(f"not values of a checkpoint: they have {len(data)} bytes")
     (length,) = struct.unpack("<Q", data[:8])
-    if length > min(_HEADER_MAX, len(data) - 8):
+    if length > min(tensor_files.HEADER_MAX, len(data) - 8):
         raise ValueError(f"not values of a checkpoint: the header would have {length} of {len(data)} bytes")
     header = _parsed(bytes(data[8 : 8 + length]))
     metadata = header.pop("__metadata__", None) if type(header) is dict else None
@@ -376,7 +360,7 @@ class _Decoder:
         if not needed <= given <= needed | marks or any(inner[mark] is not True for mark in given & marks):
             raise _wrong("a tensor of other parts")
         name = _typed(inner["dtype"], str)
-        if name not in _TENSOR_DTYPES or name not in _DTYPES:
+        if name not in tensor_files.DTYPES or name not in _DTYPES:
             raise _wrong(f"tensors of {name[:40]!r} are not known here")
         dtype = _DTYPES[name]
         raw = self._raw(inner, dtype.itemsize, name)
@@ -429,6 +413,7 @@ class _Decoder:
         "dict": _dict,
         "items": lambda self, inner, depth: self._filled({}, inner, depth),
         "ordered": lambda self, inner, depth: self._filled(collections.OrderedDict(), inner, depth),
+        "counter": lambda self, inner, depth: collections.Counter(self._filled({}, inner, depth)),
         "defaultdict": _defaultdict,
         "set": _set,
         "frozenset": lambda self, inner, depth: frozenset(self._set(inner, depth)),
