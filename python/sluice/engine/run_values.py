@@ -4,7 +4,7 @@ model.json says of tensors. Each is taken, checked as a whole before anything is
 import torch
 
 from ..checkpoints import tensor_files
-from ..optimizers import hyperparameters
+from ..optimizers import saved_groups
 from .optimizer import NoOptimizer
 
 MODEL_VERSION = 1
@@ -109,40 +109,22 @@ def put_buffers(module, saved):
 
 
 def groups(optimizer, module):
+    return saved_groups.taken(optimizer, _name_of(module))
+
+
+def _name_of(module):
     names = {id(p): name for name, p in module.named_parameters()}
-    return [
-        {"params": [names[id(p)] for p in group["params"]], "options": {k: v for k, v in group.items() if k != "params"}}
-        for group in optimizer.param_groups
-    ]
+    return lambda parameter: names[id(parameter)]
 
 
 def check_groups(optimizer, module, saved):
-    if isinstance(optimizer, NoOptimizer):
-        return
-    advice = "load_optimizer_states=False begins anew"
-    mine, theirs = groups(optimizer, module), saved["optimizer"]
-    if len(mine) != len(theirs):
-        raise ValueError(f"the optimizer has {len(mine)} groups of parameters, and {len(theirs)} were saved; {advice}")
-    for number, (group, other) in enumerate(zip(mine, theirs)):
-        for name, saved_name in zip(group["params"], other["params"]):
-            if name != saved_name:
-                raise ValueError(f"group {number} of the optimizer has {name} where {saved_name} was saved; {advice}")
-        if len(group["params"]) != len(other["params"]):
-            counts = f"{len(group['params'])} parameters, and {len(other['params'])} were saved"
-            raise ValueError(f"group {number} of the optimizer has {counts}; {advice}")
-        hyperparameters.checked({**group["options"], **other["options"]})
+    if not isinstance(optimizer, NoOptimizer):
+        saved_groups.check(optimizer, _name_of(module), saved["optimizer"])
 
 
 def put_groups(optimizer, saved):
-    """Into the very groups there are, and the very tensors: schedules, and a client's optimizer, have them too."""
-    for group, other in zip(optimizer.param_groups, saved["optimizer"]):
-        for key, value in other["options"].items():
-            mine = group.get(key)
-            if isinstance(mine, torch.Tensor):
-                with torch.no_grad():
-                    mine.copy_(torch.as_tensor(value))
-            else:
-                group[key] = value
+    if not isinstance(optimizer, NoOptimizer):
+        saved_groups.put(optimizer, saved["optimizer"])
 
 
 # ---- The schedule
