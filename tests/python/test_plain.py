@@ -15,7 +15,7 @@ from sluice.checkpoints import plain, tensor_files
 
 numpy = pytest.importorskip("numpy")
 
-TENSOR_TYPES = list(dict.fromkeys(plain._DTYPES[name] for name in tensor_files.DTYPES if name in plain._DTYPES))
+TENSOR_TYPES = list(dict.fromkeys(plain.DTYPES[name] for name in tensor_files.DTYPES if name in plain.DTYPES))
 NUMPY_TYPES = ["?", "i1", "<i2", ">i4", "<i8", "u1", "<u8", "<f2", ">f4", "<f8", "<c8", "<c16"]
 FLOATS = [0.0, -0.0, 1.5, 5e-324, 1e308, math.inf, -math.inf, math.nan, struct.unpack(">d", bytes.fromhex("fff8000000000123"))[0]]
 INTS = [0, -1, 2**63 - 1, -(2**63), 2**63, -(2**63) - 1, 1 << 20000]

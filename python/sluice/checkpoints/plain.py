@@ -26,7 +26,7 @@ from .tensor_files import raw_bytes
 
 _DEPTH_MAX = 64
 _SIMPLE_INT = 1 << 63
-_DTYPES = {tensor_files.name_of(d): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
+DTYPES = {tensor_files.name_of(d): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
 _FACTORIES = {f.__name__: f for f in (bool, int, float, str, list, tuple, dict, set)}
 _NUMPY = re.compile(r"[<>|][biufc](?:1|2|4|8|16)")  # what the machine's C would have otherwise is left out
 _ADVICE = (
@@ -360,9 +360,9 @@ class _Decoder:
         if not needed <= given <= needed | marks or any(inner[mark] is not True for mark in given & marks):
             raise _wrong("a tensor of other parts")
         name = _typed(inner["dtype"], str)
-        if name not in tensor_files.DTYPES or name not in _DTYPES:
+        if name not in tensor_files.DTYPES or name not in DTYPES:
             raise _wrong(f"tensors of {name[:40]!r} are not known here")
-        dtype = _DTYPES[name]
+        dtype = DTYPES[name]
         raw = self._raw(inner, dtype.itemsize, name)
         if name == "bool":
             _check_truth(bytes(raw))
@@ -395,9 +395,9 @@ class _Decoder:
         return numpy.frombuffer(raw, dtype)[0]
 
     def _dtype(self, inner, depth):
-        if _typed(inner, str) not in _DTYPES:
+        if _typed(inner, str) not in DTYPES:
             raise _wrong("a dtype that PyTorch doesn't have")
-        return _DTYPES[inner]
+        return DTYPES[inner]
 
     def _device(self, inner, depth):
         if not re.fullmatch("[a-z]{1,20}(:[0-9]{1,2})?", _typed(inner, str)):
