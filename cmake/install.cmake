@@ -60,7 +60,7 @@ install(CODE [[
   if(NOT EXISTS "$<TARGET_FILE:sluice_cli>")
     message(STATUS "Not installed, since it is not built: the command (target sluice_cli)")
   endif()]])
-install(FILES offload/sluice.h offload/sluice.hpp
+install(FILES offload/sluice.h offload/sluice.hpp offload/sluice_checkpoint.h
         DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/sluice)
 install(FILES comm/comm_table.h
         DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/sluice RENAME sluice_comm.h)

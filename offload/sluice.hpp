@@ -24,6 +24,7 @@
 #include <utility>
 
 #include "sluice.h"  // beside this file, here and where it is installed
+#include "sluice_checkpoint.h"
 
 namespace sluice {
 inline namespace abi1 {
@@ -321,6 +322,14 @@ class Runtime {
       return sluice_write(handle_, static_cast<uint32_t>(tensor), SLUICE_PARAM, bytes.data(),
                           SLUICE_BYTES, static_cast<int64_t>(bytes.size()), ticket);
     });
+  }
+
+  // A checkpoint: sluice_checkpoint.h. `args`: from SLUICE_SAVE_INIT, SLUICE_LOAD_INIT.
+  Result<Ticket> Save(const sluice_save_args& args) {
+    return Started([&](sluice_ticket* ticket) { return sluice_save(handle_, &args, ticket); });
+  }
+  Result<Ticket> Load(const sluice_load_args& args) {
+    return Started([&](sluice_ticket* ticket) { return sluice_load(handle_, &args, ticket); });
   }
 
   Result<std::string> ReportJson() {

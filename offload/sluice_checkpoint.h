@@ -29,11 +29,14 @@ typedef struct sluice_save_args {
   const char* directory; /* made if it isn't there; seen by all ranks */
   const char* tag;       /* the checkpoint is directory/tag; it replaces one of that name */
   uint64_t id;           /* not 0; the same on all ranks, another for every save */
-  const sluice_attachment* attachments; /* this rank's; must stay until the ticket is done */
+  const sluice_attachment* attachments; /* this rank's; copied */
   uint64_t attachment_count;
   int32_t latest;         /* 1: directory/latest names it then */
   int32_t without_frozen; /* 1: frozen tensors are left out */
 } sluice_save_args;
+
+#define SLUICE_SAVE_INIT \
+  { sizeof(sluice_save_args), 0, 0, 0, 0, 0, 1, 0 }
 
 /* Saves what all steps before have made of the model; calls made after it wait for it. When the
  * ticket is done the checkpoint is durable, on all ranks; if it fails, what was there before is
@@ -51,6 +54,9 @@ typedef struct sluice_load_args {
   uint32_t flags;
   uint32_t reserved; /* 0 */
 } sluice_load_args;
+
+#define SLUICE_LOAD_INIT \
+  { sizeof(sluice_load_args), 0, 0, 0, 0 }
 
 /* Loads tensors by their names, each verified before it is used. Errors of the ticket: NOT_FOUND;
  * INVALID_ARGUMENT naming a tensor that differs or is missing: nothing was changed then; DATA_LOSS

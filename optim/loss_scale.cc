@@ -17,6 +17,14 @@ LossScaler::LossScaler(const LossScaleOptions& options)
                                       : std::ldexp(1.0, options.initial_scale_power)),
       hysteresis_left_(options.hysteresis) {}
 
+void LossScaler::Restore(const State& state) {
+  if (options_.static_scale > 0) return;
+  scale_ = state.scale;
+  hysteresis_left_ = state.hysteresis_left;
+  step_ = state.step;
+  last_overflow_step_ = state.last_overflow_step;
+}
+
 absl::Status LossScaler::Update(bool overflow) {
   if (options_.static_scale > 0) return absl::OkStatus();
   if (overflow) {

@@ -30,6 +30,16 @@ class LossScaler {
 
   double scale() const { return scale_; }
 
+  // What a later run goes on with. Restore: a scale that never changes stays.
+  struct State {
+    double scale;
+    int hysteresis_left;
+    int64_t step;
+    int64_t last_overflow_step;
+  };
+  State state() const { return {scale_, hysteresis_left_, step_, last_overflow_step_}; }
+  void Restore(const State& state);
+
   // After each step(). Errors: FailedPrecondition when the scale is already at its minimum and
   // still overflows (the state is unchanged): training can't go on at this precision.
   absl::Status Update(bool overflow);

@@ -15,7 +15,8 @@
 //
 // A piece is what has a checksum: so many elements of one field of one tensor, at most
 // kPieceElementsMax. Its checksum is SeededChecksum of its bytes, seeded with its place among the
-// rank's pieces and the save's id, so that a stale or misplaced one fails as a flipped bit does.
+// rank's pieces of the same file, and the id of the save that wrote the file: so a stale or
+// misplaced one fails as a flipped bit does.
 //
 // Threads: any; pure data.
 
@@ -27,6 +28,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "core/element_type.h"
 #include "core/types.h"
 
 namespace sluice {
@@ -37,8 +39,8 @@ inline constexpr int kCheckpointVersion = 1;
 struct SavedTensor {
   std::string name;  // one of its kind
   int64_t elements = 0;
-  uint64_t step = 0;                // updates it has had
-  ElementType type;                 // of its compute copy
+  uint64_t step = 0;                   // updates it has had
+  ElementType type = FloatType::kF32;  // of its compute copy
   std::vector<std::string> fields;  // "master", "exp_avg", ..., each in fp32; "param" alone: frozen
                                     // and in its own type
   friend bool operator==(const SavedTensor&, const SavedTensor&) = default;
@@ -60,9 +62,10 @@ struct SavedPart {
   uint64_t id = 0;  // of the save: the same on every rank, another for every save
   uint32_t rank = 0;
   uint32_t ranks = 1;
-  std::vector<SavedTensor> tensors;
-  std::vector<SavedPiece> pieces;   // all of what this rank saves, none twice
-  std::vector<uint64_t> checksums;  // by piece
+  uint64_t frozen_id = 0;  // of the save that wrote its frozen values: an earlier one, if linked
+  std::vector<SavedTensor> tensors;  // on disk, and as read: of rank 0 only
+  std::vector<SavedPiece> pieces;    // all of what this rank saves, none twice
+  std::vector<uint64_t> checksums;   // by piece
   struct Attachment {
     std::string name;  // a file's name without '/'
     uint64_t bytes = 0;

@@ -25,6 +25,7 @@
 #include "core/event.h"
 #include "core/fence.h"
 #include "core/ring_queue.h"
+#include "offload/run/checkpoint_job.h"
 #include "offload/run/gradients.h"
 #include "offload/run/runtime_options.h"
 #include "offload/run/tickets.h"
@@ -59,16 +60,19 @@ class Spares {
   std::vector<std::unique_ptr<T>> spares_;  // guarded by mutex_
 };
 
-// Steps, value requests and the forgetting of gradients are begun in turn: one at a time, but value
-// requests together. Every later call of another kind waits until they have ended.
+using CheckpointCall = std::variant<SaveRequest, LoadRequest>;
+
+// Steps, value requests, checkpoints and the forgetting of gradients are begun in turn: one at a
+// time, but value requests together. Every later call of another kind waits until they have ended.
 struct Turn {
-  enum class Kind : uint8_t { kStep, kValue, kClearGrads };
+  enum class Kind : uint8_t { kStep, kValue, kClearGrads, kCheckpoint };
 
   Kind kind = Kind::kStep;
   StepRequest step;
   TimePoint called{0};  // of a step
   ValueRequest value;
-  std::optional<TensorIndex> cleared;    // of kClearGrads; none: all
+  std::optional<TensorIndex> cleared;  // of kClearGrads; none: all
+  std::unique_ptr<CheckpointCall> checkpoint;
   Ticket ticket = 0;                     // 0: nobody waits
   bool summing = false;                  // the step waits for sums
   bool summed = false;                   // all gradients have arrived and are summed
@@ -76,6 +80,7 @@ struct Turn {
   bool met = false;                      // all are
   bool at_access = false;                // of a value: the other ranks were told so
   bool exchanged = false;                // the step's sums were sent
+  bool begun = false;                    // the checkpoint is being saved, or loaded
   std::optional<ClipDecision> decision;  // the step waits for fetches to end
   std::optional<absl::Status> ended;     // the value request; the turn, when those before it have
 

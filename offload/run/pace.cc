@@ -35,6 +35,7 @@ void Pace::OnSaid(Rank rank, Topic topic) {
       return;
     case Topic::kAccess:
     case Topic::kValue:
+    case Topic::kVote:
       ++Count(r, Kind::kValues);
       return;
     case Topic::kFetch:

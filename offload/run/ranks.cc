@@ -123,6 +123,7 @@ Ranks::Ranks(const Context& context, RankLinks links, Gradients* gradients, Grad
       exchange_(context, links_.gradients.get(), &agreement_, gradients, std::move(asks)),
       gathers_(context, links_.gathers.get(), &order_, HostLink(), &agreement_, std::move(renewed)),
       units_(context, links_.gathers.get(), &order_, &agreement_),
+      votes_(&agreement_, links_.agreement->ranks()),
       present_(context.layout->tensors().size(), 0),
       ends_(EndsOfOneEach(links_.agreement->ranks())),
       since_(context.clock->Now()) {
@@ -158,12 +159,13 @@ void Ranks::Poll(bool caller_waits) {
 void Ranks::CheckPatience(bool caller_waits) {
   const TimePoint now = context_.clock->Now();
   const uint64_t progress = exchange_.progress() + gathers_.progress();
-  const bool awaits = exchange_.awaits(caller_waits) || gathers_.awaits();
+  const bool awaits = exchange_.awaits(caller_waits) || gathers_.awaits() || votes_.awaits();
   if (!awaits || std::exchange(progress_, progress) != progress) since_ = now;
   if (now - since_ < patience_ || now - agreement_.began() > kRoundMax) return;
   since_ = now;
   RankWait wait = exchange_.Awaited();
   if (wait.missing.empty()) wait = gathers_.Awaited();
+  if (wait.missing.empty()) wait = votes_.Awaited();
   if (wait.missing.empty()) return;
   context_.fail(absl::DeadlineExceededError(fmt::format(
       "rank {} {}, and has waited {} s for rank{} {} to do so too: as long as rank_timeout says",
@@ -198,6 +200,8 @@ void Ranks::OnSaid(Rank rank, Said said) {
         if (meeting != nullptr) CheckForDeadlock(Rank(r), *meeting);
       }
       return;
+    case Topic::kVote:
+      return votes_.OnSaid(rank, said);
   }
 }
 
@@ -296,13 +300,14 @@ void Ranks::MeetingOver() {
 }
 
 bool Ranks::idle() const {
-  return exchange_.idle() && gathers_.idle() && units_.idle() && !exchanging_;
+  return exchange_.idle() && gathers_.idle() && units_.idle() && votes_.idle() && !exchanging_;
 }
 
 void Ranks::Fail(const absl::Status& status, const absl::Status& why) {
   agreement_.Stop();
   exchange_.Fail(status);
   gathers_.Fail(status);
+  votes_.Drop();
   order_.Stop();
   for (const RankLinks::Named& named : links_.all()) named.link->Abort(why);
 }

@@ -25,6 +25,7 @@
 #include "offload/run/rank_gathers.h"
 #include "offload/run/rank_links.h"
 #include "offload/run/unit_gathers.h"
+#include "offload/run/votes.h"
 
 namespace sluice {
 
@@ -45,6 +46,7 @@ class Ranks final : private Agreement::Observer, private Event {
   GradExchange* gradients() { return &exchange_; }
   RankGathers* gathers() { return &gathers_; }
   UnitGathers* units() { return &units_; }
+  Votes* votes() { return &votes_; }
 
   // Call at each turn of the loop; the next is due at NextTime. `caller_waits`: for something that
   // can't begin yet.
@@ -111,6 +113,7 @@ class Ranks final : private Agreement::Observer, private Event {
   LaunchOrder order_;  // of what `gathers` carries
   RankGathers gathers_;
   UnitGathers units_;
+  Votes votes_;
   std::vector<uint8_t> present_;  // by tensor: flags of all ranks
   bool sums_exchanged_ = false;
   bool exchanging_ = false;

@@ -91,6 +91,8 @@ absl::Status OffloadRuntime::Init() {
     spare_turns_.Give(std::make_unique<Turn>());
   }
   values_ = std::make_unique<ValueAccess>(context);
+  checkpoints_ = std::make_unique<Checkpoints>(
+      context, values_.get(), ranks_ == nullptr ? nullptr : ranks_->votes(), seams_.threaded);
   if (!seams_.threaded) return absl::OkStatus();
   try {
     thread_ = std::thread([this, closing = closing_] {
@@ -129,6 +131,11 @@ void OffloadRuntime::RunOnce(Deadline deadline) {
   RunQueue();
   CheckDrained();
   CheckEndedWriting();
+}
+
+void OffloadRuntime::OnCalls() {
+  calls_.Heard();
+  TakeCalls();
 }
 
 void OffloadRuntime::TakeCalls() {

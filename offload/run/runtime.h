@@ -36,6 +36,7 @@
 #include "core/ring_queue.h"
 #include "offload/plan/traffic.h"
 #include "offload/run/calls.h"
+#include "offload/run/checkpoints.h"
 #include "offload/run/closing.h"
 #include "offload/run/gradient_calls.h"
 #include "offload/run/ranks.h"
@@ -76,6 +77,7 @@ class OffloadRuntime final : public Updater::Observer {
   Ticket Step(StepRequest request);
   StepRequest BlankStep();              // an empty one, with the memory of one before
   Ticket Access(ValueRequest request);  // `request.done` is set here
+  Ticket Checkpoint(CheckpointCall call);
   Ticket Drain();
   void BeginIteration(uint32_t key, bool boundary);
   void EndIteration();
@@ -105,11 +107,7 @@ class OffloadRuntime final : public Updater::Observer {
 
   // One turn of the loop: handles what has come; if nothing has, waits for it until `deadline`.
   void RunOnce(Deadline deadline);
-  // When the loop must turn again even if nothing comes. Control thread.
-  TimePoint NextTime() const {
-    const TimePoint turn = seams_.clock->Now() + kTurn;
-    return ranks_ == nullptr ? turn : std::min(turn, ranks_->NextTime());
-  }
+  TimePoint NextTime() const;  // when it must turn again even if nothing comes. Control thread
 
   // What is on its way or taken, by name; empty when all has come back, which it does in time
   // also after a failure. Control thread.
@@ -120,19 +118,16 @@ class OffloadRuntime final : public Updater::Observer {
   static constexpr Nanos kTurn = std::chrono::milliseconds(20);
 
   struct CallsArrived final : Event {
-    explicit CallsArrived(OffloadRuntime* runtime) : runtime(runtime) {}
-    void Handle() override {
-      runtime->calls_.Heard();
-      runtime->TakeCalls();
-    }
+    explicit CallsArrived(OffloadRuntime* r) : runtime(r) {}
+    void Handle() override { runtime->OnCalls(); }
     OffloadRuntime* const runtime;
   };
-
   OffloadRuntime(ModelLayout layout, Placement placement, const RuntimeOptions& options,
                  Seams seams);
   absl::Status Init();
   Ticket SendTurn(std::unique_ptr<Turn> turn);
   void ClearGrads(std::optional<TensorIndex> tensor);
+  void OnCalls();
   void TakeCalls();
   bool HeedsCalls();
   void RunQueue();
@@ -168,6 +163,8 @@ class OffloadRuntime final : public Updater::Observer {
   bool AdvanceValue(Turn& turn);
   void EndValue(Turn* turn, const ValueRequest& request, const absl::Status& status);
   bool AdvanceClearGrads(Turn& turn);
+  bool AdvanceCheckpoint(Turn& turn);
+  void Load(LoadRequest request, CheckpointJob::Done done);
   absl::Status CheckLoaded(TensorIndex tensor) const;
   void NoteLoaded(TensorIndex tensor);
   absl::Status CheckValueRequest(const ValueRequest& request) const;
@@ -217,6 +214,7 @@ class OffloadRuntime final : public Updater::Observer {
   std::unique_ptr<Ranks> ranks_;  // if there are several
   std::unique_ptr<Updater> updater_;
   std::unique_ptr<ValueAccess> values_;
+  std::unique_ptr<Checkpoints> checkpoints_;
   Tickets tickets_;
   std::unique_ptr<GradientCalls> gradient_calls_;
 

@@ -134,6 +134,11 @@ std::optional<absl::Status> OffloadRuntime::Wait(Ticket ticket, std::chrono::mil
   }
 }
 
+TimePoint OffloadRuntime::NextTime() const {
+  const TimePoint turn = seams_.clock->Now() + kTurn;
+  return ranks_ == nullptr ? turn : std::min(turn, ranks_->NextTime());
+}
+
 StepResult OffloadRuntime::last_step() const {
   const std::lock_guard lock(mutex_);
   return last_step_;

@@ -16,15 +16,17 @@ void OffloadRuntime::Advance() {
   while (values_begun_ < turns_.size()) {
     if (const absl::Status status = failure(); !status.ok()) {
       if (values_->busy() || values_begun_ > 0) return;
+      checkpoints_->Drop();
       gradients_->CancelFinish();
       EndTurn(status);
       continue;
     }
     Turn& turn = *turns_[values_begun_];
     if (values_begun_ > 0 && turn.kind != Turn::Kind::kValue) return;
-    const bool went_on = turn.kind == Turn::Kind::kStep    ? AdvanceStep(turn)
-                         : turn.kind == Turn::Kind::kValue ? AdvanceValue(turn)
-                                                           : AdvanceClearGrads(turn);
+    const bool went_on = turn.kind == Turn::Kind::kStep         ? AdvanceStep(turn)
+                         : turn.kind == Turn::Kind::kValue      ? AdvanceValue(turn)
+                         : turn.kind == Turn::Kind::kCheckpoint ? AdvanceCheckpoint(turn)
+                                                                : AdvanceClearGrads(turn);
     if (!went_on) return;
   }
 }
@@ -253,6 +255,8 @@ void OffloadRuntime::EndValue(Turn* turn, const ValueRequest& request, const abs
   const bool loads =
       request.renews() && (request.of_parameter() || layout_.tensor(tensor).keep == Keep::kMoments);
   if (status.ok() && loads) NoteLoaded(tensor);
+  if (request.renews() && layout_.tensor(tensor).keep == Keep::kParam)
+    checkpoints_->FrozenChanged();
   if (status.ok() && request.write && request.of_gradient()) ReplaceGradient(tensor);
   if (request.renews() && !values_->Renews(unit)) residency_->EndUpdate(unit);
   turn->ended = status;
@@ -284,10 +288,10 @@ void OffloadRuntime::EndTurn(const absl::Status& status) {
   calls_.TurnEnded();
   if (turn->meets) ranks_->MeetingOver();
   if (turn->ticket != 0) tickets_.Complete(turn->ticket, status);
-  const bool was_value = turn->kind == Turn::Kind::kValue;
+  const bool suspended = turn->kind == Turn::Kind::kValue || turn->kind == Turn::Kind::kCheckpoint;
   turn->Reset();
   spare_turns_.Give(std::move(turn));
-  if (was_value && (turns_.empty() || turns_.front()->kind != Turn::Kind::kValue)) {
+  if (suspended && (turns_.empty() || turns_.front()->kind != Turn::Kind::kValue)) {
     residency_->Replan();
     ReadAheadIfUseful();
   }

@@ -37,7 +37,9 @@ void ValueAccess::Start(ValueRequest request) {
   const TensorIndex tensor = request.tensor;
   const UnitLayout& unit = context_.layout->unit(context_.layout->tensor(tensor).unit);
   requests_.push_back({.asked = std::move(request)});
-  for (uint32_t c = unit.first_chunk; c < unit.first_chunk + unit.chunk_count; ++c) {
+  if (const auto& chunk = requests_.back().asked.image_of) requests_.back().left.push_back(*chunk);
+  const uint32_t end = requests_.back().asked.image_of ? 0 : unit.first_chunk + unit.chunk_count;
+  for (uint32_t c = unit.first_chunk; c < end; ++c) {
     for (const ChunkRun& run : context_.layout->runs(context_.layout->chunk(ChunkIndex(c)))) {
       if (run.tensor == tensor) requests_.back().left.push_back(ChunkIndex(c));
     }

@@ -19,6 +19,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -33,6 +34,9 @@ struct ValueRequest {
   Field field = Field::kMaster;
   std::byte* data = nullptr;           // the tensor's elements in `type`; read from if `write`
   ElementType type = FloatType::kF32;  // bytes, if the unit's are
+  // All fields of all that is kept of a chunk, of `tensor` among others: `data` is its image
+  // (chunk_image.h), and field and type are not looked at.
+  std::optional<ChunkIndex> image_of{};
   std::function<void(const absl::Status&)> done;
 
   bool of_gradient() const { return field == Field::kGrad; }

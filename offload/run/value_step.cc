@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/status.h"
+#include "offload/run/chunk_image.h"
 #include "optim/convert.h"
 
 namespace sluice {
@@ -157,7 +158,8 @@ void ValueAccess::ChunkStep::Run() {
       if (layout().keep == Keep::kParam || reads_params())  // else they are made of the masters
         clear(param_buffer_, layout().param_bytes());
     }
-    asked().of_gradient()           ? ApplyGrad(ThisRun())
+    asked().image_of                ? ApplyImage()
+    : asked().of_gradient()         ? ApplyGrad(ThisRun())
     : layout().keep == Keep::kParam ? ApplyFrozen(ThisRun())
                                     : Apply(ThisRun());
     if (asked().renews()) RenewParams();
@@ -175,10 +177,30 @@ void ValueAccess::ChunkStep::ApplyGrad(const ChunkRun& run) {
   if (asked().write && !grad_buffer_.empty()) BlockStore::Seal(&grad_write_);
 }
 
+void ValueAccess::ChunkStep::ApplyImage() {
+  const ValueRequest& request = asked();
+  const StateFormat& format = *context_.layout->format();
+  for (const ImagePart& part : ImageParts(*context_.layout, layout())) {
+    std::byte* const theirs = request.data + part.image_at;
+    if (layout().keep == Keep::kParam) {
+      std::byte* const ours = FrozenParams() + part.chunk_at * param_size();
+      request.write ? std::memcpy(ours, theirs, part.image_bytes)
+                    : std::memcpy(theirs, ours, part.image_bytes);
+      continue;
+    }
+    const size_t field = *format.Find(FieldsOf(format, layout().keep)[part.field].id);
+    const auto n = static_cast<size_t>(part.elements);
+    if (request.write) {
+      format.Write(States(), field, part.chunk_at, theirs, FloatType::kF32, n);
+    } else {
+      format.Read(States(), field, part.chunk_at, theirs, FloatType::kF32, n);
+    }
+  }
+}
+
 void ValueAccess::ChunkStep::ApplyFrozen(const ChunkRun& run) {
   const ValueRequest& request = asked();
-  std::byte* const params = param_tier() == Tier::kPinned ? ParamHome() : param_buffer_.data();
-  std::byte* const ours = params + run.chunk_offset * param_size();
+  std::byte* const ours = FrozenParams() + run.chunk_offset * param_size();
   std::byte* const theirs = request.data + run.tensor_offset * request.type.size();
   const auto n = static_cast<size_t>(run.elements);
   if (request.write) {
@@ -262,8 +284,10 @@ void ValueAccess::ChunkStep::Handle() {
     context_.store->StartWrite(&param_write_, IoPriority::kUrgent);
   } else if (!param_buffer_.empty()) {
     ++stores_left_;
-    const auto begin = static_cast<size_t>(ThisRun().chunk_offset * param_size());
-    const auto size = static_cast<size_t>(ThisRun().elements * param_size());
+    const int64_t first = asked().image_of ? 0 : ThisRun().chunk_offset;
+    const int64_t elements = asked().image_of ? layout().elements : ThisRun().elements;
+    const auto begin = static_cast<size_t>(first * param_size());
+    const auto size = static_cast<size_t>(elements * param_size());
     param_upload_.Start(param_buffer_.subspan(begin, size), ParamHome() + begin);
   }
   OnStored(absl::OkStatus());

@@ -80,6 +80,9 @@ class ValueAccess::ChunkStep final : public Task, public Event {
   std::byte* ParamHome() const { return context_.memory->ParamsOf(layout()); }
   std::byte* Params() const { return param_buffer_.empty() ? ParamHome() : param_buffer_.data(); }
   bool reads_params() const { return context_.layout->reads_params(layout()); }
+  std::byte* FrozenParams() const {
+    return param_tier() == Tier::kPinned ? ParamHome() : param_buffer_.data();
+  }
   ChunkStates States() const {
     return StatesAt(layout(), states_, reads_params() ? Params() : nullptr);
   }
@@ -98,6 +101,7 @@ class ValueAccess::ChunkStep final : public Task, public Event {
   void OnRead(const absl::Status& status);
   void Apply(const ChunkRun& run);
   void ApplyFrozen(const ChunkRun& run);
+  void ApplyImage();
   void ReadRounded(const ChunkRun& run, std::byte* out) const;
   void RenewParams();
   void OnStored(const absl::Status& status);

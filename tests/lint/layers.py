@@ -13,9 +13,10 @@ LAYERS = {
     "optim": {"core", "optim"},
     "offload": {"offload"},  # the C ABI, which includes nothing of ours
     "offload/plan": {"core", "comm", "optim", "offload/plan"},
-    "offload/run": BELOW | {"offload/plan", "offload/run"},
-    "offload/abi": BELOW | {"offload", "offload/plan", "offload/run", "offload/abi"},
-    "offload/sim": BELOW | {"offload", "offload/plan", "offload/run", "offload/abi", "offload/sim"},
+    "offload/checkpoint": {"core", "offload/checkpoint"},
+    "offload/run": BELOW | {"offload/checkpoint", "offload/plan", "offload/run"},
+    "offload/abi": BELOW | {"offload", "offload/checkpoint", "offload/plan", "offload/run", "offload/abi"},
+    "offload/sim": BELOW | {"offload", "offload/checkpoint", "offload/plan", "offload/run", "offload/abi", "offload/sim"},
 }
 PACKAGE = "python/sluice/"
 # Rooms of the package and its faces, the files beside them; each may import those before it that it names.

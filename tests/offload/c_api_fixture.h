@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "offload/sluice.h"
+#include "offload/sluice_checkpoint.h"
 
 namespace sluice {
 
@@ -141,6 +142,8 @@ inline std::vector<RuntimeCall> EveryRuntimeCall() {
   static sluice_step_result result;
   static sluice_rates rates;
   static sluice_floor_terms terms;
+  static sluice_save_args save = SLUICE_SAVE_INIT;
+  static sluice_load_args load = SLUICE_LOAD_INIT;
   groups[0] = groups[1] = DefaultGroup();
   args = {sizeof(args), groups, 2, 0};
   gradient = {data, 300, 0, 0};
@@ -148,6 +151,9 @@ inline std::vector<RuntimeCall> EveryRuntimeCall() {
   result.struct_size = sizeof(result);
   rates.struct_size = sizeof(rates);
   terms.struct_size = sizeof(terms);
+  load.directory = save.directory = "/dev/null";
+  save.tag = "tag";
+  save.id = 1;
   using R = sluice_runtime;
   return {
       {"wait", [](R r) { return sluice_wait(r, 1, 0); }},
@@ -170,6 +176,8 @@ inline std::vector<RuntimeCall> EveryRuntimeCall() {
        [](R r) { return sluice_read(r, 0, SLUICE_MASTER, data, SLUICE_F32, 300, &ticket); }},
       {"write",
        [](R r) { return sluice_write(r, 0, SLUICE_MASTER, data, SLUICE_F32, 300, &ticket); }},
+      {"save", [](R r) { return sluice_save(r, &save, &ticket); }},
+      {"load", [](R r) { return sluice_load(r, &load, &ticket); }},
       {"report", [](R r) { return sluice_report(r, json, sizeof(json), &needed); }},
       {"floor", [](R r) { return sluice_floor(r, &rates, &terms); }},
       {"set_rates", [](R r) { return sluice_set_rates(r, &rates); }},

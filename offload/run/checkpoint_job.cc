@@ -1,0 +1,62 @@
+#include "offload/run/checkpoint_job.h"
+
+#include <algorithm>
+
+#include "fmt/format.h"
+#include "fmt/ranges.h"
+
+namespace sluice {
+
+void CheckpointJob::Do(Background::Work work, Done then) {
+  auto self = shared_from_this();  // also while the work goes on and nobody listens
+  seams_.background->Do([self, work = std::move(work)] { return work(); },
+                        [self, then = std::move(then)](const absl::Status& status) {
+                          if (!self->dropped_) then(status);
+                        });
+}
+
+void CheckpointJob::Vote(const absl::Status& status, bool first, Done then) {
+  if (seams_.votes == nullptr) return then(status);
+  seams_.votes->Cast(status.ok(), first,
+                     [self = shared_from_this(), status,
+                      then = std::move(then)](const std::vector<uint32_t>& failed) {
+                       if (self->dropped_) return;
+                       if (failed.empty() || !status.ok()) return then(status);
+                       then(absl::AbortedError(
+                           fmt::format("rank{} {} could not, and says why there",
+                                       failed.size() > 1 ? "s" : "", fmt::join(failed, ", "))));
+                     });
+}
+
+void CheckpointJob::MakeImages() {
+  size_t largest = 0;
+  for (const ChunkLayout& chunk : layout().chunks())
+    largest = std::max(largest, ImageBytes(layout(), chunk));
+  for (size_t i = 0; i < kImages; ++i) {
+    images_.push_back(std::make_unique<std::vector<std::byte>>(largest));
+    free_images_.push_back(images_.back().get());
+  }
+}
+
+std::vector<std::byte>* CheckpointJob::TakeImage() {
+  if (free_images_.empty()) return nullptr;
+  std::vector<std::byte>* const image = free_images_.back();
+  free_images_.pop_back();
+  return image;
+}
+
+void CheckpointJob::AccessImage(ChunkIndex chunk, std::vector<std::byte>* image, bool write,
+                                Done then) {
+  const ChunkLayout& c = layout().chunk(chunk);
+  ValueRequest request{.write = write,
+                       .tensor = layout().runs(c).front().tensor,
+                       .data = image->data(),
+                       .image_of = chunk,
+                       .done = {}};
+  request.done = [self = shared_from_this(), then = std::move(then)](const absl::Status& status) {
+    if (!self->dropped_) then(status);
+  };
+  seams_.values->Start(std::move(request));
+}
+
+}  // namespace sluice

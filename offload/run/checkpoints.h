@@ -1,0 +1,70 @@
+// offload/run/checkpoints.h
+//
+// What a runtime needs to save and load itself, one checkpoint at a time.
+//
+// Threads: the control thread.
+
+#ifndef SLUICE_OFFLOAD_RUN_CHECKPOINTS_H_
+#define SLUICE_OFFLOAD_RUN_CHECKPOINTS_H_
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "offload/run/checkpoint_job.h"
+
+namespace sluice {
+
+class Checkpoints {
+ public:
+  // None is owned; `votes` is null if there is one rank. `threaded`: false in simulation.
+  Checkpoints(const Context& context, ValueAccess* values, Votes* votes, bool threaded)
+      : background_(context.inbox, threaded),
+        seams_{context, RealFiles(), values, votes, &background_} {}
+
+  // `ready`: what keeps this rank from it; the others hear of that. Otherwise as MakeSaveJob.
+  void Save(SaveRequest request, const absl::Status& ready, std::vector<int64_t> steps,
+            const LossScaler& scaler, CheckpointJob::Done done) {
+    std::string path =
+        request.without_frozen ? std::string() : request.place.directory + "/" + request.place.tag;
+    job_ = MakeSaveJob(
+        seams_, std::move(request), ready, std::move(steps), scaler, frozen_saved_,
+        [this, path = std::move(path), done = std::move(done)](const absl::Status& status) {
+          if (status.ok() && !path.empty()) frozen_saved_ = path;
+          End(status, done);
+        });
+    job_->Start();
+  }
+  void Load(LoadRequest request, const std::vector<bool>& loaded, LossScaler* scaler,
+            LoadCalls calls) {
+    calls.done = [this, done = std::move(calls.done)](const absl::Status& status) {
+      End(status, done);
+    };
+    frozen_saved_.clear();
+    job_ = MakeLoadJob(seams_, std::move(request), loaded, scaler, std::move(calls));
+    job_->Start();
+  }
+  // A frozen tensor was written: those that were saved are no longer what there is.
+  void FrozenChanged() { frozen_saved_.clear(); }
+  bool busy() const { return job_ != nullptr; }
+  // The runtime has failed: nobody hears of what is under way. Not while values are busy.
+  void Drop() {
+    if (job_ != nullptr) std::exchange(job_, nullptr)->Drop();
+  }
+
+ private:
+  void End(const absl::Status& status, const CheckpointJob::Done& done) {
+    const std::shared_ptr<CheckpointJob> ended = std::move(job_);
+    done(status);
+  }
+
+  Background background_;
+  const CheckpointSeams seams_;
+  std::shared_ptr<CheckpointJob> job_;
+  std::string frozen_saved_;  // the checkpoint that has the frozen values as they are; or none
+};
+
+}  // namespace sluice
+
+#endif  // SLUICE_OFFLOAD_RUN_CHECKPOINTS_H_

@@ -1,0 +1,42 @@
+#include "offload/run/chunk_image.h"
+
+#include <algorithm>
+
+#include "offload/checkpoint/manifest.h"
+
+namespace sluice {
+
+std::span<const StateField> FieldsOf(const StateFormat& format, Keep keep) {
+  static constexpr StateField kFrozen[] = {{Field::kParam, "param"}};
+  if (keep == Keep::kParam) return kFrozen;
+  return format.fields().subspan(keep == Keep::kMoments ? kMasterIndex + 1 : 0);
+}
+
+std::vector<ImagePart> ImageParts(const ModelLayout& layout, const ChunkLayout& chunk) {
+  const size_t fields = FieldsOf(*layout.format(), chunk.keep).size();
+  const int64_t element = chunk.keep == Keep::kParam ? chunk.types.param.size() : sizeof(float);
+  std::vector<ImagePart> parts;
+  size_t at = 0;
+  for (const ChunkRun& run : layout.runs(chunk)) {
+    for (size_t field = 0; field < fields; ++field) {
+      for (int64_t begin = 0; begin < run.elements; begin += kPieceElementsMax) {
+        const int64_t elements = std::min(kPieceElementsMax, run.elements - begin);
+        const auto bytes = static_cast<size_t>(elements * element);
+        parts.push_back({run.tensor, field, run.tensor_offset + begin, elements,
+                         run.chunk_offset + begin, at, bytes});
+        at += bytes;
+      }
+    }
+  }
+  return parts;
+}
+
+size_t ImageBytes(const ModelLayout& layout, const ChunkLayout& chunk) {
+  const size_t fields = FieldsOf(*layout.format(), chunk.keep).size();
+  const int64_t element = chunk.keep == Keep::kParam ? chunk.types.param.size() : sizeof(float);
+  int64_t elements = 0;
+  for (const ChunkRun& run : layout.runs(chunk)) elements += run.elements;
+  return static_cast<size_t>(elements * element) * fields;
+}
+
+}  // namespace sluice

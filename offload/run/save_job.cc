@@ -1,0 +1,209 @@
+// How a run is saved: each rank what it keeps; of what all of them keep, its part.
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include "core/status.h"
+#include "fmt/format.h"
+#include "offload/run/checkpoint_job.h"
+#include "offload/run/run_state.h"
+
+namespace sluice {
+
+namespace {
+
+ConstMemoryView BytesOf(const std::string& text) {
+  return std::as_bytes(std::span(text.data(), text.size()));
+}
+
+class SaveJob final : public CheckpointJob {
+ public:
+  SaveJob(const CheckpointSeams& seams, SaveRequest request, absl::Status ready,
+          std::vector<int64_t> steps, const LossScaler& scaler, std::string frozen_from, Done done)
+      : CheckpointJob(seams),
+        request_(std::move(request)),
+        ready_(std::move(ready)),
+        steps_(std::move(steps)),
+        run_state_(RunStateText(scaler.state())),
+        frozen_from_(std::move(frozen_from)),
+        done_(std::move(done)) {}
+
+  void Start() override;
+
+ private:
+  struct Chunk {
+    ChunkIndex index;
+    bool frozen;
+    size_t first_piece;
+    std::vector<ImagePart> parts;
+  };
+
+  bool Saves(const ChunkLayout& chunk) const;
+  SavedPart TakePart();
+  void SaveChunks();
+  void OnRead(const Chunk& chunk, std::vector<std::byte>* image, const absl::Status& status);
+  void Finish();
+  void Commit();
+
+  const SaveRequest request_;
+  const absl::Status ready_;
+  const std::vector<int64_t> steps_;
+  const std::string run_state_;
+  const std::string frozen_from_;
+  const Done done_;
+  std::vector<Chunk> chunks_;
+  size_t next_ = 0;
+  std::unique_ptr<CheckpointWriter> writer_;
+  absl::Status status_;  // of what this rank has done so far
+};
+
+// What every rank keeps whole is saved by one of them.
+bool SaveJob::Saves(const ChunkLayout& chunk) const {
+  const Sharding& sharding = layout().sharding();
+  const bool frozen = chunk.keep == Keep::kParam;
+  if (frozen && request_.without_frozen) return false;
+  if (frozen ? sharding.params : sharding.states) return true;
+  const ChunkRun& first = layout().runs(chunk).front();
+  const auto turn =
+      static_cast<uint64_t>(first.tensor.value() + first.tensor_offset / kPieceElementsMax);
+  return turn % sharding.ranks == sharding.rank.value();
+}
+
+SavedPart SaveJob::TakePart() {
+  const Sharding& sharding = layout().sharding();
+  SavedPart part{.id = request_.place.id, .rank = sharding.rank.value(), .ranks = sharding.ranks};
+  for (size_t t = 0; t < layout().tensors().size(); ++t) {
+    const TensorLayout& tensor = layout().tensors()[t];
+    if (tensor.keep == Keep::kParam && request_.without_frozen) {
+      part.tensors.push_back(
+          {.name = tensor.name, .elements = tensor.elements, .type = tensor.types.param});
+      continue;
+    }
+    SavedTensor saved{.name = tensor.name,
+                      .elements = tensor.elements,
+                      .step = static_cast<uint64_t>(steps_[t]),
+                      .type = tensor.types.param};
+    for (const StateField& field : FieldsOf(*layout().format(), tensor.keep))
+      saved.fields.emplace_back(field.name);
+    part.tensors.push_back(std::move(saved));
+  }
+  for (uint32_t c = 0; c < layout().chunks().size(); ++c) {
+    const ChunkLayout& chunk = layout().chunks()[c];
+    if (!Saves(chunk)) continue;
+    chunks_.push_back({ChunkIndex(c), chunk.keep == Keep::kParam, part.pieces.size(),
+                       ImageParts(layout(), chunk)});
+    for (const ImagePart& image : chunks_.back().parts) {
+      part.pieces.push_back({.tensor = image.tensor.value(),
+                             .field = static_cast<uint32_t>(image.field),
+                             .first = image.first,
+                             .elements = image.elements});
+    }
+  }
+  return part;
+}
+
+void SaveJob::Start() {
+  auto begin = [this, files = seams().files, part = TakePart()]() mutable -> absl::Status {
+    if (!ready_.ok()) return ready_;
+    SLUICE_ASSIGN_OR_RETURN(
+        writer_, CheckpointWriter::Begin(files, request_.place, std::move(part), frozen_from_));
+    return absl::OkStatus();
+  };
+  Do(std::move(begin), [this](const absl::Status& begun) {
+    status_ = begun;
+    Vote(begun, /*first=*/true, [this](const absl::Status& all) {
+      if (status_.ok()) status_ = all;
+      if (!all.ok()) return Commit();
+      if (writer_->frozen_linked()) std::erase_if(chunks_, [](const Chunk& c) { return c.frozen; });
+      MakeImages();
+      SaveChunks();
+    });
+  });
+}
+
+void SaveJob::SaveChunks() {
+  while (status_.ok() && next_ < chunks_.size()) {
+    std::vector<std::byte>* const image = TakeImage();
+    if (image == nullptr) return;
+    const Chunk& chunk = chunks_[next_++];
+    AccessImage(
+        chunk.index, image, /*write=*/false,
+        [this, &chunk, image](const absl::Status& status) { OnRead(chunk, image, status); });
+  }
+  if (!any_under_way()) Finish();
+}
+
+void SaveJob::OnRead(const Chunk& chunk, std::vector<std::byte>* image,
+                     const absl::Status& status) {
+  const auto saved = [this, image](const absl::Status& written) {
+    GiveImage(image);
+    if (status_.ok()) status_ = written;
+    SaveChunks();
+  };
+  if (!status.ok()) return saved(status);
+  Do(
+      [this, &chunk, image]() -> absl::Status {
+        for (size_t i = 0; i < chunk.parts.size(); ++i) {
+          const ImagePart& part = chunk.parts[i];
+          SLUICE_RETURN_IF_ERROR(writer_->Write(chunk.first_piece + i,
+                                                {image->data() + part.image_at, part.image_bytes}));
+        }
+        return absl::OkStatus();
+      },
+      saved);
+}
+
+void SaveJob::Finish() {
+  auto finish = [this, attach = status_.ok()]() -> absl::Status {
+    const std::unique_ptr<CheckpointWriter> writer = std::move(writer_);
+    if (!attach) return absl::OkStatus();
+    SLUICE_RETURN_IF_ERROR(writer->Attach(kRunStateFile, BytesOf(run_state_)));
+    for (const auto& [name, bytes] : request_.attachments)
+      SLUICE_RETURN_IF_ERROR(writer->Attach(name, BytesOf(bytes)));
+    return writer->Finish();
+  };
+  Do(std::move(finish), [this](const absl::Status& finished) {
+    if (status_.ok()) status_ = finished;
+    Vote(status_, /*first=*/false, [this](const absl::Status& all) {
+      if (status_.ok()) status_ = all;
+      Commit();
+    });
+  });
+}
+
+// Or takes away what there is: by the first rank, for all.
+void SaveJob::Commit() {
+  const bool whole = status_.ok();
+  const auto end = [this](const absl::Status& committed) {
+    if (status_.ok()) status_ = committed;
+    Vote(status_, /*first=*/false, [this](const absl::Status& all) {
+      if (status_.ok()) status_ = all;
+      done_(status_.ok()
+                ? status_
+                : Annotate(status_, fmt::format("saving checkpoint '{}' in {}", request_.place.tag,
+                                                request_.place.directory)));
+    });
+  };
+  if (!IsFirst()) return end(absl::OkStatus());
+  Do(
+      [this, whole, files = seams().files]() -> absl::Status {
+        writer_.reset();
+        if (whole) return CommitCheckpoint(files, request_.place, request_.latest);
+        (void)AbandonCheckpoint(files, request_.place);  // what failed before is what is told
+        return absl::OkStatus();
+      },
+      end);
+}
+
+}  // namespace
+
+std::shared_ptr<CheckpointJob> MakeSaveJob(const CheckpointSeams& seams, SaveRequest request,
+                                           absl::Status ready, std::vector<int64_t> steps,
+                                           const LossScaler& scaler, std::string frozen_from,
+                                           CheckpointJob::Done done) {
+  return std::make_shared<SaveJob>(seams, std::move(request), std::move(ready), std::move(steps),
+                                   scaler, std::move(frozen_from), std::move(done));
+}
+
+}  // namespace sluice
