@@ -60,7 +60,7 @@ def agree(world, problem):
 
 def as_text(value):
     """An attachment of JSON."""
-    return as_bytes(json.dumps(value, indent=1).encode())
+    return as_bytes(json.dumps(value).encode())
 
 
 def as_bytes(data):

@@ -75,7 +75,8 @@ class SavedModel:
         return name in self._saved and self._saved[name]["dtype"] == "bytes"
 
     def _dtype(self, name):
-        return DTYPES[self._model["tensors"][name]["dtype"]] if self._is_bytes(name) else torch.float32
+        is_numbers = name in self._saved and not self._is_bytes(name)
+        return torch.float32 if is_numbers else DTYPES[self._model["tensors"][name]["dtype"]]
 
     def _read(self, names):
         """All of them by one runtime, which has nothing else."""
