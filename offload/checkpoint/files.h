@@ -57,6 +57,7 @@ class Files {
   virtual absl::Status Remove(const std::string& path) = 0;  // a file, or an empty directory
   // Names in a directory, sorted, without "." and "..".
   virtual absl::StatusOr<std::vector<std::string>> List(const std::string& path) = 0;
+  // Itself, not by a link.
   virtual bool IsDirectory(const std::string& path) = 0;
 };
 

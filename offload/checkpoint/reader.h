@@ -1,7 +1,7 @@
 // offload/checkpoint/reader.h
 //
 // Reads a checkpoint: what there is, and its values, each verified before it is used. Takes memory
-// for the manifests and for one piece, whatever the model's size.
+// for the manifests and for a few pieces, whatever the model's size.
 //
 // Threads: one at a time. Blocks on the disk.
 
@@ -52,10 +52,10 @@ class CheckpointReader {
   const std::string& note() const;  // what a person should hear; empty: nothing
   const CheckpointSummary& summary() const;
   std::span<const SavedTensor> tensors() const;
-  const std::vector<SavedPart>& parts() const;  // by rank
+  const std::vector<SavedPart>& parts() const;  // by rank; their tensors are those above
 
   // Elements [first, first + elements) of the field, as they were saved, into `to`. Pieces that it
-  // touches are read and verified whole, the last one used is kept. Errors: DataLoss naming file
+  // touches are read and verified whole, the last few used are kept. Errors: DataLoss naming file
   // and piece; NotFound if no rank has saved a part of it.
   absl::Status Read(uint32_t tensor, uint32_t field, int64_t first, int64_t elements,
                     MemoryView to);

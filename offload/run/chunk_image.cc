@@ -14,7 +14,8 @@ std::span<const StateField> FieldsOf(const StateFormat& format, Keep keep) {
 
 std::vector<ImagePart> ImageParts(const ModelLayout& layout, const ChunkLayout& chunk) {
   const size_t fields = FieldsOf(*layout.format(), chunk.keep).size();
-  const int64_t element = chunk.keep == Keep::kParam ? chunk.types.param.size() : sizeof(float);
+  const int64_t element =
+      chunk.keep == Keep::kParam ? chunk.types.param.size() : SizeOf(FloatType::kF32);
   std::vector<ImagePart> parts;
   size_t at = 0;
   for (const ChunkRun& run : layout.runs(chunk)) {
@@ -33,7 +34,8 @@ std::vector<ImagePart> ImageParts(const ModelLayout& layout, const ChunkLayout& 
 
 size_t ImageBytes(const ModelLayout& layout, const ChunkLayout& chunk) {
   const size_t fields = FieldsOf(*layout.format(), chunk.keep).size();
-  const int64_t element = chunk.keep == Keep::kParam ? chunk.types.param.size() : sizeof(float);
+  const int64_t element =
+      chunk.keep == Keep::kParam ? chunk.types.param.size() : SizeOf(FloatType::kF32);
   int64_t elements = 0;
   for (const ChunkRun& run : layout.runs(chunk)) elements += run.elements;
   return static_cast<size_t>(elements * element) * fields;

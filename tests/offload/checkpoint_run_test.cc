@@ -341,13 +341,10 @@ TEST(RunStateTest, IsReadAsItWasWritten) {
       other.Restore(*read);
     }
   }
-  for (const char* text :
-       {"", "{}", "[]",
-        "{\"loss_scale\": 0, \"hysteresis_left\": 1, \"steps_scaled\": 1, "
-        "\"last_overflow\": -1}",
-        "{\"loss_scale\": 1e999, \"hysteresis_left\": 1, \"steps_scaled\": 1, "
-        "\"last_overflow\": -1}",
-        "{\"loss_scale\": 2, \"hysteresis_left\": 1, \"steps_scaled\": 1, \"last_overflow\": 9}"})
+  const std::string rest = R"(, "hysteresis_left": 1, "steps_scaled": 1, "last_overflow": )";
+  for (const std::string& text :
+       {std::string(), std::string("{}"), std::string("[]"), R"({"loss_scale": 0)" + rest + "-1}",
+        R"({"loss_scale": 1e999)" + rest + "-1}", R"({"loss_scale": 2)" + rest + "9}"})
     EXPECT_EQ(ParseRunState(text).status().code(), absl::StatusCode::kDataLoss) << text;
 }
 
