@@ -298,7 +298,10 @@ void OffloadRuntime::EndTurn(const absl::Status& status) {
 }
 
 void OffloadRuntime::ReadAheadIfUseful() {
-  const bool values_wait = !turns_.empty() && turns_.front()->kind == Turn::Kind::kValue;
+  const auto waits = [](const Turn& t) {
+    return t.kind == Turn::Kind::kValue || t.kind == Turn::Kind::kCheckpoint;
+  };
+  const bool values_wait = !turns_.empty() && waits(*turns_.front());
   if (backward_begun_ && !values_wait && updater_->idle() && residency_->boundary())
     updater_->AllowReadAhead();
 }
