@@ -96,7 +96,11 @@ class Generation:
     def model(self):
         """model.json, checked. Errors: ValueError."""
         try:
-            found = json.loads(self.attachment(0, MODEL))
+            text = self.attachment(0, MODEL)
+        except NotFound:
+            raise ValueError(f"{self.path} has no {MODEL}: no engine has saved it") from None
+        try:
+            found = json.loads(text)
             for tensor in found["tensors"].values():
                 tensor["shape"] = tuple(map(int, tensor["shape"]))
             return found

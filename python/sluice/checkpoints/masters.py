@@ -25,10 +25,7 @@ class SavedModel:
         self._found = generation.find(self._library, None, directory, tag)
         if self._found is None:
             raise ValueError(f"there is no checkpoint in {directory}")
-        try:
-            self._model = self._found.model()
-        except abi.NotFound:
-            raise ValueError(f"{self._found.path} has no model: it was not saved by an engine") from None
+        self._model = self._found.model()
         described = checkpoint_abi.describe(self._library, directory, self._found.tag)
         self._saved = {tensor["name"]: tensor for tensor in described["tensors"] if tensor["fields"]}
 
