@@ -174,7 +174,14 @@ void Commit::RemoveReplaced() {
     if (!hidden || hidden->tag != place_.tag) continue;
     const bool was_exchanged = hidden->kind == Hidden::kSaving && hidden->id == place_.id;
     if (hidden->kind != Hidden::kReplaced && !was_exchanged) continue;
-    const std::string path = Join(place_.directory, name);
+    std::string path = Join(place_.directory, name);
+    if (hidden->kind == Hidden::kReplaced) {  // a name under which it would be found
+      const std::string removing =
+          Join(place_.directory, HiddenNameOf(hidden->tag, hidden->id, Hidden::kRemoving));
+      if (!files_->Rename(path, removing).ok() || !files_->SyncDirectory(place_.directory).ok())
+        continue;
+      path = removing;
+    }
     // What somebody else has put into it goes where they look for it.
     const auto inside = files_->List(path);
     if (!inside.ok()) continue;

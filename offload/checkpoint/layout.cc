@@ -32,7 +32,7 @@ absl::Status CheckTensor(const SavedTensor& tensor) {
     return Wrong("'{}' is no name of a tensor that can be saved", Shown(tensor.name));
   if (tensor.elements < 0 || tensor.elements > kSavedElementsMax)
     return Wrong("{}: {} elements can't be saved", tensor.name, tensor.elements);
-  if (tensor.fields.empty() || tensor.fields.size() > kSavedFieldsMax)
+  if (tensor.fields.size() > kSavedFieldsMax)
     return Wrong("{}: {} fields can't be saved", tensor.name, tensor.fields.size());
   for (size_t i = 0; i < tensor.fields.size(); ++i) {
     const std::string& field = tensor.fields[i];

@@ -42,7 +42,7 @@ struct SavedTensor {
   uint64_t step = 0;                   // updates it has had
   ElementType type = FloatType::kF32;  // of its compute copy
   std::vector<std::string> fields;  // "master", "exp_avg", ..., each in fp32; "param" alone: frozen
-                                    // and in its own type
+                                    // and in its own type; none: its values were left out
   friend bool operator==(const SavedTensor&, const SavedTensor&) = default;
 };
 

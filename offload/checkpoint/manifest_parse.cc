@@ -167,7 +167,7 @@ class PartTable final : public Table {
   bool Tensor(std::vector<Cell>& row) {
     has_tensors_ = true;
     SavedTensor tensor;
-    if (row.size() < 5 || !row[0].is_text) return false;
+    if (row.size() < 4 || !row[0].is_text) return false;
     tensor.name = std::move(row[0].text);
     const std::optional<ElementType> type = TypeOf(row[3]);
     if (!type || !Put(row[1].Whole(kSavedElementsMax), &tensor.elements) ||

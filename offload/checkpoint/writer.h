@@ -68,8 +68,11 @@ absl::Status CommitCheckpoint(Files* files, const CheckpointPlace& place, bool l
 absl::Status AbandonCheckpoint(Files* files, const CheckpointPlace& place);
 
 // Removes whole checkpoints of Sluice's, oldest first, but the last `keep` and those of whose
-// number of steps `every` is a divisor (0: none); and what saves that died have left. Whatever
-// else lies there, and what is inside a checkpoint and not of it, stays. Returns the tags removed.
+// number of steps `every` is a divisor (0: none); and what saves that died have left: not to be
+// called while one is under way there. Whatever else lies there, and what is inside a checkpoint
+// and not of it, stays. Returns the tags removed. Errors: FailedPrecondition, after all that could
+// be done, naming directories that stay because of what somebody else has put into them; those of
+// the files.
 absl::StatusOr<std::vector<std::string>> PruneCheckpoints(Files* files,
                                                           const std::string& directory,
                                                           uint32_t keep, uint64_t every);

@@ -4,10 +4,14 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
+#include <map>
+#include <set>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
 #include "tests/offload/saved_model.h"
 #include "tests/offload/sim_files.h"
 
@@ -52,6 +56,54 @@ TEST(CheckpointRoundTrip, OfAnyModelByAnyRanksInAnyPieces) {
     EXPECT_EQ(found->front().id, seed + 1);
     EXPECT_EQ(found->front().ranks, model.pieces.size());
     EXPECT_TRUE(found->front().status.ok());
+  }
+}
+
+// The file is one of safetensors: its tensors, by name, lie one after the other from a multiple of
+// 8 on to the file's end, each at a multiple of its elements' size. Returns how many elements it
+// has.
+int64_t ElementsOf(const std::string& bytes) {
+  uint64_t length = 0;
+  std::memcpy(&length, bytes.data(), sizeof(length));
+  EXPECT_EQ(length % 8, 0u);
+  const auto header =
+      nlohmann::ordered_json::parse(bytes.substr(sizeof(length), length), nullptr, false);
+  EXPECT_FALSE(header.is_discarded());
+  EXPECT_EQ(header["__metadata__"]["format"], "pt");
+  const std::map<std::string, uint64_t> sizes = {{"F32", 4}, {"F16", 2}, {"BF16", 2}, {"U8", 1}};
+  uint64_t end = 0;
+  int64_t all = 0;
+  std::set<std::string> names;
+  for (const auto& [name, entry] : header.items()) {
+    EXPECT_TRUE(names.insert(name).second) << name;
+    if (name == "__metadata__") continue;
+    const auto elements = entry["shape"][0].get<int64_t>();
+    const uint64_t size = sizes.at(entry["dtype"]);
+    EXPECT_EQ(entry["shape"].size(), 1u);
+    EXPECT_GT(elements, 0);
+    EXPECT_EQ(entry["data_offsets"][0], end);
+    EXPECT_EQ(end % size, 0u);
+    end += static_cast<uint64_t>(elements) * size;
+    EXPECT_EQ(entry["data_offsets"][1], end);
+    all += elements;
+  }
+  EXPECT_EQ(sizeof(length) + length + end, bytes.size());
+  return all;
+}
+
+TEST(CheckpointRoundTrip, IsInFilesThatOthersRead) {
+  for (uint64_t seed = 0; seed < 40; ++seed) {
+    SCOPED_TRACE(seed);
+    Rng rng(seed);
+    SimFiles files;
+    const SavedModel model = RandomModel(&rng, Draw(&rng, 1, 3));
+    ASSERT_TRUE(SaveModel(&files, {"runs", "a", seed + 1}, model).ok());
+    int64_t saved = 0, found = 0;
+    for (const std::string& path : files.AllFiles())
+      if (path.ends_with(".safetensors")) found += ElementsOf(*files.BytesOf(path));
+    for (const SavedTensor& tensor : model.tensors)
+      saved += tensor.elements * static_cast<int64_t>(tensor.fields.size());
+    EXPECT_EQ(found, saved);
   }
 }
 

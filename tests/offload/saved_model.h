@@ -31,7 +31,9 @@ struct SavedModel {
   std::vector<std::vector<SavedPiece>> pieces;  // by rank
   std::string client;                           // rank 0 attaches it
 
-  bool IsFrozen(uint32_t tensor) const { return tensors[tensor].fields.front() == "param"; }
+  bool IsFrozen(uint32_t tensor) const {
+    return tensors[tensor].fields == std::vector<std::string>{"param"};
+  }
 
   std::byte ByteAt(uint32_t tensor, uint32_t field, int64_t byte) const {
     uint64_t x = IsFrozen(tensor) ? 0 : values;
@@ -73,7 +75,7 @@ inline SavedTensor RandomTensor(Rng* rng, int64_t index, const ModelSize& size) 
     tensor.fields = {"param"};
     tensor.step = 0;
   } else {
-    tensor.fields.assign(kFields, kFields + Draw(rng, 1, 4));
+    tensor.fields.assign(kFields, kFields + Draw(rng, 0, 4));  // none: left out
   }
   return tensor;
 }
@@ -129,10 +131,11 @@ inline absl::Status SaveRank(Files* files, const CheckpointPlace& place, const S
 }
 
 inline absl::Status SaveModel(Files* files, const CheckpointPlace& place, const SavedModel& model,
-                              const std::string& frozen_from = "", bool* linked = nullptr) {
+                              const std::string& frozen_from = "", bool* linked = nullptr,
+                              bool latest = true) {
   for (uint32_t rank = 0; rank < model.pieces.size(); ++rank)
     SLUICE_RETURN_IF_ERROR(SaveRank(files, place, model, rank, frozen_from, linked));
-  return CommitCheckpoint(files, place, /*latest=*/true);
+  return CommitCheckpoint(files, place, latest);
 }
 
 // What the checkpoint and the model differ in; empty: in nothing. Errors of reading are told by
