@@ -1,6 +1,8 @@
 """What the tests of checkpoints train, on one rank and on several, and what a run is."""
 
+import os
 import random
+import warnings
 
 import ranks_jobs
 import sluice
@@ -115,9 +117,6 @@ def load_and_train(rank, kind, given, directory, end, save_to=None):
 
 def tags_that_differ(rank, given, directory, mode):
     """(what was said, whether it was saved)"""
-    import os
-    import warnings
-
     engine = begun(rank, "mlp", {**given, "checkpoint": {"tag_validation": mode}})
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -155,27 +154,32 @@ def one_cannot(rank, given, directory, victim, what):
         engine.close()
 
 
-# ---- Killed
+# ---- Killed (checkpoint_killer.py)
+
+EVERY = 2  # steps from one save to the next
 
 
-def killed_config(directory):
-    more = {"params": {"warmup_num_steps": 5, "warmup_max_lr": 0.02}, "type": "WarmupLR"}
-    return config(None, bf16={"enabled": True}, scheduler=more, sluice={"checkpoint": {"keep_last": 2, "rng": True}})
+def killed_config(world, directory):
+    schedule = {"type": "WarmupLR", "params": {"warmup_num_steps": 5, "warmup_max_lr": 0.02}}
+    own = {"chunk_elements": 4096, "workers": 1, "checkpoint": {"keep_last": 2, "rng": True}}
+    made = config(directory) if world == 1 else ranks_jobs.given(2, "nvme", directory)
+    return {**made, "bf16": {"enabled": True}, "scheduler": schedule, "sluice": own}
 
 
-def train_on(rank, given, directory, end, every, tell):
-    """Goes on from what there is, saves every so many steps, tells tell(words) of each."""
-    engine = begun(rank, "dropping", given)
+def train_on(rank, world, swap, directory, end, tell):
+    """Goes on from what there is, saves every so many steps, and tells tell(words) of each."""
+    engine = begun(rank, "dropping", killed_config(world, swap))
     torch.manual_seed(rank), random.seed(rank)
-    if engine.load_checkpoint(directory)[0] is None:
-        tell("begun 0")
-    else:
-        tell(f"begun {engine.global_steps}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        engine.load_checkpoint(directory)
+    tell(f"begun {engine.global_steps}")
     while engine.global_steps < end:
         steps(engine, rank, engine.global_steps, engine.global_steps + 1)
         tell(f"stepped {engine.global_steps}")
-        if engine.global_steps % every == 0:
+        if engine.global_steps % EVERY == 0:
             engine.save_checkpoint(directory)
-            tell(f"saved {engine.global_steps}")
+            hidden = [name for name in os.listdir(directory) if name.startswith(".")]
+            tell(f"left {hidden}" if rank == 0 and hidden else f"saved {engine.global_steps}")
     tell(f"ended {digest(engine)}")
     engine.close()

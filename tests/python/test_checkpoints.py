@@ -2,13 +2,17 @@
 to the bit, whatever is configured and wherever it goes on."""
 
 import collections
+import json
 import os
+import pathlib
 import random
+import subprocess
+import sys
 
 import checkpoint_jobs as jobs
 import pytest
 import torch
-from training import batch, bits, config, loss_of, mlp, same, smallest
+from training import ROOT, batch, bits, config, loss_of, mlp, same, smallest
 
 import sluice
 
@@ -418,7 +422,7 @@ def test_fp32_weights_by_deepspeeds_names(engines, tmp_path):
 
 
 def _check_shards(out, wanted, size, safe):
-    import json
+
 
     suffix = "safetensors" if safe else "bin"
     load = pytest.importorskip("safetensors.torch").load_file if safe else lambda path: torch.load(path, weights_only=True)
@@ -528,3 +532,21 @@ def test_adamw_refuses_what_is_another(tmp_path):
     with pytest.raises(ValueError, match="was not saved by sluice.AdamW"):
         optimizer.load_checkpoint(tmp_path / "b")
     engine.close(), optimizer.close()
+
+
+# ---- Killed
+
+NIGHTLY = int(os.environ.get("SLUICE_SIM_SEEDS", "1")) > 1
+
+
+@pytest.mark.xdist_group("large")
+@pytest.mark.parametrize("ranks, moments", [(1, 300 if NIGHTLY else 30), (2, 100 if NIGHTLY else 4)])
+def test_a_run_that_is_killed_goes_on_to_the_same_bits(tmp_path, ranks, moments):
+    """It loses one interval at most, and what a dead save has left is gone after the next."""
+    script = pathlib.Path(__file__).with_name("checkpoint_killer.py")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'python'}:{script.parent}"}
+    command = [sys.executable, str(script), str(ranks), str(moments), "1", str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500 if NIGHTLY else 150)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["problems"] == [] and found["killed"] == moments and found["ended"] > 0 and found["saving"] > 0, found
