@@ -18,9 +18,9 @@ LossScaler::LossScaler(const LossScaleOptions& options)
       hysteresis_left_(options.hysteresis) {}
 
 void LossScaler::Restore(const State& state) {
-  if (options_.static_scale > 0) return;
-  scale_ = state.scale;
-  hysteresis_left_ = state.hysteresis_left;
+  if (options_.static_scale > 0 || !state.dynamic) return;
+  scale_ = std::clamp(state.scale, std::min(options_.min_scale, kScaleMax), kScaleMax);
+  hysteresis_left_ = std::clamp(state.hysteresis_left, 1, std::max(options_.hysteresis, 1));
   step_ = state.step;
   last_overflow_step_ = state.last_overflow_step;
 }

@@ -30,14 +30,17 @@ class LossScaler {
 
   double scale() const { return scale_; }
 
-  // What a later run goes on with. Restore: a scale that never changes stays.
+  // What a later run goes on with. Restore: nothing where either scale never changes.
   struct State {
+    bool dynamic;
     double scale;
     int hysteresis_left;
     int64_t step;
     int64_t last_overflow_step;
   };
-  State state() const { return {scale_, hysteresis_left_, step_, last_overflow_step_}; }
+  State state() const {
+    return {options_.static_scale <= 0, scale_, hysteresis_left_, step_, last_overflow_step_};
+  }
   void Restore(const State& state);
 
   // After each step(). Errors: FailedPrecondition when the scale is already at its minimum and

@@ -40,10 +40,6 @@ absl::StatusOr<SaveRequest> ReadSave(const sluice_save_args* args) {
     const sluice_attachment& one = a.attachments[i];
     SLUICE_RETURN_IF_ERROR(NotNull(one.name, "attachments[].name"));
     if (one.bytes > 0) SLUICE_RETURN_IF_ERROR(NotNull(one.data, "attachments[].data"));
-    if (std::string_view(one.name) == kRunStateFile) {
-      return absl::InvalidArgumentError(
-          fmt::format("an attachment can't be named {}: Sluice has one of that name", one.name));
-    }
     request.attachments.emplace_back(one.name,
                                      std::string(static_cast<const char*>(one.data), one.bytes));
   }
@@ -54,6 +50,7 @@ absl::StatusOr<LoadRequest> ReadLoad(const sluice_load_args* args) {
   SLUICE_ASSIGN_OR_RETURN(const sluice_load_args a, ReadStruct(args, sluice_load_args{}, "args"));
   SLUICE_RETURN_IF_ERROR(NotNull(a.directory, "args.directory"));
   constexpr uint32_t kKnown = SLUICE_LOAD_WITHOUT_STATES | SLUICE_LOAD_SOME;
+  SLUICE_RETURN_IF_ERROR(CheckRange(int64_t{a.reserved}, 0, 0, "args.reserved"));
   if ((a.flags & ~kKnown) != 0)
     return absl::InvalidArgumentError(fmt::format("args.flags has unknown bits: {:#x}", a.flags));
   return LoadRequest{.directory = a.directory,

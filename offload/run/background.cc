@@ -26,6 +26,7 @@ struct Background::Shared {
   std::mutex mutex;
   std::condition_variable changed;
   Inbox* inbox;                                // guarded by mutex; null: nobody listens
+  bool running = false;                        // guarded by mutex
   std::deque<std::unique_ptr<Piece>> waiting;  // guarded by mutex
   std::deque<std::unique_ptr<Piece>> done;     // guarded by mutex; not handled yet, the first first
 };
@@ -46,7 +47,9 @@ Background::Background(Inbox* inbox, bool threaded)
   shared_->inbox = inbox;
 }
 
-Background::~Background() {
+Background::~Background() { End(); }
+
+void Background::End() {
   std::deque<std::unique_ptr<Piece>> dropped;
   {
     const std::lock_guard lock(shared_->mutex);
@@ -54,6 +57,17 @@ Background::~Background() {
     dropped.swap(shared_->waiting);
   }
   shared_->changed.notify_all();
+}
+
+void Background::Stop() {
+  End();
+  std::unique_lock lock(shared_->mutex);
+  shared_->changed.wait(lock, [this] { return !shared_->running; });
+}
+
+size_t Background::pending() const {
+  const std::lock_guard lock(shared_->mutex);
+  return shared_->waiting.size() + (shared_->running ? 1 : 0);
 }
 
 void Background::Do(Work work, Then then) {
@@ -80,6 +94,7 @@ void Background::Do(Work work, Then then) {
   }
   if (piece->status.ok()) piece->status = piece->work();
   const std::lock_guard lock(shared_->mutex);
+  if (shared_->inbox == nullptr) return;
   shared_->done.push_back(std::move(piece));
   shared_->inbox->Post(shared_->done.back().get());
 }
@@ -93,10 +108,16 @@ void Background::Loop(const std::shared_ptr<Shared>& shared) {
     if (shared->waiting.empty()) return;
     std::unique_ptr<Piece> piece = std::move(shared->waiting.front());
     shared->waiting.pop_front();
+    shared->running = true;
     lock.unlock();
     piece->status = piece->work();
     lock.lock();
-    if (shared->inbox == nullptr) return;
+    shared->running = false;
+    if (shared->inbox == nullptr) {
+      lock.unlock();
+      shared->changed.notify_all();
+      return;
+    }
     shared->done.push_back(std::move(piece));
     shared->inbox->Post(shared->done.back().get());
   }

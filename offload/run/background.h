@@ -9,6 +9,7 @@
 #ifndef SLUICE_OFFLOAD_RUN_BACKGROUND_H_
 #define SLUICE_OFFLOAD_RUN_BACKGROUND_H_
 
+#include <cstddef>
 #include <functional>
 #include <memory>
 
@@ -31,11 +32,16 @@ class Background {
   // `then` is called on the control thread, in the order of the work; with ResourceExhausted if no
   // thread can be had.
   void Do(Work work, Then then);
+  // How much has not ended.
+  size_t pending() const;
+  // What has not begun never does; returns when what has begun has ended. Nothing is done after it.
+  void Stop();
 
  private:
   struct Piece;
   struct Shared;
 
+  void End();
   static void Loop(const std::shared_ptr<Shared>& shared);
 
   const bool threaded_;

@@ -1,6 +1,8 @@
 #include "offload/run/checkpoint_job.h"
 
 #include <algorithm>
+#include <chrono>
+#include <string_view>
 
 #include "fmt/format.h"
 #include "fmt/ranges.h"
@@ -15,17 +17,32 @@ void CheckpointJob::Do(Background::Work work, Done then) {
                         });
 }
 
-void CheckpointJob::Vote(const absl::Status& status, bool first, Done then) {
+void CheckpointJob::Vote(const absl::Status& status, uint64_t and_what, Done then) {
   if (seams_.votes == nullptr) return then(status);
-  seams_.votes->Cast(status.ok(), first,
-                     [self = shared_from_this(), status,
-                      then = std::move(then)](const std::vector<uint32_t>& failed) {
-                       if (self->dropped_) return;
-                       if (failed.empty() || !status.ok()) return then(status);
-                       then(absl::AbortedError(
-                           fmt::format("rank{} {} could not, and says why there",
-                                       failed.size() > 1 ? "s" : "", fmt::join(failed, ", "))));
-                     });
+  const auto named = [](std::string_view what, const std::vector<uint32_t>& ranks) {
+    return fmt::format("rank{} {} {}", ranks.size() > 1 ? "s" : "", fmt::join(ranks, ", "), what);
+  };
+  const uint64_t what = (what_ ^ (and_what * 0x9E3779B97F4A7C15u)) * 0x9E3779B97F4A7C15u >> 33;
+  seams_.votes->Cast(
+      status.ok(), what,
+      [self = shared_from_this(), status, named,
+       then = std::move(then)](const Votes::Verdict& verdict) {
+        if (self->dropped_) return;
+        if (verdict.ok() || !status.ok()) return then(status);
+        then(verdict.failed.empty()
+                 ? absl::FailedPreconditionError(
+                       named("saves or loads something else: all must do the same at the same "
+                             "time, of one checkpoint",
+                             verdict.elsewhere))
+                 : absl::UnavailableError(named("could not, and says why there", verdict.failed)));
+      });
+}
+
+void CheckpointJob::GoesOn() {
+  const TimePoint now = seams_.context.clock->Now();
+  if (seams_.votes == nullptr || now - went_on_ < std::chrono::seconds(5)) return;
+  went_on_ = now;
+  seams_.votes->GoesOn();
 }
 
 void CheckpointJob::MakeImages() {

@@ -13,7 +13,6 @@
 
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -55,7 +54,8 @@ class CheckpointJob : public std::enable_shared_from_this<CheckpointJob> {
  public:
   using Done = std::function<void(const absl::Status&)>;
 
-  explicit CheckpointJob(const CheckpointSeams& seams) : seams_(seams) {}
+  // `what`: a hash of all that must be the same on all ranks.
+  CheckpointJob(const CheckpointSeams& seams, uint64_t what) : seams_(seams), what_(what) {}
   virtual ~CheckpointJob() = default;
   virtual void Start() = 0;
   // The runtime has failed: nobody hears of it any more. Not while values are busy.
@@ -70,9 +70,11 @@ class CheckpointJob : public std::enable_shared_from_this<CheckpointJob> {
 
   // `then` is not called once the job was dropped.
   void Do(Background::Work work, Done then);
-  // All ranks say how they fared. `then` hears how all did: this one's error, or which others had
-  // one.
-  void Vote(const absl::Status& status, bool first, Done then);
+  // All ranks say how they fared, `and_what` beside what the job is about. `then` hears how all
+  // did: this one's error, or which others had one, or are about something else.
+  void Vote(const absl::Status& status, uint64_t and_what, Done then);
+  // This rank is at work still: others wait on. Call now and then.
+  void GoesOn();
 
   // Images, of which `under_way` are taken.
   void MakeImages();
@@ -83,7 +85,9 @@ class CheckpointJob : public std::enable_shared_from_this<CheckpointJob> {
 
  private:
   const CheckpointSeams seams_;
+  const uint64_t what_;
   bool dropped_ = false;
+  TimePoint went_on_{0};
   std::vector<std::unique_ptr<std::vector<std::byte>>> images_;
   std::vector<std::vector<std::byte>*> free_images_;
 };
@@ -96,6 +100,8 @@ std::shared_ptr<CheckpointJob> MakeSaveJob(const CheckpointSeams& seams, SaveReq
                                            CheckpointJob::Done done);
 
 struct LoadCalls {
+  // What was chosen: its path, and what a person should hear (CheckpointReader::note).
+  std::function<void(const std::string& path, const std::string& note)> chosen;
   std::function<absl::Status()> check;  // what of this rank's keeps all from it
   // All can: these tensors are going to change.
   std::function<void(const std::vector<bool>&)> begin;

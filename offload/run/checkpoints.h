@@ -19,9 +19,9 @@ namespace sluice {
 class Checkpoints {
  public:
   // None is owned; `votes` is null if there is one rank. `threaded`: false in simulation.
-  Checkpoints(const Context& context, ValueAccess* values, Votes* votes, bool threaded)
-      : background_(context.inbox, threaded),
-        seams_{context, RealFiles(), values, votes, &background_} {}
+  Checkpoints(const Context& context, Files* files, ValueAccess* values, Votes* votes,
+              bool threaded)
+      : background_(context.inbox, threaded), seams_{context, files, values, votes, &background_} {}
 
   // `ready`: what keeps this rank from it; the others hear of that. Otherwise as MakeSaveJob.
   void Save(SaveRequest request, const absl::Status& ready, std::vector<int64_t> steps,
@@ -47,7 +47,8 @@ class Checkpoints {
   }
   // A frozen tensor was written: those that were saved are no longer what there is.
   void FrozenChanged() { frozen_saved_.clear(); }
-  bool busy() const { return job_ != nullptr; }
+  size_t pending() const { return background_.pending(); }  // pieces of work on files
+  void Stop() { background_.Stop(); }                       // nothing is saved or loaded any more
   // The runtime has failed: nobody hears of what is under way. Not while values are busy.
   void Drop() {
     if (job_ != nullptr) std::exchange(job_, nullptr)->Drop();

@@ -20,12 +20,14 @@ std::vector<ImagePart> ImageParts(const ModelLayout& layout, const ChunkLayout& 
   size_t at = 0;
   for (const ChunkRun& run : layout.runs(chunk)) {
     for (size_t field = 0; field < fields; ++field) {
-      for (int64_t begin = 0; begin < run.elements; begin += kPieceElementsMax) {
-        const int64_t elements = std::min(kPieceElementsMax, run.elements - begin);
-        const auto bytes = static_cast<size_t>(elements * element);
-        parts.push_back({run.tensor, field, run.tensor_offset + begin, elements,
-                         run.chunk_offset + begin, at, bytes});
+      const int64_t end = run.tensor_offset + run.elements;
+      for (int64_t first = run.tensor_offset; first < end;) {
+        const int64_t next = std::min(end, (first / kPieceElementsMax + 1) * kPieceElementsMax);
+        const auto bytes = static_cast<size_t>((next - first) * element);
+        parts.push_back({run.tensor, field, first, next - first,
+                         run.chunk_offset + first - run.tensor_offset, at, bytes});
         at += bytes;
+        first = next;
       }
     }
   }

@@ -18,12 +18,13 @@
 
 namespace sluice {
 
-// Part of an image: values of one field that follow each other in the tensor.
+// Part of an image: values of one field that follow each other in the tensor, none on both sides of
+// a multiple of kPieceElementsMax.
 struct ImagePart {
   TensorIndex tensor;
-  size_t field;      // its place among FieldsOf the tensor's keep
-  int64_t first;     // of the tensor
-  int64_t elements;  // at most kPieceElementsMax
+  size_t field;   // its place among FieldsOf the tensor's keep
+  int64_t first;  // of the tensor
+  int64_t elements;
   int64_t chunk_at;  // where they lie in the chunk
   size_t image_at;   // bytes
   size_t image_bytes;

@@ -359,6 +359,7 @@ absl::StatusOr<std::unique_ptr<OffloadRuntime>> TryToMakeRuntime(const ModelSpec
   if (*ranks && plan.device.kind == DeviceKind::kCuda)
     SLUICE_RETURN_IF_ERROR(PutOnGpus(ranks, config, plan.device.index));
   if (config.sharding.ranks > 1) seams.ranks = std::move(*ranks);
+  seams.checkpoint_files = config.checkpoint_files;
   const RuntimeOptions options = OptionsOf(config, plan);
   return OffloadRuntime::Create(std::move(plan.layout), std::move(plan.placement), options,
                                 std::move(seams));

@@ -46,6 +46,7 @@ struct RuntimeConfig {
   int zero_stage = 0;                             // that this comes from, for the report
   Nanos rank_timeout = std::chrono::minutes(10);  // for others to come
   HostShare share;                                // MakeRuntime finds it, where there are several
+  Files* checkpoint_files = nullptr;              // Seams::checkpoint_files
 };
 
 inline constexpr int64_t kChunkElementsDefault = 12 * kCellElements;  // 576 KiB of states

@@ -31,7 +31,7 @@ class LoadJob final : public CheckpointJob {
  public:
   LoadJob(const CheckpointSeams& seams, LoadRequest request, const std::vector<bool>& loaded,
           LossScaler* scaler, LoadCalls calls)
-      : CheckpointJob(seams),
+      : CheckpointJob(seams, Hash(request)),
         request_(std::move(request)),
         scaler_(scaler),
         calls_(std::move(calls)),
@@ -49,6 +49,11 @@ class LoadJob final : public CheckpointJob {
   };
   using Sources = std::vector<Source>;  // by field; empty: it isn't in the checkpoint
 
+  enum Phase : uint64_t { kOpened, kWritten };
+
+  static uint64_t Hash(const LoadRequest& request) {
+    return 0x10AD ^ (request.without_states ? 0x100000 : 0) ^ (request.some ? 0x200000 : 0);
+  }
   absl::Status Open();
   absl::StatusOr<Sources> Match(const Wanted& wanted, uint32_t index) const;
   bool Found(TensorIndex tensor) const { return !sources_[tensor.value()].empty(); }
@@ -87,8 +92,11 @@ void LoadJob::Start() {
       },
       [this](const absl::Status& opened) {
         const absl::Status here = opened.ok() ? calls_.check() : opened;
-        Vote(here, /*first=*/true, [this](const absl::Status& all) {
+        // Ranks may look at different disks, and choose different ones.
+        const uint64_t id = opened.ok() ? reader_->summary().id : 0;
+        Vote(here, kOpened + 2 * id, [this](const absl::Status& all) {
           if (!all.ok()) return calls_.done(all);
+          calls_.chosen(reader_->path(), reader_->note());
           std::vector<bool> found;
           for (const Sources& sources : sources_) found.push_back(!sources.empty());
           calls_.begin(found);
@@ -223,15 +231,18 @@ absl::Status LoadJob::FillPart(const ImagePart& part, std::byte* to) {
 void LoadJob::OnWritten(std::vector<std::byte>* image, const absl::Status& status) {
   GiveImage(image);
   if (status_.ok()) status_ = status;
+  GoesOn();
   LoadChunks();
 }
 
 void LoadJob::End() {
-  for (uint32_t t = 0; status_.ok() && t < sources_.size(); ++t) {
-    if (Found(TensorIndex(t))) calls_.loaded(TensorIndex(t), static_cast<int64_t>(steps_[t]));
-  }
-  if (status_.ok() && !request_.without_states) scaler_->Restore(scale_);
-  calls_.done(status_);
+  Vote(status_, kWritten, [this](const absl::Status& all) {
+    for (uint32_t t = 0; all.ok() && t < sources_.size(); ++t) {
+      if (Found(TensorIndex(t))) calls_.loaded(TensorIndex(t), static_cast<int64_t>(steps_[t]));
+    }
+    if (all.ok() && !request_.without_states) scaler_->Restore(scale_);
+    calls_.done(all);
+  });
 }
 
 }  // namespace

@@ -43,6 +43,7 @@ void Pace::OnSaid(Rank rank, Topic topic) {
       return;
     case Topic::kUrgent:
     case Topic::kUnwanted:
+    case Topic::kGoesOn:
       return;
   }
 }

@@ -123,7 +123,7 @@ Ranks::Ranks(const Context& context, RankLinks links, Gradients* gradients, Grad
       exchange_(context, links_.gradients.get(), &agreement_, gradients, std::move(asks)),
       gathers_(context, links_.gathers.get(), &order_, HostLink(), &agreement_, std::move(renewed)),
       units_(context, links_.gathers.get(), &order_, &agreement_),
-      votes_(&agreement_, links_.agreement->ranks()),
+      votes_(&agreement_, links_.agreement->rank(), links_.agreement->ranks()),
       present_(context.layout->tensors().size(), 0),
       ends_(EndsOfOneEach(links_.agreement->ranks())),
       since_(context.clock->Now()) {
@@ -158,7 +158,7 @@ void Ranks::Poll(bool caller_waits) {
 // they say nothing, a round does not end, and its deadline knows who keeps it.
 void Ranks::CheckPatience(bool caller_waits) {
   const TimePoint now = context_.clock->Now();
-  const uint64_t progress = exchange_.progress() + gathers_.progress();
+  const uint64_t progress = exchange_.progress() + gathers_.progress() + votes_.progress();
   const bool awaits = exchange_.awaits(caller_waits) || gathers_.awaits() || votes_.awaits();
   if (!awaits || std::exchange(progress_, progress) != progress) since_ = now;
   if (now - since_ < patience_ || now - agreement_.began() > kRoundMax) return;
@@ -201,6 +201,7 @@ void Ranks::OnSaid(Rank rank, Said said) {
       }
       return;
     case Topic::kVote:
+    case Topic::kGoesOn:
       return votes_.OnSaid(rank, said);
   }
 }

@@ -238,6 +238,10 @@ std::string OffloadRuntime::ReportJson() const {
   report["trace_spans_dropped"] = trace_.dropped();
   const StepResult step = last_step();
   report["loss_scale"] = step.loss_scale;
+  {
+    const std::lock_guard lock(mutex_);
+    report["loaded_from"] = loaded_from_;
+  }
   report["failure"] = std::string(Message(failure()));
   return JsonText(std::move(report), 2);
 }

@@ -116,6 +116,7 @@
 //   waited_for.words             all this as a sentence or two
 //   trace_spans_dropped          spans for which there was no room
 //   loss_scale                   to multiply the next loss by
+//   loaded_from                  the checkpoint, and why not the newest, if so; or empty
 //   failure                      the first error of a deferred operation; empty if none
 //
 // Keys of the counters:

@@ -81,6 +81,7 @@ absl::Status OffloadRuntime::Init() {
   gradient_calls_ = std::make_unique<GradientCalls>(
       context, gradients_.get(), ranks_ == nullptr ? nullptr : ranks_->gradients(), updater_.get(),
       &tickets_);
+  for (const UnitLayout& unit : layout_.units()) unloaded_.push_back(unit.tensors.size());
   // A caller who waits for each call may begin the next before the one before has come back.
   size_t largest = 0;
   for (const UnitLayout& unit : layout_.units()) largest = std::max(largest, unit.tensors.size());
@@ -92,7 +93,8 @@ absl::Status OffloadRuntime::Init() {
   }
   values_ = std::make_unique<ValueAccess>(context);
   checkpoints_ = std::make_unique<Checkpoints>(
-      context, values_.get(), ranks_ == nullptr ? nullptr : ranks_->votes(), seams_.threaded);
+      context, seams_.checkpoint_files != nullptr ? seams_.checkpoint_files : RealFiles(),
+      values_.get(), ranks_ == nullptr ? nullptr : ranks_->votes(), seams_.threaded);
   if (!seams_.threaded) return absl::OkStatus();
   try {
     thread_ = std::thread([this, closing = closing_] {

@@ -225,7 +225,8 @@ class OffloadRuntime final : public Updater::Observer {
   std::vector<std::optional<Updater::TensorUpdate>> updates_;  // while a step is begun
   std::vector<bool> changes_;                                  // by unit, likewise
   std::vector<Ticket> drains_;
-  std::vector<bool> loaded_;  // by tensor: what is kept of it was written
+  std::vector<bool> loaded_;      // by tensor: what is kept of it was written
+  std::vector<size_t> unloaded_;  // by unit: tensors of which it was not
   LossScaler scaler_;
   bool backward_begun_ = false;  // of a boundary iteration
   Ticket step_ticket_ = 0;       // without overlap: completed when the update has ended
@@ -235,6 +236,7 @@ class OffloadRuntime final : public Updater::Observer {
   StepResult last_step_;               // guarded by mutex_
   std::vector<int64_t> tensor_steps_;  // guarded by mutex_
   std::set<std::string> span_names_;   // guarded by mutex_; entries stay
+  std::string loaded_from_;            // guarded by mutex_; a checkpoint, and what is to be said
   absl::Status failure_;               // guarded by mutex_
   Spares<Turn> spare_turns_;
   Spares<GradsCall> spare_grads_;

@@ -23,31 +23,38 @@ bool OffloadRuntime::AdvanceCheckpoint(Turn& turn) {
   updater_->StopReadAhead();
   if (ranks_ != nullptr && ranks_->gathers()->renewing()) return false;
   if (!updater_->idle() || !gradients_->idle() || residency_->moving()) return false;
-  if (!MeetForAccess(turn)) return false;
+  auto* const load = std::get_if<LoadRequest>(turn.checkpoint.get());
+  if (!MeetForAccess(turn) || (load != nullptr && !MeetRanks(turn))) return false;
   turn.begun = true;
   auto done = [this](const absl::Status& status) {
     const absl::Status failed = failure();
     EndTurn(failed.ok() ? status : failed);
   };
-  if (auto* const load = std::get_if<LoadRequest>(turn.checkpoint.get())) {
+  if (load != nullptr) {
     Load(std::move(*load), std::move(done));
     return false;
   }
+  auto& save = std::get<SaveRequest>(*turn.checkpoint);
   absl::Status ready;
-  for (uint32_t t = 0; ready.ok() && t < layout_.tensors().size(); ++t)
-    ready = CheckLoaded(TensorIndex(t));
+  for (uint32_t t = 0; ready.ok() && t < layout_.tensors().size(); ++t) {
+    const bool saved = !save.without_frozen || layout_.tensors()[t].keep != Keep::kParam;
+    if (saved) ready = CheckLoaded(TensorIndex(t));
+  }
   std::vector<int64_t> steps;
   {
     const std::lock_guard lock(mutex_);
     steps = tensor_steps_;
   }
-  checkpoints_->Save(std::get<SaveRequest>(std::move(*turn.checkpoint)), ready, std::move(steps),
-                     scaler_, std::move(done));
+  checkpoints_->Save(std::move(save), ready, std::move(steps), scaler_, std::move(done));
   return false;
 }
 
 void OffloadRuntime::Load(LoadRequest request, CheckpointJob::Done done) {
   LoadCalls calls;
+  calls.chosen = [this](const std::string& path, const std::string& note) {
+    const std::lock_guard lock(mutex_);
+    loaded_from_ = path + (note.empty() ? "" : ": " + note);
+  };
   calls.check = [this]() -> absl::Status {
     for (uint32_t u = 0; u < layout_.units().size(); ++u) {
       if (!residency_->acquired(UnitIndex(u))) continue;
@@ -76,6 +83,7 @@ void OffloadRuntime::Load(LoadRequest request, CheckpointJob::Done done) {
     for (uint32_t u = 0; status.ok() && u < changes_.size(); ++u) {
       if (changes_[u]) RenewOnRanks(UnitIndex(u));
     }
+    if (status.ok()) ForgetGradients();  // of what there was before
     {
       const std::lock_guard lock(mutex_);
       last_step_.loss_scale = scaler_.scale();

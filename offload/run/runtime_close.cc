@@ -120,6 +120,7 @@ std::string OffloadRuntime::Pending() const {
         "copies of gradients, which wait for a stream of the caller's"};
     for (size_t s = 0; s < counts.size(); ++s) add(counts[s], kNames[s]);
   }
+  if (checkpoints_ != nullptr) add(checkpoints_->pending(), "works on a checkpoint's files");
   if (!TransfersPending()) return words;
   const std::vector<BlockStore::UnderWay>& files = store_->under_way();
   for (size_t f = 0; f < files.size(); ++f) {
@@ -152,10 +153,15 @@ void OffloadRuntime::TakeDown() {
   std::array parts{
       Part{"the workers", TasksPending(), [](OffloadRuntime* r) { r->seams_.executor.reset(); }},
       Part{"the device", CopiesPending(), [](OffloadRuntime* r) { r->seams_.device.reset(); }},
-      Part{"the I/O engine", TransfersPending(), [](OffloadRuntime* r) {
+      Part{"the I/O engine", TransfersPending(),
+           [](OffloadRuntime* r) {
              if (r->engine_ != nullptr && !r->engine_->Close().ok())
                r->metrics_.Get("close_errors")->Add();
              r->seams_.files.clear();
+           }},
+      Part{"a checkpoint's files", checkpoints_ != nullptr && checkpoints_->pending() > 0,
+           [](OffloadRuntime* r) {
+             if (r->checkpoints_ != nullptr) r->checkpoints_->Stop();
            }}};
   if (ranks_ != nullptr) {
     closing_->Enter("the other ranks");

@@ -22,6 +22,8 @@
 
 namespace sluice {
 
+class Files;
+
 // Who uses which of the process's cores, and why, for the report; and what was done for that.
 struct CoreUse {
   int allowed = 0;  // hardware threads
@@ -49,6 +51,7 @@ struct Seams {
                                                           std::span<const DirectFile> files)>
       make_engine;
   RankLinks ranks;
+  Files* checkpoint_files = nullptr;  // not owned; null: the real ones
   bool threaded = true;
 };
 

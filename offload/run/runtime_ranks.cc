@@ -22,7 +22,7 @@ bool OffloadRuntime::MeetRanks(Turn& turn) {
     turn.meets = true;
     if (turn.kind == Turn::Kind::kStep) {
       ranks_->Meet(Topic::kStep);
-    } else if (turn.kind == Turn::Kind::kClearGrads) {
+    } else if (turn.kind != Turn::Kind::kValue) {  // loading forgets all, too
       ranks_->Meet(Topic::kClear, turn.cleared ? turn.cleared->value() + 1 : 0);
     } else {
       const TensorIndex tensor = turn.value.tensor;

@@ -12,6 +12,15 @@
 
 namespace sluice {
 
+namespace {
+
+// Whether nothing moves while it is carried out.
+bool Suspends(const Turn& turn) {
+  return turn.kind == Turn::Kind::kValue || turn.kind == Turn::Kind::kCheckpoint;
+}
+
+}  // namespace
+
 void OffloadRuntime::Advance() {
   while (values_begun_ < turns_.size()) {
     if (const absl::Status status = failure(); !status.ok()) {
@@ -158,11 +167,10 @@ absl::Status OffloadRuntime::CheckLoaded(TensorIndex tensor) const {
 }
 
 void OffloadRuntime::NoteLoaded(TensorIndex tensor) {
+  if (loaded_[tensor.value()]) return;
   loaded_[tensor.value()] = true;
   const UnitIndex unit = layout_.tensor(tensor).unit;
-  const bool all = std::ranges::all_of(layout_.unit(unit).tensors,
-                                       [this](TensorIndex t) { return loaded_[t.value()]; });
-  if (all) residency_->SetLoaded(unit);
+  if (--unloaded_[unit.value()] == 0) residency_->SetLoaded(unit);
 }
 
 absl::Status OffloadRuntime::CheckValueRequest(const ValueRequest& request) const {
@@ -288,21 +296,18 @@ void OffloadRuntime::EndTurn(const absl::Status& status) {
   calls_.TurnEnded();
   if (turn->meets) ranks_->MeetingOver();
   if (turn->ticket != 0) tickets_.Complete(turn->ticket, status);
-  const bool suspended = turn->kind == Turn::Kind::kValue || turn->kind == Turn::Kind::kCheckpoint;
+  const bool suspended = Suspends(*turn);
   turn->Reset();
   spare_turns_.Give(std::move(turn));
-  if (suspended && (turns_.empty() || turns_.front()->kind != Turn::Kind::kValue)) {
+  if (suspended && (turns_.empty() || !Suspends(*turns_.front()))) {
     residency_->Replan();
     ReadAheadIfUseful();
   }
 }
 
 void OffloadRuntime::ReadAheadIfUseful() {
-  const auto waits = [](const Turn& t) {
-    return t.kind == Turn::Kind::kValue || t.kind == Turn::Kind::kCheckpoint;
-  };
-  const bool values_wait = !turns_.empty() && waits(*turns_.front());
-  if (backward_begun_ && !values_wait && updater_->idle() && residency_->boundary())
+  const bool suspended = !turns_.empty() && Suspends(*turns_.front());
+  if (backward_begun_ && !suspended && updater_->idle() && residency_->boundary())
     updater_->AllowReadAhead();
 }
 

@@ -1,6 +1,7 @@
 // How a run is saved: each rank what it keeps; of what all of them keep, its part.
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 #include <utility>
 
@@ -21,7 +22,7 @@ class SaveJob final : public CheckpointJob {
  public:
   SaveJob(const CheckpointSeams& seams, SaveRequest request, absl::Status ready,
           std::vector<int64_t> steps, const LossScaler& scaler, std::string frozen_from, Done done)
-      : CheckpointJob(seams),
+      : CheckpointJob(seams, Hash(request)),
         request_(std::move(request)),
         ready_(std::move(ready)),
         steps_(std::move(steps)),
@@ -36,15 +37,21 @@ class SaveJob final : public CheckpointJob {
     ChunkIndex index;
     bool frozen;
     size_t first_piece;
-    std::vector<ImagePart> parts;
+    std::vector<ImagePart> parts;  // those that this rank saves
   };
+  enum Phase : uint64_t { kBegun, kFinished, kCommitted };
 
-  bool Saves(const ChunkLayout& chunk) const;
+  static uint64_t Hash(const SaveRequest& request) {
+    return std::hash<std::string>()(request.place.tag) ^ request.place.id ^
+           (request.without_frozen ? 0x5A5A : 0);
+  }
+  bool Saves(const ChunkLayout& chunk, const ImagePart& part) const;
   SavedPart TakePart();
   void SaveChunks();
   void OnRead(const Chunk& chunk, std::vector<std::byte>* image, const absl::Status& status);
   void Finish();
   void Commit();
+  void GiveUp();
 
   const SaveRequest request_;
   const absl::Status ready_;
@@ -58,15 +65,11 @@ class SaveJob final : public CheckpointJob {
   absl::Status status_;  // of what this rank has done so far
 };
 
-// What every rank keeps whole is saved by one of them.
-bool SaveJob::Saves(const ChunkLayout& chunk) const {
+// What every rank keeps whole is saved by one of them, whatever chunks it is in there.
+bool SaveJob::Saves(const ChunkLayout& chunk, const ImagePart& part) const {
   const Sharding& sharding = layout().sharding();
-  const bool frozen = chunk.keep == Keep::kParam;
-  if (frozen && request_.without_frozen) return false;
-  if (frozen ? sharding.params : sharding.states) return true;
-  const ChunkRun& first = layout().runs(chunk).front();
-  const auto turn =
-      static_cast<uint64_t>(first.tensor.value() + first.tensor_offset / kPieceElementsMax);
+  if (chunk.keep == Keep::kParam ? sharding.params : sharding.states) return true;
+  const auto turn = static_cast<uint64_t>(part.tensor.value() + part.first / kPieceElementsMax);
   return turn % sharding.ranks == sharding.rank.value();
 }
 
@@ -90,9 +93,12 @@ SavedPart SaveJob::TakePart() {
   }
   for (uint32_t c = 0; c < layout().chunks().size(); ++c) {
     const ChunkLayout& chunk = layout().chunks()[c];
-    if (!Saves(chunk)) continue;
-    chunks_.push_back({ChunkIndex(c), chunk.keep == Keep::kParam, part.pieces.size(),
-                       ImageParts(layout(), chunk)});
+    if (chunk.keep == Keep::kParam && request_.without_frozen) continue;
+    std::vector<ImagePart> parts = ImageParts(layout(), chunk);
+    std::erase_if(parts, [&](const ImagePart& image) { return !Saves(chunk, image); });
+    if (parts.empty()) continue;
+    chunks_.push_back(
+        {ChunkIndex(c), chunk.keep == Keep::kParam, part.pieces.size(), std::move(parts)});
     for (const ImagePart& image : chunks_.back().parts) {
       part.pieces.push_back({.tensor = image.tensor.value(),
                              .field = static_cast<uint32_t>(image.field),
@@ -111,10 +117,9 @@ void SaveJob::Start() {
     return absl::OkStatus();
   };
   Do(std::move(begin), [this](const absl::Status& begun) {
-    status_ = begun;
-    Vote(begun, /*first=*/true, [this](const absl::Status& all) {
-      if (status_.ok()) status_ = all;
-      if (!all.ok()) return Commit();
+    Vote(begun, kBegun, [this](const absl::Status& all) {
+      status_ = all;
+      if (!all.ok()) return GiveUp();
       if (writer_->frozen_linked()) std::erase_if(chunks_, [](const Chunk& c) { return c.frozen; });
       MakeImages();
       SaveChunks();
@@ -139,6 +144,7 @@ void SaveJob::OnRead(const Chunk& chunk, std::vector<std::byte>* image,
   const auto saved = [this, image](const absl::Status& written) {
     GiveImage(image);
     if (status_.ok()) status_ = written;
+    GoesOn();
     SaveChunks();
   };
   if (!status.ok()) return saved(status);
@@ -165,35 +171,40 @@ void SaveJob::Finish() {
   };
   Do(std::move(finish), [this](const absl::Status& finished) {
     if (status_.ok()) status_ = finished;
-    Vote(status_, /*first=*/false, [this](const absl::Status& all) {
-      if (status_.ok()) status_ = all;
-      Commit();
+    Vote(status_, kFinished, [this](const absl::Status& all) {
+      status_ = all;
+      all.ok() ? Commit() : GiveUp();
     });
   });
 }
 
-// Or takes away what there is: by the first rank, for all.
+// By the first rank, for all.
 void SaveJob::Commit() {
-  const bool whole = status_.ok();
   const auto end = [this](const absl::Status& committed) {
-    if (status_.ok()) status_ = committed;
-    Vote(status_, /*first=*/false, [this](const absl::Status& all) {
-      if (status_.ok()) status_ = all;
-      done_(status_.ok()
-                ? status_
-                : Annotate(status_, fmt::format("saving checkpoint '{}' in {}", request_.place.tag,
-                                                request_.place.directory)));
+    Vote(committed, kCommitted, [this](const absl::Status& all) {
+      status_ = all;
+      all.ok() ? done_(all) : GiveUp();
     });
   };
   if (!IsFirst()) return end(absl::OkStatus());
+  Do([this,
+      files = seams().files] { return CommitCheckpoint(files, request_.place, request_.latest); },
+     end);
+}
+
+// All ranks have come to know that it failed, and write no more: what there is of it goes, by
+// whichever rank. What failed before is what is told.
+void SaveJob::GiveUp() {
   Do(
-      [this, whole, files = seams().files]() -> absl::Status {
+      [this, files = seams().files]() -> absl::Status {
         writer_.reset();
-        if (whole) return CommitCheckpoint(files, request_.place, request_.latest);
-        (void)AbandonCheckpoint(files, request_.place);  // what failed before is what is told
+        (void)AbandonCheckpoint(files, request_.place);
         return absl::OkStatus();
       },
-      end);
+      [this](const absl::Status&) {
+        done_(Annotate(status_, fmt::format("saving checkpoint '{}' in {}", request_.place.tag,
+                                            request_.place.directory)));
+      });
 }
 
 }  // namespace

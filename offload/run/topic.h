@@ -23,7 +23,9 @@ enum class Topic : uint32_t {
   kFetch,      // of a unit: this rank has room for it
   kUrgent,     // of a unit: it can't wait for the others to have room too
   kUnwanted,   // of a unit: it has no room for it any more
-  kVote,       // 1: this rank has done its part of what all must, or none; 0: it could not
+  kVote,    // 1: this rank has done its part of what all must, or none; 0: it could not; beside 31
+            // bits of a hash of what
+  kGoesOn,  // this rank is busy with that still
 };
 
 struct Said {

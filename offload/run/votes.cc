@@ -7,27 +7,31 @@
 
 namespace sluice {
 
-void Votes::Cast(bool succeeded, bool first, Counted counted) {
+void Votes::Cast(bool succeeded, uint64_t what, Counted counted) {
   SLUICE_CHECK(idle());
-  first_ = first;
   counted_ = std::move(counted);
-  agreement_->Say({Topic::kVote, succeeded ? 1U : 0U});
+  agreement_->Say({Topic::kVote, static_cast<uint32_t>(what << 1 | (succeeded ? 1 : 0))});
 }
 
 void Votes::OnSaid(Rank rank, Said said) {
-  said_[rank.value()].push_back(said.index != 0);
+  ++progress_;
+  if (said.topic == Topic::kGoesOn) return;
+  said_[rank.value()].push_back(said.index);
   Count();
 }
 
 void Votes::Count() {
-  const auto empty = [](const std::deque<bool>& said) { return said.empty(); };
+  const auto empty = [](const std::deque<uint32_t>& said) { return said.empty(); };
   if (counted_ == nullptr || std::ranges::any_of(said_, empty)) return;
-  std::vector<uint32_t> failed;
+  Verdict verdict;
+  const uint32_t own = said_[own_.value()].front() >> 1;
   for (uint32_t r = 0; r < said_.size(); ++r) {
-    if (!said_[r].front()) failed.push_back(r);
+    const uint32_t said = said_[r].front();
     said_[r].pop_front();
+    if ((said & 1) == 0) verdict.failed.push_back(r);
+    if (said >> 1 != own) verdict.elsewhere.push_back(r);
   }
-  std::exchange(counted_, nullptr)(failed);
+  std::exchange(counted_, nullptr)(verdict);
 }
 
 RankWait Votes::Awaited() const {

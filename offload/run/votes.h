@@ -1,7 +1,7 @@
 // offload/run/votes.h
 //
-// Ranks that must all succeed, or none: each says how it fared, and hears how all did. The n-th
-// votes of all ranks belong together.
+// Ranks that must all succeed at the same thing, or none: each says how it fared at what, and hears
+// how all did. The n-th votes of all ranks belong together.
 //
 // Threads: the control thread. Allocates.
 
@@ -21,28 +21,37 @@ namespace sluice {
 
 class Votes {
  public:
-  // The ranks that did not succeed, in order; none: all have.
-  using Counted = std::function<void(const std::vector<uint32_t>& failed)>;
+  struct Verdict {
+    std::vector<uint32_t> failed{};     // ranks, in order
+    std::vector<uint32_t> elsewhere{};  // those that are about another thing than this one
+    bool ok() const { return failed.empty() && elsewhere.empty(); }
+  };
+  using Counted = std::function<void(const Verdict&)>;
 
-  Votes(Agreement* agreement, uint32_t ranks) : agreement_(agreement), said_(ranks) {}
+  Votes(Agreement* agreement, Rank own, uint32_t ranks)
+      : agreement_(agreement), own_(own), said_(ranks) {}
 
-  // One at a time. `first`: of several about one thing; that all come to it is for their callers.
-  void Cast(bool succeeded, bool first, Counted counted);
+  // One at a time. `what`: a hash of what it is about; of 31 bits.
+  void Cast(bool succeeded, uint64_t what, Counted counted);
+  // This rank has not failed, but is not done either: the others wait on.
+  void GoesOn() { agreement_->Say({Topic::kGoesOn, 0}); }
   void OnSaid(Rank rank, Said said);
   // The runtime has failed: nothing is counted any more.
   void Drop() { counted_ = nullptr; }
 
   bool idle() const { return counted_ == nullptr; }
-  bool awaits() const { return counted_ != nullptr && first_; }
+  bool awaits() const { return counted_ != nullptr; }
+  uint64_t progress() const { return progress_; }  // grows while others go on
   RankWait Awaited() const;
 
  private:
   void Count();
 
   Agreement* const agreement_;
-  std::vector<std::deque<bool>> said_;  // by rank: whether it succeeded; not counted yet
+  const Rank own_;
+  std::vector<std::deque<uint32_t>> said_;  // by rank: 2 what + succeeded; not counted yet
+  uint64_t progress_ = 0;
   Counted counted_;
-  bool first_ = false;
 };
 
 }  // namespace sluice
