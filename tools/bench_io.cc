@@ -1,8 +1,6 @@
 // `sluice bench io`: a drive, as the runtime uses it, beside fio on the same bytes of the same
 // file.
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <memory>
@@ -25,6 +23,7 @@
 #include "offload/run/factory.h"
 #include "tools/bench_cases.h"
 #include "tools/fio.h"
+#include "tools/output.h"
 #include "tools/store_load.h"
 
 namespace sluice::tools {
@@ -40,20 +39,6 @@ constexpr int kRounds = 5;
 constexpr double kSlotMin = 0.02;     // seconds of one measurement
 constexpr double kFioSlotMin = 0.05;  // likewise, where fio takes part
 constexpr double kFioStart = 0.4;     // seconds that a job of fio's takes beside its own
-
-// Where stderr is a terminal, how far it is.
-class Progress {
- public:
-  void Show(double part, std::string_view what) const {
-    if (shown_) fmt::print(stderr, "\r\x1b[K{:3.0f}%  {}", part * 100, what);
-  }
-  ~Progress() {
-    if (shown_) fmt::print(stderr, "\r\x1b[K");
-  }
-
- private:
-  const bool shown_ = isatty(STDERR_FILENO) == 1;
-};
 
 // What is compared with what in one mode, by round.
 struct ModeRounds {

@@ -38,6 +38,10 @@ Command AddPlan(CLI::App* application);
 // What parts of it do on this machine, and what changed between two such reports.
 Command AddBench(CLI::App* application);
 
+// Which checkpoints there are, what is in them, whether they are whole; and their weights, for
+// others.
+Command AddCkpt(CLI::App* application);
+
 }  // namespace sluice::tools
 
 #endif  // SLUICE_TOOLS_COMMAND_H_

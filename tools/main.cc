@@ -65,7 +65,8 @@ ExitCode Run(int argc, const char* const* argv) {
     const std::string name = FullName(failed);
     return fmt::format("{}: {}\n`{} --help` lists the options.\n", name, error.what(), name);
   });
-  const std::vector<Command> commands = {AddDoctor(&app), AddPlan(&app), AddBench(&app)};
+  const std::vector<Command> commands = {AddDoctor(&app), AddPlan(&app), AddBench(&app),
+                                         AddCkpt(&app)};
   app.add_subcommand(kLaunch, kLaunchAbout);
   if (argc < 2) {
     fmt::print(stderr, "{}", app.help());
