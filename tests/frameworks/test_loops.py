@@ -75,3 +75,16 @@ def test_accelerates_state(dropin, plain, tmp_path, stage, ranks):
         given["zero_optimization"].pop(key, None)
     found, _ = check(dropin, plain, "cases_hf.saved_state", given, ("losses", "again", "same"), ranks)
     assert found["same"] == 1.0
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_lightning_resumes(dropin, plain, tmp_path, stage):
+    found, _ = check(dropin, plain, "cases_lightning.resumed", of_lightning(stage, tmp_path), ("losses", "again"))
+    assert found["again"] == found["losses"][4:]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_fabrics_checkpoint(dropin, plain, tmp_path, stage):
+    given = of_lightning(stage, tmp_path) | {"gradient_clipping": 0.0}
+    found, _ = check(dropin, plain, "cases_lightning.fabric_saved", given, ("losses", "again", "epoch"))
+    assert found["again"] == found["losses"][4:]

@@ -10,7 +10,7 @@ from training import config
 import sluice
 
 TYPES = {"fp32": {}, "bf16": {"bf16": {"enabled": True}}, "fp16": {"fp16": {"enabled": True, "initial_scale_power": 22, "hysteresis": 1}}}
-PLACES = [(1, "cpu"), (3, "nvme"), (2, "nvme"), (0, "none")]
+PLACES = [(1, "cpu"), (3, "nvme"), (0, "none")]
 RNG = {"chunk_elements": 4096, "workers": 1, "checkpoint": {"rng": True}}
 
 
