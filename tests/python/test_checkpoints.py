@@ -15,6 +15,8 @@ import torch
 from training import ROOT, batch, bits, config, loss_of, mlp, same, smallest
 
 import sluice
+from sluice.engine import run_values
+from sluice.optimizers import saved_groups
 
 SAVED_AT, END = 3, 6
 
@@ -203,6 +205,28 @@ def test_loading_into_the_engine_that_saved(engines, tmp_path):
         engine.backward(held)
     engine.load_checkpoint(tmp_path / "a")
     assert same(jobs.state(engine), there) and jobs.steps(engine, 0, 2, 4) == after
+
+
+def test_a_load_that_was_interrupted_is_done_again(engines, tmp_path, monkeypatch):
+    engine, other = engines(jobs.model("odd"), config()), engines(jobs.model("odd", 4), config())
+    optimizer = sluice.AdamW(mlp().parameters(), lr=1e-2)
+    jobs.steps(engine, 0, 0, 2)
+    engine.save_checkpoint(tmp_path / "a")
+    optimizer.save_checkpoint(tmp_path / "b")
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    for holder, name in ((run_values, "put_buffers"), (saved_groups, "put")):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(holder, name, interrupt)
+            other.load_checkpoint(tmp_path / "a") if name == "put_buffers" else optimizer.load_checkpoint(tmp_path / "b")
+    for call in (lambda: other(batch(0)[0]), other.step, lambda: other.save_checkpoint(tmp_path / "c"), optimizer.step):
+        with pytest.raises(sluice.FailedPrecondition, match="interrupted"):
+            call()
+    other.load_checkpoint(tmp_path / "a"), optimizer.load_checkpoint(tmp_path / "b")
+    optimizer.step(), optimizer.close()
+    assert jobs.steps(other, 0, 2, 4) == jobs.steps(engine, 0, 2, 4) and same(jobs.state(other), jobs.state(engine))
 
 
 def test_what_a_save_has_and_what_is_returned(engines, tmp_path):

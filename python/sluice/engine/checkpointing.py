@@ -13,6 +13,8 @@ from . import run_values
 class EngineCheckpoints:
     """Mixed into Engine. Expects config, module, optimizer, runtime and what Engine._attach() makes."""
 
+    _half_loaded = False  # load_checkpoint() did not get to its end
+
     def save_checkpoint(
         self, save_dir, tag=None, client_state={}, save_latest=True, exclude_frozen_parameters=False, *, rng=None
     ):  # fmt: skip
@@ -54,7 +56,9 @@ class EngineCheckpoints:
         model, optimizer or schedule: nothing has changed then; DataLoss naming the file: the engine has failed then."""
         if custom_load_fn is not None:
             raise NotImplementedError("custom_load_fn is not offered: load what differs by engine.load_state_dict()")
+        was_half_loaded, self._half_loaded = self._half_loaded, False
         self._check_between_passes("load_checkpoint")
+        self._half_loaded = was_half_loaded
         found = generation.find(self.runtime.library, self._world, os.fspath(load_dir), tag and str(tag))
         if found is None:
             warnings.warn(f"load_checkpoint(): there is no checkpoint in {os.fspath(load_dir)}: nothing was loaded", stacklevel=2)
@@ -64,8 +68,14 @@ class EngineCheckpoints:
         self._attached.settle_all()
         self._attached.settle_values()
         self._end_iteration()
+        self._half_loaded = False
         self.zero_grad()
-        checkpoint_abi.load(self.runtime, os.fspath(load_dir), found.tag, without_states=not states, some=not load_module_strict)
+        self._half_loaded = True
+        try:
+            checkpoint_abi.load(self.runtime, os.fspath(load_dir), found.tag, without_states=not states, some=not load_module_strict)
+        except abi.SluiceError:  # nothing has changed, or the runtime has failed
+            self._half_loaded = was_half_loaded
+            raise
         self._values_were_loaded()
         run_values.put_buffers(self.module, saved)
         if states:
@@ -75,6 +85,7 @@ class EngineCheckpoints:
         if not load_module_only:
             self._put_counters(saved["counters"])
             self._put_random_states(saved, found)
+        self._half_loaded = False
         return found.path, saved["client_state"]
 
     # ---- What is saved

@@ -372,6 +372,8 @@ class Engine(EngineCalls, EngineValues, EngineCheckpoints, torch.nn.Module):
             )
         if self._handing_back is not None:
             raise abi.FailedPrecondition("destroy() of this engine was interrupted: call it again")
+        if self._half_loaded:
+            raise abi.FailedPrecondition("load_checkpoint() of this engine was interrupted, so that it is loaded in part: call it again")
 
     def zero_grad(self, set_to_none=True):
         self._check_open()

@@ -7,6 +7,7 @@ import torch
 
 from ..checkpoints import generation, plain, randomness
 from ..native import checkpoint_abi
+from ..native.errors import SluiceError
 from . import saved_groups
 from .state_store import check_here
 
@@ -49,8 +50,12 @@ class OptimizerCheckpoints:
             return None, None
         saved = found.run(0)
         self._check_saved(saved, found)
-        self._torn = True
-        checkpoint_abi.load(store.runtime, os.fspath(load_dir), found.tag)
+        was_torn, self._torn = self._torn, True
+        try:
+            checkpoint_abi.load(store.runtime, os.fspath(load_dir), found.tag)
+        except SluiceError:  # nothing has changed, or the runtime has failed
+            self._torn = was_torn
+            raise
         for part in range(saved["parts"]):
             self._put_parameters(plain.decode(found.attachment(0, _part_name(part))))
         saved_groups.put(self, saved["groups"])
