@@ -59,6 +59,7 @@ def tensor(draw, dtype, shape):
 
 @pytest.mark.parametrize("dtype", TENSOR_TYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 0, 3), (2, 3, 5)], ids=str)
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
 def test_tensors_of_every_type_and_shape(dtype, shape):
     value = tensor(random.Random(1), dtype, shape)
     assert same(back(value), value)

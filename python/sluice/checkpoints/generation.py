@@ -60,11 +60,12 @@ def agree(world, problem):
 
 def as_text(value):
     """An attachment of JSON."""
-    return as_bytes(json.dumps(value).encode())
+    return as_bytes(bytearray(json.dumps(value).encode()))
 
 
 def as_bytes(data):
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    """An attachment over a bytearray's memory."""
+    return torch.frombuffer(data, dtype=torch.uint8)
 
 
 class Generation:

@@ -158,7 +158,9 @@ class _Encoder:
             self._refuse(f"numpy's {value.dtype}")
         if isinstance(value, numpy.generic):
             return {"scalar": {"dtype": value.dtype.str, "hex": value.tobytes().hex()}}
-        raw = torch.frombuffer(bytearray(value.tobytes()), dtype=torch.uint8) if value.nbytes else torch.empty(0, dtype=torch.uint8)
+        raw = torch.empty(value.nbytes, dtype=torch.uint8, device="cpu")
+        if value.nbytes:
+            ctypes.memmove(raw.data_ptr(), value.tobytes(), value.nbytes)
         self.tensors.append((_entry("uint8", [raw.numel()], raw.numel()), raw))
         return {"array": {"at": len(self.tensors) - 1, "dtype": value.dtype.str, "shape": list(value.shape)}}
 

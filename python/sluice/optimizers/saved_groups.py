@@ -40,6 +40,6 @@ def put(optimizer, theirs):
             mine = group.get(key)
             if isinstance(mine, torch.Tensor):
                 with torch.no_grad():
-                    mine.copy_(torch.as_tensor(value))
+                    mine.copy_(torch.as_tensor(value, device="cpu"))
             else:
                 group[key] = value
