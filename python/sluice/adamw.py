@@ -14,6 +14,7 @@ import torch
 
 from .native import abi, values
 from .optimizers import hyperparameters, state_dicts
+from .optimizers.checkpointing import OptimizerCheckpoints
 from .optimizers.state_store import StateStore, check_apart, check_here, check_parameter, in_place, units_of
 from .optimizers.underway import UnderWay
 from .residency import away, copies, registry, units
@@ -24,7 +25,7 @@ _WHOLE = 1 << 60  # elements; no module is cut
 _HALVES = {torch.bfloat16, torch.float16}
 
 
-class AdamW(torch.optim.Optimizer):
+class AdamW(OptimizerCheckpoints, torch.optim.Optimizer):
     """PyTorch's AdamW, with states in fp32 on pinned RAM and NVMe, and an fp32 master of bf16 and fp16 parameters.
 
     An fp32 parameter is its own master: 8 bytes of states an element; of 16-bit ones 12. One that becomes 16-bit between steps
@@ -257,9 +258,9 @@ class AdamW(torch.optim.Optimizer):
         self._check_overlap()
         if self._store is not None:
             self._spool()
-        names = self._names()
+        names, places = self._names(), self._places()
         store = StateStore(
-            self._units(), self._options, self._grad_dtype(), lambda p: names[id(p)], self._library, self._seed
+            self._units(), self._options, self._grad_dtype(), lambda p: names[id(p)], self._library, self._seed, places
         )
         if self._spooled is not None:
             try:
@@ -280,7 +281,7 @@ class AdamW(torch.optim.Optimizer):
         self._check_alive()
         if self._torn:
             raise abi.FailedPrecondition(
-                "load_state_dict() of this optimizer was interrupted, so that some states are loaded and others are not: call it "
+                "load_state_dict() or load_checkpoint() of this optimizer was interrupted, so that some states are loaded and others are not: call it "
                 "again"
             )
 

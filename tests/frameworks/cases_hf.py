@@ -221,3 +221,65 @@ def loss_of_saved(folder):
         items = [Sentences()[n] for n in range(4)]
         batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
         return {"loss": float(model(**batch).loss)}
+
+
+def resumed(deepspeed=None, schedule="linear", **more):
+    """Trainer: train and save every 2 steps; another Trainer over another model goes on from step 4."""
+    found = []
+    for start in (None, "out/checkpoint-4"):
+        arguments = training_arguments(
+            deepspeed=deepspeed, save_strategy="steps", save_steps=2, save_total_limit=2, lr_scheduler_type=schedule, **more
+        )
+        trainer = Trainer(model=llama(0 if start is None else 3), args=arguments, train_dataset=Sentences())
+        trainer.train(resume_from_checkpoint=start)
+        found.append(losses(trainer))
+    end = weights(trainer.accelerator, trainer.model_wrapped)
+    return {"losses": found[0], "again": found[1], "weights": end, "sluice": is_sluice(trainer)}
+
+
+def best_at_end(deepspeed=None):
+    """Trainer: the model of the worst evaluation, the first, is what there is at the end."""
+    arguments = training_arguments(
+        deepspeed=deepspeed, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True,
+        metric_for_best_model="eval_loss", greater_is_better=True,
+    )  # fmt: skip
+    trainer = Trainer(model=llama(), args=arguments, train_dataset=Sentences(), eval_dataset=Sentences(8))
+    trainer.train()
+    best = trainer.state.best_model_checkpoint.rpartition("-")[2]
+    return {"losses": losses(trainer), "best": best, "evaluated": trainer.evaluate()["eval_loss"], "sluice": is_sluice(trainer)}
+
+
+def saved_state(deepspeed=None):
+    """Accelerate: save_state amid a loop, and load_state, after which all comes again."""
+    accelerate.PartialState(cpu=True)
+    plugin = accelerate.DeepSpeedPlugin(hf_ds_config=deepspeed) if deepspeed else None
+    accelerator = accelerate.Accelerator(deepspeed_plugin=plugin)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.Dropout(0.1), torch.nn.Linear(64, 4))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    make = torch.Generator().manual_seed(1)
+    data = [(torch.randn(8, generator=make), torch.randn(4, generator=make)) for _ in range(16)]
+    loader = torch.utils.data.DataLoader(data, batch_size=4 // accelerator.num_processes)
+    model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
+    model.train()
+
+    def epoch():
+        found = []
+        for x, y in loader:
+            loss = torch.nn.functional.mse_loss(model(x), y)
+            accelerator.backward(loss)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            found.append(accelerator.gather(loss.detach()).mean().item())
+        return [*found, optimizer.param_groups[0]["lr"]]
+
+    torch.manual_seed(5 + accelerator.process_index)
+    first = epoch()
+    accelerator.save_state("state")
+    after = epoch()
+    accelerator.load_state("state")
+    again = epoch()
+    wrapped = type(model).__module__.startswith("sluice.")
+    return {"losses": first + after, "again": again, "same": float(again == after), "sluice": wrapped}

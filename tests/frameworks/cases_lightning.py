@@ -1,5 +1,7 @@
 """Scripts over Lightning and Fabric. Their DeepSpeed strategies want CUDA, whatever DeepSpeed can do: that check is left out here."""
 
+import copy
+
 import lightning
 import lightning.fabric.strategies.deepspeed
 import lightning.pytorch.strategies.deepspeed
@@ -87,3 +89,47 @@ def fabric(deepspeed=None):
             optimizer.step()
             optimizer.zero_grad()
     return {"losses": losses, "sluice": type(net._forward_module).__module__.startswith("sluice.")}
+
+
+def resumed(deepspeed=None):
+    """Lightning's Trainer: fit with checkpoints; another goes on after the first epoch."""
+    _allow_cpus()
+    found = []
+    for start in (None, "kept/epoch=0-step=4.ckpt"):
+        net = Net()
+        trainer = lightning.Trainer(
+            accelerator="cpu", devices=1, strategy=DeepSpeedStrategy(config=copy.deepcopy(deepspeed)) if deepspeed else "auto", max_epochs=2,
+            logger=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+            callbacks=[lightning.pytorch.callbacks.ModelCheckpoint("kept", save_top_k=-1)],
+        )  # fmt: skip
+        trainer.fit(net, loader(), ckpt_path=start)
+        found.append(net.losses)
+    kind = type(getattr(trainer.strategy, "deepspeed_engine", None)) if deepspeed else object
+    return {"losses": found[0], "again": found[1], "sluice": kind.__module__.startswith("sluice.")}
+
+
+def fabric_saved(deepspeed=None):
+    """Fabric: save amid a loop, and load, after which all comes again."""
+    _allow_cpus()
+    fabric = lightning.Fabric(accelerator="cpu", devices=1, strategy=FabricStrategy(config=deepspeed) if deepspeed else "auto")
+    fabric.launch()
+    net = Net().layers
+    net, optimizer = fabric.setup(net, torch.optim.AdamW(net.parameters(), lr=1e-2))
+
+    def epoch():
+        found = []
+        for x, y in loader():
+            loss = torch.nn.functional.mse_loss(net(x), y)
+            fabric.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            found.append(float(loss.detach()))
+        return found
+
+    first = epoch()
+    fabric.save("saved", {"model": net, "optimizer": optimizer, "epoch": 1})
+    after = epoch()
+    state = {"model": net, "optimizer": optimizer, "epoch": 0}
+    fabric.load("saved", state)
+    wrapped = type(fabric.strategy._deepspeed_engine).__module__ if deepspeed else ""
+    return {"losses": first + after, "again": epoch(), "epoch": state["epoch"], "sluice": wrapped.startswith("sluice.")}

@@ -63,3 +63,28 @@ def test_lightning(dropin, plain, tmp_path, stage):
 @pytest.mark.parametrize("stage", [2, 3])
 def test_fabric(dropin, plain, tmp_path, stage):
     check(dropin, plain, "cases_lightning.fabric", of_lightning(stage, tmp_path) | {"gradient_clipping": 0.0})
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("stage", [2, 3])
+def test_accelerates_state(dropin, plain, tmp_path, stage, ranks):
+    given = config(stage, tmp_path) | {"train_micro_batch_size_per_gpu": 4 // ranks, "gradient_clipping": 0.0}
+    given |= {"gradient_accumulation_steps": 1}
+    del given["train_batch_size"]
+    for key in ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"):
+        given["zero_optimization"].pop(key, None)
+    found, _ = check(dropin, plain, "cases_hf.saved_state", given, ("losses", "again", "same"), ranks)
+    assert found["same"] == 1.0
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_lightning_resumes(dropin, plain, tmp_path, stage):
+    found, _ = check(dropin, plain, "cases_lightning.resumed", of_lightning(stage, tmp_path), ("losses", "again"))
+    assert found["again"] == found["losses"][4:]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_fabrics_checkpoint(dropin, plain, tmp_path, stage):
+    given = of_lightning(stage, tmp_path) | {"gradient_clipping": 0.0}
+    found, _ = check(dropin, plain, "cases_lightning.fabric_saved", given, ("losses", "again", "epoch"))
+    assert found["again"] == found["losses"][4:]

@@ -89,3 +89,21 @@ def test_a_saved_model_is_read_by_plain_transformers(dropin, plain, tmp_path, st
     found = dropin("cases_hf.saved_model", ranks=ranks, deepspeed=config(stage, tmp_path), folder=ours)
     assert found["sluice"]
     near(plain("cases_hf.loss_of_saved", folder=ours), plain("cases_hf.loss_of_saved", folder=theirs))
+
+
+@pytest.mark.parametrize("stage, ranks", [(2, 1), (3, 1), (3, 2)])
+def test_resuming(dropin, plain, tmp_path, stage, ranks):
+    found, _ = check(dropin, plain, "cases_hf.resumed", config(stage, tmp_path), ("losses", "again", "weights"), ranks)
+    assert found["again"] == found["losses"]  # those before the start are the saved Trainer's
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_resuming_with_the_configured_optimizer_and_schedule(dropin, tmp_path, stage):
+    found = dropin("cases_hf.resumed", deepspeed=config(stage, tmp_path, **OPTIMIZER, **SCHEDULER), warmup_steps=2)
+    assert found["again"] == found["losses"]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_best_model_at_the_end(dropin, plain, tmp_path, stage):
+    found, _ = check(dropin, plain, "cases_hf.best_at_end", config(stage, tmp_path), ("losses", "best", "evaluated"))
+    assert found["best"] == "2"

@@ -26,15 +26,16 @@ ROOMS = {
     "launch": {"ranks"},
     "native": set(),
     "settings": {"native"},
+    "checkpoints": {"native"},
     "residency": {"native"},
     "spools": {"native", "residency"},
-    "optimizers": {"native", "residency", "spools"},
+    "optimizers": {"native", "checkpoints", "residency", "spools"},
     "collectives": {"ranks", "native"},
     "building.py": {"spools"},
     "adamw.py": {"native", "settings", "residency", "optimizers"},
-    "engine": {"native", "residency", "spools", "optimizers", "adamw.py"},
+    "engine": {"native", "checkpoints", "residency", "spools", "optimizers", "adamw.py"},
     "attachment.py": {"collectives", "settings", "residency", "engine"},
-    "deepspeed": {"native", "ranks", "collectives", "settings", "residency", "building.py", "adamw.py", "engine"},
+    "deepspeed": {"native", "ranks", "collectives", "settings", "checkpoints", "residency", "building.py", "adamw.py", "engine"},
 }
 TOP = {"tools", "bench", "python", "tests", "examples"}  # may include any layer
 

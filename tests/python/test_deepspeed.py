@@ -352,9 +352,6 @@ def test_the_engine_tells_what_is_configured():
 @pytest.mark.parametrize(
     "call, advice",
     [
-        ("save_checkpoint", "module_state_dict"),
-        ("load_checkpoint", "engine.load_state_dict"),
-        ("save_16bit_model", "fp32_state_dict"),
         ("offload_states", "tiers"),
         ("reload_states", "tiers"),
         ("compile", "torch.compile"),

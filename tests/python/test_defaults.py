@@ -143,6 +143,22 @@ def attach(prepared, directory, model_dtype):
     return result
 
 
+def checkpoint(prepared, directory, model_dtype):
+    """A run that is saved, changed, and loaded again."""
+    model, data = prepared
+    engine = sluice.initialize(model=model, config={**CONFIG, "bf16": {"enabled": model_dtype == torch.bfloat16}})[0]
+    results = []
+    for batch in data:
+        engine.backward(engine(batch).square().mean())
+        engine.step()
+        engine.save_checkpoint(directory / "checkpoint", client_state={"at": batch[0]}, rng=True)
+    engine.backward(engine(data[0]).square().mean())
+    engine.step()
+    results += [engine.load_checkpoint(directory / "checkpoint")[1], engine.fp32_state_dict(), engine.optimizer.state_dict()["state"]]
+    engine.close()
+    return results
+
+
 def build(prepared, directory, model_dtype):
     """Values are given explicitly: what PyTorch's initialisers do depends on defaults."""
     _, data = prepared
@@ -167,6 +183,7 @@ FACES = {
     "initialize": initialize,
     "attach": attach,
     "init": build,
+    "a checkpoint": checkpoint,
 }
 
 

@@ -150,7 +150,7 @@ def test_an_engine_lists_what_its_model_has(engines):
     assert [name for name, _ in engine.named_buffers()] == [name for name, _ in model.named_buffers()]
     assert len(list(engine.buffers())) == 3
     assert dict(engine.named_modules()) == dict(model.named_modules())
-    assert list(engine.modules()) == list(model.modules())
+    assert list(engine.modules()) == [engine, *model.modules()]
 
 
 def test_what_an_engine_lists_does_not_disturb_modes_or_placed_parameters(engines, tmp_path):

@@ -164,6 +164,10 @@ class World:
         with torch.no_grad():
             tensor.copy_(value)
 
+    def texts(self, text):
+        """What each rank passes, by rank."""
+        return self._values.texts(text)
+
     def check_same(self, lines, what):
         """Errors: ValueError, on all ranks, if `lines` are not the same on all; it names the first that differs."""
         digests = self._values.texts(hashlib.sha256("\n".join(lines).encode()).hexdigest())

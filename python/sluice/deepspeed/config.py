@@ -142,6 +142,12 @@ def _precision(top):
     return "fp16", {key: value for key, value in fp16.items() if key != "enabled"}
 
 
+def _tag_validation(mode):
+    if mode.lower() not in ("warn", "ignore", "fail"):
+        raise ConfigError(f"checkpoint.tag_validation: must be one of Warn, Ignore, Fail, not {shown(mode)}")
+    return mode.lower()
+
+
 def _nvme_paths(zero, own):
     given = own.pop("nvme_path", ())
     if not given:
@@ -188,6 +194,8 @@ def _config_of(given, world, model, scheduled):
             "zero_optimization.offload_param.device: at stages 0 to 2 parameters go to RAM and no further, as ranks gather them there"
         )
     own = dict(top.get("sluice", {}))
+    if "keep_every" in own.get("checkpoint", {}) and "keep_last" not in own["checkpoint"]:
+        raise ConfigError("sluice.checkpoint.keep_every: needs keep_last, the number of checkpoints that are kept besides")
     return Config(
         micro_batch=micro,
         accumulation=steps,
@@ -207,6 +215,7 @@ def _config_of(given, world, model, scheduled):
         drop_last=top.get("dataloader_drop_last", False),
         steps_per_print=top.get("steps_per_print"),
         wall_clock_breakdown=top.get("wall_clock_breakdown", False),
+        tag_validation=_tag_validation(top.get("checkpoint", {}).get("tag_validation", "Warn")),
         own=own,
         given=as_given,
         notes=tuple(notes),

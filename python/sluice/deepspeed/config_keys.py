@@ -26,7 +26,8 @@ _IN_FP32 = _note("gradients go in their own type (data_types.grad_accum_dtype), 
 _TRACE = _note("the schedule follows the trace and the budgets: set sluice.hbm")
 _LEAF = _note("units come and go in whatever order each rank uses them")
 _DEBUG = _note("Engine.report() and Engine.write_trace() tell more")
-_CHECKPOINTS = _note("checkpoints are not written through this configuration")
+_CHECKPOINTS = _note("checkpoints are of Sluice's own form (docs/checkpoints.md)")
+_ANY_RANKS = _note("every checkpoint of Sluice's loads on any number of ranks; DeepSpeed's own are not read")
 _MONITOR = _feature("not offered: log from the training loop (Engine.report() has the counters)")
 _ZEROPP = "ZeRO++ is not offered: leave it out"
 _FP32 = "states are fp32: leave it out"
@@ -84,9 +85,9 @@ _ZERO = {
     "gather_16bit_weights_on_model_save": _note("state_dict() always gathers"),
     "gather_fp16_weights_on_model_save": _note("state_dict() always gathers"),
     "ignore_unused_parameters": _note("parameters without gradient are left alone"),
-    "load_from_fp32_weights": _CHECKPOINTS,
-    "elastic_checkpoint": _refuse("not offered: leave it out", False),
-    "pipeline_loading_checkpoint": _CHECKPOINTS,
+    "load_from_fp32_weights": _note("the fp32 masters are always loaded as they were saved"),
+    "elastic_checkpoint": _ANY_RANKS,
+    "pipeline_loading_checkpoint": _note("each rank reads its own part only"),
     "override_module_apply": _note("sluice.zero.Init serves apply()"),
     "memory_efficient_linear": _note("linear layers are PyTorch's own"),
     "legacy_stage1": _refuse("leave it out", False),
@@ -185,9 +186,11 @@ KEYS = {
     "memory_breakdown": _note("Engine.report() has the bytes of every tier"),
     "dump_state": _note("Engine.report() and Engine.config tell what was chosen"),
     "checkpoint": {
-        "tag_validation": _CHECKPOINTS,
-        "load_universal": _refuse("not offered: leave it out", False),
-        "use_node_local_storage": _CHECKPOINTS,
+        "tag_validation": use(
+            "text", "Warn", "where ranks save under different tags: `Warn` and take rank 0's, `Ignore` takes it without a word, `Fail`"
+        ),
+        "load_universal": _ANY_RANKS,
+        "use_node_local_storage": _refuse("all ranks must see the directory of checkpoints: leave it out", False),
         "parallel_write": {"pipeline_stage": _CHECKPOINTS},
         "checkpoint_serialization": _CHECKPOINTS,
         "writer": _CHECKPOINTS,

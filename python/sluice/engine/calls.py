@@ -15,8 +15,6 @@ def _refused(name, advice):
     return call
 
 
-_SAVE = "save engine.module_state_dict() or engine.fp32_state_dict(), with engine.optimizer.state_dict(), yourself"
-_LOAD = "call engine.load_state_dict() and engine.optimizer.load_state_dict() yourself"
 _STATES = "states always live on the tiers, and move by themselves"
 
 
@@ -173,10 +171,6 @@ class EngineCalls:
 
     # ---- Refused
 
-    save_checkpoint = _refused("save_checkpoint", _SAVE)
-    load_checkpoint = _refused("load_checkpoint", _LOAD)
-    save_16bit_model = _refused("save_16bit_model", _SAVE)
-    save_fp16_model = _refused("save_fp16_model", _SAVE)
     offload_states = _refused("offload_states", _STATES)
     reload_states = _refused("reload_states", _STATES)
     compile = _refused("compile", "use torch.compile on what the layers call; it can't see across units")

@@ -19,6 +19,7 @@ from ..spools import handing_back, spooled
 from . import among_ranks, frozen
 from .beginning import make_runtime, write_masters
 from .calls import EngineCalls
+from .checkpointing import EngineCheckpoints
 from .library_options import DTYPES, unit_sizes
 from .model_values import EngineValues
 from .optimizer import make_optimizer
@@ -27,7 +28,7 @@ from .progress import StepPrinter
 _KEY_MICRO, _KEY_BOUNDARY, _KEY_EVAL = 0, 1, 2
 
 
-class Engine(EngineCalls, EngineValues, torch.nn.Module):
+class Engine(EngineCalls, EngineValues, EngineCheckpoints, torch.nn.Module):
     """A model whose parameters and states live on the tiers.
 
     loss = engine(batch); engine.backward(loss); engine.step(). step() acts at the accumulation boundary only. Updates run on
@@ -384,6 +385,8 @@ class Engine(EngineCalls, EngineValues, torch.nn.Module):
             )
         if self._handing_back is not None:
             raise abi.FailedPrecondition("destroy() of this engine was interrupted: call it again")
+        if self._half_loaded:
+            raise abi.FailedPrecondition("load_checkpoint() of this engine was interrupted, so that it is loaded in part: call it again")
 
     def zero_grad(self, set_to_none=True):
         self._check_open()

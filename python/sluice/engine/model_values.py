@@ -96,7 +96,9 @@ class EngineValues:
         return self.module.named_modules(*args, **kwargs)
 
     def modules(self, *args, **kwargs):
-        return self.module.modules(*args, **kwargs)
+        """Itself first, by which frameworks find it."""
+        yield self
+        yield from self.module.modules(*args, **kwargs)
 
     def named_parameters(self, *args, **kwargs):
         return self.module.named_parameters(*args, **kwargs)

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 
+from . import checkpoint_abi
 from .checked import Structure, converted, decoded, path_bytes
 from .errors import (
     DataLoss,
@@ -268,6 +269,7 @@ _FUNCTIONS = {
     "sluice_trace_span": {**_RUNTIME, "name": _text, "begin_ns": _i64, "end_ns": _i64},
     "sluice_doctor": {"path": _text, **_JSON},
     "sluice_checksum": {"data": _address, "bytes": _u64, "block": _u32, "generation": _u64, "checksum": _at(_u64)},
+    **checkpoint_abi.FUNCTIONS,
 }
 # And those that only libsluice_sim has.
 _SIMULATED = {
@@ -505,6 +507,11 @@ class Runtime:
         ticket = Ticket()
         self._call(name, *arguments, ctypes.byref(ticket))
         return ticket
+
+    def start(self, name, *arguments):
+        """One of checkpoint_abi.py's, the ticket last."""
+        *given, ticket = arguments
+        self._call(name, *given, ctypes.byref(ticket))
 
     def done(self, ticket):
         """Whether the ticket is done; if so it is used up and 0, and an error it ended with is raised."""

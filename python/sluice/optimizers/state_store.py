@@ -115,9 +115,10 @@ class Progress(collections.namedtuple("Progress", "parameter step unwritten")):
 
 class StateStore:
     """units: [(name, parameters)]; options: keyword arguments of abi.Options; name_of(parameter): for messages. The masters
-    begin as the parameters, moments as zeros. grad_dtype: what gradients are kept in meanwhile."""
+    begin as the parameters, moments as zeros. grad_dtype: what gradients are kept in meanwhile. names: in checkpoints, by id of
+    Parameter; None: name_of's."""
 
-    def __init__(self, units, options, grad_dtype, name_of, library=None, seed=None):
+    def __init__(self, units, options, grad_dtype, name_of, library=None, seed=None, names=None):
         self.parameters = [p for _, parameters in units for p in parameters]
         self.number = {id(p): n for n, p in enumerate(self.parameters)}
         self.unit_of = {id(p): u for u, (_, parameters) in enumerate(units) for p in parameters}
@@ -130,7 +131,8 @@ class StateStore:
         self._staged = {}  # number -> copy in RAM that is its place
         self._waits = {}  # unit -> ticket of an acquisition that may not have been released
         tensors = iter(range(len(self.parameters)))
-        described = [(name, [(name_of(p), p.numel(), next(tensors)) for p in ps]) for name, ps in units]
+        known = (lambda p: names[id(p)]) if names else name_of
+        described = [(name, [(known(p), p.numel(), next(tensors)) for p in ps]) for name, ps in units]
         self.runtime = abi.Runtime(
             described,
             abi.Options(param_dtype=abi.F32, grad_dtype=_DTYPE_NUMBERS[grad_dtype], hbm_bytes=0, **options),

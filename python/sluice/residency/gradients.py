@@ -165,6 +165,11 @@ class Gradients:
         """Whether apart() is open."""
         return self._apart
 
+    @property
+    def unused(self):
+        """Whether there are any that no step has used."""
+        return bool(self.handed_over or self._looked_at or self._behind or self._own)
+
     def hand_over_own(self):
         """What apart() has left, and no later gradient has taken along. Does nothing inside it."""
         if self._apart:

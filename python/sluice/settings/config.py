@@ -25,6 +25,7 @@ class Config:
     drop_last: bool = False
     steps_per_print: int | None = None
     wall_clock_breakdown: bool = False
+    tag_validation: str = "warn"  # where ranks save a checkpoint under different tags: warn, ignore, fail
     own: dict = dataclasses.field(default_factory=dict)  # the "sluice" section
     given: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)  # the JSON, as it came
     notes: tuple = ()  # "key: reason" of every key accepted without effect

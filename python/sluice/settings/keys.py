@@ -1,5 +1,5 @@
 """The rules of settings: what a key or an argument takes. OWN: those of Sluice's own, which attach() and AdamW have as arguments
-and a configuration under "sluice"."""
+and a configuration under "sluice"; a dict is a section, which only a configuration has."""
 
 import dataclasses
 
@@ -64,6 +64,11 @@ OWN = {
         "how ranks add up gradients: `ordered`: in fp32, in their order, the same bits at every stage; `library`: as NCCL (or what "
         "else connects them) does, in the gradients' type, and without that promise",
     ),
+    "checkpoint": {
+        "keep_last": use("positive", None, "after a save, older checkpoints of its directory are removed, but so many", high=INT32_MAX),
+        "keep_every": use("positive", None, "and but those whose number of steps it divides"),
+        "rng": use("bool", False, "save the states of random number generators too (PyTorch's, Python's, numpy's), of each rank"),
+    },
     "library": use("path", None, "another libsluice.so"),
     "simulated_seed": use("count", None, "with the simulated library: the seed of its world", high=(1 << 64) - 1),
 }
