@@ -4,7 +4,9 @@
  * budgets, tiers and chunk sizes, to the same bits. What is in one: masters, optimizer states and
  * numbers of updates of all tensors, frozen values, the loss scale and its counters, and what the
  * caller attaches. Gradients are not: save between a step and the next backward. Format:
- * offload/checkpoint/manifest.h; values are safetensors files.
+ * offload/checkpoint/manifest.h; values are safetensors files. A load forgets what gradients there
+ * are. Of lent tensors the parameter is the caller's to restore: it is the master that was loaded,
+ * or, of SLUICE_KEEP_MOMENTS, what the caller has attached. Shapes are the caller's to compare.
  *
  * Threads, tickets, errors, struct_size: as sluice.h. Among several ranks all save and load, in the
  * same order as they step. */
@@ -74,7 +76,8 @@ SLUICE_API sluice_status sluice_checkpoint_attachment(const char* directory, con
                                                       uint32_t rank, const char* name, void* data,
                                                       size_t capacity, size_t* needed);
 /* Removes whole checkpoints but the last `keep`, and those whose number of steps `every` (0: none)
- * divides; and what saves that died have left. Nothing else. */
+ * divides; and what saves that died have left, so no other may be under way in `directory`. Nothing
+ * else. */
 SLUICE_API sluice_status sluice_checkpoint_prune(const char* directory, uint32_t keep,
                                                  uint64_t every);
 

@@ -107,10 +107,14 @@ absl::Status Commit::WriteIndex() {
   SLUICE_RETURN_IF_ERROR(SortKeys(&keys_, tensors_, saving_));
   SLUICE_RETURN_IF_ERROR(CheckSizes(files_, saving_, index));
   for (const SavedTensor& tensor : tensors_) index.steps = std::max(index.steps, tensor.step);
-  SLUICE_ASSIGN_OR_RETURN(const std::vector<FoundCheckpoint> others,
-                          FindCheckpoints(files_, place_.directory));
-  for (const FoundCheckpoint& other : others)
-    index.sequence = std::max(index.sequence, std::min(other.sequence + 1, kSavedBytesMax));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<std::string> others, files_->List(place_.directory));
+  for (const std::string& name : others) {
+    const std::string other = Join(place_.directory, name);
+    if (!files_->IsDirectory(other)) continue;
+    const absl::StatusOr<IndexText> its = LoadIndex(files_, other);
+    if (its.ok())
+      index.sequence = std::max(index.sequence, std::min(its->sequence + 1, kSavedBytesMax));
+  }
   index.saved_at = std::max<int64_t>(0, std::chrono::duration_cast<std::chrono::seconds>(
                                             std::chrono::system_clock::now().time_since_epoch())
                                             .count());
@@ -161,6 +165,7 @@ absl::Status Commit::WriteLatest() {
   if (status.ok()) status = files_->Rename(next, Join(place_.directory, kLatest));
   if (status.ok()) status = files_->SyncDirectory(place_.directory);
   if (status.ok()) return status;
+  (void)files_->Remove(next);
   return absl::Status(status.code(),
                       fmt::format("the checkpoint {} is there; only '{}' does not name it: {}",
                                   final_, kLatest, Message(status)));

@@ -115,12 +115,25 @@ absl::Status SortKeys(std::vector<PieceKey>* keys, std::span<const SavedTensor> 
   std::sort(keys->begin(), keys->end(), [](const PieceKey& a, const PieceKey& b) {
     return std::tie(a.tensor, a.field, a.first) < std::tie(b.tensor, b.field, b.first);
   });
-  for (size_t i = 1; i < keys->size(); ++i) {
-    const PieceKey &a = (*keys)[i - 1], &b = (*keys)[i];
-    if (a.tensor != b.tensor || a.field != b.field || a.first + a.elements <= b.first) continue;
-    return absl::DataLossError(
-        fmt::format("{}: ranks {} and {} have both saved element {} of {}/{}", source, a.rank,
-                    b.rank, b.first, tensors[b.tensor].name, tensors[b.tensor].fields[b.field]));
+  size_t i = 0;
+  for (uint32_t t = 0; t < tensors.size(); ++t) {
+    for (uint32_t f = 0; f < tensors[t].fields.size(); ++f) {
+      int64_t end = 0;
+      for (; i < keys->size() && (*keys)[i].tensor == t && (*keys)[i].field == f; ++i) {
+        const PieceKey& key = (*keys)[i];
+        if (key.first < end) {
+          return absl::DataLossError(fmt::format(
+              "{}: ranks {} and {} have both saved element {} of {}/{}", source,
+              (*keys)[i - 1].rank, key.rank, key.first, tensors[t].name, tensors[t].fields[f]));
+        }
+        if (key.first > end) break;
+        end += key.elements;
+      }
+      if (end != tensors[t].elements) {
+        return absl::DataLossError(fmt::format("{}: no rank has saved element {} of {}/{}", source,
+                                               end, tensors[t].name, tensors[t].fields[f]));
+      }
+    }
   }
   return absl::OkStatus();
 }

@@ -45,7 +45,7 @@ struct CheckpointWriter::State {
   std::string PathOf(SavedFile file) { return Join(path, DataName(part().rank, file)); }
   absl::Status MakeDirectories();
   absl::Status CreateFile(SavedFile file);
-  absl::Status LinkFrozen(const std::string& from);
+  absl::Status LinkFrozen(const FrozenSaved& saved);
 };
 
 absl::Status CheckpointWriter::State::MakeDirectories() {
@@ -72,7 +72,8 @@ absl::Status CheckpointWriter::State::CreateFile(SavedFile file) {
 
 // Frozen values as they lie in an older checkpoint, if they are the same pieces of the same tensors
 // in the same order. Nothing has changed if it fails.
-absl::Status CheckpointWriter::State::LinkFrozen(const std::string& from) {
+absl::Status CheckpointWriter::State::LinkFrozen(const FrozenSaved& saved) {
+  const std::string& from = saved.path;
   SLUICE_ASSIGN_OR_RETURN(const IndexText index, LoadIndex(files, from));
   if (part().rank >= index.parts.size()) return absl::NotFoundError("it has no such rank");
   SLUICE_ASSIGN_OR_RETURN(const PartText first, LoadPart(files, from, index, 0));
@@ -80,6 +81,9 @@ absl::Status CheckpointWriter::State::LinkFrozen(const std::string& from) {
   if (part().rank != 0) {
     SLUICE_ASSIGN_OR_RETURN(other, LoadPart(files, from, index, part().rank));
   }
+  // Another run may have put its own there since.
+  if (saved.frozen_id != 0 && other.part.frozen_id != saved.frozen_id)
+    return absl::NotFoundError("its frozen values are another's");
   const std::vector<SavedTensor>& tensors = first.part.tensors;
   SLUICE_ASSIGN_OR_RETURN(const PartLayout old, LayOutLoaded(tensors, other, from));
   std::vector<std::pair<size_t, uint64_t>> found;  // piece and its checksum
@@ -117,7 +121,7 @@ CheckpointWriter::CheckpointWriter(std::unique_ptr<State> state) : state_(std::m
 CheckpointWriter::~CheckpointWriter() = default;
 
 absl::StatusOr<std::unique_ptr<CheckpointWriter>> CheckpointWriter::Begin(
-    Files* files, const CheckpointPlace& place, SavedPart part, const std::string& frozen_from) {
+    Files* files, const CheckpointPlace& place, SavedPart part, const FrozenSaved& frozen_from) {
   SLUICE_RETURN_IF_ERROR(CheckTag(place.tag));
   if (place.id == 0) return absl::InvalidArgumentError("a save's id can't be 0");
   if (part.ranks < 1 || part.ranks > kSavedRanksMax || part.rank >= part.ranks)
@@ -137,7 +141,8 @@ absl::StatusOr<std::unique_ptr<CheckpointWriter>> CheckpointWriter::Begin(
   state->layout = std::move(layout);
   SLUICE_RETURN_IF_ERROR(state->MakeDirectories());
   const bool has_frozen = !state->layout.runs[kFrozen].empty();
-  state->frozen_linked = has_frozen && !frozen_from.empty() && state->LinkFrozen(frozen_from).ok();
+  state->frozen_linked =
+      has_frozen && !frozen_from.path.empty() && state->LinkFrozen(frozen_from).ok();
   for (const SavedFile file : kBoth) {
     if (file == kFrozen && (!has_frozen || state->frozen_linked)) continue;
     SLUICE_RETURN_IF_ERROR(state->CreateFile(file));

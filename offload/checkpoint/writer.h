@@ -33,6 +33,16 @@ struct CheckpointPlace {
   uint64_t id = 0;        // of this save
 };
 
+// A checkpoint that has frozen values as they are still.
+struct FrozenSaved {
+  FrozenSaved() = default;
+  FrozenSaved(std::string path, uint64_t frozen_id = 0)  // NOLINT: a path is one
+      : path(std::move(path)), frozen_id(frozen_id) {}
+  FrozenSaved(const char* path) : path(path) {}  // NOLINT: likewise
+  std::string path;                              // empty: none
+  uint64_t frozen_id = 0;  // of the save that wrote them (SavedPart); 0: whichever did
+};
+
 class CheckpointWriter {
  public:
   // `part`: without checksums and attachments. `frozen_from`: a checkpoint whose file of frozen
@@ -43,7 +53,7 @@ class CheckpointWriter {
   static absl::StatusOr<std::unique_ptr<CheckpointWriter>> Begin(Files* files,
                                                                  const CheckpointPlace& place,
                                                                  SavedPart part,
-                                                                 const std::string& frozen_from);
+                                                                 const FrozenSaved& frozen_from);
   ~CheckpointWriter();
 
   bool frozen_linked() const;  // it could be

@@ -93,10 +93,11 @@ class CheckpointJob : public std::enable_shared_from_this<CheckpointJob> {
 };
 
 // `done` with an error: the checkpoints that there were are still there. `ready`: what keeps this
-// rank from it, and so all. `frozen_from` as in CheckpointWriter::Begin.
+// rank from it, and so all. `frozen` (not owned): where frozen values were saved before, and, if
+// all goes well, are now.
 std::shared_ptr<CheckpointJob> MakeSaveJob(const CheckpointSeams& seams, SaveRequest request,
                                            absl::Status ready, std::vector<int64_t> steps,
-                                           const LossScaler& scaler, std::string frozen_from,
+                                           const LossScaler& scaler, FrozenSaved* frozen,
                                            CheckpointJob::Done done);
 
 struct LoadCalls {

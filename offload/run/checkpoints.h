@@ -26,14 +26,9 @@ class Checkpoints {
   // `ready`: what keeps this rank from it; the others hear of that. Otherwise as MakeSaveJob.
   void Save(SaveRequest request, const absl::Status& ready, std::vector<int64_t> steps,
             const LossScaler& scaler, CheckpointJob::Done done) {
-    std::string path =
-        request.without_frozen ? std::string() : request.place.directory + "/" + request.place.tag;
     job_ = MakeSaveJob(
-        seams_, std::move(request), ready, std::move(steps), scaler, frozen_saved_,
-        [this, path = std::move(path), done = std::move(done)](const absl::Status& status) {
-          if (status.ok() && !path.empty()) frozen_saved_ = path;
-          End(status, done);
-        });
+        seams_, std::move(request), ready, std::move(steps), scaler, &frozen_saved_,
+        [this, done = std::move(done)](const absl::Status& status) { End(status, done); });
     job_->Start();
   }
   void Load(LoadRequest request, const std::vector<bool>& loaded, LossScaler* scaler,
@@ -41,12 +36,12 @@ class Checkpoints {
     calls.done = [this, done = std::move(calls.done)](const absl::Status& status) {
       End(status, done);
     };
-    frozen_saved_.clear();
+    frozen_saved_ = {};
     job_ = MakeLoadJob(seams_, std::move(request), loaded, scaler, std::move(calls));
     job_->Start();
   }
   // A frozen tensor was written: those that were saved are no longer what there is.
-  void FrozenChanged() { frozen_saved_.clear(); }
+  void FrozenChanged() { frozen_saved_ = {}; }
   size_t pending() const { return background_.pending(); }  // pieces of work on files
   void Stop() { background_.Stop(); }                       // nothing is saved or loaded any more
   // The runtime has failed: nobody hears of what is under way. Not while values are busy.
@@ -63,7 +58,7 @@ class Checkpoints {
   Background background_;
   const CheckpointSeams seams_;
   std::shared_ptr<CheckpointJob> job_;
-  std::string frozen_saved_;  // the checkpoint that has the frozen values as they are; or none
+  FrozenSaved frozen_saved_;  // as they are
 };
 
 }  // namespace sluice

@@ -21,13 +21,13 @@ ConstMemoryView BytesOf(const std::string& text) {
 class SaveJob final : public CheckpointJob {
  public:
   SaveJob(const CheckpointSeams& seams, SaveRequest request, absl::Status ready,
-          std::vector<int64_t> steps, const LossScaler& scaler, std::string frozen_from, Done done)
+          std::vector<int64_t> steps, const LossScaler& scaler, FrozenSaved* frozen, Done done)
       : CheckpointJob(seams, Hash(request)),
         request_(std::move(request)),
         ready_(std::move(ready)),
         steps_(std::move(steps)),
         run_state_(RunStateText(scaler.state())),
-        frozen_from_(std::move(frozen_from)),
+        frozen_(frozen),
         done_(std::move(done)) {}
 
   void Start() override;
@@ -57,7 +57,8 @@ class SaveJob final : public CheckpointJob {
   const absl::Status ready_;
   const std::vector<int64_t> steps_;
   const std::string run_state_;
-  const std::string frozen_from_;
+  FrozenSaved* const frozen_;
+  bool linked_ = false;
   const Done done_;
   std::vector<Chunk> chunks_;
   size_t next_ = 0;
@@ -110,17 +111,19 @@ SavedPart SaveJob::TakePart() {
 }
 
 void SaveJob::Start() {
-  auto begin = [this, files = seams().files, part = TakePart()]() mutable -> absl::Status {
+  auto begin = [this, files = seams().files, part = TakePart(),
+                frozen = *frozen_]() mutable -> absl::Status {
     if (!ready_.ok()) return ready_;
     SLUICE_ASSIGN_OR_RETURN(
-        writer_, CheckpointWriter::Begin(files, request_.place, std::move(part), frozen_from_));
+        writer_, CheckpointWriter::Begin(files, request_.place, std::move(part), frozen));
     return absl::OkStatus();
   };
   Do(std::move(begin), [this](const absl::Status& begun) {
     Vote(begun, kBegun, [this](const absl::Status& all) {
       status_ = all;
       if (!all.ok()) return GiveUp();
-      if (writer_->frozen_linked()) std::erase_if(chunks_, [](const Chunk& c) { return c.frozen; });
+      linked_ = writer_->frozen_linked();
+      if (linked_) std::erase_if(chunks_, [](const Chunk& c) { return c.frozen; });
       MakeImages();
       SaveChunks();
     });
@@ -183,7 +186,12 @@ void SaveJob::Commit() {
   const auto end = [this](const absl::Status& committed) {
     Vote(committed, kCommitted, [this](const absl::Status& all) {
       status_ = all;
-      all.ok() ? done_(all) : GiveUp();
+      if (!all.ok()) return GiveUp();
+      if (!request_.without_frozen) {
+        *frozen_ = {request_.place.directory + "/" + request_.place.tag,
+                    linked_ ? frozen_->frozen_id : request_.place.id};
+      }
+      done_(all);
     });
   };
   if (!IsFirst()) return end(absl::OkStatus());
@@ -211,10 +219,10 @@ void SaveJob::GiveUp() {
 
 std::shared_ptr<CheckpointJob> MakeSaveJob(const CheckpointSeams& seams, SaveRequest request,
                                            absl::Status ready, std::vector<int64_t> steps,
-                                           const LossScaler& scaler, std::string frozen_from,
+                                           const LossScaler& scaler, FrozenSaved* frozen,
                                            CheckpointJob::Done done) {
   return std::make_shared<SaveJob>(seams, std::move(request), std::move(ready), std::move(steps),
-                                   scaler, std::move(frozen_from), std::move(done));
+                                   scaler, frozen, std::move(done));
 }
 
 }  // namespace sluice
