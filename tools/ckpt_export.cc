@@ -44,8 +44,7 @@ std::string_view NameOf(FloatType type) {
 }
 
 std::string Header(const std::vector<Weight>& weights) {
-  std::string text(8, '\0');
-  text += R"({"__metadata__":{"format":"pt"})";
+  std::string text = R"({"__metadata__":{"format":"pt"})";
   uint64_t offset = 0;
   for (const Weight& weight : weights) {
     text += ',';
@@ -55,10 +54,7 @@ std::string Header(const std::vector<Weight>& weights) {
     offset += weight.bytes;
   }
   text += '}';
-  text.resize((text.size() + 7) / 8 * 8, ' ');
-  uint64_t length = text.size() - 8;
-  for (size_t i = 0; i < 8; ++i, length >>= 8) text[i] = static_cast<char>(length & 255);
-  return text;
+  return WithLength(std::move(text));
 }
 
 class Export {

@@ -5,6 +5,7 @@
 #include <string_view>
 #include <tuple>
 #include <unordered_set>
+#include <utility>
 
 #include "core/status.h"
 #include "fmt/format.h"
@@ -136,11 +137,21 @@ absl::StatusOr<PartLayout> LayOut(std::span<const SavedTensor> tensors,
   return layout;
 }
 
+std::string WithLength(std::string json) {
+  constexpr size_t kLengthBytes = 8;
+  json.resize((json.size() + 7) / 8 * 8, ' ');
+  std::string length(kLengthBytes, '\0');
+  uint64_t rest = json.size();
+  for (char& byte : length) {
+    byte = static_cast<char>(rest & 255);
+    rest >>= 8;
+  }
+  return length + json;
+}
+
 std::string SafetensorsHeader(std::span<const SavedTensor> tensors, const PartLayout& layout,
                               SavedFile file, uint64_t id, uint32_t rank) {
-  constexpr size_t kLengthBytes = 8;
-  std::string text(kLengthBytes, '\0');
-  text += fmt::format(
+  std::string text = fmt::format(
       R"({{"__metadata__":{{"format":"pt","sluice_id":"{:016x}","sluice_rank":"{}"}})", id, rank);
   uint64_t offset = 0;
   for (const SavedRun& run : layout.runs[file]) {
@@ -158,10 +169,7 @@ std::string SafetensorsHeader(std::span<const SavedTensor> tensors, const PartLa
     offset = end;
   }
   text += '}';
-  text.resize((text.size() + 7) / 8 * 8, ' ');
-  uint64_t length = text.size() - kLengthBytes;
-  for (size_t i = 0; i < kLengthBytes; ++i, length >>= 8) text[i] = static_cast<char>(length & 255);
-  return text;
+  return WithLength(std::move(text));
 }
 
 }  // namespace sluice

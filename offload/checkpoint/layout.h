@@ -60,7 +60,11 @@ absl::Status CheckTensors(std::span<const SavedTensor> tensors);
 absl::StatusOr<PartLayout> LayOut(std::span<const SavedTensor> tensors,
                                   std::span<const SavedPiece> pieces);
 
-// The file's header, with its length before it, filled up so that values begin at a multiple of 8.
+// The JSON of a safetensors header as it stands in the file: its length before it, filled up so
+// that values begin at a multiple of 8.
+std::string WithLength(std::string json);
+
+// The file's header, with its length.
 std::string SafetensorsHeader(std::span<const SavedTensor> tensors, const PartLayout& layout,
                               SavedFile file, uint64_t id, uint32_t rank);
 
