@@ -162,7 +162,7 @@ absl::Status VerifyOne(const std::string& directory, const std::string& tag) {
 
 // One, or all that there are.
 ExitCode Verify(const Where& where) {
-  NoteInterrupts();
+  (void)NoteInterrupts();
   std::vector<std::string> tags = {where.tag};
   if (where.tag.empty()) {
     const auto found = ListCheckpoints(RealFiles(), where.directory);
@@ -189,7 +189,7 @@ ExitCode Verify(const Where& where) {
 }
 
 ExitCode ExportTo(const Where& where, const ExportOptions& options) {
-  NoteInterrupts();
+  (void)NoteInterrupts();
   const auto opened = CheckpointReader::Open(RealFiles(), where.directory, where.tag);
   if (!opened.ok()) return Fail(Message(opened.status()));
   const auto exported = WithProgress(options.out, [&](const auto& heard) {

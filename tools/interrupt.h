@@ -7,10 +7,13 @@
 #ifndef SLUICE_TOOLS_INTERRUPT_H_
 #define SLUICE_TOOLS_INTERRUPT_H_
 
+#include <atomic>
+
 namespace sluice::tools {
 
-// From now on SIGINT and SIGTERM are only noted; a second one ends the process.
-void NoteInterrupts();
+// From now on SIGINT, SIGTERM and SIGHUP are only noted: the flag says so. A second one ends the
+// process.
+const std::atomic<bool>& NoteInterrupts();
 bool Interrupted();
 
 }  // namespace sluice::tools

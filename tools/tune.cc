@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <csignal>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -17,6 +16,7 @@
 #include "nvme/drive_tuner.h"
 #include "nvme/tuned.h"
 #include "tools/command.h"
+#include "tools/interrupt.h"
 #include "tools/json_file.h"
 #include "tools/tune_drives.h"
 #include "tools/tune_page.h"
@@ -32,16 +32,6 @@ struct TuneCommand {
   bool yes = false;
   bool json = false;
 };
-
-std::atomic<bool> stopped{false};
-
-// Ctrl-C ends the measuring in good order; a second one ends the program.
-void StopOnSignals() {
-  struct sigaction action {};
-  action.sa_handler = [](int) { stopped = true; };
-  action.sa_flags = SA_RESETHAND | SA_RESTART;
-  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) sigaction(signal, &action, nullptr);
-}
 
 // What a run in another directory calls it.
 std::string Absolute(const std::string& path) {
@@ -98,7 +88,7 @@ ExitCode RunTune(TuneCommand command) {
   const absl::StatusOr<TunePlan> plan = PlanTune(command.tune);
   if (!plan.ok()) return fail(plan.status());
   if (const ExitCode code = Ask(command, *plan); code != kDone) return code;
-  StopOnSignals();
+  const std::atomic<bool>& stopped = NoteInterrupts();
   absl::StatusOr<TuneResult> result;
   {
     const Progress progress;
