@@ -71,14 +71,6 @@ std::string Page::Text() const {
   return text;
 }
 
-Progress::Progress() : shown_(isatty(STDERR_FILENO) == 1) {}
-Progress::~Progress() {
-  if (shown_) fmt::print(stderr, "\r\x1b[K");
-}
-void Progress::Show(double part, std::string_view what) const {
-  if (shown_) fmt::print(stderr, "\r\x1b[K{:3.0f}%  {}", part * 100, what);
-}
-
 std::string BudgetText(Bytes budget) {
   return budget >= kNoLimit ? "no limit" : FormatBytes(budget);
 }

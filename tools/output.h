@@ -45,19 +45,6 @@ class Page {
   std::vector<Block> blocks_;
 };
 
-// Where stderr is a terminal, how far it is; gone at the end.
-class Progress {
- public:
-  Progress();
-  Progress(const Progress&) = delete;
-  Progress& operator=(const Progress&) = delete;
-  ~Progress();
-  void Show(double part, std::string_view what) const;
-
- private:
-  const bool shown_;
-};
-
 // "1.2 GiB"; where there is no limit, "no limit".
 std::string BudgetText(Bytes budget);
 

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "core/file_bytes.h"
 #include "core/status.h"
 #include "fmt/format.h"
 #include "tools/json_file.h"
