@@ -14,7 +14,7 @@
 #ifndef SLUICE_OFFLOAD_SLUICE_CHECKPOINT_H_
 #define SLUICE_OFFLOAD_SLUICE_CHECKPOINT_H_
 
-#include "offload/sluice.h"
+#include "sluice.h" /* beside this file, here and where it is installed */
 
 #ifdef __cplusplus
 extern "C" {

@@ -142,6 +142,8 @@ absl::Status Commit::Name() {
       back.emplace_back(exchange);
     } else if (absl::IsUnimplemented(status)) {
       status = rename(final_, aside_);
+      // Durable before the name is another's: of what is undone, any part may be lost.
+      if (status.ok()) status = files_->SyncDirectory(place_.directory);
       if (status.ok()) status = rename(saving_, final_);
     }
   }

@@ -3,7 +3,7 @@
 #include <pthread.h>
 
 #include <condition_variable>
-#include <deque>
+#include <list>
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -25,10 +25,10 @@ struct Background::Piece final : Event {
 struct Background::Shared {
   std::mutex mutex;
   std::condition_variable changed;
-  Inbox* inbox;                                // guarded by mutex; null: nobody listens
-  bool running = false;                        // guarded by mutex
-  std::deque<std::unique_ptr<Piece>> waiting;  // guarded by mutex
-  std::deque<std::unique_ptr<Piece>> done;     // guarded by mutex; not handled yet, the first first
+  Inbox* inbox;                               // guarded by mutex; null: nobody listens
+  bool running = false;                       // guarded by mutex
+  std::list<std::unique_ptr<Piece>> waiting;  // guarded by mutex
+  std::list<std::unique_ptr<Piece>> done;     // guarded by mutex; not handled yet, the first first
 };
 
 void Background::Piece::Handle() {
@@ -50,7 +50,7 @@ Background::Background(Inbox* inbox, bool threaded)
 Background::~Background() { End(); }
 
 void Background::End() {
-  std::deque<std::unique_ptr<Piece>> dropped;
+  std::list<std::unique_ptr<Piece>> dropped;  // which takes no memory, unlike a deque
   {
     const std::lock_guard lock(shared_->mutex);
     shared_->inbox = nullptr;

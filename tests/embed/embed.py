@@ -45,7 +45,7 @@ def install(build, prefix):
 
 def exports(build, prefix):
     folder = prefix / "include" / "sluice"
-    text = (folder / "sluice.h").read_text() + (folder / "sluice_comm.h").read_text()
+    text = "".join(header.read_text() for header in folder.glob("*.h"))
     declared = set(re.findall(r"\b(sluice_\w+)\(", re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)))
     listed = run("nm", "-D", "--defined-only", lib_folder(prefix) / "libsluice.so")
     exported = {line.split()[-1] for line in listed.splitlines()}
@@ -54,7 +54,7 @@ def exports(build, prefix):
 
 def headers(build, prefix):
     found = sorted((prefix / "include" / "sluice").glob("*.h"))
-    assert [f.name for f in found] == ["sluice.h", "sluice_comm.h"], found
+    assert [f.name for f in found] == ["sluice.h", "sluice_checkpoint.h", "sluice_comm.h"], found
     for header in found:
         for language, standard in (("c", "c11"), ("c++", "c++98")):
             run("cc", "-x", language, f"-std={standard}", *WARNINGS, "-fsyntax-only", header)
