@@ -8,7 +8,7 @@ import os
 import torch
 import torch.distributed as dist
 
-from ..native.errors import FailedPrecondition
+from ..native.errors import FailedPrecondition, Unavailable
 from ..ranks import RankError, RankPlace, find_place
 from . import attendance, comm_table
 from .group_server import GroupServer
