@@ -67,8 +67,9 @@ typedef struct sluice_load_args {
 SLUICE_API sluice_status sluice_load(sluice_runtime runtime, const sluice_load_args* args,
                                      sluice_ticket* ticket);
 
-/* What there is in `directory` (tag: NULL), or in one checkpoint, as JSON: docs/api.md has the
- * keys. Needs no runtime; reads manifests only. */
+/* What there is in `directory` (tag: NULL), or in one checkpoint ("": the one that sluice_load
+ * would choose), as JSON, with the keys of `sluice ckpt list` and `show`. Needs no runtime; reads
+ * manifests only. */
 SLUICE_API sluice_status sluice_checkpoint_describe(const char* directory, const char* tag,
                                                     char* json, size_t capacity, size_t* needed);
 /* What a rank attached, verified. At most `capacity` bytes are written; *needed is what it has. */
