@@ -34,14 +34,14 @@ class NoSignals {
   sigset_t before_{};
 };
 
-absl::Status WriteAll(int file, std::string_view text) {
+absl::Status WriteAll(int file, std::string_view text, mode_t mode) {
   while (!text.empty()) {
     const ssize_t n = write(file, text.data(), text.size());
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return ErrnoStatus(errno, "writing it");
     text.remove_prefix(static_cast<size_t>(n));
   }
-  if (fchmod(file, 0644) != 0) return ErrnoStatus(errno, "setting its mode");
+  if (fchmod(file, mode) != 0) return ErrnoStatus(errno, "setting its mode");
   return fsync(file) == 0 ? absl::OkStatus() : ErrnoStatus(errno, "writing it");
 }
 
@@ -73,15 +73,20 @@ absl::StatusOr<std::string> ReadBytes(const std::string& path, size_t offset, si
   return text;
 }
 
-absl::Status ReplaceFile(const std::string& path, std::string_view text) {
+absl::Status ReplaceFile(const std::string& named, std::string_view text) {
+  // What a link leads to is replaced, not the link.
+  char* const real = realpath(named.c_str(), nullptr);
+  const std::string path = real != nullptr ? real : named;
+  free(real);
   struct stat info {};
-  if (stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode))
+  const bool is_there = stat(path.c_str(), &info) == 0;
+  if (is_there && !S_ISREG(info.st_mode))
     return absl::InvalidArgumentError(fmt::format("{} is not a regular file", path));
   const NoSignals until_it_has_its_name;
   std::string other = path + ".XXXXXX";
   const int file = mkostemp(other.data(), O_CLOEXEC);
   if (file < 0) return ErrnoStatus(errno, fmt::format("making {}", path));
-  absl::Status status = WriteAll(file, text);
+  absl::Status status = WriteAll(file, text, is_there ? info.st_mode & 0777 : 0644);
   close(file);
   if (status.ok() && rename(other.c_str(), path.c_str()) != 0)
     status = ErrnoStatus(errno, "giving it its name");

@@ -1,12 +1,13 @@
 // `sluice report`: a run as a page for people.
 
-#include <cerrno>
-#include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <utility>
 
+#include "core/file_bytes.h"
 #include "core/status.h"
 #include "fmt/format.h"
 #include "tools/command.h"
@@ -22,18 +23,13 @@ struct Options {
   std::string output = "run.html";
 };
 
-// Whole or not at all: what was there before stays if it can't be written.
-absl::Status WriteFile(const std::string& path, const std::string& text) {
-  const std::string beside = path + ".new";
-  FILE* const file = fopen(beside.c_str(), "wbe");
-  if (file == nullptr) return ErrnoStatus(errno, fmt::format("writing {}", beside));
-  const bool written = fwrite(text.data(), 1, text.size(), file) == text.size();
-  int error = written ? 0 : errno;
-  if (fclose(file) != 0 && error == 0) error = errno;
-  if (error == 0 && rename(beside.c_str(), path.c_str()) != 0) error = errno;
-  if (error == 0) return absl::OkStatus();
-  (void)remove(beside.c_str());
-  return ErrnoStatus(error, fmt::format("writing {}", path));
+// Whether the page would take the place of what it is made of.
+bool IsInput(const Options& options) {
+  std::error_code ignored;
+  const auto same = [&](const std::string& input) {
+    return !input.empty() && std::filesystem::equivalent(input, options.output, ignored);
+  };
+  return same(options.run) || same(options.trace);
 }
 
 ExitCode RunReportCommand(const Options& options) {
@@ -51,7 +47,9 @@ ExitCode RunReportCommand(const Options& options) {
   }
   const std::string page = RunPageHtml(*report, trace ? &*trace : nullptr);
   if (options.output == "-") return Print(page);
-  if (const absl::Status written = WriteFile(options.output, page); !written.ok())
+  if (IsInput(options))
+    return Fail(fmt::format("{} is what the page is made of: give another name", options.output));
+  if (const absl::Status written = ReplaceFile(options.output, page); !written.ok())
     return Fail(Message(written));
   return Print(fmt::format("{}: open it in a browser\n", options.output));
 }

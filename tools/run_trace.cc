@@ -132,7 +132,7 @@ class Events final : public nlohmann::json_sax<nlohmann::json> {
   uint32_t NameOf(const std::string& name) {
     const auto known = names_.find(name);
     if (known != names_.end()) return known->second;
-    if (trace.names.size() == RunTrace::kNamesMax) return 0;
+    if (trace.names.size() >= RunTrace::kNamesMax && name != "other") return NameOf("other");
     names_[name] = static_cast<uint32_t>(trace.names.size());
     trace.names.push_back(name);
     return names_[name];

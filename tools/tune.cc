@@ -48,6 +48,10 @@ absl::Status CheckOutput(const std::string& path) {
     return absl::NotFoundError(fmt::format("{}: there is no directory {}", path, folder.string()));
   if (std::filesystem::exists(path, ignored) && !std::filesystem::is_regular_file(path, ignored))
     return absl::InvalidArgumentError(fmt::format("{} is not a regular file", path));
+  if (std::filesystem::exists(path, ignored) && !ReadTuned(path).ok()) {
+    return absl::InvalidArgumentError(fmt::format(
+        "{} is there, and holds no tuned settings: remove it, or give another name", path));
+  }
   if (access(folder.c_str(), W_OK | X_OK) != 0)
     return ErrnoStatus(errno, fmt::format("writing to {}", folder.string()));
   return absl::OkStatus();

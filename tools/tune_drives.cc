@@ -200,7 +200,8 @@ absl::StatusOr<TunedDrives> TuneTogether(const std::vector<TuneResult::Path>& pa
 
 absl::StatusOr<TunePlan> PlanTune(const TuneOptions& options) {
   const bool several = options.paths.size() > 1;
-  const Bytes least = several ? kTuneWriteMin * 4 : kTuneWriteMin;
+  // All together take a part, whose share of the fastest drive may be nearly all of it.
+  const Bytes least = several ? kTuneWriteMin * 5 : kTuneWriteMin;
   if (options.write_max < least) {
     return absl::InvalidArgumentError(fmt::format(
         "--max-write {} is too little to measure anything{}: at least {}",

@@ -20,7 +20,6 @@ namespace sluice {
 namespace {
 
 constexpr size_t kPiecesKept = 4;
-constexpr uint64_t kAttachmentBytesMax = uint64_t{1} << 32;
 
 struct KeptPiece {
   uint32_t rank = 0;
@@ -310,7 +309,7 @@ absl::StatusOr<std::string> CheckpointReader::Attachment(uint32_t rank, const st
   for (uint32_t i = 0; i < all.size(); ++i) {
     if (all[i].name != name) continue;
     const std::string path = Join(s.path, AttachmentFile(rank, name));
-    auto text = ReadText(s.files, path, kAttachmentBytesMax);
+    auto text = ReadText(s.files, path, all[i].bytes);
     if (absl::IsNotFound(text.status()))
       return s.Failed(absl::DataLossError(text.status().message()));
     if (!text.ok()) return s.Failed(text.status());

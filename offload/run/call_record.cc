@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "offload/run/gradients.h"
+
 namespace sluice {
 
 CallRecord::CallRecord(const Clock* clock) : clock_(clock) {
@@ -13,12 +15,28 @@ CallRecord::CallRecord(const Clock* clock) : clock_(clock) {
 
 void CallRecord::Called(RecordedCall::Kind kind, int64_t index, Ticket ticket) {
   if (clock_ == nullptr) return;
-  const TimePoint now = clock_->Now();
   const std::lock_guard lock(mutex_);
-  if (!std::exchange(waiting_, false)) own_ += now - since_;
-  since_ = now;
+  EndOwn(true);
   Add(kind, index, ticket);
   if (kind == RecordedCall::Kind::kStep) EndStep(ticket);
+}
+
+void CallRecord::CalledGrads(std::span<const GivenGradient> given, Ticket ticket) {
+  if (clock_ == nullptr) return;
+  const std::lock_guard lock(mutex_);
+  EndOwn(true);
+  for (const GivenGradient& one : given) {
+    const bool first = &one == given.data();
+    Add(first ? RecordedCall::Kind::kGrads : RecordedCall::Kind::kMoreGrads, one.tensor.value(),
+        first ? ticket : 0);
+  }
+}
+
+// What the caller has had of its own since the last call; it goes on from here if `goes_on`.
+void CallRecord::EndOwn(bool goes_on) {
+  const TimePoint now = clock_->Now();
+  if (!std::exchange(waiting_, !goes_on)) own_ += now - since_;
+  if (goes_on) since_ = now;
 }
 
 void CallRecord::Disturbed() {
@@ -36,17 +54,15 @@ std::vector<RecordedCall> CallRecord::last_step() const {
 
 void CallRecord::WaitBegins() {
   if (clock_ == nullptr) return;
-  const TimePoint now = clock_->Now();
   const std::lock_guard lock(mutex_);
-  if (!std::exchange(waiting_, true)) own_ += now - since_;
+  EndOwn(false);
 }
 
 void CallRecord::WaitEnds(Ticket ticket) {
   if (clock_ == nullptr) return;
-  const TimePoint now = clock_->Now();
   const std::lock_guard lock(mutex_);
   waiting_ = false;
-  since_ = now;
+  since_ = clock_->Now();
   if (ticket == step_before_ && stepped_)
     return Add(RecordedCall::Kind::kWait, RecordedCall::kStepBefore, 0);
   const size_t from = calls_.size() - std::min(calls_.size(), kLookBack);
@@ -58,7 +74,7 @@ void CallRecord::WaitEnds(Ticket ticket) {
 
 void CallRecord::Add(RecordedCall::Kind kind, int64_t index, Ticket ticket) {
   keep_ = keep_ && calls_.size() < kCallsMax;
-  const Nanos own = std::exchange(own_, Nanos(0));
+  const Nanos own = std::min(std::exchange(own_, Nanos(0)), kOwnMax);
   if (keep_)
     calls_.push_back({.call = {.kind = kind, .index = index, .own = own}, .ticket = ticket});
 }

@@ -13,15 +13,19 @@
 #ifndef SLUICE_OFFLOAD_RUN_CALL_RECORD_H_
 #define SLUICE_OFFLOAD_RUN_CALL_RECORD_H_
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
+#include <span>
 #include <vector>
 
 #include "core/clock.h"
 #include "offload/run/tickets.h"
 
 namespace sluice {
+
+struct GivenGradient;
 
 struct RecordedCall {
   enum class Kind : char {
@@ -44,7 +48,8 @@ struct RecordedCall {
 
 class CallRecord {
  public:
-  static constexpr size_t kCallsMax = 1 << 16;  // a step of more is not kept
+  static constexpr Nanos kOwnMax = std::chrono::hours(1);  // more between two calls is no compute
+  static constexpr size_t kCallsMax = 1 << 16;             // a step of more is not kept
   // How far back a wait's call is looked for.
   static constexpr size_t kLookBack = 1024;
 
@@ -53,6 +58,7 @@ class CallRecord {
 
   // A call that has been made. ticket: 0 if it has none.
   void Called(RecordedCall::Kind kind, int64_t index = 0, Ticket ticket = 0);
+  void CalledGrads(std::span<const GivenGradient> given, Ticket ticket);  // one call, of several
   void Disturbed();  // the step that is under way is not kept
   std::vector<RecordedCall> last_step() const;
 
@@ -75,6 +81,7 @@ class CallRecord {
     Ticket ticket = 0;
   };
 
+  void EndOwn(bool goes_on);
   void WaitBegins();
   void WaitEnds(Ticket ticket);
   void Add(RecordedCall::Kind kind, int64_t index, Ticket ticket);

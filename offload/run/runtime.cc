@@ -96,6 +96,7 @@ absl::Status OffloadRuntime::Init() {
   checkpoints_ = std::make_unique<Checkpoints>(
       context, seams_.checkpoint_files != nullptr ? seams_.checkpoint_files : RealFiles(),
       values_.get(), ranks_ == nullptr ? nullptr : ranks_->votes(), seams_.threaded);
+  begun_ = true;
   if (!seams_.threaded) return absl::OkStatus();
   try {
     thread_ = std::thread([this, closing = closing_] {

@@ -227,6 +227,7 @@ class OffloadRuntime final : public Updater::Observer {
   std::vector<size_t> unloaded_;  // by unit: tensors of which it was not
   LossScaler scaler_;
   bool backward_begun_ = false;  // of a boundary iteration
+  bool begun_ = false;           // Init has succeeded
   Ticket step_ticket_ = 0;       // without overlap: completed when the update has ended
 
   mutable std::mutex mutex_;

@@ -42,11 +42,7 @@ Ticket OffloadRuntime::PushGrads(std::span<const GivenGradient> given, CallerStr
   }
   call->fence = *std::move(fence);
   place.Send(std::move(call));
-  for (const GivenGradient& one : given) {
-    const bool first = &one == given.data();
-    record_.Called(first ? RecordedCall::Kind::kGrads : RecordedCall::Kind::kMoreGrads,
-                   one.tensor.value(), first ? ticket : 0);
-  }
+  record_.CalledGrads(given, ticket);
   return ticket;
 }
 

@@ -61,7 +61,7 @@ void OffloadRuntime::Stop() {
     stopping_ = true;
   }
   if (engine_ != nullptr) engine_->Wake();
-  if (!seams_.threaded && residency_ != nullptr) ControlLoop();
+  if (!seams_.threaded && begun_) ControlLoop();
 }
 
 void OffloadRuntime::ControlLoop() {

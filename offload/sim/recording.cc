@@ -16,7 +16,6 @@ using Json = nlohmann::ordered_json;
 using Kind = RecordedCall::Kind;
 
 constexpr int64_t kBytesMax = int64_t{1} << 60;
-constexpr int64_t kOwnMax = 3'600'000'000'000;  // an hour
 constexpr double kRateMax = 1e18;
 constexpr double kSecondsMax = 86'400;
 
@@ -137,6 +136,10 @@ void CheckChunks(Values* values, const Recording& recording) {
   for (const ModelSpec::Tensor& tensor : recording.spec.tensors)
     chunks += tensor.elements / recording.config.chunk_elements;
   if (chunks > 2 * kChunksWanted) values->Refuse("report.chunk_elements");
+  // Each worker has room for some chunks.
+  constexpr int64_t kWorkedOnMax = int64_t{1} << 32;
+  if (recording.config.chunk_elements > kWorkedOnMax / recording.config.workers)
+    values->Refuse("report.chunk_elements");
 }
 
 Tier TierOf(Values* values, std::string_view path) {
@@ -171,7 +174,7 @@ void ReadPlan(Values* values, RuntimeConfig* config) {
   config->io.in_flight_max = static_cast<uint32_t>(values->Whole("options.io_depth", 1, 4096));
   config->io.submit_batch_max = static_cast<uint32_t>(values->Whole("options.io_batch", 1, 4096));
   config->workers = Count(values, "report.cores.workers", 1, 4096);
-  config->chunk_elements = values->Whole("report.chunk_elements", kCellElements, kElementsMax);
+  config->chunk_elements = values->Whole("report.chunk_elements", kCellElements, int64_t{1} << 30);
   if (config->chunk_elements % kCellElements != 0) values->Refuse("report.chunk_elements");
   const auto budget = [values](const char* path) {
     return Bytes(static_cast<int64_t>(
@@ -242,7 +245,7 @@ void ReadCalls(Values* values, const ModelSpec& spec, std::vector<RecordedCall>*
     if (!high) return values->Refuse("calls.kinds");
     const int64_t low = call.kind == Kind::kWait ? RecordedCall::kStepBefore : 0;
     call.index = values->WholeOf(indices[i], "calls.index", low, *high);
-    call.own = Nanos(values->WholeOf(owns[i], "calls.own_ns", 0, kOwnMax));
+    call.own = Nanos(values->WholeOf(owns[i], "calls.own_ns", 0, CallRecord::kOwnMax.count()));
     if (!values->status().ok()) return;
     const auto of = static_cast<size_t>(call.index);
     if (call.kind == Kind::kWait) {

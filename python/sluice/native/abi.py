@@ -16,6 +16,7 @@ import struct
 import sys
 import threading
 import time
+import warnings
 
 from . import checkpoint_abi
 from .checked import Structure, converted, decoded, path_bytes
@@ -453,6 +454,9 @@ class Runtime:
                 )
         finally:
             spec.close()
+        if options.tuned:
+            for words in self.report()["io_settings"]["warnings"]:
+                warnings.warn(f"{os.fsdecode(options.tuned)}: {words}", RuntimeWarning, stacklevel=4)
 
     def _create(self, spec, options):
         """Among several ranks it waits for others, and signals wait for a C call: so that is in a thread. Ctrl-C ends it, here and
