@@ -19,7 +19,8 @@ TENSOR_TYPES = list(dict.fromkeys(plain.DTYPES[name] for name in tensor_files.DT
 NUMPY_TYPES = ["?", "i1", "<i2", ">i4", "<i8", "u1", "<u8", "<f2", ">f4", "<f8", "<c8", "<c16"]
 FLOATS = [0.0, -0.0, 1.5, 5e-324, 1e308, math.inf, -math.inf, math.nan, struct.unpack(">d", bytes.fromhex("fff8000000000123"))[0]]
 INTS = [0, -1, 2**63 - 1, -(2**63), 2**63, -(2**63) - 1, 1 << 20000]
-TEXTS = ["", "a", "é\0\n\"\\", "\ud800", "𝄞", "__proto__", "tensor"]
+TEXTS = ["", "a", "é\0\n\"\\", "𝄞", "__proto__", "tensor"]
+HALVES = ["\ud800", "\udc00", "a\udcff", "\ud800\udc00", "\udc00\ud800"]  # surrogates are no text
 Named = collections.namedtuple("Named", "a b")
 
 
@@ -122,6 +123,7 @@ def test_containers():
 def drawn(draw, depth=0):
     simple = [
         lambda: draw.choice(INTS), lambda: draw.choice(FLOATS), lambda: draw.choice(TEXTS), lambda: draw.choice([None, True, False]),
+        lambda: complex(draw.choice(FLOATS), draw.choice(FLOATS)),
         lambda: draw.randbytes(draw.randrange(9)), lambda: draw.getrandbits(draw.choice([8, 64, 200])) - 2**63,
     ]  # fmt: skip
     key = lambda: draw.choice([draw.choice(TEXTS), draw.randrange(99), (draw.choice(TEXTS), draw.randrange(9)), draw.randbytes(3)])
@@ -145,6 +147,69 @@ def test_random_values():
     for seed in range(400):
         value = drawn(random.Random(seed))
         assert same(back(value), value), f"seed {seed}"
+
+
+WRAPS = {
+    "list": lambda inner: [inner], "tuple": lambda inner: (inner,), "dict": lambda inner: {"a": inner}, "items": lambda inner: {1: inner},
+    "ordered": lambda inner: collections.OrderedDict(a=inner), "defaultdict": lambda inner: collections.defaultdict(int, {2: inner}),
+}  # fmt: skip
+
+
+def test_random_values_at_every_depth():
+    """What is encoded can be decoded, also at the deepest place that there is; one deeper is refused."""
+    for seed in range(400):
+        draw = random.Random(seed)
+        value, deepest = drawn(draw), seed % 2
+        levels = draw.choices(list(WRAPS.values()), k=plain._DEPTH_MAX - height(value) - deepest)
+        for wrap in levels:
+            value = wrap(value)
+        if deepest:
+            assert same(back(value), value), f"seed {seed}"
+        else:
+            with pytest.raises(ValueError, match="nested more than"):
+                plain.encode({"x": value})
+
+
+def height(value):
+    """How many levels are below it."""
+    if isinstance(value, dict):
+        return 1 + max((max(height(key), height(item)) for key, item in value.items()), default=-1)
+    if isinstance(value, (list, tuple, set, frozenset)) and not isinstance(value, torch.Size):
+        return 1 + max(map(height, value), default=-1)
+    return 0
+
+
+def test_random_texts():
+    """Each comes back as it was, or is refused: no two become one."""
+    found = collections.Counter()
+    for seed in range(400):
+        draw = random.Random(seed)
+        text = "".join(draw.choice([*TEXTS, *HALVES]) for _ in range(draw.randrange(4)))
+        place = draw.choice([lambda: text, lambda: {text: 1}, lambda: {1: [text]}, lambda: {(text, 1): 2}, lambda: {text}, lambda: (text,)])
+        is_text = not any("\ud800" <= character <= "\udfff" for character in text)
+        found[is_text] += 1
+        if is_text:
+            assert same(back(place()), place()), f"seed {seed}"
+        else:
+            with pytest.raises(TypeError, match=r"^x\b.*surrogate") as error:
+                plain.encode({"x": place()})
+            str(error.value).encode()
+    assert min(found.values()) > 100, found
+
+
+def test_halves_of_characters_are_refused_by_their_place():
+    for half in HALVES:
+        for value, place in ((half, r"client_state['a'][0]"), ({half: 1}, r"client_state['a'][0]"), ({1: half}, r"client_state['a'][0][1]")):
+            with pytest.raises(TypeError) as error:
+                plain.encode({"client_state": {"a": [value]}})
+            assert str(error.value).startswith(f"{place}: ")
+        with pytest.raises(TypeError, match="surrogate"):
+            plain.encode({half: 1})
+        text = ascii(half)[1:-1]
+        for crafted_text in (f'{{"dict":{{"a":"{text}"}}}}', f'{{"dict":{{"{text}":1}}}}'):
+            if half != "\ud800\udc00":  # which JSON has for one whole character
+                with pytest.raises(ValueError, match="surrogate"):
+                    plain.decode(crafted(crafted_text))
 
 
 def test_random_changes_of_bytes_are_values_or_an_error():
@@ -247,7 +312,8 @@ def crafted(text, *tensors):
         '{"dict":{"a":{"scalar":{"dtype":"|O8","hex":"0000000000000000"}}}}', '{"dict":{"a":{"scalar":{"dtype":"|b1","hex":"02"}}}}',
         '{"dict":{"a":{"defaultdict":{"factory":"eval","items":[]}}}}', '{"dict":{"a":{"tensor":{"at":0,"dtype":"float32","shape":[1]}}}}',
         '{"dict":{"a":{"tensor":{"at":0,"dtype":"float32","shape":[4611686018427387904,0]}}}}', "[]", "1", "",
-        '{"dict":{"a":{"complex":[1,2]}}}', '{"dict":{"a":{"set":[[1]]}}}', '{"dict":{"a":{"tuple":3}}}', '{"dict":{"a":{"ordered":[[1]]}}}',
+        '{"dict":{"a":{"complex":[1,2]}}}', '{"dict":{"a":{"complex":[1.0]}}}', '{"dict":{"a":{"complex":[1.0,{"complex":[1.0,1.0]}]}}}',
+        '{"dict":{"a":{"complex":[1.0,1e999]}}}', '{"dict":{"a":{"set":[[1]]}}}', '{"dict":{"a":{"tuple":3}}}', '{"dict":{"a":{"ordered":[[1]]}}}',
     ],
 )  # fmt: skip
 def test_crafted_bytes_are_refused(text):

@@ -2,7 +2,8 @@
 
 What there is: None, bool, int, float, str, bytes, list, tuple (a named one becomes a plain one), dict, OrderedDict, Counter,
 defaultdict, set, frozenset, torch's tensors, Parameters, Size, dtype and device, numpy's arrays and scalars of numbers; each comes back as its
-own type, with the same bits. Tensors come back in RAM, each with memory of its own. Anything else is refused by its place.
+own type, with the same bits. Tensors come back in RAM, each with memory of its own. Anything else is refused by its place, and so
+is text with surrogates: in JSON two of them are one character.
 
 The JSON has None, bool, str, list, finite floats and ints of 64 bits as they are; all others are objects of one key, which says
 what they are. It is the entry "value" of the file's metadata; the tensors are named by their number, in the order of their
@@ -72,6 +73,8 @@ class _Encoder:
         self._path = []
 
     def top(self, values):
+        for name in filter(_has_surrogates, values):
+            raise TypeError(f"the name {name!r} can't be saved: it has surrogates")
         return {"dict": {name: self._in(name, value) for name, value in values.items()}}
 
     def _in(self, step, value):
@@ -92,6 +95,11 @@ class _Encoder:
         raise TypeError(f"{self._where()}: {what} can't be saved: {advice}")
 
     def _as_it_is(self, value):
+        return value
+
+    def _str(self, value):
+        if _has_surrogates(value):
+            self._refuse(f"text with surrogates, {value[:40]!r},", "save its bytes; those of a path are os.fsencode(path)")
         return value
 
     def _int(self, value):
@@ -116,7 +124,7 @@ class _Encoder:
 
     def _dict(self, value):
         if all(type(key) is str for key in value):
-            return {"dict": {key: self._in(key, item) for key, item in value.items()}}
+            return {"dict": {self._str(key): self._in(key, item) for key, item in value.items()}}
         return {"items": self._pairs(value)}
 
     def _defaultdict(self, value):
@@ -165,7 +173,8 @@ class _Encoder:
         return {"array": {"at": len(self.tensors) - 1, "dtype": value.dtype.str, "shape": list(value.shape)}}
 
     _METHODS = {
-        **dict.fromkeys((type(None), bool, str), _as_it_is),
+        **dict.fromkeys((type(None), bool), _as_it_is),
+        str: _str,
         int: _int,
         float: _float,
         complex: lambda self, value: {"complex": [self._float(value.real), self._float(value.imag)]},
@@ -183,6 +192,14 @@ class _Encoder:
         torch.dtype: lambda self, value: {"dtype": tensor_files.name_of(value)},
         torch.device: lambda self, value: {"device": str(value)},
     }
+
+
+def _has_surrogates(text):
+    try:
+        text.encode()
+        return False
+    except UnicodeEncodeError:
+        return True
 
 
 def _is_key(value):
@@ -266,6 +283,8 @@ class _Decoder:
             raise _wrong("a number is too large")
         if type(found) is list:
             return [self.value(item, depth + 1) for item in found]
+        if type(found) is str:
+            return self._text(found)
         if type(found) is not dict:
             return found
         if len(found) != 1:
@@ -275,6 +294,11 @@ class _Decoder:
         if method is None:
             raise _wrong(f"{kind[:40]!r} is no type of value")
         return method(self, inner, depth + 1)
+
+    def _text(self, found):
+        if _has_surrogates(found):
+            raise _wrong("text with surrogates")
+        return found
 
     def _list(self, inner, depth):
         return [self.value(item, depth) for item in _typed(inner, list)]
@@ -301,7 +325,7 @@ class _Decoder:
         return result
 
     def _dict(self, inner, depth):
-        return {key: self.value(item, depth) for key, item in _typed(inner, dict).items()}
+        return {self._text(key): self.value(item, depth) for key, item in _typed(inner, dict).items()}
 
     def _defaultdict(self, inner, depth):
         if _typed(inner, dict).keys() != {"factory", "items"}:
@@ -328,10 +352,17 @@ class _Decoder:
         return struct.unpack(">d", bytes.fromhex(inner))[0]
 
     def _complex(self, inner, depth):
-        parts = self._list(inner, depth)
-        if [type(part) for part in parts] != [float, float]:
+        if len(_typed(inner, list)) != 2:
             raise _wrong("a complex number that is none")
-        return complex(*parts)
+        return complex(*map(self._part, inner))
+
+    def _part(self, found):
+        """A float of a complex number: no level of its own."""
+        if type(found) is dict and found.keys() == {"float"}:
+            return self._float(found["float"], 0)
+        if type(found) is not float or not math.isfinite(found):
+            raise _wrong("a complex number that is none")
+        return found
 
     def _bytes(self, inner, depth):
         try:
