@@ -539,6 +539,27 @@ def test_adamw_goes_on(tmp_path, saved_as):
     optimizer.close()
 
 
+def test_adamw_loads_the_tag_that_is_named(tmp_path):
+    """Also a false one: without a tag it is the newest."""
+    from sluice.checkpoints import generation, masters
+
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    optimizer = sluice.AdamW([parameter], lr=1e-2)
+    for tag in (0, 1):
+        parameter.data.fill_(tag)
+        optimizer.save_checkpoint(tmp_path, tag)
+    for tag, wanted in ((0, 0), (None, 1), ("0", 0), (1, 1)):
+        assert optimizer.load_checkpoint(tmp_path, tag)[0] == str(tmp_path / f"{wanted}") and (parameter == wanted).all()
+    for directory in (tmp_path, tmp_path / "none"):
+        library = sluice.native.abi.Library.default()
+        for load in (
+            optimizer.load_checkpoint, masters.SavedModel, lambda directory, tag: generation.find(library, None, directory, tag)
+        ):  # fmt: skip
+            with pytest.raises(ValueError, match="tag: is empty"):
+                load(directory, "")
+    optimizer.close()
+
+
 def test_adamw_refuses_what_is_another(tmp_path):
     optimizer = sluice.AdamW(mlp().parameters(), lr=1e-2)
     with pytest.warns(UserWarning, match="there is no checkpoint"):

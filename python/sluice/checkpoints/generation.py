@@ -126,10 +126,12 @@ def find(library, world, directory, tag=None):
 
 def _words(library, directory, tag):
     """The tag and number of ranks, or nothing."""
+    if tag == "":
+        raise ValueError("tag: is empty; without one (None) the checkpoint that `latest` names is loaded, or the newest that is whole")
     try:
-        found = checkpoint_abi.describe(library, directory, tag or "")
+        found = checkpoint_abi.describe(library, directory, "" if tag is None else tag)
     except NotFound:
-        if tag:
+        if tag is not None:
             raise
         return ""
     if found["note"]:

@@ -44,7 +44,7 @@ class OptimizerCheckpoints:
         self._settle()
         check_here(self._parameters(), self._name_of)
         store = self._started()
-        found = generation.find(store.runtime.library, None, os.fspath(load_dir), tag and str(tag))
+        found = generation.find(store.runtime.library, None, os.fspath(load_dir), None if tag is None else str(tag))
         if found is None:
             warnings.warn(f"load_checkpoint(): there is no checkpoint in {os.fspath(load_dir)}: nothing was loaded", stacklevel=2)
             return None, None
