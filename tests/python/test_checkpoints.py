@@ -560,6 +560,59 @@ def test_adamw_loads_the_tag_that_is_named(tmp_path):
     optimizer.close()
 
 
+def _without(parts):
+    del parts[0]["1 of group 0"]
+
+
+def _wider(parts):
+    parts[0]["1 of group 0"] = torch.zeros(1)  # which copy_() would spread
+
+
+PARTS = {
+    "one lacks": (_without, "lacks the values of '1 of group 0'"),
+    "another shape": (_wider, "other values of '1 of group 0' than it says: not torch.float32 of shape"),
+    "another type": (lambda parts: parts[0].update({"0 of group 0": parts[0]["0 of group 0"].double()}), "other values of '0 of group 0'"),
+    "no tensor": (lambda parts: parts[0].update({"0 of group 0": 3}), "other values of '0 of group 0'"),
+    "one too many": (lambda parts: parts[0].update({"9 of group 0": torch.zeros(1)}), "holds '9 of group 0', which is no parameter"),
+    "one twice": (lambda parts: parts.append({"2 of group 0": parts[0]["2 of group 0"]}), "holds '2 of group 0', which is no parameter"),
+    "no part": (lambda parts: parts.clear(), "lacks the values of '0 of group 0'"),
+}
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_adamw_checks_what_the_parts_hold_before_it_writes(tmp_path, monkeypatch, kind):
+    """Files that are whole, of another content than the run says."""
+    from sluice.checkpoints import generation, plain
+
+    damage, words = PARTS[kind]
+
+    def damaged(optimizer, *arguments):
+        found = whole(optimizer, *arguments)
+        values = plain.decode(found.pop(generation.RUN).numpy().tobytes())
+        parts = [plain.decode(value.numpy().tobytes()) for _, value in sorted(found.items())]
+        damage(parts)
+        made = {f"parameters-{n:05d}.safetensors": part for n, part in enumerate(parts)}
+        made[generation.RUN] = {**values, "parts": len(parts)}
+        return {name: generation.as_bytes(plain.encode(value)) for name, value in made.items()}
+
+    optimizer = sluice.AdamW(mlp().parameters(), lr=1e-2)
+    whole = type(optimizer)._attachments
+    with monkeypatch.context() as patch:
+        patch.setattr(type(optimizer), "_attachments", damaged)
+        optimizer.save_checkpoint(tmp_path)
+    model = mlp(4)
+    other = sluice.AdamW(model.parameters(), lr=1e-2)
+    x, y = batch(0)
+    loss_of(model(x), y).backward()
+    other.step()
+    before = [p.detach().clone() for p in model.parameters()], other.state_dict()
+    with pytest.raises(ValueError, match=words):
+        other.load_checkpoint(tmp_path)
+    assert all(bits(a).equal(bits(b)) for a, b in zip(before[0], model.parameters())) and same(other.state_dict(), before[1])
+    other.step()
+    other.close(), optimizer.close()
+
+
 def test_adamw_refuses_what_is_another(tmp_path):
     optimizer = sluice.AdamW(mlp().parameters(), lr=1e-2)
     with pytest.warns(UserWarning, match="there is no checkpoint"):

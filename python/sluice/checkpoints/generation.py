@@ -87,12 +87,15 @@ class Generation:
         """Reads an attachment into a contiguous tensor in RAM, whose size it must have."""
         checkpoint_abi.attachment_into(self._library, self._directory, self.tag, rank, name, tensor)
 
-    def run(self, rank):
-        """The values that a rank attached. Errors: ValueError, naming the file."""
+    def values(self, rank, name):
+        """Those of plain.py that a rank attached. Errors: ValueError, naming the file."""
         try:
-            return plain.decode(self.attachment(rank, RUN))
+            return plain.decode(self.attachment(rank, name))
         except ValueError as error:
-            raise ValueError(f"{RUN} of rank {rank} in {self.path}: {error}") from None
+            raise ValueError(f"{name} of rank {rank} in {self.path}: {error}") from None
+
+    def run(self, rank):
+        return self.values(rank, RUN)
 
     def model(self):
         """model.json, checked. Errors: ValueError."""

@@ -38,8 +38,9 @@ class OptimizerCheckpoints:
     def load_checkpoint(self, load_dir, tag=None):
         """Goes on as if the run that was saved had not stopped: the parameters have their values, and the groups their options.
         Returns (path, client_state); (None, None), with a warning, where load_dir has no checkpoint. tag: None: what
-        load_dir/latest names, or the newest that is whole. Errors: NotFound for a tag that isn't there; ValueError where
-        parameters or groups are others than the saved ones: nothing has changed then; DataLoss naming the file."""
+        load_dir/latest names, or the newest that is whole. The parameters' files are read twice, the first time to check them.
+        Errors: NotFound for a tag that isn't there; ValueError where parameters or groups are others than the saved ones:
+        nothing has changed then; DataLoss naming the file."""
         self._check_alive()
         self._settle()
         check_here(self._parameters(), self._name_of)
@@ -50,14 +51,15 @@ class OptimizerCheckpoints:
             return None, None
         saved = found.run(0)
         self._check_saved(saved, found)
+        self._check_parts(saved, found)
         was_torn, self._torn = self._torn, True
         try:
             checkpoint_abi.load(store.runtime, os.fspath(load_dir), found.tag)
         except SluiceError:  # nothing has changed, or the runtime has failed
             self._torn = was_torn
             raise
-        for part in range(saved["parts"]):
-            self._put_parameters(plain.decode(found.attachment(0, _part_name(part))))
+        for part in _parts(saved, found):
+            self._put_parameters(part)
         saved_groups.put(self, saved["groups"])
         if "rng" in saved:
             randomness.restore(saved["rng"], _CPU)
@@ -100,9 +102,22 @@ class OptimizerCheckpoints:
             shape, dtype = saved["parameters"][names[id(parameter)]]
             if (shape, dtype) != (parameter.shape, parameter.dtype):
                 raise ValueError(
-                    f"parameter {self._name_of(parameter)} is {parameter.dtype} of shape {tuple(parameter.shape)}, and {dtype} of "
-                    f"shape {tuple(shape)} was saved"
+                    f"parameter {self._name_of(parameter)} is {_kind(parameter)}, and {dtype} of shape {tuple(shape)} was saved"
                 )
+
+    def _check_parts(self, saved, found):
+        """Errors: ValueError unless they hold each parameter once, as it is here, and nothing else."""
+        names = self._places()
+        missing = {names[id(parameter)]: parameter for parameter in self._parameters()}
+        for part in _parts(saved, found):
+            for name, value in part.items():
+                parameter = missing.pop(name, None)
+                if parameter is None:
+                    raise ValueError(f"{found.path} holds {name!r}, which is no parameter here, or was there before")
+                if not isinstance(value, torch.Tensor) or (value.shape, value.dtype) != (parameter.shape, parameter.dtype):
+                    raise ValueError(f"{found.path} holds other values of {name!r} than it says: not {_kind(parameter)}")
+        if missing:
+            raise ValueError(f"{found.path} lacks the values of {next(iter(missing))!r}")
 
     @torch.no_grad()
     def _put_parameters(self, part):
@@ -110,6 +125,16 @@ class OptimizerCheckpoints:
         for parameter in self._parameters():
             if names[id(parameter)] in part:
                 parameter.detach().copy_(part[names[id(parameter)]])
+
+
+def _kind(parameter):
+    return f"{parameter.dtype} of shape {tuple(parameter.shape)}"
+
+
+def _parts(saved, found):
+    """One at a time is in RAM."""
+    for number in range(saved["parts"]):
+        yield found.values(0, _part_name(number))
 
 
 def _part_name(number):
