@@ -447,9 +447,58 @@ def test_fp32_weights_by_deepspeeds_names(engines, tmp_path):
             _check_shards(out, {name: wanted[name] for name in wanted if name not in ("tied.weight",)}, size, safe)
 
 
+@pytest.mark.parametrize("safe", [False, True])
+def test_an_export_leaves_nothing_of_the_one_before(engines, tmp_path, safe):
+    """Nor touches anything else; and one that fails changes nothing."""
+    from sluice.checkpoints import masters, tensor_files
+    from sluice.utils import zero_to_fp32
+
+    engine = engines(mlp(), config())
+    stem, suffix = ("model", "safetensors") if safe else ("pytorch_model", "bin")
+    out = tmp_path / "out"
+    out.mkdir()
+    others = [
+        f"my{stem}.{suffix}", f"{stem}-00001-of-00002.{suffix}.bak", f"{stem}-1-of-2.{suffix}", f"{stem}x{suffix}",
+        f"{stem}-00001-of-00002.other", f"{stem}-00001-of-000002.{suffix}", "config.json", f"{stem}.{suffix}.index.json.old",
+    ]  # fmt: skip
+    for name in others:
+        (out / name).write_text("mine")
+    (out / f"{stem}-00007-of-00009.{suffix}").mkdir()  # nor a directory of such a name
+    for number, size in enumerate(("20KB", None, "40KB", "60KB", None, "20KB")):
+        jobs.steps(engine, 0, number, number + 1)
+        engine.save_checkpoint(tmp_path / "a")
+        wanted = engine.fp32_state_dict()
+        zero_to_fp32.convert_zero_checkpoint_to_fp32_state_dict(tmp_path / "a", out, size, safe_serialization=safe)
+        made = {name for name in os.listdir(out) if (out / name).is_file()} - set(others)
+        index = f"{stem}.{suffix}.index.json"
+        if size is None:
+            assert made == {f"{stem}.{suffix}"}
+        else:
+            assert made == {index} | set(json.loads((out / index).read_text())["weight_map"].values()) and len(made) > 2
+        found = {}
+        for name in made - {index}:
+            load = pytest.importorskip("safetensors.torch").load_file if safe else lambda path: torch.load(path, weights_only=True)
+            found.update(load(out / name))
+        assert found.keys() == wanted.keys() and all(same(found[name], wanted[name]) for name in wanted)
+
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    for fails_at in range(3):
+        for size in (40_000, 1 << 40):
+            calls = []
+
+            def write(path, tensors):
+                calls.append(path)
+                tensor_files.write(path, tensors) if safe else torch.save(tensors, path)
+                if len(calls) == min(fails_at + 1, 1 if size > 40_000 else 3):
+                    raise OSError("the disk is full")
+
+            with pytest.raises(OSError, match="full"):
+                masters.write_shards(masters.SavedModel(tmp_path / "a"), out, size, write, stem, suffix)
+            assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    assert all((out / name).read_text() == "mine" for name in others) and (out / f"{stem}-00007-of-00009.{suffix}").is_dir()
+
+
 def _check_shards(out, wanted, size, safe):
-
-
     suffix = "safetensors" if safe else "bin"
     load = pytest.importorskip("safetensors.torch").load_file if safe else lambda path: torch.load(path, weights_only=True)
     files = sorted(name for name in os.listdir(out) if name.endswith(suffix))

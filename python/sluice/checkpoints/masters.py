@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import re
 
 import torch
 
@@ -98,8 +99,8 @@ class SavedModel:
 
 def write_shards(model, directory, shard_bytes, write, stem, suffix, without_frozen=False):
     """Writes the tensors into files of at most so many bytes (or of one tensor), named as Transformers does, by
-    write(path, tensors); with an index if they are several."""
-
+    write(path, tensors); with an index if they are several. They get their names when all are written; then files of an export
+    before, of the same stem, are removed: Transformers would take model.safetensors before any index."""
     os.makedirs(directory, exist_ok=True)
     sizes = model.sizes(without_frozen)
     shards, room = [[]], shard_bytes
@@ -112,11 +113,34 @@ def write_shards(model, directory, shard_bytes, write, stem, suffix, without_fro
     files = [f"{stem}.{suffix}"]
     if len(shards) > 1:
         files = [f"{stem}-{n + 1:05d}-of-{len(shards):05d}.{suffix}" for n in range(len(shards))]
-    found = model.tensors(without_frozen)
-    for file, names in zip(files, shards):
-        write(os.path.join(directory, file), dict(itertools.islice(found, len(names))))
-    if len(shards) > 1:
-        weights = {name: file for file, names in zip(files, shards) for name in names}
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weights}
-        with open(os.path.join(directory, f"{stem}.{suffix}.index.json"), "w") as file:
-            json.dump(index, file, indent=2)
+    index = f"{stem}.{suffix}.index.json"
+    written = []
+    try:
+        found = model.tensors(without_frozen)
+        for file, names in zip(files, shards):
+            written.append(file)
+            write(_unfinished(directory, file), dict(itertools.islice(found, len(names))))
+        if len(shards) > 1:
+            weights = {name: file for file, names in zip(files, shards) for name in names}
+            written.append(index)
+            with open(_unfinished(directory, index), "w") as file:
+                json.dump({"metadata": {"total_size": sum(sizes.values())}, "weight_map": weights}, file, indent=2)
+        _remove(os.path.join(directory, index))  # no index speaks of two exports, whatever ends this
+        for file in written:
+            os.replace(_unfinished(directory, file), os.path.join(directory, file))
+    finally:
+        for file in written:
+            _remove(_unfinished(directory, file))
+    numbered = re.compile(rf"{re.escape(stem)}-[0-9]{{5}}-of-[0-9]{{5}}\.{re.escape(suffix)}")
+    for file in os.listdir(directory):
+        if file not in written and (file in (f"{stem}.{suffix}", index) or numbered.fullmatch(file)):
+            _remove(os.path.join(directory, file))
+
+
+def _unfinished(directory, file):
+    return os.path.join(directory, f"{file}.unfinished")
+
+
+def _remove(path):
+    if os.path.isfile(path) or os.path.islink(path):
+        os.unlink(path)

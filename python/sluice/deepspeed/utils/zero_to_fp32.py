@@ -28,7 +28,8 @@ def convert_zero_checkpoint_to_fp32_state_dict(
     checkpoint_dir, output_dir, max_shard_size="5GB", safe_serialization=False, tag=None, exclude_frozen_parameters=False
 ):
     """Writes them into output_dir, shard by shard: model.safetensors, or pytorch_model.bin by torch.save(), or with an index
-    several, as Transformers loads them. Tied ones stand under one name. max_shard_size None: one file."""
+    several, as Transformers loads them; files of an earlier export there are replaced, and removed where they have other names.
+    Tied ones stand under one name. max_shard_size None: one file."""
     shard = parse_bytes(max_shard_size, "max_shard_size") if max_shard_size is not None else 1 << 62
     stem, suffix, write = "pytorch_model", "bin", lambda path, tensors: torch.save(tensors, path)
     if safe_serialization:
