@@ -447,6 +447,46 @@ def test_fp32_weights_by_deepspeeds_names(engines, tmp_path):
             _check_shards(out, {name: wanted[name] for name in wanted if name not in ("tied.weight",)}, size, safe)
 
 
+WEIGHTS = """
+import sys, torch
+from sluice.checkpoints import masters
+torch.set_num_threads(1)
+def peak(): return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
+for tag in ("small", "large"):
+    open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
+    before = int(open("/proc/self/statm").read().split()[1]) * 4096
+    found = dict(masters.SavedModel(sys.argv[1], tag).tensors())
+    print(peak() - before, found["running"].sum().item())
+"""
+
+
+def test_weights_are_read_without_what_else_a_run_is(engines, tmp_path):
+    """client_state is in the file that buffers are in, which the library and we have in RAM; it is not made into values."""
+    model = mlp()
+    model.register_buffer("running", torch.arange(5.0))
+    engine, size = engines(model, config()), 96 << 20
+    engine.save_checkpoint(tmp_path, "small")
+    engine.save_checkpoint(tmp_path, "large", client_state={"a": [torch.ones(size // 4)]})
+    done = subprocess.run(
+        [sys.executable, "-c", WEIGHTS, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "python")}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (small, _), (large, running) = (map(float, line.split()) for line in done.stdout.splitlines())
+    assert running == 10 and large - small < 2.4 * size, (small, large)
+
+
+def test_without_buffers_nothing_of_the_run_is_read(engines, tmp_path, monkeypatch):
+    from sluice.checkpoints import generation, masters
+
+    engine = engines(mlp(), config())
+    engine.save_checkpoint(tmp_path)
+    wanted, read, whole = engine.fp32_state_dict(), [], generation.Generation.attachment
+    monkeypatch.setattr(generation.Generation, "attachment", lambda self, rank, name: read.append(name) or whole(self, rank, name))
+    found = dict(masters.SavedModel(tmp_path).tensors())
+    assert found.keys() == wanted.keys() and all(same(found[name], wanted[name]) for name in wanted) and read == [generation.MODEL]
+
+
 @pytest.mark.parametrize("safe", [False, True])
 def test_an_export_leaves_nothing_of_the_one_before(engines, tmp_path, safe):
     """Nor touches anything else; and one that fails changes nothing."""

@@ -328,6 +328,48 @@ def test_bytes_that_are_no_file():
             plain.decode(data)
 
 
+@pytest.mark.parametrize("dtype", TENSOR_TYPES, ids=str)
+def test_some_tensors_without_the_rest(dtype):
+    """Any of them, in any order; not as what they aren't, nor where none is."""
+    draw, name = random.Random(4), tensor_files.name_of(dtype)
+    given = [tensor(draw, dtype, shape) for shape in ((), (0,), (3,), (2, 0, 3), (2, 3, 5))]
+    data = plain.encode({"a": given[:2], "b": {1: given[2:]}, "c": "x" * 100})
+    places = list(enumerate(given))
+    for order in (places, places[::-1], places[1:3], []):
+        found = list(plain.tensors_at(data, [(at, name, tuple(value.shape)) for at, value in order]))
+        assert len(found) == len(order) and all(same(a, b) for a, (_, b) in zip(found, order))
+    found[:] = plain.tensors_at(data, [(2, name, (3,))] * 2)
+    plain.raw_bytes(found[0]).fill_(0)
+    assert same(found[1], given[2]) and same(plain.decode(data)["b"][1][0], given[2])
+    other = "int64" if name != "int64" else "float64"
+    for wanted in ((5, name, (3,)), (-1, name, (3,)), (2, name, (4,)), (2, name, (3, 1) if _entry_of(dtype) else (2,)), (2, other, (3,))):
+        with pytest.raises(ValueError, match="not values of a checkpoint"):
+            list(plain.tensors_at(data, [wanted]))
+    for broken in (b"", data[:-1], data[:20], b"\xff" * 30):
+        with pytest.raises(ValueError, match="not values of a checkpoint"):
+            list(plain.tensors_at(broken, [(4, name, (2, 3, 5))]))
+
+
+def _entry_of(dtype):
+    """Whether the file says of which type, and so which shape, it is."""
+    return tensor_files.DTYPES[tensor_files.name_of(dtype)]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        1, [], {}, {"dtype": "F32", "shape": [1]}, {"dtype": "F32", "shape": [1], "data_offsets": [0]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}, {"dtype": "F32", "shape": [1], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [1], "data_offsets": ["0", 4]}, {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [1 << 62, (1 << 62) + 4]}, {"dtype": "I32", "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], "more": 1},
+    ],
+)  # fmt: skip
+def test_crafted_places_of_tensors_are_refused(entry):
+    with pytest.raises(ValueError, match="not values of a checkpoint"):
+        list(plain.tensors_at(crafted("1", entry), [(0, "float32", (1,))]))
+
+
 def test_any_reader_of_safetensors_sees_the_tensors():
     safetensors = pytest.importorskip("safetensors.torch")
     given = {f"{n}": tensor(random.Random(n), dtype, (2, 3)) for n, dtype in enumerate(TENSOR_TYPES)}

@@ -4,6 +4,7 @@ together stands here once, for engines and for optimizers without one.
 A rank attaches run.safetensors, values by plain.py; rank 0 also model.json, for people and tools: what tensors there are.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -83,14 +84,22 @@ class Generation:
         """As a bytearray. Errors: NotFound, DataLoss."""
         return checkpoint_abi.attachment(self._library, self._directory, self.tag, rank, name)
 
-    def fill(self, rank, name, tensor):
-        """Reads an attachment into a contiguous tensor in RAM, whose size it must have."""
-        checkpoint_abi.attachment_into(self._library, self._directory, self.tag, rank, name, tensor)
-
     def values(self, rank, name):
         """Those of plain.py that a rank attached. Errors: ValueError, naming the file."""
-        try:
+        with self._naming(rank, name):
             return plain.decode(self.attachment(rank, name))
+
+    def buffers(self, described):
+        """Yields (name, tensor) of rank 0's. described: as model() has them. The file is in RAM meanwhile, but not decoded."""
+        if described:
+            with self._naming(0, RUN):
+                wanted = [(buffer["at"], buffer["dtype"], buffer["shape"]) for buffer in described.values()]
+                yield from zip(described, plain.tensors_at(self.attachment(0, RUN), wanted))
+
+    @contextlib.contextmanager
+    def _naming(self, rank, name):
+        try:
+            yield
         except ValueError as error:
             raise ValueError(f"{name} of rank {rank} in {self.path}: {error}") from None
 

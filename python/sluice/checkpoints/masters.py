@@ -50,8 +50,9 @@ class SavedModel:
         return result
 
     def tensors(self, without_frozen=False):
-        """(name, tensor in RAM) of each, once; fp32 what is of floating point and saved as numbers, others as they are. So much
-        of them is in RAM at a time as the caller keeps, and some hundred MiB."""
+        """(name, tensor in RAM) of each, once; fp32 what is of floating point and saved as numbers, others as they are. In RAM
+        is what the caller keeps, and some hundred MiB; while buffers are read, which are last, also the file that has them,
+        rank 0's run.safetensors, twice: as large as its client_state."""
         group, count = [], 0
         for name in self._names(without_frozen):
             elements = math.prod(self._model["tensors"][name]["shape"])
@@ -61,7 +62,7 @@ class SavedModel:
             group.append(name)
             count += elements
         yield from self._read(group)
-        yield from self._found.run(0)["buffers"].items()
+        yield from self._found.buffers(self._model["buffers"])
 
     def _names(self, without_frozen):
         for name, tensor in self._model["tensors"].items():

@@ -56,9 +56,32 @@ def encode(values):
 def decode(data):
     """What encode() was given. Errors: ValueError, for any other bytes."""
     try:
-        return _decode(memoryview(data).cast("B"))
-    except (RecursionError, RuntimeError, OverflowError, TypeError) as error:
+        return _decode(_as_memory(data))
+    except _OTHER_ERRORS as error:
         raise ValueError(f"not values of a checkpoint: {error}") from None
+
+
+def tensors_at(data, wanted):
+    """Yields some of the tensors that encode() was given, without marks; the rest is not decoded. wanted: [(number in the order
+    of their use, name of the dtype, shape)]. Errors: ValueError where they are others, or no tensors of encode()'s."""
+    try:
+        entries, _, values = _opened(_as_memory(data))
+        for number, name, shape in wanted:
+            begin, count = _place_in(entries, number, name, shape), math.prod(shape) * DTYPES[name].itemsize
+            if begin + count > len(values):
+                raise _wrong(f"tensor {number} is cut off")
+            yield _copy_of(values[begin : begin + count], name, shape)
+    except _OTHER_ERRORS as error:
+        raise ValueError(f"not values of a checkpoint: {error}") from None
+
+
+_OTHER_ERRORS = (RecursionError, RuntimeError, OverflowError, TypeError)
+
+
+def _as_memory(data):
+    """Bytes that can be written to are read where they are: PyTorch takes no others."""
+    found = memoryview(data).cast("B")
+    return memoryview(bytearray(found)) if found.readonly else found
 
 
 def _entry(dtype, shape, count):
@@ -214,7 +237,8 @@ def _is_key(value):
 # ---- Back
 
 
-def _decode(data):
+def _opened(data):
+    """(entries of tensors, the text of the values, the tensors' bytes)"""
     if len(data) < 8:
         raise ValueError(f"not values of a checkpoint: they have {len(data)} bytes")
     (length,) = struct.unpack("<Q", data[:8])
@@ -224,8 +248,13 @@ def _decode(data):
     metadata = header.pop("__metadata__", None) if type(header) is dict else None
     if type(metadata) is not dict or metadata.keys() != {"format", "value"} or metadata["format"] != "sluice.plain":
         raise ValueError("not values of a checkpoint: the header doesn't say so")
-    decoder = _Decoder(header, data[8 + length :])
-    found = decoder.value(_parsed(metadata["value"]), 0)
+    return header, metadata["value"], data[8 + length :]
+
+
+def _decode(data):
+    entries, text, values = _opened(data)
+    decoder = _Decoder(entries, values)
+    found = decoder.value(_parsed(text), 0)
     decoder.check_end()
     if type(found) is not dict:
         raise ValueError("not values of a checkpoint: they have no names")
@@ -397,11 +426,7 @@ class _Decoder:
             raise _wrong(f"tensors of {name[:40]!r} are not known here")
         dtype = DTYPES[name]
         raw = self._raw(inner, dtype.itemsize, name)
-        if name == "bool":
-            _check_truth(bytes(raw))
-        tensor = torch.empty(inner["shape"], dtype=dtype, device="cpu")
-        if raw.nbytes:
-            ctypes.memmove(tensor.data_ptr(), bytes(raw), raw.nbytes)
+        tensor = _copy_of(raw, name, inner["shape"])
         wanted = "requires_grad" in inner
         if "parameter" in inner:
             return torch.nn.Parameter(tensor, requires_grad=wanted)
@@ -413,8 +438,8 @@ class _Decoder:
         numpy, dtype = _numpy_dtype(inner["dtype"])
         raw = self._raw(inner, dtype.itemsize, None)
         if dtype.kind == "b":
-            _check_truth(bytes(raw))
-        return numpy.frombuffer(bytes(raw), dtype).reshape(inner["shape"]).copy()
+            _check_truth(raw)
+        return numpy.frombuffer(raw, dtype).reshape(inner["shape"]).copy()
 
     def _scalar(self, inner, depth):
         if _typed(inner, dict).keys() != {"dtype", "hex"}:
@@ -423,8 +448,8 @@ class _Decoder:
         if not re.fullmatch(f"[0-9a-f]{{{2 * dtype.itemsize}}}", _typed(inner["hex"], str)):
             raise _wrong("a scalar that is none")
         raw = bytes.fromhex(inner["hex"])
-        if dtype.kind == "b":
-            _check_truth(raw)
+        if dtype.kind == "b" and raw not in (b"\0", b"\1"):
+            raise _wrong("a truth value that is none")
         return numpy.frombuffer(raw, dtype)[0]
 
     def _dtype(self, inner, depth):
@@ -459,8 +484,30 @@ class _Decoder:
     }
 
 
+def _place_in(entries, number, name, shape):
+    """The first byte of a tensor, which must be of that kind."""
+    entry = entries.get(str(number))
+    offsets = entry.get("data_offsets") if type(entry) is dict else None
+    if type(offsets) is not list or len(offsets) != 2 or type(offsets[0]) is not int or offsets[0] < 0:
+        raise _wrong(f"tensor {number} has no place")
+    count = math.prod(shape) * DTYPES[name].itemsize
+    if entry != {**_entry(name, list(shape), count), "data_offsets": [offsets[0], offsets[0] + count]}:
+        raise _wrong(f"tensor {number} is not {name} of shape {tuple(shape)}")
+    return offsets[0]
+
+
+def _copy_of(raw, name, shape):
+    """A tensor of these bytes."""
+    if name == "bool":
+        _check_truth(raw)
+    tensor = torch.empty(shape, dtype=DTYPES[name], device="cpu")
+    if raw.nbytes:
+        raw_bytes(tensor).copy_(torch.frombuffer(raw, dtype=torch.uint8))
+    return tensor
+
+
 def _check_truth(raw):
-    if raw.translate(None, b"\0\1"):
+    if raw.nbytes and torch.frombuffer(raw, dtype=torch.uint8).max() > 1:
         raise _wrong("a truth value that is none")
 
 

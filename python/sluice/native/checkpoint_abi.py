@@ -4,7 +4,6 @@ save and load, in the same order as they step."""
 import ctypes
 
 from .checked import Structure, path_bytes
-from .errors import DataLoss
 
 WITHOUT_STATES, SOME = 1, 2
 
@@ -99,13 +98,6 @@ def attachment(library, directory, tag, rank, name):
         memory = (ctypes.c_char * needed).from_buffer(result)
         needed = _read_attachment(library, directory, tag, rank, name, ctypes.addressof(memory), len(result))
     return result
-
-
-def attachment_into(library, directory, tag, rank, name, tensor):
-    """The same into a contiguous tensor in RAM, which it must fill. Errors: DataLoss."""
-    needed = _read_attachment(library, directory, tag, rank, name, tensor.data_ptr(), tensor.nbytes)
-    if needed != tensor.nbytes:
-        raise DataLoss(f"{name} of rank {rank} in checkpoint {tag} of {directory} has {needed} bytes, not {tensor.nbytes}")
 
 
 def _read_attachment(library, directory, tag, rank, name, address, capacity):
