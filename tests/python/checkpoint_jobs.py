@@ -154,6 +154,41 @@ def one_cannot(rank, given, directory, victim, what):
         engine.close()
 
 
+def one_cannot_put_back(rank, given, directory, victim):
+    """What each rank is told where one fails after the library has loaded; what a step says then; and losses after all."""
+    engine = begun(rank, "mlp", given)
+    try:
+        engine.save_checkpoint(directory)
+
+        def fail(counters):
+            raise LookupError("the user's own")
+
+        if rank == victim:
+            engine._put_counters = fail
+        said = []
+        for call in (lambda: engine.load_checkpoint(directory), engine.step):
+            try:
+                call()
+                said.append("nothing")
+            except Exception as error:
+                said.append(str(error))
+        engine.__dict__.pop("_put_counters", None)
+        engine.load_checkpoint(directory)
+        return *said, steps(engine, rank, 0, 1)
+    finally:
+        engine.close()
+
+
+def no_such_tag(rank, given, directory):
+    engine = begun(rank, "mlp", given)
+    try:
+        engine.load_checkpoint(directory, tag="missing")
+    except Exception as error:
+        return type(error).__name__
+    finally:
+        engine.close()
+
+
 # ---- Killed (checkpoint_killer.py)
 
 EVERY = 2  # steps from one save to the next

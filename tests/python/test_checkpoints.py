@@ -229,6 +229,77 @@ def test_a_load_that_was_interrupted_is_done_again(engines, tmp_path, monkeypatc
     assert jobs.steps(other, 0, 2, 4) == jobs.steps(engine, 0, 2, 4) and same(jobs.state(other), jobs.state(engine))
 
 
+def test_a_tag_of_zero_is_a_tag(engines, tmp_path):
+    engine = engines(jobs.model("mlp"), config())
+    states = []
+    for tag in range(3):
+        jobs.steps(engine, 0, tag, tag + 1)
+        engine.save_checkpoint(tmp_path, tag=tag)
+        states.append(jobs.state(engine))
+    for tag in (0, "1", 2):
+        path, _ = engine.load_checkpoint(tmp_path, tag=tag)
+        assert path == f"{tmp_path}/{tag}" and same(jobs.state(engine), states[int(tag)])
+    for call in (engine.save_checkpoint, engine.load_checkpoint):
+        with pytest.raises(ValueError, match="empty"):
+            call(tmp_path, tag="")
+
+
+def test_what_is_torn_is_not_saved_and_is_whole_after_a_load(engines, tmp_path, monkeypatch):
+    engine = engines(jobs.model("mlp"), config())
+    jobs.steps(engine, 0, 0, 2)
+    engine.save_checkpoint(tmp_path)
+    whole, state = jobs.state(engine), engine.optimizer.state_dict()
+    with monkeypatch.context() as patch:
+        patch.setattr("sluice.native.values.write_all", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            engine.optimizer.load_state_dict(state)
+    with pytest.raises(sluice.FailedPrecondition, match="interrupted"):
+        engine.save_checkpoint(tmp_path, tag="torn")
+    assert not (tmp_path / "torn").exists()
+    engine.load_checkpoint(tmp_path)
+    assert same(jobs.state(engine), whole)
+    jobs.steps(engine, 0, 2, 3)
+
+
+@pytest.mark.parametrize("place", ["_drop_gradients", "_values_were_loaded", "_put_counters"])
+def test_an_interrupt_anywhere_in_a_load_leaves_nothing_to_train(engines, tmp_path, monkeypatch, place):
+    engine = engines(jobs.model("mlp"), config())
+    jobs.steps(engine, 0, 0, 2)
+    engine.save_checkpoint(tmp_path)
+    for error in (KeyboardInterrupt, ZeroDivisionError):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(engine), place, lambda *_, **__: (_ for _ in ()).throw(error))
+            for _ in range(2):
+                with pytest.raises(error):
+                    engine.load_checkpoint(tmp_path)
+                with pytest.raises(sluice.FailedPrecondition, match="loaded in part"):
+                    engine.step()
+        engine.load_checkpoint(tmp_path)
+        jobs.steps(engine, 0, 2, 3)
+
+
+def test_buffers_and_extra_states_that_are_others(engines, tmp_path):
+    class Counting(torch.nn.Linear):
+        def __init__(self, dtype=torch.float32, extra=True):
+            super().__init__(8, 4)
+            self.register_buffer("seen", torch.full((2,), 2.7).to(dtype))
+            if extra:
+                self.get_extra_state, self.set_extra_state = lambda: {"scale": 3}, lambda state: None
+
+    class Extra(Counting):
+        def get_extra_state(self):
+            return {"scale": 3}
+
+        def set_extra_state(self, state):
+            pass
+
+    engines(torch.nn.Sequential(Extra(extra=False)), config()).save_checkpoint(tmp_path)
+    for model, words in ((Extra(torch.int64, False), "0.seen was saved as torch.float32"), (Counting(extra=False), "extra states")):
+        engine = engines(torch.nn.Sequential(model), config())
+        with pytest.raises(ValueError, match=words):
+            engine.load_checkpoint(tmp_path)
+
+
 def test_what_a_save_has_and_what_is_returned(engines, tmp_path):
     engine = engines(jobs.model("odd"), config(tmp_path))
     jobs.steps(engine, 0, 0, 2)
@@ -337,7 +408,8 @@ def test_another_schedule_is_refused(engines, tmp_path):
     engine.save_checkpoint(tmp_path / "a")
     with pytest.raises(ValueError, match="the schedule is OneCycle, and none was saved"):
         other.load_checkpoint(tmp_path / "a")
-    assert engine.load_checkpoint(tmp_path)[0]  # it has no use for the schedule
+    with pytest.warns(RuntimeWarning, match="WarmupLR was saved, and this engine has no schedule"):
+        assert engine.load_checkpoint(tmp_path)[0]
 
 
 def test_what_cannot_be_saved_leaves_what_there_is(engines, tmp_path):

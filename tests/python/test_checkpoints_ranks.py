@@ -75,8 +75,21 @@ def test_all_hear_why_one_cannot(ranks, tmp_path, what, victim):
     words = "client_state['x']: a builtins.object can't be saved" if what == "save" else "where 0.weight was saved"
     for rank, (said, unchanged) in enumerate(found):
         assert words in said and unchanged
-        assert said.startswith("FailedPrecondition: rank") == (rank != victim)
+        assert ("could not go on" in said) == (rank != victim)
+        assert said.startswith("ValueError: ") == (what == "load")  # on all alike
     assert sorted(os.listdir(tmp_path)) == ["before", "later", "latest"]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_what_one_cannot_put_back_none_trains_with(ranks, tmp_path, victim):
+    """The library has loaded, and then one rank can't go on: a schedule or a module of the user's that raises."""
+    for said, step, losses in ranks.run(jobs.one_cannot_put_back, given(1, "cpu"), str(tmp_path), victim):
+        assert "the user's own" in said and "loaded in part" in step and len(losses) == 1
+
+
+def test_a_tag_that_is_missing_is_so_for_all(ranks, tmp_path):
+    for said in ranks.run(jobs.no_such_tag, given(1, "cpu"), str(tmp_path)):
+        assert said == "NotFound"
 
 
 def test_other_numbers_of_ranks_keep_their_own_random_numbers(ranks, engines, tmp_path):

@@ -8,6 +8,7 @@ import os
 import torch
 import torch.distributed as dist
 
+from ..native import errors
 from ..native.errors import FailedPrecondition, Unavailable
 from ..ranks import RankError, RankPlace, find_place
 from . import attendance, comm_table
@@ -183,13 +184,17 @@ class World:
         )
 
     def check_worked(self, error):
-        """error: what this rank met in what all have tried, or None. Errors: FailedPrecondition with another rank's words if
-        this one met none and that one did."""
+        """error: what this rank met in what all have tried, or None. Errors: if this one met none and another did, one with its
+        words, of its kind if that is the library's or a ValueError, else FailedPrecondition: so all take it alike."""
         texts = self._values.texts("" if error is None else f"{type(error).__name__}: {error}")
         self._all_know = any(texts)
         for rank, text in enumerate(texts):
             if text and error is None:
-                raise FailedPrecondition(f"rank {rank} could not go on: {text}")
+                kind, _, words = text.partition(": ")
+                known = {**vars(errors), "ValueError": ValueError}.get(kind)
+                if not (isinstance(known, type) and issubclass(known, Exception)):
+                    known, words = FailedPrecondition, text
+                raise known(f"rank {rank} could not go on: {words}")
 
     def meet(self, seconds):
         """Returns when all ranks have come here, or after so long, or if one is gone; afterwards nothing but close() works."""

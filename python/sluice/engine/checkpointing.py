@@ -28,7 +28,8 @@ class EngineCheckpoints:
         the data loader is at. save_latest: save_dir/latest names it then. Errors: TypeError for what client_state can't
         hold, by its place; the library's."""
         self._check_between_passes("save_checkpoint")
-        tag = self._agreed_tag(f"global_step{self.global_steps}" if tag is None else str(tag))
+        self.optimizer._check_whole()
+        tag = self._agreed_tag(f"global_step{self.global_steps}" if tag is None else _tag(tag))
         self._warn_of_lost_gradients()
         own = self.config.own.get("checkpoint", {})
         rng = own.get("rng", False) if rng is None else rng
@@ -51,42 +52,53 @@ class EngineCheckpoints:
 
         load_module_strict: parameters and buffers are the same as the saved ones; else those that are there are loaded.
         Without load_optimizer_states, parameters begin anew in the optimizer, at no updates, with its groups as they are.
-        load_module_only: parameters and buffers only, also no counters. Random number generators are set where they were
+        load_module_only: parameters and buffers only, also no counters; the optimizer's states begin anew too. Random number generators are set where they were
         saved, by as many ranks. Errors: NotFound for a tag that isn't there; ValueError where the checkpoint is of another
         model, optimizer or schedule: nothing has changed then; DataLoss naming the file: the engine has failed then."""
         if custom_load_fn is not None:
             raise NotImplementedError("custom_load_fn is not offered: load what differs by engine.load_state_dict()")
-        was_half_loaded, self._half_loaded = self._half_loaded, False
-        self._check_between_passes("load_checkpoint")
-        self._half_loaded = was_half_loaded
-        found = generation.find(self.runtime.library, self._world, os.fspath(load_dir), tag and str(tag))
+        self._check_between_passes("load_checkpoint", half_loaded=True)
+        found = generation.find(self.runtime.library, self._world, os.fspath(load_dir), None if tag is None else _tag(tag))
         if found is None:
             warnings.warn(f"load_checkpoint(): there is no checkpoint in {os.fspath(load_dir)}: nothing was loaded", stacklevel=2)
             return None, None
         states = load_optimizer_states and not load_module_only
-        saved = self._checked(found, load_module_strict, states, load_lr_scheduler_states and not load_module_only)
+        schedule = load_lr_scheduler_states and not load_module_only
+        saved = self._checked(found, load_module_strict, states, schedule)
         self._attached.settle_all()
         self._attached.settle_values()
         self._end_iteration()
-        self._half_loaded = False
-        self.zero_grad()
-        self._half_loaded = True
+        was_half_loaded, self._half_loaded = self._half_loaded, True
         try:
             checkpoint_abi.load(self.runtime, os.fspath(load_dir), found.tag, without_states=not states, some=not load_module_strict)
         except abi.SluiceError:  # nothing has changed, or the runtime has failed
             self._half_loaded = was_half_loaded
             raise
-        self._values_were_loaded()
+        problem = None
+        try:
+            self._drop_gradients()
+            self._values_were_loaded()
+            self._put(saved, found, states, schedule, counters=not load_module_only)
+        except Exception as error:
+            problem = error
+        generation.agree(self._world, problem)
+        self._half_loaded = False
+        return found.path, saved["client_state"]
+
+    def _put(self, saved, found, states, schedule, counters):
+        """What the library does not have."""
         run_values.put_buffers(self.module, saved)
         if states:
             run_values.put_groups(self.optimizer, saved)
-        if load_lr_scheduler_states and not load_module_only and self.lr_scheduler is not None:
+            self.optimizer._torn = False
+        if schedule and self.lr_scheduler is not None:
             self.lr_scheduler.load_state_dict(saved["lr_scheduler"]["state"])
-        if not load_module_only:
+        elif schedule and saved["lr_scheduler"] is not None:
+            words = f"load_checkpoint(): {saved['lr_scheduler']['class']} was saved, and this engine has no schedule: rates stay as saved"
+            warnings.warn(words, RuntimeWarning, stacklevel=4)
+        if counters:
             self._put_counters(saved["counters"])
             self._put_random_states(saved, found)
-        self._half_loaded = False
-        return found.path, saved["client_state"]
 
     # ---- What is saved
 
@@ -107,7 +119,7 @@ class EngineCheckpoints:
         return found
 
     def _counters(self):
-        steps = self.config.accumulation
+        steps = self.config.accumulation if self.config.managed_accumulation else 1
         return {
             "global_steps": self.global_steps,
             "skipped_steps": self.skipped_steps,
@@ -117,7 +129,7 @@ class EngineCheckpoints:
 
     def _put_counters(self, saved):
         self.global_steps, self.skipped_steps = saved["global_steps"], saved["skipped_steps"]
-        self.micro_steps = saved["windows"] * self.config.accumulation
+        self.micro_steps = saved["windows"] * (self.config.accumulation if self.config.managed_accumulation else 1)
 
     def _put_random_states(self, saved, found):
         if "rng" not in saved:
@@ -146,8 +158,8 @@ class EngineCheckpoints:
 
     # ---- Around it
 
-    def _check_between_passes(self, name):
-        self._check_open()
+    def _check_between_passes(self, name, half_loaded=False):
+        self._check_open(half_loaded)
         if self._in_pass:
             raise abi.FailedPrecondition(f"engine.{name}() inside the model's forward: call it between steps")
 
@@ -193,6 +205,13 @@ class EngineCheckpoints:
         return True
 
     save_fp16_model = save_16bit_model
+
+
+def _tag(tag):
+    """As it is on disk: 0 is one, too."""
+    if not str(tag):
+        raise ValueError("tag: it is empty; None takes the default")
+    return str(tag)
 
 
 def _write_model(state, path):

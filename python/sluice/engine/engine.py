@@ -378,18 +378,22 @@ class Engine(EngineCalls, EngineValues, EngineCheckpoints, torch.nn.Module):
             self._iteration_open = False
             self.runtime.iteration_end()
 
-    def _check_open(self):
+    def _check_open(self, half_loaded=False):
+        """half_loaded: it may be, as it is about to be loaded."""
         if self._closed:
             raise abi.FailedPrecondition(
                 "this engine was closed (after destroy() its model can be given to initialize() again, which makes another one)"
             )
         if self._handing_back is not None:
             raise abi.FailedPrecondition("destroy() of this engine was interrupted: call it again")
-        if self._half_loaded:
+        if self._half_loaded and not half_loaded:
             raise abi.FailedPrecondition("load_checkpoint() of this engine was interrupted, so that it is loaded in part: call it again")
 
     def zero_grad(self, set_to_none=True):
         self._check_open()
+        self._drop_gradients(set_to_none)
+
+    def _drop_gradients(self, set_to_none=True):
         self.runtime.lent.finish()
         self.runtime.zero_grad()
         self._attached.gradients_used(updated=False)

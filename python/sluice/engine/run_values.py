@@ -91,8 +91,16 @@ def check_buffers(module, saved, strict):
     for name, buffer in mine.items():
         if name in theirs and theirs[name].shape != buffer.shape:
             raise ValueError(f"buffer {name} was saved with shape {tuple(theirs[name].shape)}, and has {tuple(buffer.shape)} in the model")
+        if name in theirs and _kind(theirs[name].dtype) != _kind(buffer.dtype):
+            raise ValueError(f"buffer {name} was saved as {theirs[name].dtype}, and is {buffer.dtype} in the model")
     if strict:
         _check_names("buffers", mine, theirs, "the checkpoint")
+        _check_names("extra states", dict(_with_extra_state(module)), saved["extra_state"], "the checkpoint")
+
+
+def _kind(dtype):
+    """Types of one kind are rounded to each other; others lose what they mean."""
+    return dtype.is_floating_point, dtype.is_complex, dtype == torch.bool
 
 
 def put_buffers(module, saved):
@@ -131,8 +139,10 @@ def put_groups(optimizer, saved):
 
 
 def schedule(scheduler):
-    if scheduler is None or not hasattr(scheduler, "state_dict"):
+    if scheduler is None:
         return None
+    if not hasattr(scheduler, "state_dict"):
+        raise TypeError(f"lr_scheduler: a {type(scheduler).__name__} has no state_dict(), so a run with it can't go on: give it one")
     return {"class": type(scheduler).__name__, "state": scheduler.state_dict()}
 
 
