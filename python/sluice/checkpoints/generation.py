@@ -14,7 +14,7 @@ import torch
 
 from ..native import checkpoint_abi
 from ..native.errors import NotFound, SluiceError
-from . import plain
+from . import plain, structure
 
 RUN, MODEL = "run.safetensors", "model.json"
 
@@ -96,29 +96,26 @@ class Generation:
                 wanted = [(buffer["at"], buffer["dtype"], buffer["shape"]) for buffer in described.values()]
                 yield from zip(described, plain.tensors_at(self.attachment(0, RUN), wanted))
 
+    def run(self, rank):
+        """The values that a rank attached of its run, checked (structure.py). Errors: as above."""
+        with self._naming(rank, RUN):
+            return structure.run(plain.decode(self.attachment(rank, RUN)))
+
+    def model(self):
+        """model.json, checked (structure.py). Errors: ValueError, naming the file."""
+        try:
+            text = self.attachment(0, MODEL)
+        except NotFound:
+            raise ValueError(f"{self.path} has no {MODEL}: no engine has saved it") from None
+        with self._naming(0, MODEL):
+            return structure.model(text)
+
     @contextlib.contextmanager
     def _naming(self, rank, name):
         try:
             yield
         except ValueError as error:
             raise ValueError(f"{name} of rank {rank} in {self.path}: {error}") from None
-
-    def run(self, rank):
-        return self.values(rank, RUN)
-
-    def model(self):
-        """model.json, checked. Errors: ValueError."""
-        try:
-            text = self.attachment(0, MODEL)
-        except NotFound:
-            raise ValueError(f"{self.path} has no {MODEL}: no engine has saved it") from None
-        try:
-            found = json.loads(text)
-            for tensor in found["tensors"].values():
-                tensor["shape"] = tuple(map(int, tensor["shape"]))
-            return found
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{MODEL} in {self.path} is not what Sluice writes: {error!r}") from None
 
 
 def find(library, world, directory, tag=None):

@@ -29,6 +29,15 @@ class SavedModel:
         self._model = self._found.model()
         described = checkpoint_abi.describe(self._library, directory, self._found.tag)
         self._saved = {tensor["name"]: tensor for tensor in described["tensors"] if tensor["fields"]}
+        for name, tensor in self._model["tensors"].items():
+            self._check(name, tensor)
+
+    def _check(self, name, tensor):
+        """model.json against what the library has."""
+        count = math.prod(tensor["shape"]) * (DTYPES[tensor["dtype"]].itemsize if self._is_bytes(name) else 1)
+        if name in self._saved and count != self._saved[name]["elements"]:
+            words = f"{name} has shape {tensor['shape']}, and {self._saved[name]['elements']} elements were saved"
+            raise ValueError(f"{generation.MODEL} in {self._found.path}: {words}")
 
     @property
     def tag(self):
