@@ -20,9 +20,9 @@ namespace sluice {
 // InvalidArgument naming a file that isn't regular; those of the system calls, naming it too.
 absl::StatusOr<std::string> ReadBytes(const std::string& path, size_t offset, size_t most);
 
-// Makes `named`, or what it links to, a file that holds `text`, of the mode that it has, or 0644: at
-// every moment it is the old one, if there was one, or the new one, whole; and nothing else stays,
-// also after Ctrl-C. Errors: those of the system calls, naming the path.
+// Makes `named`, or what it links to, a file that holds `text`, of the mode that it has, or 0644:
+// at every moment it is the old one, if there was one, or the new one, whole; and nothing else
+// stays, also after Ctrl-C. Errors: those of the system calls, naming the path.
 absl::Status ReplaceFile(const std::string& named, std::string_view text);
 
 }  // namespace sluice

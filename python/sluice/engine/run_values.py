@@ -3,11 +3,9 @@ model.json says of tensors. Each is taken, checked as a whole before anything is
 
 import torch
 
-from ..checkpoints import tensor_files
+from ..checkpoints import structure, tensor_files
 from ..optimizers import saved_groups
 from .optimizer import NoOptimizer
-
-MODEL_VERSION = 1
 
 
 # ---- The model
@@ -25,7 +23,7 @@ def model(module, is_frozen):
         name: {**_described(buffer), "aliases": [n for n in others[id(buffer)] if n != name], "at": at}
         for at, (name, buffer) in enumerate(persistent.items())
     }
-    return {"format": "sluice model", "version": MODEL_VERSION, "tensors": tensors, "buffers": described}
+    return {"format": structure.MODEL_FORMAT, "version": structure.MODEL_VERSION, "tensors": tensors, "buffers": described}
 
 
 def _described(tensor):
