@@ -95,6 +95,19 @@ def test_all_hear_of_one_that_cant_make_its_engine(ranks, when, victim, over_glo
     assert masters == other_masters
 
 
+@pytest.mark.parametrize("what", jobs.COLLECTIVES)
+def test_all_hear_of_one_that_is_interrupted_amid_what_all_do(ranks, what):
+    for wait in itertools.count(1):
+        told = ranks.run(jobs.interrupted, wait % 2, what, wait)
+        mine, other = told[wait % 2], told[1 - wait % 2]
+        if mine == ["nothing"] * 2:
+            break
+        assert mine[0] == "KeyboardInterrupt: by the user", told
+        said = f"Unavailable: rank {wait % 2} left what all ranks do: KeyboardInterrupt: by the user"
+        assert mine[1] == said and other[1].startswith(said), told
+    assert wait > 1
+
+
 @pytest.mark.parametrize("number, when", list(enumerate((*jobs.CANT_START, *jobs.CANT_FINISH))))
 def test_all_hear_of_one_that_fails_anywhere_before_it_has_an_engine(ranks, number, when):
     for world, victim, fresh in (((2, 0, True), (3, 1, False)), ((2, 1, False), (3, 0, True)))[number % 2]:
