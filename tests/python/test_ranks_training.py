@@ -62,7 +62,7 @@ def test_the_librarys_reduction_is_as_near_and_the_same_on_all_ranks(ranks, dtyp
 
 @pytest.mark.parametrize("own, words", [
     ([{"reduction": "library"}] * 2, "reduction 'library': the ranks' communicator can't add up gradients itself"),
-    ([{"reduction": "library"}, {}], "sluice [('chunk_elements'"),
+    ([{"reduction": "library"}, {}], "('reduction', 'library')"),
 ])
 def test_a_reduction_that_ranks_cant_do_is_refused(ranks, own, words):
     for said in ranks.run(jobs.begin_over_gloo, own):
