@@ -64,7 +64,9 @@ typedef struct sluice_comm_call {
 typedef enum sluice_comm_result {
   SLUICE_COMM_ENDED = 0,
   SLUICE_COMM_PENDING = 1, /* wait only: call again */
-  SLUICE_COMM_FAILED = 2   /* `error` says why; the group is of no use any more */
+  SLUICE_COMM_FAILED = 2,  /* `error` says why; the group is of no use any more */
+  /* start only: as FAILED, but nothing went wrong: no rank's table does such a thing, ever */
+  SLUICE_COMM_UNSUPPORTED = 3
 } sluice_comm_result;
 
 typedef struct sluice_comm_table {
@@ -72,10 +74,10 @@ typedef struct sluice_comm_table {
   void* context; /* passed to each function */
   uint32_t rank;
   uint32_t ranks;
-  /* Begins an operation, which `wait` ends, by its number: 0, 1, 2, ... ENDED, or FAILED, and then
-   * there is nothing to wait for. Several may be under way: as many as the communicator's options
-   * say, two if they say nothing. It may block only as long as the ranks need to agree on nothing.
-   * `error` is a buffer for a message, which ends with a 0. */
+  /* Begins an operation, which `wait` ends, by its number: 0, 1, 2, ... ENDED, or FAILED or
+   * UNSUPPORTED, and then there is nothing to wait for. Several may be under way: as many as the
+   * communicator's options say, two if they say nothing. It may block only as long as the ranks
+   * need to agree on nothing. `error` is a buffer for a message, which ends with a 0. */
   int32_t (*start)(void* context, const sluice_comm_call* call, uint64_t operation, char* error,
                    size_t error_bytes);
   /* Waits for an operation that was started, for at most `timeout_ms`. Of one that is pending

@@ -122,6 +122,8 @@ class Supplied final : public Communicator {
     Error error{};
     const int32_t result =
         table_.start(table_.context, &call, started_, error.data(), error.size());
+    if (result == SLUICE_COMM_UNSUPPORTED)
+      return Failed(op, &error, {}, absl::StatusCode::kUnimplemented);
     if (result != SLUICE_COMM_ENDED) return Failed(op, &error);
     ++started_;
     return absl::OkStatus();
@@ -174,12 +176,13 @@ class Supplied final : public Communicator {
         OpName(op), others, std::chrono::duration<double>(options().timeout).count()));
   }
 
-  absl::Status Failed(const CommOp& op, Error* error, const absl::Status& late = {}) {
+  absl::Status Failed(const CommOp& op, Error* error, const absl::Status& late = {},
+                      absl::StatusCode code = absl::StatusCode::kUnavailable) {
     error->back() = '\0';
     const bool silent = error->front() == '\0';
-    const absl::Status failed = absl::UnavailableError(
-        fmt::format("rank {}: {}: {}", rank().value(), OpName(op),
-                    silent ? "failed, and the framework does not say why" : error->data()));
+    const absl::Status failed(
+        code, fmt::format("rank {}: {}: {}", rank().value(), OpName(op),
+                          silent ? "failed, and the framework does not say why" : error->data()));
     if (late.ok()) {
       BreakAll(failed);
     } else {

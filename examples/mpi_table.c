@@ -152,8 +152,10 @@ static int32_t Start(void* context, const sluice_comm_call* call, uint64_t numbe
                      size_t room) {
   Table* t = context;
   Operation* operation = &t->operations[number % kUnderWay];
-  if (call->kind == SLUICE_COMM_REDUCE_SCATTER || call->kind == SLUICE_COMM_ALL_REDUCE)
-    return Say(error, room, "not offered: Sluice adds up by itself");
+  if (call->kind == SLUICE_COMM_REDUCE_SCATTER || call->kind == SLUICE_COMM_ALL_REDUCE) {
+    Say(error, room, "not offered: Sluice adds up by itself");
+    return SLUICE_COMM_UNSUPPORTED;
+  }
   for (int i = 0; i < 2 * t->ranks; ++i) operation->requests[i] = MPI_REQUEST_NULL;
   operation->cancelled = 0;
   mpi_table_lock(1);

@@ -13,7 +13,8 @@ namespace sluice {
 
 // Adds up a value of each rank in host memory. All ranks call it, and it blocks until they have, or
 // until it is to give up (RunOp).
-// Errors: FailedPrecondition with what the communicator says, or with the wrong sum.
+// Errors: FailedPrecondition with what the communicator says if it refuses (Unimplemented or
+// InvalidArgument), or with the wrong sum; what else the operation fails with, as it is.
 absl::Status TryLibraryReduction(Communicator* gradients, const int32_t* give_up = nullptr);
 
 }  // namespace sluice

@@ -154,6 +154,17 @@ TEST_F(SuppliedTest, AnErrorIsPassedOnAndTheOthersAreTold) {
   }
 }
 
+TEST_F(SuppliedTest, WhatItNeverDoesIsNoFailure) {
+  framework_.message = "no barriers here";
+  framework_.start_result = SLUICE_COMM_UNSUPPORTED;
+  Make();
+  const absl::Status status = Run();
+  EXPECT_TRUE(absl::IsUnimplemented(status)) << status;
+  EXPECT_EQ("rank 1: barrier: no barriers here", Message(status));
+  EXPECT_EQ(1, framework_.aborts);
+  EXPECT_EQ(status, communicator_->Close());
+}
+
 TEST_F(SuppliedTest, TheDeadlineAborts) {
   framework_.fails_once_aborted = true;
   Make({.timeout = std::chrono::milliseconds(20)});

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "offload/run/reduction_trial.h"
 #include "tests/comm/group_makers.h"
 #include "tests/nvme/temp_dir.h"
 #include "tests/offload/ranks_fixture.h"
@@ -214,6 +215,41 @@ TEST(LibraryReductionTest, OneModeIsTheRanks) {
                 HasSubstr("the reduction of rank 1 is 'ordered' and that of rank 0 'library'"));
 }
 
+// A communicator whose every operation ends so; sums are what was in the memory.
+class Ending final : public Communicator {
+ public:
+  Ending(const absl::Status& status, const Clock* clock)
+      : Communicator(Rank(0), 2, {}, clock), ending_(status) {}
+  ~Ending() override { static_cast<void>(Close()); }
+  std::string description() const override { return "a test's"; }
+
+ private:
+  void Start(CommOp* op) override { End(op, ending_); }
+  void Interrupt(const absl::Status&) override {}
+  void Leave() override {}
+
+  const absl::Status ending_;
+};
+
+TEST(LibraryReductionTest, OnlyWhatTheCommunicatorRefusesIsCalledARefusal) {
+  static const SteadyClock clock;
+  for (int code = 0; code <= static_cast<int>(absl::StatusCode::kUnauthenticated); ++code) {
+    const absl::Status given(static_cast<absl::StatusCode>(code), "rank 1: as it is");
+    Ending communicator(given, &clock);
+    const absl::Status found = TryLibraryReduction(&communicator);
+    if (given.ok()) {
+      EXPECT_TRUE(absl::IsFailedPrecondition(found)) << found;
+      EXPECT_THAT(std::string(Message(found)), HasSubstr("a sum of 3 came to 0"));
+    } else if (absl::IsUnimplemented(given) || absl::IsInvalidArgument(given)) {
+      EXPECT_TRUE(absl::IsFailedPrecondition(found)) << found;
+      EXPECT_THAT(std::string(Message(found)),
+                  HasSubstr("can't add up gradients itself (rank 1: as it is); 'ordered'"));
+    } else {
+      EXPECT_EQ(given, found);
+    }
+  }
+}
+
 // A framework's table that exchanges, and adds nothing up.
 TEST(LibraryReductionTest, WhoseCommunicatorAddsNothingUpIsRefusedWithItsWords) {
   static const SteadyClock clock;
@@ -236,7 +272,7 @@ TEST(LibraryReductionTest, WhoseCommunicatorAddsNothingUpIsRefusedWithItsWords) 
           return all->table().start(context, call, operation, error, bytes);
         }
         std::snprintf(error, bytes, "no sums here");
-        return SLUICE_COMM_FAILED;
+        return SLUICE_COMM_UNSUPPORTED;
       };
       links[r].gradients = MakeSuppliedCommunicator(tables[r].given, {}, &clock).value();
     }

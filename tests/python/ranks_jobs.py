@@ -9,7 +9,10 @@ import unittest.mock
 import sluice
 import torch
 from sluice.collectives import attendance
+from sluice.collectives.value_group import ValueGroup
+from sluice.collectives.world import find_world
 from sluice.engine import beginning, engine
+from ranks_group import TIMEOUT_S
 from training import CLASSES, FEATURES, batch, config, loss_of, mlp
 
 RANKS = 2
@@ -186,6 +189,30 @@ def cant_begin(rank, victim, when, over_gloo):
             return said, digest(engine.fp32_state_dict())
 
 
+COLLECTIVES = {
+    "texts": lambda world, _: world.texts("text"),
+    "what worked": lambda world, _: world.check_worked(None),
+    "a value of this rank's": lambda world, victim: world.broadcast(torch.zeros(9), victim),
+    "a value of the other's": lambda world, victim: world.broadcast(torch.zeros(9), 1 - victim),
+}
+
+
+def interrupted(rank, victim, what, wait):
+    """What a rank is told of a collective in whose n-th wait one is interrupted, if that came so far, and of the next one."""
+    world, told = find_world(TIMEOUT_S), []
+    there = _failing(ValueGroup, "_wait", wait, KeyboardInterrupt("by the user")) if rank == victim else contextlib.nullcontext()
+    for around in (there, contextlib.nullcontext()):
+        try:
+            with around:
+                COLLECTIVES[what](world, victim)
+            told.append("nothing")
+        except BaseException as error:
+            told.append(f"{type(error).__name__}: {error}")
+    world.meet(TIMEOUT_S)
+    world.close()
+    return told
+
+
 def begin_over_gloo(rank, own):
     """What each rank is told. own: by rank, of the configuration."""
     with unittest.mock.patch.dict(os.environ, SLUICE_LOCAL_RANKS="0"):
@@ -232,12 +259,12 @@ CANT_FINISH = {
 
 
 @contextlib.contextmanager
-def _failing(where, name, call):
+def _failing(where, name, call, error=None):
     calls, before = itertools.count(1), getattr(where, name)
 
     def fails(*given):
         if next(calls) == call:
-            raise ArithmeticError(f"in {name}")
+            raise error or ArithmeticError(f"in {name}")
         return before(*given)
 
     with unittest.mock.patch.object(where, name, fails):

@@ -69,3 +69,13 @@ def test_all_meet_again_and_again():
     for thread in threads:
         thread.join()
     assert outcomes == ["met"] * (3 * rounds)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_none_that_declines_is_waited_for(monkeypatch, ranks):
+    store, wait, came = dist.HashStore(), attendance._wait, []
+    monkeypatch.setattr(attendance, "_LOOK_S", SOON)
+    monkeypatch.setattr(attendance, "_wait", lambda *given: came.append(wait(*given)))
+    for rank in reversed(range(ranks)):
+        attendance.decline(store, rank, ranks, f"rank {rank} declines")
+    assert came == [True]

@@ -62,7 +62,7 @@ def test_the_librarys_reduction_is_as_near_and_the_same_on_all_ranks(ranks, dtyp
 
 @pytest.mark.parametrize("own, words", [
     ([{"reduction": "library"}] * 2, "reduction 'library': the ranks' communicator can't add up gradients itself"),
-    ([{"reduction": "library"}, {}], "sluice [('chunk_elements'"),
+    ([{"reduction": "library"}, {}], "('reduction', 'library')"),
 ])
 def test_a_reduction_that_ranks_cant_do_is_refused(ranks, own, words):
     for said in ranks.run(jobs.begin_over_gloo, own):
@@ -93,6 +93,19 @@ def test_all_hear_of_one_that_cant_make_its_engine(ranks, when, victim, over_glo
     (own, masters), (other, other_masters) = told[victim], told[1 - victim]
     assert own != "nothing" and f"rank {victim} " in other and own[:100] in other
     assert masters == other_masters
+
+
+@pytest.mark.parametrize("what", jobs.COLLECTIVES)
+def test_all_hear_of_one_that_is_interrupted_amid_what_all_do(ranks, what):
+    for wait in itertools.count(1):
+        told = ranks.run(jobs.interrupted, wait % 2, what, wait)
+        mine, other = told[wait % 2], told[1 - wait % 2]
+        if mine == ["nothing"] * 2:
+            break
+        assert mine[0] == "KeyboardInterrupt: by the user", told
+        said = f"Unavailable: rank {wait % 2} left what all ranks do: KeyboardInterrupt: by the user"
+        assert mine[1] == said and other[1].startswith(said), told
+    assert wait > 1
 
 
 @pytest.mark.parametrize("number, when", list(enumerate((*jobs.CANT_START, *jobs.CANT_FINISH))))

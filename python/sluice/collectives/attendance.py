@@ -64,6 +64,7 @@ def decline(store, rank, ranks, words):
     try:
         _, left, verdict = _next(store, rank, ranks)
         store.compare_set(verdict, "", words)
+        store.set(left[rank], "")
         if rank == 0:  # this process may end now, and the store with it
             _wait(store, [key for key in left if key != left[rank]], 2 * _LOOK_S)
     except RuntimeError:

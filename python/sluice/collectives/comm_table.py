@@ -10,7 +10,7 @@ import itertools
 
 ALL_GATHER, REDUCE_SCATTER, ALL_REDUCE, BROADCAST, ALL_TO_ALL, SEND, RECEIVE, BARRIER = range(8)
 NAMES = ("all-gather", "reduce-scatter", "all-reduce", "broadcast", "all-to-all", "send", "receive", "barrier")
-ENDED, PENDING, FAILED = range(3)
+ENDED, PENDING, FAILED, UNSUPPORTED = range(4)
 _BUFFER_WORDS = 2  # of a sluice_comm_buffer: address, bytes
 
 
@@ -76,6 +76,8 @@ def _say(words, error, room, result=FAILED):
 def _start(context, call, operation, error, room):
     try:
         _servers[context].start(call.contents, operation)
+    except NotImplementedError as problem:
+        return _say(str(problem), error, room, UNSUPPORTED)
     except BaseException as problem:  # none may leave
         return _say(f"{type(problem).__name__}: {problem}", error, room)
     return ENDED
@@ -101,8 +103,9 @@ def _close(context):
 
 
 def serve(server, rank, ranks, description):
-    """A CommTable whose calls `server` serves: start(Call, number), which is valid until it returns; wait(number, seconds),
-    which returns (ENDED, PENDING or FAILED, words of what it waits for or what made it fail); abort(why) and close()."""
+    """A CommTable whose calls `server` serves: start(Call, number), which is valid until it returns, and raises
+    NotImplementedError for what it never does; wait(number, seconds), which returns (ENDED, PENDING or FAILED, words of what it
+    waits for or what made it fail); abort(why) and close()."""
     context = next(_contexts)
     _servers[context] = server
     text = _descriptions.setdefault(description, ctypes.create_string_buffer(description.encode()))

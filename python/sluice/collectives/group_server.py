@@ -79,6 +79,8 @@ class GroupServer:
     # ---- The library's calls
 
     def start(self, call, number):
+        if call.kind in (comm_table.REDUCE_SCATTER, comm_table.ALL_REDUCE):
+            raise NotImplementedError(f"{comm_table.NAMES[call.kind]} over gloo: Sluice exchanges there, and adds up by itself")
         self._asked.put((call.kind, call.peer, call.send.by_rank(self._ranks), call.receive.by_rank(self._ranks)))
 
     def wait(self, number, seconds):
@@ -139,8 +141,6 @@ class GroupServer:
             send, receive = [[]] * self._ranks, [receive[0] if r == peer else [] for r in range(self._ranks)]
         elif kind == comm_table.BARRIER:
             return self._say_hello(operation, others, others)
-        elif kind != comm_table.ALL_TO_ALL:
-            raise NotImplementedError(f"{comm_table.NAMES[kind]} over gloo: Sluice exchanges there, and adds up by itself")
         # Receives first: what is sent finds its place then.
         for other in others:
             self._receive(operation, other, receive[other])

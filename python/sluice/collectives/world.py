@@ -65,7 +65,8 @@ def find_world(timeout_s=None):
 
 def decline(error, port=None):
     """In the place of find_world(), for `error`: the other ranks' find_world() raises Unavailable with it. Nothing happens where
-    there is nobody to tell, or no way."""
+    there is nobody to tell, or no way: another rank than 0 that comes here long before rank 0 opens its store finds none, and the
+    others wait for it."""
     try:
         if is_initialised():
             rank, ranks = dist.get_rank(), dist.get_world_size()

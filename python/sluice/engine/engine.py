@@ -125,7 +125,8 @@ class Engine(EngineCalls, EngineValues, EngineCheckpoints, torch.nn.Module):
     def _check_all_have_one(self, problem):
         try:
             self._world.check_worked(problem)
-        except BaseException:
+        except BaseException as error:
+            self._tell(error)
             self.close()
             raise
 
