@@ -81,17 +81,17 @@ absl::Status ReplaceFile(const std::string& named, std::string_view text) {
   struct stat info {};
   const bool is_there = stat(path.c_str(), &info) == 0;
   if (is_there && !S_ISREG(info.st_mode))
-    return absl::InvalidArgumentError(fmt::format("{} is not a regular file", path));
+    return absl::InvalidArgumentError(fmt::format("{} is not a regular file", named));
   const NoSignals until_it_has_its_name;
   std::string other = path + ".XXXXXX";
   const int file = mkostemp(other.data(), O_CLOEXEC);
-  if (file < 0) return ErrnoStatus(errno, fmt::format("making {}", path));
+  if (file < 0) return ErrnoStatus(errno, fmt::format("making {}", named));
   absl::Status status = WriteAll(file, text, is_there ? info.st_mode & 0777 : 0644);
   close(file);
   if (status.ok() && rename(other.c_str(), path.c_str()) != 0)
     status = ErrnoStatus(errno, "giving it its name");
   if (!status.ok()) unlink(other.c_str());
-  return Annotate(status, path);
+  return Annotate(status, named);
 }
 
 }  // namespace sluice

@@ -78,9 +78,16 @@ TEST(TuneTest, WritesWhatItFoundAndNothingElseStays) {
 TEST(TuneTest, JsonSaysWhatThePageSays) {
   const TempDir drive;
   const std::string file = Plain(drive.path()) + "/it.json";
-  std::ofstream(file) << "an old one";
-  const Result result =
-      Sluice(fmt::format("tune {} -y {} --json -o {} </dev/null", drive.path(), kLeast, file));
+  const std::string command =
+      fmt::format("tune {} -y {} --json -o {} </dev/null", drive.path(), kLeast, file);
+  std::ofstream(file) << "a person's own";
+  EXPECT_THAT(Sluice(command).err, HasSubstr("it.json is there, and holds no tuned settings"));
+  std::string kept;
+  std::getline(std::ifstream(file), kept);
+  EXPECT_EQ(kept, "a person's own");
+  std::filesystem::remove(file);
+  ASSERT_EQ(Sluice(command).code, 0);
+  const Result result = Sluice(command);  // over the one before
   ASSERT_EQ(result.code, 0) << result.err;
   const Json json = Parsed(result);
   EXPECT_EQ(json["sluice_tune"], 1);
@@ -168,7 +175,7 @@ TEST(TuneTest, SeveralPathsAreTunedOneByOneAndTogether) {
   const TempDir b;
   const std::string file = a.path() + "/it.json";
   const Result result =
-      Sluice(fmt::format("tune {} {} -y --max-write 2GiB --seconds 3 --json -o {} </dev/null",
+      Sluice(fmt::format("tune {} {} -y --max-write 2560MiB --seconds 3 --json -o {} </dev/null",
                          a.path(), b.path(), file));
   ASSERT_EQ(result.code, 0) << result.err;
   const Json json = Parsed(result);
@@ -199,7 +206,7 @@ TEST(TuneTest, WhatCannotBeIsRefusedByName) {
       {here + "/no", 1, here + "/no: No such file"},
       {here + " " + here + "/. -y", 1, "/. is given twice"},
       {here + " -y --max-write 511MiB", 1, "--max-write 511 MiB is too little"},
-      {here + " " + here + " -y --max-write 1GiB", 1, "on several drives: at least 2 GiB"},
+      {here + " " + here + " -y --max-write 1GiB", 1, "on several drives: at least 2.5 GiB"},
       {here + " -y --max-write much", 2, "'much' is not a size"},
       {here + " -y --seconds 1", 2, "--seconds"},
       {here + " -y --seconds 3601", 2, "--seconds"},
