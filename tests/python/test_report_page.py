@@ -207,11 +207,24 @@ def refused(tmp_path, why, path, *arguments):
 def test_a_page_that_cannot_be_written_leaves_nothing(run, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(run[0]))
     made = sluice(tmp_path / "run.json", "-o", tmp_path / "missing" / "run.html")
-    assert made.returncode == 1 and made.stderr.startswith("sluice: writing ")
+    assert made.returncode == 1 and made.stderr.startswith("sluice: making ")
     if os.path.exists("/dev/full"):
         with open("/dev/full", "w") as full:
             made = subprocess.run([PROGRAM, "report", tmp_path / "run.json", "-o", "-"], stdout=full, stderr=subprocess.PIPE)
         assert made.returncode == 1
+
+
+def test_a_page_takes_the_place_of_nothing_else(run, tmp_path):
+    given, link, fifo = tmp_path / "run.json", tmp_path / "link.html", tmp_path / "fifo"
+    given.write_text(json.dumps(run[0]))
+    os.mkfifo(fifo)
+    for output in (given, fifo):
+        assert sluice(given, "-o", output).returncode == 1
+    assert json.loads(given.read_text()) == run[0] and fifo.is_fifo()
+    (tmp_path / "page.html").write_text("old")
+    link.symlink_to("page.html")
+    assert sluice(given, "-o", link).returncode == 0
+    assert link.is_symlink() and "<html" in (tmp_path / "page.html").read_text()
 
 
 def test_the_picture_is_of_the_step_of_median_length(run, page, tmp_path):

@@ -456,7 +456,7 @@ class Runtime:
             spec.close()
         if options.tuned:
             for words in self.report()["io_settings"]["warnings"]:
-                warnings.warn(f"{os.fsdecode(options.tuned)}: {words}", RuntimeWarning, stacklevel=4)
+                warnings.warn(words, RuntimeWarning, stacklevel=4)  # which name the file
 
     def _create(self, spec, options):
         """Among several ranks it waits for others, and signals wait for a C call: so that is in a thread. Ctrl-C ends it, here and
