@@ -95,6 +95,8 @@ void Plan(Input* input) {
   options.Set(offsetof(sluice_options, nvme_paths), kPaths.data());
   options.Set(offsetof(sluice_options, hbm_memory), static_cast<void*>(nullptr));
   options.Set(offsetof(sluice_options, comm), static_cast<const sluice_comm_table*>(nullptr));
+  options.Set(offsetof(sluice_options, give_up), static_cast<const int32_t*>(nullptr));
+  options.Set(offsetof(sluice_options, tuned), static_cast<const char*>(nullptr));
   std::string json(1 << 14, '\0');
   size_t needed = 0;
   if (sluice_plan(model, options.get(), json.data(), json.size(), &needed) == SLUICE_OK) {
