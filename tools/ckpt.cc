@@ -15,6 +15,7 @@
 #include "nlohmann/json.hpp"
 #include "offload/checkpoint/names.h"
 #include "offload/checkpoint/reader.h"
+#include "offload/checkpoint/summary_json.h"
 #include "tools/ckpt_export.h"
 #include "tools/command.h"
 #include "tools/interrupt.h"
@@ -54,16 +55,6 @@ std::string Plural(uint64_t count, std::string_view one) {
 
 std::string SizeText(uint64_t bytes) { return FormatBytes(Bytes(static_cast<int64_t>(bytes))); }
 
-Json SummaryJson(const CheckpointSummary& summary) {
-  return {{"tag", summary.tag},
-          {"id", fmt::format("{:016x}", summary.id)},
-          {"ranks", summary.ranks},
-          {"steps", summary.steps},
-          {"bytes", summary.bytes},
-          {"saved_at", summary.saved_at},
-          {"problem", summary.status.ok() ? Json() : Json(std::string(Message(summary.status)))}};
-}
-
 std::string SummaryText(const CheckpointSummary& summary) {
   if (!summary.status.ok())
     return fmt::format("can't be loaded: {}", Shown(Message(summary.status)));
@@ -79,7 +70,7 @@ ExitCode List(const Where& where) {
   if (!found.ok()) return Fail(Message(found.status()));
   if (where.json) {
     Json list = Json::array();
-    for (const CheckpointSummary& one : *found) list.push_back(SummaryJson(one));
+    for (const CheckpointSummary& one : *found) list.push_back(SummaryObject(one));
     return PrintJson({{"checkpoints", std::move(list)}});
   }
   Page page;
@@ -117,7 +108,7 @@ ExitCode Show(const Where& where) {
       names.push_back(fmt::format("{} of rank {}, {}", one.name, part.rank, SizeText(one.bytes)));
     }
   if (where.json) {
-    Json json = SummaryJson(reader.summary());
+    Json json = SummaryObject(reader.summary());
     json["path"] = reader.path();
     json["note"] = reader.note();
     json["tensors"] = std::move(tensors);

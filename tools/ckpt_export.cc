@@ -31,18 +31,6 @@ struct Weight {
   size_t buffer = kNone;
 };
 
-std::string_view NameOf(FloatType type) {
-  switch (type) {
-    case FloatType::kBf16:
-      return "BF16";
-    case FloatType::kF16:
-      return "F16";
-    case FloatType::kF32:
-      break;
-  }
-  return "F32";
-}
-
 std::string Header(const std::vector<Weight>& weights) {
   std::string text = R"({"__metadata__":{"format":"pt"})";
   uint64_t offset = 0;
@@ -120,7 +108,7 @@ absl::Status Export::AddTensor(size_t index) {
     const FloatType to = options_.type.value_or(tensor.type.floats());
     weight.convert = {*field == "param" ? tensor.type.floats() : FloatType::kF32, to};
     weight.element_size = SizeOf(to);
-    weight.dtype = NameOf(to);
+    weight.dtype = SafetensorsName(to);
   } else if (has_shape && !said->second.dtype.empty()) {
     weight.dtype = said->second.dtype;
     weight.element_size = SizeOfSafetensors(weight.dtype);
@@ -155,7 +143,7 @@ absl::Status Export::AddWeights() {
     }
     const bool is_float = shape.dtype == "F32" || shape.dtype == "BF16" || shape.dtype == "F16";
     const std::string dtype =
-        is_float && options_.type ? std::string(NameOf(*options_.type)) : shape.dtype;
+        is_float && options_.type ? std::string(SafetensorsName(*options_.type)) : shape.dtype;
     weights_.push_back({.name = name, .dtype = dtype, .shape = shape.shape});
   }
   for (size_t i = 0; i < shapes_.buffers.size(); ++i) {

@@ -10,6 +10,7 @@
 #include "nlohmann/json.hpp"
 #include "offload/abi/c_api_internal.h"
 #include "offload/checkpoint/reader.h"
+#include "offload/checkpoint/summary_json.h"
 #include "offload/run/run_state.h"
 #include "offload/sluice_checkpoint.h"
 
@@ -57,16 +58,6 @@ absl::StatusOr<LoadRequest> ReadLoad(const sluice_load_args* args) {
                      .tag = a.tag == nullptr ? "" : a.tag,
                      .without_states = (a.flags & SLUICE_LOAD_WITHOUT_STATES) != 0,
                      .some = (a.flags & SLUICE_LOAD_SOME) != 0};
-}
-
-Json SummaryObject(const CheckpointSummary& summary) {
-  return {{"tag", summary.tag},
-          {"id", fmt::format("{:016x}", summary.id)},
-          {"ranks", summary.ranks},
-          {"steps", summary.steps},
-          {"bytes", summary.bytes},
-          {"saved_at", summary.saved_at},
-          {"problem", summary.status.ok() ? Json() : Json(std::string(summary.status.message()))}};
 }
 
 absl::StatusOr<Json> Describe(const char* directory, const char* tag) {

@@ -62,9 +62,14 @@ absl::Status CheckPiece(std::span<const SavedTensor> tensors, const SavedPiece& 
 }
 
 std::string_view TypeName(const SavedTensor& tensor) {
-  if (!IsFrozen(tensor)) return "F32";
-  if (tensor.type.is_bytes()) return "U8";
-  switch (tensor.type.floats()) {
+  if (!IsFrozen(tensor)) return SafetensorsName(FloatType::kF32);
+  return tensor.type.is_bytes() ? "U8" : SafetensorsName(tensor.type.floats());
+}
+
+}  // namespace
+
+std::string_view SafetensorsName(FloatType type) {
+  switch (type) {
     case FloatType::kBf16:
       return "BF16";
     case FloatType::kF16:
@@ -74,8 +79,6 @@ std::string_view TypeName(const SavedTensor& tensor) {
   }
   return "F32";
 }
-
-}  // namespace
 
 int64_t ElementSize(const SavedTensor& tensor, uint32_t field) {
   return tensor.fields[field] == "param" ? tensor.type.size() : SizeOf(FloatType::kF32);

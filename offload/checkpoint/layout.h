@@ -15,6 +15,7 @@
 #include <array>
 #include <cstdint>
 #include <span>
+#include <string_view>
 #include <string>
 #include <vector>
 
@@ -53,6 +54,8 @@ struct PartLayout {
   std::array<std::vector<SavedRun>, kSavedFiles> runs;
   std::array<uint64_t, kSavedFiles> bytes{};  // of values
 };
+
+std::string_view SafetensorsName(FloatType type);  // "BF16"
 
 // Errors: InvalidArgument naming what is wrong.
 absl::Status CheckTensors(std::span<const SavedTensor> tensors);
